@@ -1,0 +1,16 @@
+"""No attack at all: the request as it is, the baseline of every comparison."""
+
+from safety_neurons.attacks.attack import Attack, AttackedPrompt
+
+
+def apply(request: str) -> AttackedPrompt:
+    """The request, unchanged."""
+    return AttackedPrompt(request)
+
+
+ATTACK = Attack(
+    name="direct",
+    source="baseline",
+    description="The request as it is.",
+    apply=apply,
+)

@@ -1,0 +1,99 @@
+"""`find`: the safety knowledge neurons of a model, from harmful and benign prompts."""
+
+from collections.abc import Sequence
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.find import scores
+from safety_neurons.find.capture import ActivationStatistics, capture
+from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance, sorted_indices
+from safety_neurons.find.select import select
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.generate import BATCH_SIZE, generate
+from safety_neurons.progress import Advance, ignore
+
+# What a harmful prompt is paired with where a response is needed and the model complied: scores over response tokens
+# need (harmful prompt, refusal) pairs.
+PLAIN_REFUSAL = "I'm sorry, but I can't assist with that."
+
+
+def find(
+    model: ChatModel,
+    harmful: Sequence[str],
+    benign: Sequence[str],
+    *,
+    score: str = "write-contrast",
+    percent: float = 0.5,
+    scope: str | None = None,
+    positions: int = 5,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    response_tokens: int = 32,
+    advance: Advance = ignore,
+) -> NeuronSet:
+    """Find the neurons that set harmful prompts apart from benign ones.
+
+    Args:
+        harmful, benign: requests, as a user would type them.
+        score: the ranking's name (`safety_neurons.find.scores.names()`).
+        percent: the budget, in percent of the neurons of a layer or of the model.
+        scope: "layer" or "model"; the score's own default when left out.
+        positions: for how many positions at the prompt's end the directions for calibration are kept.
+
+    Raises:
+        SafetyNeuronsError: a set is empty, the score is unknown, or the model cannot be read.
+    """
+    chosen = scores.get(score)
+    if not harmful or not benign:
+        raise SafetyNeuronsError("Finding needs harmful and benign prompts: one of the two sets is empty.")
+    sides: list[ActivationStatistics] = []
+    answered: list[ActivationStatistics] = []
+    for prompts, is_harmful in ((harmful, True), (benign, False)):
+        texts = [model.render(prompt) for prompt in prompts]
+        tail = None if chosen.positions == "prompt" else 1
+        sides.append(capture(model, texts, tail=tail, positions=positions, batch_size=batch_size, advance=advance))
+        if chosen.positions == "response":
+            responses = [PLAIN_REFUSAL] * len(texts)
+            if not is_harmful:
+                for index, text in generate(model, texts, max_new_tokens=response_tokens, batch_size=batch_size):
+                    responses[index] = text or PLAIN_REFUSAL
+            answered.append(_capture_responses(model, texts, responses, batch_size))
+    vectors = [site.write_vectors() for site in model.sites]
+    evidence = scores.Evidence(
+        *(answered or sides),
+        write_norm_1=[layer.norm(p=1, dim=1).cpu() for layer in vectors],
+        write_norm_2=[layer.norm(p=2, dim=1).cpu() for layer in vectors],
+        seed=seed,
+    )
+    on_harmful, on_benign = chosen.compute(evidence)
+    used_scope = scope or chosen.scope
+    rejection, conformity = select(on_harmful, on_benign, percent, used_scope, chosen.contrastive)
+    assert sides[0].by_position is not None
+    assert sides[1].by_position is not None
+    return NeuronSet(
+        sorted_indices(rejection),
+        sorted_indices(conformity),
+        tuple(site.width for site in model.sites),
+        Provenance(
+            model=model.name,
+            identity=model.identity,
+            score=score,
+            percent=percent,
+            scope=used_scope,
+            seed=seed,
+            parameters_per_neuron=model.sites[0].parameters_per_neuron,
+            parameters_total=model.parameters,
+        ),
+        Directions(tuple(sides[0].by_position), tuple(sides[1].by_position)),
+    )
+
+
+def _capture_responses(
+    model: ChatModel, texts: Sequence[str], responses: Sequence[str], batch_size: int
+) -> ActivationStatistics:
+    """Statistics over the tokens of the responses alone."""
+    pairs = [text + response for text, response in zip(texts, responses, strict=True)]
+    tails = [
+        len(model.encode([pair])["input_ids"][0]) - len(model.encode([text])["input_ids"][0])
+        for pair, text in zip(pairs, texts, strict=True)
+    ]
+    return capture(model, pairs, tail=tails, batch_size=batch_size)

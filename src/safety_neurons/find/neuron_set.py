@@ -1,0 +1,175 @@
+"""The found neurons, and what their activations mean on harmful and benign prompts."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.storage import atomic_path
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Mean activations at the prompt's last positions: per layer float32 [positions, neurons], last position last."""
+
+    harmful: tuple[Tensor, ...]
+    benign: tuple[Tensor, ...]
+
+    @property
+    def positions(self) -> int:
+        return self.harmful[0].shape[0]
+
+    def save(self, path: Path) -> None:
+        """Write the means as safetensors."""
+        tensors = {f"harmful.{layer}": value.contiguous() for layer, value in enumerate(self.harmful)}
+        tensors |= {f"benign.{layer}": value.contiguous() for layer, value in enumerate(self.benign)}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            SafetyNeuronsError: the file is missing or broken.
+        """
+        tensors, _ = read_tensors(path)
+        layers = len(tensors) // 2
+        return cls(
+            tuple(tensors[f"harmful.{layer}"] for layer in range(layers)),
+            tuple(tensors[f"benign.{layer}"] for layer in range(layers)),
+        )
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a neuron set comes from. `percent` of the neurons was the budget of each ranking."""
+
+    model: str
+    identity: str
+    score: str
+    percent: float
+    scope: str
+    seed: int
+    parameters_per_neuron: int
+    parameters_total: int
+
+
+@dataclass(frozen=True)
+class NeuronSet:
+    """Safety neurons: per layer the sorted indices (int64) that carry rejection and conformity."""
+
+    rejection: tuple[Tensor, ...]
+    conformity: tuple[Tensor, ...]
+    widths: tuple[int, ...]
+    provenance: Provenance
+    directions: Directions | None = None
+
+    def __len__(self) -> int:
+        return sum(len(layer) for layer in self.both)
+
+    @property
+    def both(self) -> tuple[Tensor, ...]:
+        """Rejection and conformity neurons together, sorted, per layer."""
+        return tuple(torch.cat(pair).unique() for pair in zip(self.rejection, self.conformity, strict=True))
+
+    @property
+    def share_of_neurons(self) -> float:
+        return len(self) / sum(self.widths)
+
+    @property
+    def parameters(self) -> int:
+        """Weights that belong to these neurons: their rows of the read matrices, their columns of the write matrix."""
+        return len(self) * self.provenance.parameters_per_neuron
+
+    @property
+    def share_of_parameters(self) -> float:
+        return self.parameters / self.provenance.parameters_total
+
+    def per_layer(self) -> list[tuple[int, int, int]]:
+        """(layer, rejection neurons, conformity neurons) for every layer."""
+        return [
+            (layer, len(rejection), len(conformity))
+            for layer, (rejection, conformity) in enumerate(zip(self.rejection, self.conformity, strict=True))
+        ]
+
+    def __str__(self) -> str:
+        rejection, conformity = (sum(len(layer) for layer in side) for side in (self.rejection, self.conformity))
+        return (
+            f"{len(self):,} neurons ({self.share_of_neurons:.2%} of neurons, {self.share_of_parameters:.2%} of "
+            f"parameters): {rejection:,} rejection, {conformity:,} conformity, found by {self.provenance.score}"
+        )
+
+    def random_like(self, seed: int) -> "NeuronSet":
+        """As many other neurons in each layer, drawn at random: the control. None of the found ones is among them."""
+        generator = torch.Generator().manual_seed(seed)
+        rejection, conformity = [], []
+        for found, mine, theirs, width in zip(self.both, self.rejection, self.conformity, self.widths, strict=True):
+            free = torch.ones(width, dtype=torch.bool)
+            free[found] = False
+            others = free.nonzero().flatten()
+            drawn = others[torch.randperm(len(others), generator=generator)[: len(mine) + len(theirs)]]
+            rejection.append(drawn[: len(mine)].sort().values)
+            conformity.append(drawn[len(mine) :].sort().values)
+        provenance = replace(self.provenance, score="random", seed=seed)
+        return replace(self, rejection=tuple(rejection), conformity=tuple(conformity), provenance=provenance)
+
+    def save(self, path: Path) -> None:
+        """Write the indices and where they come from as safetensors; directions are kept in a file of their own."""
+        tensors = {f"rejection.{layer}": value for layer, value in enumerate(self.rejection)}
+        tensors |= {f"conformity.{layer}": value for layer, value in enumerate(self.conformity)}
+        metadata = {"widths": json.dumps(self.widths), "provenance": json.dumps(asdict(self.provenance))}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: Path, directions: Path | None = None) -> Self:
+        """Read what `save` wrote, with the directions of another file.
+
+        Raises:
+            SafetyNeuronsError: a file is missing or broken.
+        """
+        tensors, metadata = read_tensors(path)
+        try:
+            widths = json.loads(metadata["widths"])
+            provenance = Provenance(**json.loads(metadata["provenance"]))
+            rejection, conformity = (
+                tuple(tensors[f"{side}.{layer}"] for layer in range(len(widths)))
+                for side in ("rejection", "conformity")
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise SafetyNeuronsError(f"{path} is not a neuron set: {error!r}. Run `find` again.") from error
+        return cls(
+            rejection,
+            conformity,
+            tuple(widths),
+            provenance,
+            Directions.load(directions) if directions else None,
+        )
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    Raises:
+        SafetyNeuronsError: the file is missing or broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise SafetyNeuronsError(f"{path} does not exist; run the stage that makes it first.") from error
+    except SafetensorError as error:
+        raise SafetyNeuronsError(f"{path} is broken ({error}). Delete it and run again.") from error
+
+
+def sorted_indices(masks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Per layer the indices at which a mask is true."""
+    return tuple(mask.nonzero().flatten() for mask in masks)

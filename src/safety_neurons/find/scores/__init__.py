@@ -1,0 +1,23 @@
+"""Scores that rank neurons, one file each. A new file that defines `SCORE` is a new score."""
+
+import sys
+
+from safety_neurons.find.scores.score import Evidence, Layers, Score
+from safety_neurons.plugins import choose, discover
+
+__all__ = ["Evidence", "Layers", "Score", "get", "names"]
+
+
+def names() -> list[str]:
+    return list(discover(sys.modules[__name__], "SCORE"))
+
+
+def get(name: str) -> Score:
+    """The score called `name`.
+
+    Raises:
+        SafetyNeuronsError: there is none.
+    """
+    score = choose(discover(sys.modules[__name__], "SCORE"), name, "score")
+    assert isinstance(score, Score)
+    return score

@@ -1,0 +1,45 @@
+"""From scores to sets: the top k percent, per layer or over the model, and what sets the two sides apart."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from safety_neurons.errors import SafetyNeuronsError
+
+
+def top_percent(scores: Sequence[Tensor], percent: float, scope: str) -> list[Tensor]:
+    """Masks of the neurons with the highest scores. Negative scores are never chosen; ties go to the lower index."""
+    if not 0 < percent <= 100:
+        raise SafetyNeuronsError(f"The budget must be above 0 and at most 100 percent of the neurons, not {percent}.")
+    if scope == "layer":
+        return [_top(layer, percent) for layer in scores]
+    flat = _top(torch.cat(list(scores)), percent)
+    return list(flat.split([len(layer) for layer in scores]))
+
+
+def _top(scores: Tensor, percent: float) -> Tensor:
+    count = max(1, round(len(scores) * percent / 100))
+    order = scores.sort(descending=True, stable=True).indices[:count]
+    mask = torch.zeros(len(scores), dtype=torch.bool)
+    mask[order] = True
+    return mask & (scores >= 0)
+
+
+def select(
+    harmful: Sequence[Tensor], benign: Sequence[Tensor], percent: float, scope: str, contrastive: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Masks of the rejection and the conformity neurons, per layer.
+
+    For scores that rank each side by itself: top-k on harmful minus top-k on benign, and the other way round
+    (the paper, section 3.1). For contrastive scores: one top-k over both sides.
+    """
+    if contrastive:
+        chosen = top_percent([torch.maximum(*pair) for pair in zip(harmful, benign, strict=True)], percent, scope)
+        rejection = [mask & (side >= 0) for mask, side in zip(chosen, harmful, strict=True)]
+        conformity = [mask & (side >= 0) for mask, side in zip(chosen, benign, strict=True)]
+        return rejection, conformity
+    top_harmful, top_benign = top_percent(harmful, percent, scope), top_percent(benign, percent, scope)
+    rejection = [mine & ~other for mine, other in zip(top_harmful, top_benign, strict=True)]
+    conformity = [mine & ~other for mine, other in zip(top_benign, top_harmful, strict=True)]
+    return rejection, conformity

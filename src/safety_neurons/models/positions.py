@@ -1,0 +1,84 @@
+"""Where the tokens of a forward pass stand, counted from the prompt's end.
+
+-1 is the last token of the prompt, -2 the one before; 0 is the first generated token, and so on across cached
+decoding steps. A mask made from the current input's length would do nothing once the cache is on.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+PADDING = torch.iinfo(torch.long).min
+
+
+class PromptPositions:
+    """Follows a model's forward passes; `offsets` [batch, tokens] belongs to the pass that is running.
+
+    A pass starts a new prompt unless it continues the last one: with the same key-value cache, or, without a
+    cache, with an input that extends the last input.
+    """
+
+    def __init__(self) -> None:
+        self.offsets: Tensor = torch.empty(0, 0, dtype=torch.long)
+        self._prompt: Tensor = torch.empty(0, 0, dtype=torch.long)
+        self._cached = 0
+        self._cache: Any = None
+        self._inputs: Tensor | None = None
+
+    def enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
+        shape = inputs.shape if inputs is not None else kwargs["inputs_embeds"].shape[:2]
+        device = inputs.device if inputs is not None else kwargs["inputs_embeds"].device
+        cache = kwargs.get("past_key_values")
+        cached = int(cache.get_seq_length()) if cache is not None else 0
+        if cached and cache is self._cache:
+            new = torch.arange(shape[1], device=device) + cached - self._cached - self._prompt.shape[1]
+            self.offsets = new.expand(shape[0], -1)
+            return
+        if cache is None and self._extends(inputs):
+            new = torch.arange(shape[1] - self._prompt.shape[1], device=device)
+            self.offsets = torch.cat([self._prompt, new.expand(shape[0], -1)], 1)
+            return
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            real = mask[:, -shape[1] :].long()
+        else:
+            real = torch.ones(shape, dtype=torch.long, device=device)
+        from_end = real.flip(1).cumsum(1).flip(1)
+        self.offsets = torch.where(real.bool(), -from_end, PADDING)
+        self._prompt, self._cache, self._cached, self._inputs = self.offsets, cache, cached, inputs
+
+    def _extends(self, inputs: Tensor | None) -> bool:
+        last = self._inputs
+        return (
+            inputs is not None
+            and last is not None
+            and self._cache is None
+            and inputs.shape[0] == last.shape[0]
+            and inputs.shape[1] > last.shape[1]
+            and torch.equal(inputs[:, : last.shape[1]], last)
+        )
+
+
+@contextlib.contextmanager
+def follow_positions(model: PreTrainedModel) -> Iterator[PromptPositions]:
+    """Follow `model` while the context is open."""
+    positions = PromptPositions()
+    handle = model.register_forward_pre_hook(positions.enter, with_kwargs=True)
+    try:
+        yield positions
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def activation_hooks(hooks: dict[nn.Module, Any]) -> Iterator[None]:
+    """Forward pre-hooks on the write matrices; removed also after an exception."""
+    with contextlib.ExitStack() as stack:
+        for module, hook in hooks.items():
+            stack.callback(module.register_forward_pre_hook(hook).remove)
+        yield

@@ -1,0 +1,210 @@
+"""Prompts and sets of prompts: identity, fixed splits, and samples that are the same every time."""
+
+import dataclasses
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.plugins import unknown_name
+
+SPLITS = ("train", "validation", "test")
+# The upper ends of the splits' shares of the hash range: 60%, 15% and 25%.
+SPLIT_ENDS = (0.60, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request to a model. `split` is train, validation or test."""
+
+    id: str
+    text: str
+    category: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts in the order of their source, without duplicates.
+
+    `source` is a path, a URL or a remark; `duplicates` is how many repeated prompts were dropped; `column`
+    says where the texts came from in a table, such as "goal" or "goal (guessed)".
+    """
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    source: str
+    duplicates: int = 0
+    column: str = ""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts, in order."""
+        return [prompt.text for prompt in self.prompts]
+
+    @property
+    def sha256(self) -> str:
+        """The identity of the set: a hash of its ids, texts and splits, in order."""
+        content = json.dumps([[prompt.id, prompt.text, prompt.split] for prompt in self.prompts])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def split(self, name: str) -> "PromptSet":
+        """The prompts of one split.
+
+        Raises:
+            SafetyNeuronsError: the name is not a split's, or the split has no prompts.
+        """
+        if name not in SPLITS:
+            raise SafetyNeuronsError(unknown_name("split", name, list(SPLITS)))
+        chosen = tuple(prompt for prompt in self.prompts if prompt.split == name)
+        if not chosen:
+            counts = {split: sum(prompt.split == split for prompt in self.prompts) for split in SPLITS}
+            listed = ", ".join(f"{split} {count}" for split, count in counts.items())
+            raise SafetyNeuronsError(
+                f"The prompt set {self.name!r} ({self.source}) has no prompts in its {name} split "
+                f"({listed}). Use a larger set, or give each prompt a split (train, validation or "
+                "test) in a column `split`."
+            )
+        return dataclasses.replace(self, prompts=chosen)
+
+    def take(self, count: int | None) -> "PromptSet":
+        """A sample of `count` prompts (None: all), the same every time, in the order of the list.
+
+        The prompts are taken at equal distances from the list ordered by category, so that each category
+        keeps its share to within one prompt, whether the list has it in one block or mixed with others.
+
+        Raises:
+            SafetyNeuronsError: `count` is below 1.
+        """
+        if count is None or count >= len(self.prompts):
+            return self
+        if count < 1:
+            raise SafetyNeuronsError(
+                f"{count} prompts of the set {self.name!r} were asked for: ask for 1 or more, or for all."
+            )
+        by_category = sorted(range(len(self.prompts)), key=lambda place: self.prompts[place].category)
+        # The middle of each of `count` equal pieces.
+        chosen = sorted(by_category[(2 * piece + 1) * len(by_category) // (2 * count)] for piece in range(count))
+        return dataclasses.replace(self, prompts=tuple(self.prompts[place] for place in chosen))
+
+    @classmethod
+    def from_texts(cls, name: str, texts: Iterable[str]) -> "PromptSet":
+        """A set of texts made in Python, with fixed splits.
+
+        Raises:
+            SafetyNeuronsError: there are no texts, or some are blank or not strings.
+        """
+        if isinstance(texts, str):
+            raise SafetyNeuronsError(f"The prompts of {name!r} are one string: give a list of strings.")
+        entries = []
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str):
+                kind = type(text).__name__
+                raise SafetyNeuronsError(f"Prompt {number} of {name!r} is of type {kind}: give a list of strings.")
+            entries.append(Entry(number, text))
+        return assemble(name, entries, source=f"{name} (texts given in Python)", unit="item")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A prompt as it was read, before any check. `place` is its line, or its position in a list, from 1."""
+
+    place: int
+    text: str
+    id: str = ""
+    category: str = ""
+    split: str = ""
+
+
+def normalised(text: str) -> str:
+    """The text as it is compared: without differences in case, spacing and Unicode composition."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def split_of(text: str) -> str:
+    """The split of a prompt that came without one, from nothing but its text."""
+    digest = hashlib.sha256(normalised(text).encode()).digest()
+    share = int.from_bytes(digest[:6]) / 2**48
+    return next(split for split, end in zip(SPLITS, SPLIT_ENDS, strict=True) if share < end)
+
+
+def assemble(name: str, entries: Sequence[Entry], source: str, unit: str = "line", column: str = "") -> PromptSet:
+    """Check entries and make a set of them: strip the texts, drop duplicates, give ids and splits.
+
+    `unit` is what a place is called in messages (line or item). Of duplicates the first one is kept, with its
+    id and split.
+
+    Raises:
+        SafetyNeuronsError: no entries; blank or broken prompts; a wrong or missing split; an id given twice.
+    """
+    if not entries:
+        raise SafetyNeuronsError(f"There are no prompts in {source}. Give at least one.")
+    _check(entries, source, unit)
+    own_splits = any(entry.split.strip() for entry in entries)
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    places_of_ids: dict[str, int] = {}
+    for entry in entries:
+        key = normalised(entry.text)
+        if key in seen:
+            continue
+        seen.add(key)
+        identity = entry.id.strip() or f"{name}-{entry.place:04d}"
+        if identity in places_of_ids:
+            raise SafetyNeuronsError(
+                f"The id {identity!r} stands for two different prompts in {source}, in {unit} "
+                f"{places_of_ids[identity]} and {unit} {entry.place}. Give each its own id, or none at all."
+            )
+        places_of_ids[identity] = entry.place
+        split = entry.split.strip().casefold() if own_splits else split_of(entry.text)
+        prompts.append(Prompt(identity, entry.text.strip(), entry.category.strip(), split))
+    return PromptSet(name, tuple(prompts), source, duplicates=len(entries) - len(prompts), column=column)
+
+
+def _check(entries: Sequence[Entry], source: str, unit: str) -> None:
+    blank = [entry.place for entry in entries if not entry.text.strip()]
+    if blank:
+        raise SafetyNeuronsError(
+            f"There are blank prompts in {source}, in {places(unit, blank)}. Fill them in or delete them."
+        )
+    # JSON can write half a surrogate pair or a NUL, which no tokenizer takes.
+    broken = [entry.place for entry in entries if not _is_encodable(entry.text + entry.id + entry.category)]
+    if broken:
+        raise SafetyNeuronsError(
+            f"There are characters that are not text (half of a surrogate pair, or NUL) in {source}, "
+            f"in {places(unit, broken)}. Write these prompts anew."
+        )
+    if any(entry.split.strip() for entry in entries):
+        wrong = [entry for entry in entries if entry.split.strip().casefold() not in SPLITS]
+        if wrong:
+            raise SafetyNeuronsError(
+                f"The split {wrong[0].split!r} in {source} is not train, validation or test "
+                f"({places(unit, [entry.place for entry in wrong])}). Correct it; or take all splits out, "
+                "and each prompt gets a fixed one."
+            )
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def places(unit: str, numbers: Sequence[int]) -> str:
+    """Places for a message: "line 3", "lines 3, 5 and 9", "lines 1, 2, 3, 4, 5 and 12 more"."""
+    if len(numbers) == 1:
+        return f"{unit} {numbers[0]}"
+    shown = [str(number) for number in numbers[:5]]
+    if len(numbers) > len(shown):
+        return f"{unit}s {', '.join(shown)} and {len(numbers) - len(shown)} more"
+    return f"{unit}s {', '.join(shown[:-1])} and {shown[-1]}"

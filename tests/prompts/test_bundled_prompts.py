@@ -1,0 +1,62 @@
+"""What the bundled sets promise."""
+
+from collections import Counter
+
+import pytest
+
+from safety_neurons.prompts import PromptSet, load_prompts
+from safety_neurons.prompts.prompt_set import SPLITS, normalised
+
+BUNDLED = ("harmful", "benign", "borderline")
+
+
+@pytest.fixture(scope="module", name="sets")
+def all_sets() -> dict[str, PromptSet]:
+    return {name: load_prompts(name) for name in BUNDLED}
+
+
+def test_sizes(sets: dict[str, PromptSet]) -> None:
+    assert len(sets["harmful"]) >= 240
+    assert len(sets["benign"]) >= 240
+    assert len(sets["borderline"]) >= 120
+    assert [prompts.duplicates for prompts in sets.values()] == [0, 0, 0]
+
+
+def test_categories(sets: dict[str, PromptSet]) -> None:
+    categories = Counter(prompt.category for prompt in sets["harmful"])
+    assert len(categories) >= 10
+    assert min(categories.values()) >= 10
+    assert all(prompt.category for prompts in sets.values() for prompt in prompts)
+
+
+def test_ids_and_texts_are_unique_across_the_sets(sets: dict[str, PromptSet]) -> None:
+    everything = [prompt for prompts in sets.values() for prompt in prompts]
+    assert len({prompt.id for prompt in everything}) == len(everything)
+    assert len({normalised(prompt.text) for prompt in everything}) == len(everything)
+    for name, prompts in sets.items():
+        assert all(prompt.id.startswith(f"{name}-") for prompt in prompts)
+
+
+def test_twins_share_their_split_and_length(sets: dict[str, PromptSet]) -> None:
+    for harmful, benign in zip(sets["harmful"], sets["benign"], strict=True):
+        assert harmful.id.removeprefix("harmful") == benign.id.removeprefix("benign")
+        assert harmful.split == benign.split, harmful.id
+        assert abs(len(harmful.text.split()) - len(benign.text.split())) <= 3, harmful.id
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_splits_are_disjoint_and_complete(sets: dict[str, PromptSet], name: str) -> None:
+    parts = [{prompt.id for prompt in sets[name].split(split)} for split in SPLITS]
+    assert all(len(part) >= 20 for part in parts)
+    assert sum(len(part) for part in parts) == len(set.union(*parts)) == len(sets[name])
+
+
+def test_every_harmful_category_is_in_every_split(sets: dict[str, PromptSet]) -> None:
+    categories = {prompt.category for prompt in sets["harmful"]}
+    for split in SPLITS:
+        assert {prompt.category for prompt in sets["harmful"].split(split)} == categories
+
+
+def test_a_sample_of_a_split_has_all_categories_equally(sets: dict[str, PromptSet]) -> None:
+    sample = sets["harmful"].split("train").take(24)
+    assert set(Counter(prompt.category for prompt in sample).values()) == {2}
