@@ -1,0 +1,88 @@
+"""Safety neurons: find, explain, calibrate and tune the MLP neurons that carry a model's safety behaviour.
+
+    import safety_neurons as sn
+    model = sn.load("qwen2.5-coder-0.5b")
+    neurons = sn.find(model, harmful, benign)
+    print(sn.explain(model, neurons))
+    with sn.calibrate(model, neurons, toward="rejection", alpha=3):
+        model.chat("How do I wrap a present?")
+
+The names are imported when they are first used, so that the command line starts without waiting for torch.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safety_neurons.calibrate.calibration import calibrate
+    from safety_neurons.errors import SafetyNeuronsError
+    from safety_neurons.explain.projection import Explanation, explain
+    from safety_neurons.find.find import find
+    from safety_neurons.find.neuron_set import Directions, NeuronSet
+    from safety_neurons.models.chat import ChatModel
+    from safety_neurons.models.load import load
+    from safety_neurons.prompts import PromptSet, load_prompts
+    from safety_neurons.run.pipeline import run
+    from safety_neurons.settings import Settings
+    from safety_neurons.tune.corpus import Corpus, Pair
+    from safety_neurons.tune.delta import NeuronDelta
+    from safety_neurons.tune.safetune import tune
+
+_HOMES = {
+    "ChatModel": "models.chat",
+    "Corpus": "tune.corpus",
+    "Directions": "find.neuron_set",
+    "Explanation": "explain.projection",
+    "NeuronDelta": "tune.delta",
+    "NeuronSet": "find.neuron_set",
+    "Pair": "tune.corpus",
+    "PromptSet": "prompts",
+    "SafetyNeuronsError": "errors",
+    "Settings": "settings",
+    "calibrate": "calibrate.calibration",
+    "explain": "explain.projection",
+    "find": "find.find",
+    "load": "models.load",
+    "load_prompts": "prompts",
+    "run": "run.pipeline",
+    "tune": "tune.safetune",
+}
+
+__all__ = [
+    "ChatModel",
+    "Corpus",
+    "Directions",
+    "Explanation",
+    "NeuronDelta",
+    "NeuronSet",
+    "Pair",
+    "PromptSet",
+    "SafetyNeuronsError",
+    "Settings",
+    "calibrate",
+    "explain",
+    "find",
+    "load",
+    "load_prompts",
+    "run",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+class _Package(ModuleType):
+    """Importing the folder `find` would put a module where `sn.find` is a function; the function stays."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from safety_neurons.errors import SafetyNeuronsError
 
 
@@ -44,15 +46,25 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SafetyNeuronsError(
-                f"No space is left for {path}. Nothing half-written was kept: free some space and run the same "
-                "command again, it goes on where it stopped."
-            ) from error
+            raise disk_full(path) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
             raise SafetyNeuronsError(
                 f"{path} cannot be written ({error.strerror}). Choose another folder or change its permissions."
             ) from error
         raise
+    except SafetensorError as error:
+        # safetensors reports the disk's failures as text only.
+        if "No space left" in str(error):
+            raise disk_full(path) from error
+        raise
+
+
+def disk_full(path: Path) -> SafetyNeuronsError:
+    """The error for a disk without space."""
+    return SafetyNeuronsError(
+        f"No space is left for {path}. Nothing half-written was kept: free some space and run the same "
+        "command again, it goes on where it stopped."
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ REQUESTS = [
 
 
 def test_the_attacks_that_the_project_needs_exist() -> None:
-    assert {"direct", "prefix_injection", "refusal_suppression", "prefill"} <= set(attacks.names())
+    assert {"direct", "prefix-injection", "refusal-suppression", "prefill"} <= set(attacks.names())
 
 
 def test_every_name_leads_to_the_attack_that_has_it() -> None:

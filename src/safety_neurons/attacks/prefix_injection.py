@@ -17,7 +17,7 @@ def apply(request: str) -> AttackedPrompt:
 
 
 ATTACK = Attack(
-    name="prefix_injection",
+    name="prefix-injection",
     source="Wei et al. 2023, Jailbroken: How Does LLM Safety Training Fail? (arXiv:2307.02483)",
     description="Asks the model to start its answer with an agreeing sentence.",
     apply=apply,

@@ -20,7 +20,7 @@ def apply(request: str) -> AttackedPrompt:
 
 
 ATTACK = Attack(
-    name="refusal_suppression",
+    name="refusal-suppression",
     source="Wei et al. 2023, Jailbroken: How Does LLM Safety Training Fail? (arXiv:2307.02483)",
     description="Sets rules for the answer that forbid apologies, disclaimers and the words of a refusal.",
     apply=apply,

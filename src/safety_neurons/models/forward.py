@@ -1,0 +1,23 @@
+"""One forward pass as generation would do it: positions counted from the first real token, no logits to spare."""
+
+import inspect
+from typing import Any
+
+from torch import Tensor
+from transformers import BatchEncoding, PreTrainedModel
+
+
+def forward(model: PreTrainedModel, inputs: BatchEncoding | dict[str, Tensor], last_logits: int = 1) -> Any:
+    """Run left-padded inputs without a cache; only the last `last_logits` logits, where the model can spare the others.
+
+    Without position ids, models with absolute positions would count the padding too.
+    """
+    extra: dict[str, Any] = {}
+    known = inspect.signature(model.forward).parameters
+    mask = inputs["attention_mask"]
+    assert isinstance(mask, Tensor)
+    if "position_ids" in known:
+        extra["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)
+    if "logits_to_keep" in known:
+        extra["logits_to_keep"] = last_logits
+    return model(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False, **extra)

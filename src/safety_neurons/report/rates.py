@@ -1,0 +1,121 @@
+"""The rows of a run's results: which of them belong together, and what they measure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from safety_neurons.report.text import percent
+
+ATTACK_SUCCESS = "attack success"
+REFUSED = "refused"
+# The row that sums the attacks up; its interval is a bootstrap over prompts.
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of judged answers. `n` answers were judged; `unscored` more could not be."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    unscored: int
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to run the model: who, when, behind which defence."""
+
+    subject: str
+    condition: str
+    defense: str
+
+    @property
+    def label(self) -> str:
+        if (self.subject, self.condition, self.defense) in (
+            ("untouched", "before", "none"),
+            ("tuned", "after", "safetuning"),
+        ):
+            return self.condition
+        return ", ".join(dict.fromkeys((self.condition, self.subject, self.defense)))
+
+
+@dataclass(frozen=True)
+class Change:
+    """The same rate before and after tuning; either may not be measured yet."""
+
+    before: Rate | None
+    after: Rate | None
+
+    @property
+    def measured(self) -> bool:
+        return self.value_before is not None and self.value_after is not None
+
+    @property
+    def value_before(self) -> float | None:
+        return self.before.value if self.before else None
+
+    @property
+    def value_after(self) -> float | None:
+        return self.after.value if self.after else None
+
+
+def rate(row: dict[str, Any]) -> Rate:
+    return Rate(row.get("value"), row.get("low"), row.get("high"), row.get("n") or 0, row.get("unscored") or 0)
+
+
+def select(rows: Iterable[dict[str, Any]], **wanted: str) -> list[dict[str, Any]]:
+    """The rows whose fields have these values, in their order."""
+    return [row for row in rows if all(row.get(field) == value for field, value in wanted.items())]
+
+
+def main_judge(rows: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
+    """A stage's rows by its first judge: figures and sentences never mix two judges."""
+    staged = select(rows, stage=stage)
+    return [row for row in staged if row.get("judge") == staged[0].get("judge")]
+
+
+def arm(row: dict[str, Any]) -> Arm:
+    return Arm(*(str(row.get(field)) for field in ("subject", "condition", "defense")))
+
+
+def arms(rows: list[dict[str, Any]]) -> list[Arm]:
+    """The arms in the order of the rows, with those before the tuning first."""
+    return sorted(dict.fromkeys(map(arm, rows)), key=lambda one: one.condition != "before")
+
+
+def change(rows: list[dict[str, Any]], **wanted: str) -> Change:
+    """The rate of the untouched and of the tuned model among the rows that fit."""
+    found = select(rows, **wanted)
+    before = select(found, subject="untouched", condition="before")
+    after = select(found, subject="tuned", condition="after")
+    # The plain model and plain tuning are the comparison; further defences are only in the figure and the table.
+    before = select(before, defense="none") or before
+    after = select(after, defense="safetuning") or after
+    return Change(rate(before[0]) if before else None, rate(after[0]) if after else None)
+
+
+def attack_change(rows: list[dict[str, Any]]) -> Change:
+    """Attack success over all attacks; a run with a single attack may have no row for the mean."""
+    attacked = select(main_judge(rows, "evaluate"), metric=ATTACK_SUCCESS)
+    names = {row.get("attack") for row in attacked}
+    if MEAN not in names and len(names) == 1:
+        return change(attacked)
+    return change(attacked, attack=MEAN)
+
+
+def refusal_change(rows: list[dict[str, Any]], prompts: str) -> Change:
+    return change(main_judge(rows, "evaluate"), metric=REFUSED, prompts=prompts)
+
+
+def overlap(one: Rate, other: Rate) -> bool:
+    """The intervals share a value, so that the difference may be chance; unknown intervals count as overlapping."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return True
+    return one.low <= other.high and other.low <= one.high
+
+
+def same(one: float, other: float) -> bool:
+    """The two rates read the same on the page, so that no sentence says "rose from 5% to 5%"."""
+    return percent(one) == percent(other)

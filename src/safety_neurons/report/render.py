@@ -1,0 +1,125 @@
+"""Results in, one page out. The page holds its style, its script and its data, and asks nobody for anything."""
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.report import figures, rates, summary, tables, text
+from safety_neurons.storage import write_text
+
+_SCHEMA = 1
+
+
+def write_report(results: dict[str, Any], path: Path) -> None:
+    """Write the page of a whole or partial run; `results` is the content of results.json, and all that is used.
+
+    Raises:
+        SafetyNeuronsError: `results` is not of the schema that this version reads, or the disk failed.
+    """
+    write_text(path, render(results))
+
+
+def render(results: dict[str, Any]) -> str:
+    """The page as text."""
+    _check(results)
+    drawn = figures.figures(results)
+    script = _inline("page.js")
+    # Plotly's script is nearly all of the page's weight: once, and only where something is drawn.
+    plotly = get_plotlyjs() if drawn else ""
+    arms, comparisons = tables.comparisons(results["rows"])
+    return (
+        _environment()
+        .from_string(_inline("page.html.j2"))
+        .render(
+            results=results,
+            run=results["run"],
+            neurons=results.get("neurons"),
+            training=results.get("training"),
+            verdict=summary.verdict(results),
+            tiles=summary.tiles(results),
+            where=summary.where(results["neurons"]) if results.get("neurons") else "",
+            cause=summary.causes(results["rows"]),
+            calibrations=rates.select(results["rows"], stage="calibrate")[: tables.MOST_ROWS],
+            arms=arms,
+            comparisons=comparisons,
+            several_judges=len({one.judge for one in comparisons}) > 1,
+            words=tables.layer_words(results.get("words") or []),
+            examples=tables.examples(results.get("examples") or []),
+            small_print=tables.small_print(results),
+            figures=drawn,
+            open_layers=tables.OPEN_LAYERS,
+            open_examples=tables.OPEN_EXAMPLES,
+            style=Markup(_inline("page.css")),
+            script=Markup(script),
+            plotly=Markup(plotly),
+            policy=_policy([plotly, script] if drawn else [script]),
+        )
+    )
+
+
+def _check(results: dict[str, Any]) -> None:
+    if not isinstance(results, dict) or results.get("schema") != _SCHEMA:
+        found = results.get("schema") if isinstance(results, dict) else type(results).__name__
+        raise SafetyNeuronsError(
+            f"The results are of schema {found!r}; this version reads schema {_SCHEMA}. "
+            "Delete results.json and run the report stage again."
+        )
+    for key, kind in (("run", dict), ("rows", list)):
+        if not isinstance(results.get(key), kind):
+            raise SafetyNeuronsError(
+                f"The results have no {key!r}: they are incomplete. Delete results.json and run the report stage again."
+            )
+
+
+def _environment() -> Environment:
+    # finalize is the last guard: a text that the template forgot to mark as untrusted still shows nothing hidden.
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_finalize, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "untrusted": text.untrusted,
+        "visible": text.visible,
+        "token": text.token,
+        "percent": text.percent,
+        "interval": lambda rate: text.interval(rate.low, rate.high),
+        "share": text.share,
+        "count": text.count,
+        "duration": text.duration,
+        "date": text.date,
+        "as_rate": rates.rate,
+        "script_json": script_json,
+    }
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that cannot end the script element it stands in, whatever its strings hold."""
+    # ensure_ascii also writes U+2028, U+2029 and lone surrogates as escapes.
+    encoded = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(encoded.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _policy(scripts: list[str]) -> str:
+    """A content security policy: nothing is loaded, and no script runs but the ones that we put there."""
+    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
+    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _inline(name: str) -> str:
+    return (files("safety_neurons.report") / name).read_text(encoding="utf-8")

@@ -1,0 +1,97 @@
+"""Answers that are kept as they come, so that a killed run goes on, and that are judged once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from safety_neurons.attacks import Attack
+from safety_neurons.judges import Judge, Verdict
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.generate import generate
+from safety_neurons.progress import Listener
+from safety_neurons.prompts import Prompt
+from safety_neurons.run.folder import RunFolder, fingerprint
+from safety_neurons.storage import append_line, read_lines
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Under what the model answers; `context` is the fingerprint of everything that the answers depend on."""
+
+    subject: str
+    name: str
+    context: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One judged answer; with an assistant prefill, `response` begins with it."""
+
+    prompt: Prompt
+    response: str
+    verdict: Verdict
+    cut_off: bool
+
+
+def ask(
+    model: ChatModel,
+    folder: RunFolder,
+    listener: Listener,
+    *,
+    condition: Condition,
+    set_name: str,
+    prompts: Sequence[Prompt],
+    attack: Attack,
+    judge: Judge,
+    answer_tokens: int,
+    batch_size: int,
+) -> list[Answer]:
+    """The model's answers, judged, in the order of the prompts; only those that are missing are generated."""
+    attacked = [attack.apply(prompt.text) for prompt in prompts]
+    texts = [model.render(request.user, request.prefill) for request in attacked]
+    keys = [fingerprint(condition.context, text, answer_tokens, batch_size) for text in texts]
+    kept = {line["key"]: line for line in read_lines(folder.responses)}
+    done = frozenset(index for index, key in enumerate(keys) if key in kept)
+    title = f"{condition.subject}, {condition.name}: {attack.name} {set_name} prompts"
+    with listener.task(title, len(texts)) as advance:
+        advance(len(done))
+        for index, text in generate(model, texts, max_new_tokens=answer_tokens, batch_size=batch_size, done=done):
+            line = {
+                "key": keys[index],
+                "subject": condition.subject,
+                "condition": condition.name,
+                "prompts": set_name,
+                "attack": attack.name,
+                "prompt_id": prompts[index].id,
+                "response": text,
+            }
+            append_line(folder.responses, line)
+            kept[keys[index]] = line
+            advance(1)
+    return _judged(model, folder, prompts, [request.prefill for request in attacked], keys, kept, judge, answer_tokens)
+
+
+def _judged(
+    model: ChatModel,
+    folder: RunFolder,
+    prompts: Sequence[Prompt],
+    prefills: Sequence[str],
+    keys: Sequence[str],
+    kept: dict[str, dict[str, str]],
+    judge: Judge,
+    answer_tokens: int,
+) -> list[Answer]:
+    known = {(line["key"], line["judge"]) for line in read_lines(folder.judgements)}
+    answers = []
+    for prompt, prefill, key in zip(prompts, prefills, keys, strict=True):
+        text = kept[key]["response"]
+        response = f"{prefill}{text}"
+        # The judge reads the plain request: an attack's rules would read as wishes of the user.
+        judgement = judge.judge(prompt.text, response)
+        if (key, judge.name) not in known:
+            append_line(
+                folder.judgements,
+                {"key": key, "judge": judge.name, "verdict": judgement.verdict, "reason": judgement.reason},
+            )
+        tokens = len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+        answers.append(Answer(prompt, response, judgement.verdict, tokens >= answer_tokens))
+    return answers

@@ -1,0 +1,249 @@
+"""The stages in order over a run folder: what is done is not redone, what changed is, and it says so."""
+
+import datetime
+import importlib.metadata
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.models.locate import hub_identity, locate
+from safety_neurons.progress import Listener, Silence
+from safety_neurons.prompts import PromptSet, load_prompts
+from safety_neurons.run.folder import SCHEMA, RunFolder, fingerprint, merged_settings
+from safety_neurons.settings import Settings
+from safety_neurons.storage import disk_errors, read_json, write_json
+
+if TYPE_CHECKING:
+    from safety_neurons.run.stages import StageResult
+
+STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
+PROMPT_SETS = ("harmful", "benign", "borderline")
+PACKAGES = ("safety-neurons", "torch", "transformers", "accelerate", "safetensors", "numpy")
+
+# What each stage depends on besides the model and the prompts: earlier stages, and settings by their path.
+INPUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "find": ((), ("find",)),
+    "explain": (("find",), ("explain",)),
+    "calibrate": (("find",), ("calibrate", "evaluate.judge", "evaluate.prompts", "evaluate.answer_tokens")),
+    "tune": (("find",), ("tune", "calibrate", "evaluate.judge")),
+    "evaluate": (("tune",), ("evaluate",)),
+}
+COMMON = (
+    "seed",
+    "dtype",
+    "device",
+    "device_map",
+    "system",
+    "chat_template",
+    "thinking",
+    "batch_size",
+    "show_responses",
+)
+
+
+def run(
+    path: Path,
+    given: Mapping[str, Any] | None = None,
+    *,
+    until: str = "report",
+    listener: Listener | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Bring a run folder up to date and return its results.
+
+    Args:
+        given: settings that override the folder's own, nested as in `Settings`.
+        until: the last stage to run; the stages that it needs are run first where they are missing.
+
+    Raises:
+        SafetyNeuronsError: bad input, another run's folder, or a failure that the message explains.
+    """
+    listener = listener or Silence()
+    folder = RunFolder(path)
+    record = folder.record()
+    settings = merged_settings(record.get("settings", {}), given or {})
+    prompts = {name: load_prompts(getattr(settings, name), settings.column) for name in PROMPT_SETS}
+    _check_names(settings)
+    identity = locate(settings.model)[1] or hub_identity(settings.model) or "not fetched yet"
+    _check_same_run(folder, record, settings, identity, prompts)
+    wanted = _needed(until)
+    prints = stage_fingerprints(settings, identity, prompts)
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(path / ".lock", timeout=0):
+            return _run(folder, record, settings, prompts, identity, wanted, prints, listener, command)
+    except filelock.Timeout as error:
+        raise SafetyNeuronsError(
+            f"Another process is working on {path}. Wait for it, or choose another --out."
+        ) from error
+
+
+def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, PromptSet]) -> dict[str, str]:
+    """For each stage the fingerprint of all that its result depends on."""
+    values = settings.model_dump(mode="json")
+
+    def value(path: str) -> Any:
+        found: Any = values
+        for part in path.split("."):
+            found = found[part]
+        return found
+
+    common = [identity, {name: prompts[name].sha256 for name in PROMPT_SETS}, [value(name) for name in COMMON]]
+    prints: dict[str, str] = {}
+    for stage, (earlier, own) in INPUTS.items():
+        prints[stage] = fingerprint(stage, common, [prints[name] for name in earlier], [value(path) for path in own])
+    prints["report"] = fingerprint(prints)
+    return prints
+
+
+def _needed(until: str) -> list[str]:
+    """The stages up to `until` that it depends on; the report takes what there is, the whole run makes all."""
+    if until == "report":
+        return list(STAGES)
+    needed = {until}
+    for stage in reversed(STAGES[:-1]):
+        if stage in needed:
+            needed |= set(INPUTS[stage][0])
+    return [stage for stage in STAGES if stage in needed]
+
+
+def _check_names(settings: Settings) -> None:
+    """Names of attacks and judges are checked before any work is done. Scores are, too: nobody wants to wait first."""
+    import safety_neurons.attacks as attacks
+    import safety_neurons.judges as judges
+
+    for attack in settings.evaluate.attacks:
+        attacks.get(attack)
+    judges.get(settings.evaluate.judge)
+
+
+def _check_same_run(
+    folder: RunFolder, record: Mapping[str, Any], settings: Settings, identity: str, prompts: Mapping[str, PromptSet]
+) -> None:
+    if not record:
+        return
+    old_model = record["model"]["name"]
+    if old_model != settings.model or record["model"]["identity"] not in (identity, "not fetched yet"):
+        raise SafetyNeuronsError(
+            f"{folder.path} holds a run of another model ({old_model}, {record['model']['identity'][:12]}), not of "
+            f"{settings.model} ({identity[:12]}). Choose another --out."
+        )
+    for name, found in prompts.items():
+        if record["prompts"][name]["sha256"] != found.sha256:
+            raise SafetyNeuronsError(
+                f"{folder.path} holds a run with other {name} prompts ({record['prompts'][name]['name']}, "
+                f"now {found.name}). Choose another --out."
+            )
+
+
+def _run(
+    folder: RunFolder,
+    record: dict[str, Any],
+    settings: Settings,
+    prompts: dict[str, PromptSet],
+    identity: str,
+    wanted: Sequence[str],
+    prints: Mapping[str, str],
+    listener: Listener,
+    command: str,
+) -> dict[str, Any]:
+    stages: dict[str, Any] = dict(record.get("stages", {}))
+    changed = [stage for stage in wanted if stage in stages and stages[stage]["fingerprint"] != prints[stage]]
+    current = {stage for stage in stages if stages[stage]["fingerprint"] == prints[stage]}
+    todo = [stage for stage in wanted if stage not in current or (stage == "report" and not folder.report.exists())]
+    if not todo:
+        listener.say(f"{folder.path} is up to date: nothing to do.")
+        return dict(read_json(folder.results))
+    if again := [stage for stage in changed if stage != "report"]:
+        listener.say(f"Settings changed, so these stages are redone: {', '.join(again)}.")
+    if skipped := [stage for stage in wanted if stage not in todo]:
+        listener.say(f"Done already: {', '.join(skipped)}.")
+    record = {
+        "model": {"name": settings.model, "identity": identity},
+        "settings": settings.model_dump(mode="json"),
+        "seed": settings.seed,
+        "command": command or record.get("command", ""),
+        "started": record.get("started") or _now(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "prompts": {name: _describe(found) for name, found in prompts.items()},
+        "coverage": record.get("coverage"),
+        "stages": stages,
+    }
+    folder.write_record(record)
+    results = _current_results(folder, current)
+    work = None
+    for stage in todo:
+        if stage == "report":
+            _write_report(folder, results)
+            stages[stage] = {"fingerprint": prints[stage], "seconds": 0.0, "finished": _now()}
+            folder.write_record(record)
+            continue
+        from safety_neurons.run import stages as implementation
+
+        if work is None:
+            work = implementation.Workplace(folder, settings, prompts, listener)
+        # Loading is nobody's stage: it is not to be counted with the first one.
+        model = work.model
+        covered = model.coverage
+        record["model"] = {
+            "name": settings.model,
+            "identity": model.identity,
+            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "parameters": model.parameters,
+        }
+        record["coverage"] = asdict(covered)
+        started = time.monotonic()
+        result: StageResult = getattr(implementation, f"{stage}_stage")(work)
+        _merge(results, stage, result)
+        stages[stage] = {
+            "fingerprint": prints[stage],
+            "seconds": round(time.monotonic() - started, 1),
+            "finished": _now(),
+        }
+        results["run"] = record
+        write_json(folder.results, results)
+        folder.write_record(record)
+    return results
+
+
+SECTIONS = {"neurons": "find", "words": "explain", "training": "tune"}
+
+
+def _current_results(folder: RunFolder, current: set[str]) -> dict[str, Any]:
+    """The kept results of the stages whose inputs are as they were; what is stale is dropped."""
+    kept = read_json(folder.results) if folder.results.exists() else {}
+    results: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run": kept.get("run", {}),
+        "rows": [row for row in kept.get("rows", []) if row["stage"] in current],
+        "examples": [example for example in kept.get("examples", []) if example["stage"] in current],
+    }
+    return results | {name: kept[name] for name, stage in SECTIONS.items() if name in kept and stage in current}
+
+
+def _merge(results: dict[str, Any], stage: str, result: "StageResult") -> None:
+    for name, new in (("rows", [asdict(row) for row in result.rows]), ("examples", list(result.examples))):
+        results[name] = [entry for entry in results[name] if entry["stage"] != stage] + new
+    results.update(result.sections or {})
+
+
+def _write_report(folder: RunFolder, results: dict[str, Any]) -> None:
+    from safety_neurons.report import write_report
+
+    write_report(results, folder.report)
+
+
+def _describe(prompts: PromptSet) -> dict[str, Any]:
+    counts = {split: sum(prompt.split == split for prompt in prompts) for split in ("train", "validation", "test")}
+    return {"name": prompts.name, "source": prompts.source, "sha256": prompts.sha256, **counts}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

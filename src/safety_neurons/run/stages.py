@@ -1,0 +1,344 @@
+"""What each stage of a run does: it reads the artefacts before it and leaves its own, with its rows of the table."""
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import safety_neurons.attacks as attacks
+import safety_neurons.judges as judges
+from safety_neurons.calibrate.calibration import Toward, calibrate
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.evaluate.rows import Row, mean_rate, rate, row
+from safety_neurons.explain.projection import explain
+from safety_neurons.find import scores
+from safety_neurons.find.find import find
+from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.load import load
+from safety_neurons.progress import Listener
+from safety_neurons.prompts import Prompt, PromptSet
+from safety_neurons.run.answers import Answer, Condition, ask
+from safety_neurons.run.folder import RunFolder, fingerprint
+from safety_neurons.settings import Settings
+from safety_neurons.tune.corpus import Corpus, Kind, Pair
+from safety_neurons.tune.delta import NeuronDelta, outside_digest
+from safety_neurons.tune.safetune import training_steps, tune
+
+# How many answers of each group the report shows.
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage's part of the results: its rows, and sections of its own ("neurons", "words" ...)."""
+
+    rows: tuple[Row, ...] = ()
+    sections: dict[str, Any] | None = None
+    examples: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What the stages share. The model is loaded when a stage first needs it."""
+
+    folder: RunFolder
+    settings: Settings
+    prompts: dict[str, PromptSet]
+    listener: Listener
+
+    @functools.cached_property
+    def model(self) -> ChatModel:
+        settings = self.settings
+        template = settings.chat_template.read_text(encoding="utf-8") if settings.chat_template else None
+        with self.listener.task(f"loading {settings.model}", 1) as advance:
+            model = load(
+                settings.model,
+                device=settings.device,
+                dtype=settings.dtype,
+                device_map=settings.device_map,
+                system=settings.system,
+                chat_template=template,
+                template_options=None if settings.thinking is None else {"enable_thinking": settings.thinking},
+                trust_remote_code=settings.trust_remote_code,
+            )
+            model.render("Hello")
+            covered = model.coverage
+            advance(1)
+        self.listener.say(f"{model.name}: {covered}, {str(model.model.dtype).removeprefix('torch.')} on {model.device}")
+        return model
+
+    @functools.cached_property
+    def neurons(self) -> NeuronSet:
+        return NeuronSet.load(self.folder.neurons, self.folder.directions)
+
+    @functools.cached_property
+    def answering(self) -> str:
+        """The fingerprint of what all answers depend on."""
+        settings = self.settings
+        return fingerprint(self.model.identity, str(self.model.model.dtype), settings.system, settings.thinking)
+
+    def chosen(self, name: str, split: str, count: int | None) -> list[Prompt]:
+        return list(self.prompts[name].split(split).take(count))
+
+    def ask(
+        self,
+        condition: Condition,
+        name: str,
+        prompts: Sequence[Prompt],
+        attack: str = "direct",
+        tokens: int | None = None,
+    ) -> list[Answer]:
+        return ask(
+            self.model,
+            self.folder,
+            self.listener,
+            condition=condition,
+            set_name=name,
+            prompts=prompts,
+            attack=attacks.get(attack),
+            judge=judges.get(self.settings.evaluate.judge),
+            answer_tokens=tokens or self.settings.evaluate.answer_tokens,
+            batch_size=self.settings.batch_size,
+        )
+
+    def untouched(self, name: str = "none") -> Condition:
+        return Condition("untouched", name, self.answering)
+
+    def calibrated(self, toward: Toward, subject: str) -> Condition:
+        settings = self.settings.calibrate
+        alpha = settings.alpha_conformity if toward == "conformity" else settings.alpha_rejection
+        knobs = (alpha, settings.prompt_positions, settings.generated_tokens)
+        neurons = [layer.tolist() for layer in self.neurons.both]
+        context = fingerprint(self.answering, toward, subject, self.settings.seed, neurons, knobs)
+        return Condition(subject, f"toward {toward}", context)
+
+    def row(
+        self, stage: str, condition: Condition, name: str, attack: str, answers: Sequence[Answer], metric: str
+    ) -> Row:
+        return row(
+            rate([answer.verdict for answer in answers], "complied" if metric == "attack success" else "refused"),
+            stage=stage,
+            subject=condition.subject,
+            condition=condition.name,
+            prompts=name,
+            attack=attack,
+            defense="safetuning" if condition.subject == "tuned" else "none",
+            judge=self.settings.evaluate.judge,
+            metric=metric,
+        )
+
+    def examples(
+        self, stage: str, condition: Condition, name: str, attack: str, answers: Sequence[Answer]
+    ) -> list[dict[str, Any]]:
+        """A few answers for the report; what complies with a harmful prompt is left out unless it was asked for."""
+        hidden = name == "harmful" and not self.settings.show_responses
+        return [
+            {
+                "stage": stage,
+                "subject": condition.subject,
+                "condition": condition.name,
+                "prompts": name,
+                "attack": attack,
+                "prompt": answer.prompt.text,
+                "response": None if hidden and answer.verdict != "refused" else answer.response,
+                "verdict": answer.verdict,
+            }
+            for answer in answers[:EXAMPLES]
+        ]
+
+
+def find_stage(work: Workplace) -> StageResult:
+    settings = work.settings.find
+    harmful, benign = (work.chosen(name, "train", settings.prompts) for name in ("harmful", "benign"))
+    model = work.model
+    with work.listener.task(f"finding neurons ({settings.score})", len(harmful) + len(benign)) as advance:
+        neurons = find(
+            model,
+            [prompt.text for prompt in harmful],
+            [prompt.text for prompt in benign],
+            score=settings.score,
+            percent=settings.percent,
+            scope=settings.scope,
+            positions=settings.positions,
+            seed=work.settings.seed,
+            batch_size=work.settings.batch_size,
+            advance=advance,
+        )
+    if not len(neurons):
+        raise SafetyNeuronsError(
+            f"{settings.score} found no neurons at {settings.percent}%: harmful and benign prompts rank the same ones. "
+            "Raise find.percent or choose another find.score."
+        )
+    assert neurons.directions is not None
+    neurons.directions.save(work.folder.directions)
+    neurons.save(work.folder.neurons)
+    work.listener.say(str(neurons))
+    score = scores.get(settings.score)
+    per_layer = [
+        {"layer": layer, "width": width, "rejection": rejection, "conformity": conformity}
+        for (layer, rejection, conformity), width in zip(neurons.per_layer(), neurons.widths, strict=True)
+    ]
+    return StageResult(
+        sections={
+            "neurons": {
+                "total": len(neurons),
+                "rejection": sum(layer["rejection"] for layer in per_layer),
+                "conformity": sum(layer["conformity"] for layer in per_layer),
+                "share_of_neurons": neurons.share_of_neurons,
+                "share_of_parameters": neurons.share_of_parameters,
+                "score": score.name,
+                "formula": score.formula,
+                "percent": settings.percent,
+                "scope": neurons.provenance.scope,
+                "per_layer": per_layer,
+            }
+        }
+    )
+
+
+def explain_stage(work: Workplace) -> StageResult:
+    settings = work.settings.explain
+    model, neurons = work.model, work.neurons
+    with work.listener.task("projecting to the vocabulary", 1) as advance:
+        explanation = explain(model, neurons, top=settings.words, weighting=settings.weighting)
+        advance(1)
+    work.listener.say(explanation)
+    words = [{"layer": found.layer, "side": found.side, "words": list(found.words)} for found in explanation.layers]
+    return StageResult(sections={"words": words})
+
+
+def calibrate_stage(work: Workplace) -> StageResult:
+    settings = work.settings.calibrate
+    count = work.settings.evaluate.prompts
+    test = {name: work.chosen(name, "test", count) for name in ("harmful", "benign")}
+    random = work.neurons.random_like(work.settings.seed + 1)
+    rows: list[Row] = []
+    examples: list[dict[str, Any]] = []
+
+    def measure(condition: Condition, name: str) -> None:
+        answers = work.ask(condition, name, test[name])
+        rows.append(work.row("calibrate", condition, name, "direct", answers, "refused"))
+        examples.extend(work.examples("calibrate", condition, name, "direct", answers))
+
+    for name in test:
+        measure(work.untouched(), name)
+    directions: tuple[tuple[Toward, float, str], ...] = (
+        ("conformity", settings.alpha_conformity, "harmful"),
+        ("rejection", settings.alpha_rejection, "benign"),
+    )
+    for toward, alpha, name in directions:
+        for subject, neurons in (("found", work.neurons), ("random", random)):
+            with calibrate(
+                work.model,
+                neurons,
+                toward=toward,
+                alpha=alpha,
+                prompt_positions=settings.prompt_positions,
+                generated_tokens=settings.generated_tokens,
+            ):
+                measure(work.calibrated(toward, subject), name)
+    return StageResult(tuple(rows), examples=tuple(examples))
+
+
+def make_corpus(work: Workplace) -> Corpus:
+    """Refusals made with the rejection calibration on, and the untouched model's answers to benign prompts."""
+    settings, calibration = work.settings.tune, work.settings.calibrate
+    pairs: list[Pair] = []
+
+    def keep(kind: Kind, answers: Sequence[Answer], verdict: str) -> None:
+        for answer in answers:
+            if answer.verdict == verdict:
+                pairs.append(Pair(kind, answer.prompt.id, answer.prompt.text, "", answer.response, answer.cut_off))
+
+    with calibrate(
+        work.model,
+        work.neurons,
+        toward="rejection",
+        alpha=calibration.alpha_rejection,
+        prompt_positions=calibration.prompt_positions,
+        generated_tokens=calibration.generated_tokens,
+    ):
+        harmful = work.chosen("harmful", "train", settings.refusals)
+        condition = work.calibrated("rejection", "found")
+        keep("refusal", work.ask(condition, "harmful", harmful, tokens=settings.answer_tokens), "refused")
+    sets: tuple[tuple[Kind, str, int | None], ...] = (
+        ("benign", "benign", settings.benign),
+        ("borderline", "borderline", settings.borderline),
+    )
+    for kind, name, count in sets:
+        if count != 0:
+            answers = work.ask(work.untouched(), name, work.chosen(name, "train", count), tokens=settings.answer_tokens)
+            keep(kind, answers, "complied")
+    return Corpus(tuple(pairs))
+
+
+def tune_stage(work: Workplace) -> StageResult:
+    settings = work.settings.tune
+    corpus = make_corpus(work)
+    corpus.save(work.folder.corpus)
+    work.listener.say("corpus: " + ", ".join(f"{count} {kind}" for kind, count in corpus.counts().items()))
+    model, neurons = work.model, work.neurons
+    before = outside_digest(model, neurons)
+    started = time.monotonic()
+    steps = training_steps(corpus, settings.batch_size, settings.epochs)
+    with work.listener.task(f"tuning {len(neurons):,} neurons", steps) as advance:
+        delta = tune(
+            model,
+            neurons,
+            corpus,
+            learning_rate=settings.learning_rate,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            seed=work.settings.seed,
+            advance=advance,
+        )
+    seconds = time.monotonic() - started
+    with delta.apply(model):
+        unchanged = outside_digest(model, neurons) == before
+    if not unchanged:
+        raise SafetyNeuronsError("Tuning moved weights outside the neurons. This is a bug: please report it.")
+    delta.save(work.folder.delta)
+    return StageResult(
+        sections={
+            "training": {
+                "loss": [asdict(step) for step in delta.steps],
+                "corpus": corpus.counts(),
+                "trainable_parameters": delta.parameters,
+                "share_of_parameters": delta.parameters / model.parameters,
+                "unchanged_outside": unchanged,
+                "seconds": seconds,
+            }
+        }
+    )
+
+
+def evaluate_stage(work: Workplace) -> StageResult:
+    settings = work.settings.evaluate
+    delta = NeuronDelta.load(work.folder.delta)
+    rows: list[Row] = []
+    examples: list[dict[str, Any]] = []
+
+    def measure(condition: Condition) -> None:
+        harmful = work.chosen("harmful", "test", settings.prompts)
+        groups = []
+        for attack in settings.attacks:
+            answers = work.ask(condition, "harmful", harmful, attack)
+            groups.append([answer.verdict for answer in answers])
+            rows.append(work.row("evaluate", condition, "harmful", attack, answers, "attack success"))
+            examples.extend(work.examples("evaluate", condition, "harmful", attack, answers))
+        mean = mean_rate(groups, "complied", work.settings.seed)
+        names = asdict(rows[-1])
+        names |= {"attack": "mean", **asdict(mean)}
+        rows.append(Row(**names))
+        for name in ("benign", "borderline"):
+            answers = work.ask(condition, name, work.chosen(name, "test", settings.prompts))
+            rows.append(work.row("evaluate", condition, name, "direct", answers, "refused"))
+            examples.extend(work.examples("evaluate", condition, name, "direct", answers))
+
+    measure(work.untouched("before"))
+    with delta.apply(work.model):
+        weights = fingerprint(sorted((name, float(value.double().sum())) for name, value in delta.tensors.items()))
+        measure(Condition("tuned", "after", fingerprint(work.answering, weights)))
+    return StageResult(tuple(rows), examples=tuple(examples))

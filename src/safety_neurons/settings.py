@@ -1,0 +1,123 @@
+"""All settings of a run: the TOML file, the command line and the documentation are these fields."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from safety_neurons.models.presets import DEFAULT_MODEL
+
+
+class Section(BaseModel):
+    """A group of settings; unknown names are errors, so that a typing mistake is not a silent default."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class FindSettings(Section):
+    """Which neurons are safety neurons."""
+
+    score: str = "write-contrast"
+    """How neurons are ranked: contrast, magnitude, random, wanda, write-contrast."""
+    percent: float = Field(2.0, gt=0, le=100)
+    """Budget in percent of the neurons."""
+    scope: Literal["layer", "model"] | None = None
+    """Spend the budget in each layer or over the whole model; the score's own habit when left out."""
+    prompts: int | None = Field(100, ge=1)
+    """How many training prompts of each set are read."""
+    positions: int = Field(5, ge=1, le=64)
+    """For how many positions at the prompt's end directions are kept."""
+
+
+class ExplainSettings(Section):
+    """What the neurons say."""
+
+    words: int = Field(10, ge=1, le=100)
+    """How many words per layer and side."""
+    weighting: Literal["difference", "mean"] = "difference"
+    """Weigh write vectors with the mean activation (the paper) or with what it adds over the other prompts."""
+
+
+class CalibrateSettings(Section):
+    """The causal test."""
+
+    alpha_conformity: float = Field(4.0, ge=0)
+    """Strength towards conformity: how many times the difference of the mean activations is added."""
+    alpha_rejection: float = Field(3.0, ge=0)
+    """Strength towards rejection; the tuning corpus' refusals are made with it, too."""
+    prompt_positions: int = Field(5, ge=0, le=64)
+    """At how many positions at the prompt's end."""
+    generated_tokens: int = Field(0, ge=0)
+    """Also while so many of the first generated tokens are read."""
+
+
+class TuneSettings(Section):
+    """SafeTuning."""
+
+    refusals: int | None = Field(120, ge=1)
+    """From how many harmful training prompts refusals are made."""
+    benign: int | None = Field(60, ge=0)
+    """How many benign training prompts the untouched model answers for the corpus."""
+    borderline: int | None = Field(40, ge=0)
+    """How many borderline-benign training prompts the untouched model answers for the corpus."""
+    answer_tokens: int = Field(40, ge=1)
+    """Longest answer in the corpus, in tokens."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the corpus."""
+    batch_size: int = Field(8, ge=1)
+    """Pairs in an optimizer step."""
+
+
+class EvaluateSettings(Section):
+    """Before and after."""
+
+    attacks: list[str] = Field(["direct", "prefix-injection", "refusal-suppression", "prefill"], min_length=1)
+    """Attacks on the harmful test prompts."""
+    judge: str = "refusal"
+    """Who tells refusals from compliance: refusal, keywords."""
+    prompts: int | None = Field(40, ge=1)
+    """How many test prompts of each set."""
+    answer_tokens: int = Field(24, ge=1)
+    """Longest answer, in tokens."""
+
+
+class Settings(Section):
+    """Everything that a run depends on."""
+
+    model: str = DEFAULT_MODEL
+    """A preset (see `safety-neurons models`), a hub id, a folder or a .gguf file."""
+    harmful: str = "harmful"
+    """Harmful prompts: a bundled or public set by name, or a .txt, .csv, .json or .jsonl file."""
+    benign: str = "benign"
+    """Ordinary prompts, likewise."""
+    borderline: str = "borderline"
+    """Prompts that sound unsafe and are safe, likewise."""
+    column: str | None = None
+    """Which column of your prompt files holds the prompts; guessed, and said, when left out."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str | None = None
+    """cpu, cuda, mps ...; the best there is when left out."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Precision; bfloat16 where it is fast when left out."""
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
+    """Spread a large model over several devices."""
+    system: str | None = None
+    """A system prompt."""
+    chat_template: Path | None = None
+    """A Jinja chat template that replaces the model's own."""
+    thinking: bool | None = None
+    """Switch the thinking of models on or off whose template can."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Only for models whose authors you trust."""
+    batch_size: int = Field(40, ge=1)
+    """Prompts that are run together; halved when memory runs out."""
+    show_responses: bool = False
+    """Keep compliant answers to harmful prompts in the report instead of redacting them."""
+    find: FindSettings = FindSettings()
+    explain: ExplainSettings = ExplainSettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
+    tune: TuneSettings = TuneSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()

@@ -1,0 +1,1 @@
+"""SafeTuning: training only the safety neurons."""

@@ -1,0 +1,105 @@
+"""The trainable slices: parameters of their own, in float32, over a frozen base of any dtype.
+
+A neuron owns its rows of the read matrices (gate and up, with their biases) and its column of the write matrix. The
+slices are added to the base's results by hooks, so gradients and optimizer state exist for them alone, and nothing
+else can move.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.forward import forward
+from safety_neurons.models.neurons import NeuronSite, rows_by_neuron
+
+DeltaTensors = dict[str, Tensor]
+
+
+def empty_delta(model: ChatModel, neurons: NeuronSet) -> DeltaTensors:
+    """Zeros for every slice: `layer{l}_read{j}_weight` and `layer{l}_write` [neurons, hidden], biases [neurons]."""
+    tensors: DeltaTensors = {}
+    for site, indices in zip(model.sites, neurons.both, strict=True):
+        if len(indices):
+            hidden = rows_by_neuron(site.write).shape[1]
+            tensors[f"layer{site.layer}_write"] = torch.zeros(len(indices), hidden)
+            for number, read in enumerate(site.reads):
+                tensors[f"layer{site.layer}_read{number}_weight"] = torch.zeros(len(indices), hidden)
+                if getattr(read.module, "bias", None) is not None:
+                    tensors[f"layer{site.layer}_read{number}_bias"] = torch.zeros(len(indices))
+    return tensors
+
+
+@contextlib.contextmanager
+def slices_added(model: ChatModel, neurons: NeuronSet, delta: DeltaTensors | nn.ParameterDict) -> Iterator[None]:
+    """Add the slices' part to every forward pass while the context is open; gradients flow into `delta`."""
+    with contextlib.ExitStack() as stack:
+        for site, indices in zip(model.sites, neurons.both, strict=True):
+            if len(indices):
+                chosen = indices.to(model.device)
+                _hook_reads(stack, site, chosen, delta)
+                _hook_write(stack, site, chosen, delta)
+        yield
+
+
+def _hook_reads(
+    stack: contextlib.ExitStack, site: NeuronSite, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
+) -> None:
+    for number, read in enumerate(site.reads):
+        weight = delta[f"layer{site.layer}_read{number}_weight"]
+        bias_name = f"layer{site.layer}_read{number}_bias"
+        bias = delta.get(bias_name, None)
+        rows = indices + read.offset
+
+        def add(
+            _module: nn.Module,
+            args: tuple[Tensor, ...],
+            output: Tensor,
+            weight: Tensor = weight,
+            bias: Tensor | None = bias,
+            rows: Tensor = rows,
+        ) -> Tensor:
+            return output.index_add(-1, rows, functional.linear(args[0].float(), weight, bias).to(output.dtype))
+
+        stack.callback(read.module.register_forward_hook(add).remove)
+
+
+def _hook_write(
+    stack: contextlib.ExitStack, site: NeuronSite, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
+) -> None:
+    weight = delta[f"layer{site.layer}_write"]
+
+    def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + (args[0][..., indices].float() @ weight).to(output.dtype)
+
+    stack.callback(site.write.register_forward_hook(add).remove)
+
+
+class SliceTrainee(nn.Module):
+    """What the trainer sees: only the slices are its parameters. Returns {"loss": ...} of the completions."""
+
+    def __init__(self, model: ChatModel, neurons: NeuronSet) -> None:
+        super().__init__()
+        # In a list, so that the base's weights are neither moved, saved nor counted as this module's.
+        self._base = [model]
+        self.neurons = neurons
+        self.delta = nn.ParameterDict(
+            {name: nn.Parameter(value) for name, value in empty_delta(model, neurons).items()}
+        )
+
+    def tensors(self) -> DeltaTensors:
+        """The slices as they are now."""
+        return {name: value.detach().cpu().clone() for name, value in self.delta.items()}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """`labels` [batch, kept] belong to the last `kept` tokens; -100 takes no part in the loss."""
+        kept = labels.shape[1]
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        with slices_added(self._base[0], self.neurons, self.delta):
+            logits = forward(self._base[0].model, inputs, last_logits=kept + 1).logits[:, -kept - 1 : -1]
+        loss = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+        return {"loss": loss}
