@@ -3,14 +3,15 @@
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import cyclopts
+import pydantic
 from cyclopts import Parameter
 
 from safety_neurons.console import ConsoleListener, console, print_error, print_models, print_results, print_stage
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.settings import Settings
+from safety_neurons.settings import Settings, explain_problems
 
 DEFAULT_OUT = Path("runs/demo")
 
@@ -165,10 +166,16 @@ def main() -> None:
     """Entry point: expected failures are one paragraph and exit code 2, never a traceback."""
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"Note: {message}\n"
     try:
-        app()
+        app(exit_on_error=False, print_error=False)
     except SafetyNeuronsError as error:
-        print_error(str(error))
-        sys.exit(2)
+        _fail(str(error))
+    except cyclopts.CycloptsError as error:
+        cause = error.__cause__
+        _fail(explain_problems(cause) if isinstance(cause, pydantic.ValidationError) else str(error))
     except KeyboardInterrupt:
-        print_error("Stopped. What was finished is kept: run the same command again and it goes on from there.")
-        sys.exit(2)
+        _fail("Stopped. What was finished is kept: run the same command again and it goes on from there.")
+
+
+def _fail(message: str) -> NoReturn:
+    print_error(message)
+    sys.exit(2)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from safety_neurons.models.presets import DEFAULT_MODEL
 
@@ -121,3 +121,9 @@ class Settings(Section):
     calibrate: CalibrateSettings = CalibrateSettings()
     tune: TuneSettings = TuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+
+def explain_problems(error: ValidationError) -> str:
+    """What is wrong with which setting, in one paragraph."""
+    problems = (f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors())
+    return f"These settings are not allowed: {'; '.join(problems)}."

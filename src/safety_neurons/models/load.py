@@ -1,5 +1,7 @@
 """`load`: a preset, a hub id, a folder, a .gguf file or a transformers model becomes a `ChatModel`."""
 
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,9 @@ from typing import Any
 import psutil
 import torch
 import transformers
+from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_neurons.errors import SafetyNeuronsError
@@ -98,6 +102,8 @@ def _from_pretrained(
     trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     transformers.logging.disable_progress_bar()
+    if not Path(source).is_dir() and hub_identity(source) is None:
+        _check_hub(source, name, preset)
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -107,15 +113,28 @@ def _from_pretrained(
     except HFValidationError as error:
         raise SafetyNeuronsError(f"{name!r} is not a model name that the hub accepts: {error}") from error
     except OSError as error:
-        raise SafetyNeuronsError(_not_available(name, source, preset, error)) from error
-    except (ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SafetyNeuronsError(f"{name} cannot be loaded as a causal language model: {reason}") from error
+        raise SafetyNeuronsError(_not_available(name, source, preset, _first_line(error))) from error
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        message = f"{name} cannot be loaded as a causal language model: {_first_line(error)}"
+        raise SafetyNeuronsError(message) from error
     return model, tokenizer
 
 
-def _not_available(name: str, source: str, preset: Preset | None, error: OSError) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _check_hub(source: str, name: str, preset: Preset | None) -> None:
+    """See whether the hub answers at all: without a network `from_pretrained` would retry for most of a minute."""
+    try:
+        urllib.request.urlopen(ENDPOINT, timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # It answers; what it says of this model is for `from_pretrained` to find out.
+    except OSError as error:
+        raise SafetyNeuronsError(_not_available(name, source, preset, "no connection to the hub")) from error
+
+
+def _not_available(name: str, source: str, preset: Preset | None, reason: str) -> str:
     if Path(source).is_dir():
         return f"The model folder {source} cannot be read: {reason}"
     ways = [

@@ -120,8 +120,10 @@ def _check(found: str, package: WeightsPackage, preset: Preset) -> None:
 def _convert(gguf: Path, folder: Path) -> Path:
     """Dequantize a GGUF file into a transformers folder, in one step as seen from outside."""
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    transformers.logging.disable_progress_bar()
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

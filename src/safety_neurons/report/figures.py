@@ -1,6 +1,7 @@
 """The figures as Plotly specifications. Colours of text and grid come from the page's CSS, so that they follow the
 reader's theme and the printer; colours of data are from Okabe and Ito's colour-blind-safe set and fit both themes."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ def _figure(name: str, alternative: str, height: int, traces: list[Any], **layou
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         hoverlabel={"bgcolor": "#222", "bordercolor": "#222", "font": {"color": "#fff"}},
         dragmode=False,
         **layout,
@@ -222,15 +223,16 @@ def _before_after(name: str, what: str, rows: list[dict[str, Any]], field: str) 
         return None
     order = list(dict.fromkeys(str(row.get(field)) for row in rows))
     arms = rates.arms(rows)
-    styles = [(GREY, "circle-open"), (BLUE, "circle"), (VERMILLION, "square"), (GREEN, "diamond"), (PURPLE, "cross")]
-    spread = 0.22 / max(1, len(arms) - 1)
+    # The two arms that the page is about look the same in every run, however many others there are.
+    others = itertools.cycle([(VERMILLION, "square"), (GREEN, "diamond"), (PURPLE, "cross")])
+    spread = 0.22 if len(arms) < 3 else 0.5 / (len(arms) - 1)
     traces = []
     for place, arm in enumerate(arms):
         own = [row for row in rows if rates.arm(row) == arm]
-        colour, symbol = styles[place % len(styles)]
-        placed = _placed(own, field, order, place * spread - 0.11)
+        colour, symbol = (GREY, "circle-open") if arm.untouched else (BLUE, "circle") if arm.tuned else next(others)
+        placed = _placed(own, field, order, (place - (len(arms) - 1) / 2) * spread)
         traces.append(_points(arm.label, placed, colour, symbol, horizontal=True))
-    height = 90 + 52 * len(order)
+    height = 90 + (24 + 14 * len(arms)) * len(order)
     return _figure(
         name,
         f"Points with intervals: {what}. " + _in_words(rows, field, "condition"),

@@ -32,11 +32,17 @@ class Arm:
     defense: str
 
     @property
+    def tuned(self) -> bool:
+        """The arm that the page is about; the other arms are what it is compared with."""
+        return self == Arm("tuned", "after", "safetuning")
+
+    @property
+    def untouched(self) -> bool:
+        return self == Arm("untouched", "before", "none")
+
+    @property
     def label(self) -> str:
-        if (self.subject, self.condition, self.defense) in (
-            ("untouched", "before", "none"),
-            ("tuned", "after", "safetuning"),
-        ):
+        if self.tuned or self.untouched:
             return self.condition
         return ", ".join(dict.fromkeys((self.condition, self.subject, self.defense)))
 
@@ -97,23 +103,35 @@ def change(rows: list[dict[str, Any]], **wanted: str) -> Change:
 
 
 def attack_change(rows: list[dict[str, Any]]) -> Change:
-    """Attack success over all attacks; a run with a single attack may have no row for the mean."""
+    """Attack success over all attacks: the row of the mean, or, in a run without one, the plain mean."""
     attacked = select(main_judge(rows, "evaluate"), metric=ATTACK_SUCCESS)
-    names = {row.get("attack") for row in attacked}
-    if MEAN not in names and len(names) == 1:
-        return change(attacked)
-    return change(attacked, attack=MEAN)
+    names = dict.fromkeys(str(row.get("attack")) for row in attacked)
+    if MEAN in names or not names:
+        return change(attacked, attack=MEAN)
+    each = [change(attacked, attack=name) for name in names]
+    return Change(_mean([one.before for one in each]), _mean([one.after for one in each]))
+
+
+def _mean(measured: list[Rate | None]) -> Rate | None:
+    """The plain mean, without an interval; None unless every one was measured: a part is not the whole."""
+    known = [one for one in measured if one is not None]
+    if len(known) == 1 == len(measured):
+        return known[0]
+    values = [one.value for one in known if one.value is not None]
+    if len(values) < len(measured):
+        return None
+    return Rate(sum(values) / len(values), None, None, sum(one.n for one in known), sum(one.unscored for one in known))
 
 
 def refusal_change(rows: list[dict[str, Any]], prompts: str) -> Change:
     return change(main_judge(rows, "evaluate"), metric=REFUSED, prompts=prompts)
 
 
-def overlap(one: Rate, other: Rate) -> bool:
-    """The intervals share a value, so that the difference may be chance; unknown intervals count as overlapping."""
+def apart(one: Rate, other: Rate) -> bool:
+    """The intervals share no value; unknown intervals are never apart."""
     if one.low is None or one.high is None or other.low is None or other.high is None:
-        return True
-    return one.low <= other.high and other.low <= one.high
+        return False
+    return one.low > other.high or other.low > one.high
 
 
 def same(one: float, other: float) -> bool:

@@ -79,7 +79,7 @@ def share(value: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """A 95% interval: "40–56%"."""
+    """A 95% interval, its ends joined by a dash and one percent sign after them."""
     if low is None or high is None:
         return _NOTHING
     return f"{percent(low).removesuffix('%')}{_NOTHING}{percent(high)}"

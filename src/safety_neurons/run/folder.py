@@ -10,7 +10,7 @@ from typing import Any
 import pydantic
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.settings import Settings
+from safety_neurons.settings import Settings, explain_problems
 from safety_neurons.storage import read_json, write_json
 
 SCHEMA = 1
@@ -96,10 +96,7 @@ def merged_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Sett
     try:
         return Settings.model_validate(values)
     except pydantic.ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()
-        )
-        raise SafetyNeuronsError(f"These settings are not allowed: {problems}.") from error
+        raise SafetyNeuronsError(explain_problems(error)) from error
 
 
 def fingerprint(*parts: Any) -> str:

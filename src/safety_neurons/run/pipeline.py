@@ -19,7 +19,8 @@ from safety_neurons.settings import Settings
 from safety_neurons.storage import disk_errors, read_json, write_json
 
 if TYPE_CHECKING:
-    from safety_neurons.run.stages import StageResult
+    from safety_neurons.models.chat import ChatModel
+    from safety_neurons.run.workplace import StageResult, Workplace
 
 STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 PROMPT_SETS = ("harmful", "benign", "borderline")
@@ -77,7 +78,7 @@ def run(
         path.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(path / ".lock", timeout=0):
-            return _run(folder, record, settings, prompts, identity, wanted, prints, listener, command)
+            return _run(folder, record, settings, prompts, wanted, prints, listener, command)
     except filelock.Timeout as error:
         raise SafetyNeuronsError(
             f"Another process is working on {path}. Wait for it, or choose another --out."
@@ -114,7 +115,7 @@ def _needed(until: str) -> list[str]:
 
 
 def _check_names(settings: Settings) -> None:
-    """Names of attacks and judges are checked before any work is done. Scores are, too: nobody wants to wait first."""
+    """Names are checked before any work is done: nobody wants to wait first."""
     import safety_neurons.attacks as attacks
     import safety_neurons.judges as judges
 
@@ -147,7 +148,6 @@ def _run(
     record: dict[str, Any],
     settings: Settings,
     prompts: dict[str, PromptSet],
-    identity: str,
     wanted: Sequence[str],
     prints: Mapping[str, str],
     listener: Listener,
@@ -164,53 +164,57 @@ def _run(
         listener.say(f"Settings changed, so these stages are redone: {', '.join(again)}.")
     if skipped := [stage for stage in wanted if stage not in todo]:
         listener.say(f"Done already: {', '.join(skipped)}.")
+    work = None if todo == ["report"] else _workplace(folder, settings, prompts, listener)
     record = {
-        "model": {"name": settings.model, "identity": identity},
+        "model": record.get("model") if work is None else _describe_model(work.model),
         "settings": settings.model_dump(mode="json"),
         "seed": settings.seed,
         "command": command or record.get("command", ""),
         "started": record.get("started") or _now(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "prompts": {name: _describe(found) for name, found in prompts.items()},
-        "coverage": record.get("coverage"),
+        "coverage": record.get("coverage") if work is None else asdict(work.model.coverage),
         "stages": stages,
     }
     folder.write_record(record)
     results = _current_results(folder, current)
-    work = None
+    results["run"] = record
     for stage in todo:
-        if stage == "report":
-            _write_report(folder, results)
-            stages[stage] = {"fingerprint": prints[stage], "seconds": 0.0, "finished": _now()}
-            folder.write_record(record)
-            continue
-        from safety_neurons.run import stages as implementation
-
-        if work is None:
-            work = implementation.Workplace(folder, settings, prompts, listener)
-        # Loading is nobody's stage: it is not to be counted with the first one.
-        model = work.model
-        covered = model.coverage
-        record["model"] = {
-            "name": settings.model,
-            "identity": model.identity,
-            "dtype": str(model.model.dtype).removeprefix("torch."),
-            "device": str(model.device),
-            "parameters": model.parameters,
-        }
-        record["coverage"] = asdict(covered)
         started = time.monotonic()
-        result: StageResult = getattr(implementation, f"{stage}_stage")(work)
-        _merge(results, stage, result)
-        stages[stage] = {
-            "fingerprint": prints[stage],
-            "seconds": round(time.monotonic() - started, 1),
-            "finished": _now(),
-        }
-        results["run"] = record
+        if work is not None and stage != "report":
+            _merge(results, stage, _perform(stage, work))
+        else:
+            _write_report(folder, results)
+        seconds = round(time.monotonic() - started, 1)
+        stages[stage] = {"fingerprint": prints[stage], "seconds": seconds, "finished": _now()}
         write_json(folder.results, results)
         folder.write_record(record)
     return results
+
+
+def _workplace(folder: RunFolder, settings: Settings, prompts: dict[str, PromptSet], listener: Listener) -> "Workplace":
+    # Imported late: a finished run answers without waiting for torch.
+    from safety_neurons.find import scores
+    from safety_neurons.run.workplace import Workplace
+
+    scores.get(settings.find.score)
+    return Workplace(folder, settings, prompts, listener)
+
+
+def _perform(stage: str, work: "Workplace") -> "StageResult":
+    from safety_neurons.run.stages import IMPLEMENTATIONS
+
+    return IMPLEMENTATIONS[stage](work)
+
+
+def _describe_model(model: "ChatModel") -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "identity": model.identity,
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "parameters": model.parameters,
+    }
 
 
 SECTIONS = {"neurons": "find", "words": "explain", "training": "tune"}

@@ -1,0 +1,141 @@
+"""What the stages of a run share: the model, the prompts, the folder, and how answers become rows."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import safety_neurons.attacks as attacks
+import safety_neurons.judges as judges
+from safety_neurons.calibrate.calibration import Toward
+from safety_neurons.evaluate.rows import Row, rate, row
+from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.load import load
+from safety_neurons.progress import Listener
+from safety_neurons.prompts import Prompt, PromptSet
+from safety_neurons.run.answers import Answer, Condition, ask
+from safety_neurons.run.folder import RunFolder, fingerprint
+from safety_neurons.settings import Settings
+
+# How many answers of each group the report shows.
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage's part of the results: its rows, and sections of its own ("neurons", "words" ...)."""
+
+    rows: tuple[Row, ...] = ()
+    sections: dict[str, Any] | None = None
+    examples: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What the stages share. The model is loaded when a stage first needs it."""
+
+    folder: RunFolder
+    settings: Settings
+    prompts: dict[str, PromptSet]
+    listener: Listener
+
+    @functools.cached_property
+    def model(self) -> ChatModel:
+        settings = self.settings
+        template = settings.chat_template.read_text(encoding="utf-8") if settings.chat_template else None
+        with self.listener.task(f"loading {settings.model}", 1) as advance:
+            model = load(
+                settings.model,
+                device=settings.device,
+                dtype=settings.dtype,
+                device_map=settings.device_map,
+                system=settings.system,
+                chat_template=template,
+                template_options=None if settings.thinking is None else {"enable_thinking": settings.thinking},
+                trust_remote_code=settings.trust_remote_code,
+            )
+            model.render("Hello")
+            covered = model.coverage
+            advance(1)
+        self.listener.say(f"{model.name}: {covered}, {str(model.model.dtype).removeprefix('torch.')} on {model.device}")
+        return model
+
+    @functools.cached_property
+    def neurons(self) -> NeuronSet:
+        return NeuronSet.load(self.folder.neurons, self.folder.directions)
+
+    @functools.cached_property
+    def answering(self) -> str:
+        """The fingerprint of what all answers depend on."""
+        settings = self.settings
+        return fingerprint(self.model.identity, str(self.model.model.dtype), settings.system, settings.thinking)
+
+    def chosen(self, name: str, split: str, count: int | None) -> list[Prompt]:
+        return list(self.prompts[name].split(split).take(count))
+
+    def ask(
+        self,
+        condition: Condition,
+        name: str,
+        prompts: Sequence[Prompt],
+        attack: str = "direct",
+        tokens: int | None = None,
+    ) -> list[Answer]:
+        return ask(
+            self.model,
+            self.folder,
+            self.listener,
+            condition=condition,
+            set_name=name,
+            prompts=prompts,
+            attack=attacks.get(attack),
+            judge=judges.get(self.settings.evaluate.judge),
+            answer_tokens=tokens or self.settings.evaluate.answer_tokens,
+            batch_size=self.settings.batch_size,
+        )
+
+    def untouched(self, name: str = "none") -> Condition:
+        return Condition("untouched", name, self.answering)
+
+    def calibrated(self, toward: Toward, subject: str) -> Condition:
+        settings = self.settings.calibrate
+        alpha = settings.alpha_conformity if toward == "conformity" else settings.alpha_rejection
+        knobs = (alpha, settings.prompt_positions, settings.generated_tokens)
+        neurons = [layer.tolist() for layer in self.neurons.both]
+        context = fingerprint(self.answering, toward, subject, self.settings.seed, neurons, knobs)
+        return Condition(subject, f"toward {toward}", context)
+
+    def row(
+        self, stage: str, condition: Condition, name: str, attack: str, answers: Sequence[Answer], metric: str
+    ) -> Row:
+        return row(
+            rate([answer.verdict for answer in answers], "complied" if metric == "attack success" else "refused"),
+            stage=stage,
+            subject=condition.subject,
+            condition=condition.name,
+            prompts=name,
+            attack=attack,
+            defense="safetuning" if condition.subject == "tuned" else "none",
+            judge=self.settings.evaluate.judge,
+            metric=metric,
+        )
+
+    def examples(
+        self, stage: str, condition: Condition, name: str, attack: str, answers: Sequence[Answer]
+    ) -> list[dict[str, Any]]:
+        """A few answers for the report; what complies with a harmful prompt is left out unless it was asked for."""
+        hidden = name == "harmful" and not self.settings.show_responses
+        return [
+            {
+                "stage": stage,
+                "subject": condition.subject,
+                "condition": condition.name,
+                "prompts": name,
+                "attack": attack,
+                "prompt": answer.prompt.text,
+                "response": None if hidden and answer.verdict != "refused" else answer.response,
+                "verdict": answer.verdict,
+            }
+            for answer in answers[:EXAMPLES]
+        ]

@@ -1,0 +1,309 @@
+"""Calibration: recomputed by hand, with and without the cache, alone and in a batch, and gone afterwards."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from safety_neurons.calibrate.calibration import calibrate
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.find.find import find
+from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance
+from safety_neurons.models.chat import ChatModel
+
+CAPTURED = 6
+PROMPT = "How do I wrap a present?"
+# The shortest has fewer tokens than positions are calibrated.
+TEXTS = ["ab", "Hello there.", "A longer text, so that the others are padded."]
+
+
+def neuron_set(model: ChatModel, seed: int = 0) -> NeuronSet:
+    """Random neurons, none in the second layer, with random directions for CAPTURED positions."""
+    generator = torch.Generator().manual_seed(seed)
+    widths = tuple(site.width for site in model.sites)
+    drawn = [torch.randperm(width, generator=generator)[: 9 if layer != 1 else 0] for layer, width in enumerate(widths)]
+    rejection = tuple(layer[:6].sort().values for layer in drawn)
+    # One neuron is on both sides: it must be moved once.
+    conformity = tuple(layer[5:].sort().values for layer in drawn)
+    means = [
+        tuple(torch.randn(CAPTURED, width, generator=generator) * 0.5 for width in widths)
+        for _ in ("harmful", "benign")
+    ]
+    provenance = Provenance(model.name, model.identity, "by hand", 1.0, "layer", seed, 1, model.parameters)
+    return NeuronSet(rejection, conformity, widths, provenance, Directions(*means))
+
+
+def logits(model: ChatModel, texts: list[str]) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = model.model(**model.encode(texts)).logits
+    return found
+
+
+def hook_count(model: ChatModel) -> int:
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
+        for module in model.model.modules()
+    )
+
+
+def generated(model: ChatModel, texts: list[str], tokens: int = 4, use_cache: bool = True) -> tuple[Tensor, Tensor]:
+    """Token ids [batch, tokens] and the raw logits [batch, tokens, vocabulary] that they were chosen from."""
+    inputs = model.encode(texts)
+    with torch.inference_mode():
+        output = model.model.generate(
+            **inputs,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            use_cache=use_cache,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    return output.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(output.logits, 1)
+
+
+def expected_shift(
+    neurons: NeuronSet, layer: int, sign: float, prompt_tokens: int, tokens: int, prompt: int, answer: int
+) -> Tensor:
+    """What is added to the activations [tokens, neurons] of one unpadded sequence, written down number by number."""
+    assert neurons.directions is not None
+    difference = neurons.directions.benign[layer] - neurons.directions.harmful[layer]
+    shift = torch.zeros(tokens, neurons.widths[layer])
+    chosen = {*neurons.rejection[layer].tolist(), *neurons.conformity[layer].tolist()}
+    for token in range(tokens):
+        from_end = token - prompt_tokens
+        for neuron in chosen:
+            if -prompt <= from_end < 0:
+                shift[token, neuron] = sign * difference[CAPTURED + from_end, neuron]
+            elif 0 <= from_end < answer:
+                shift[token, neuron] = sign * difference[CAPTURED - 1, neuron]
+    return shift
+
+
+class Recorder:
+    """What the write matrices are given: as it comes from the model (`before`), and after all other hooks."""
+
+    def __init__(self, model: ChatModel) -> None:
+        self.model = model
+        self.passes: list[list[Tensor]] = []
+
+    def hook(self, layer: int) -> Callable[[nn.Module, Any], None]:
+        def record(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if layer == 0:
+                self.passes.append([])
+            self.passes[-1].append(args[0].detach().reshape(-1, args[0].shape[-1]).clone())
+
+        return record
+
+    def attach(self) -> list[Any]:
+        return [site.write.register_forward_pre_hook(self.hook(site.layer)) for site in self.model.sites]
+
+
+def test_strength_zero_leaves_every_logit(any_model: ChatModel) -> None:
+    neurons = neuron_set(any_model)
+    before = logits(any_model, TEXTS)
+    with calibrate(any_model, neurons, toward="rejection", alpha=0.0, prompt_positions=CAPTURED):
+        assert torch.equal(logits(any_model, TEXTS), before)
+
+
+def test_model_is_as_it_was_after_the_context_and_after_an_exception(any_model: ChatModel) -> None:
+    neurons = neuron_set(any_model)
+    before, hooks = logits(any_model, TEXTS), hook_count(any_model)
+    with calibrate(any_model, neurons, toward="conformity", alpha=3.0) as calibrated:
+        assert calibrated is any_model
+        assert not torch.equal(logits(any_model, TEXTS), before)
+    assert torch.equal(logits(any_model, TEXTS), before)
+    with pytest.raises(RuntimeError, match="by the user"), calibrate(any_model, neurons, toward="rejection", alpha=3.0):
+        logits(any_model, TEXTS)
+        raise RuntimeError("by the user")
+    assert torch.equal(logits(any_model, TEXTS), before)
+    assert hook_count(any_model) == hooks
+
+
+@pytest.mark.parametrize(
+    ("toward", "alpha", "positions"), [("conformity", 2.0, 1), ("rejection", 1.5, 4), ("rejection", 2.0, CAPTURED)]
+)
+def test_shift_is_the_mean_difference_at_the_last_prompt_positions(
+    any_model: ChatModel, toward: Literal["rejection", "conformity"], alpha: float, positions: int
+) -> None:
+    neurons = neuron_set(any_model)
+    text = any_model.render(PROMPT)
+    tokens = any_model.encode([text])["input_ids"].shape[1]
+    sign = alpha if toward == "conformity" else -alpha
+    handles = []
+    for site in any_model.sites:
+        shift = expected_shift(neurons, site.layer, sign, tokens, tokens, positions, 0)
+
+        def add(_module: nn.Module, args: tuple[Tensor, ...], shift: Tensor = shift) -> tuple[Tensor]:
+            return (args[0] + shift.reshape(args[0].shape),)
+
+        handles.append(site.write.register_forward_pre_hook(add))
+    naive = logits(any_model, [text])
+    for handle in handles:
+        handle.remove()
+    plain = logits(any_model, [text])
+    with calibrate(any_model, neurons, toward=toward, alpha=alpha, prompt_positions=positions):
+        found = logits(any_model, [text])
+    torch.testing.assert_close(found, naive, rtol=1e-4, atol=1e-4)
+    # Causal models: what stands before the calibrated positions cannot notice, what follows does.
+    assert torch.equal(found[0, :-positions], plain[0, :-positions])
+    assert float((found[0, -positions:] - plain[0, -positions:]).abs().max(1).values.min()) > 1e-2
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
+@pytest.mark.parametrize(("positions", "answer"), [(5, 0), (3, 2), (0, 1)])
+def test_exactly_the_chosen_neurons_move_at_exactly_the_chosen_tokens(
+    any_model: ChatModel, use_cache: bool, positions: int, answer: int
+) -> None:
+    neurons = neuron_set(any_model)
+    before, after = Recorder(any_model), Recorder(any_model)
+    handles = before.attach()
+    text = any_model.render(PROMPT)
+    prompt_tokens = any_model.encode([text])["input_ids"].shape[1]
+    with calibrate(
+        any_model, neurons, toward="rejection", alpha=2.0, prompt_positions=positions, generated_tokens=answer
+    ):
+        handles += after.attach()
+        generated(any_model, [text], tokens=5, use_cache=use_cache)
+    for handle in handles:
+        handle.remove()
+    assert len(before.passes) == len(after.passes) == 5
+    for step, (given, moved) in enumerate(zip(before.passes, after.passes, strict=True)):
+        for layer in range(len(any_model.sites)):
+            whole = expected_shift(neurons, layer, -2.0, prompt_tokens, prompt_tokens + step, positions, answer)
+            expected = whole[-len(given[layer]) :]
+            touched = expected != 0
+            # The untouched are the same bits, not only near.
+            assert torch.equal(moved[layer][~touched], given[layer][~touched])
+            torch.testing.assert_close(moved[layer] - given[layer], expected, rtol=1e-4, atol=1e-4)
+        assert len(given[0]) == (prompt_tokens if step == 0 else 1 if use_cache else prompt_tokens + step)
+
+
+def test_cached_generation_is_uncached_generation(any_model: ChatModel) -> None:
+    neurons = neuron_set(any_model)
+    with calibrate(any_model, neurons, toward="conformity", alpha=2.0, prompt_positions=4, generated_tokens=2):
+        cached_ids, cached = generated(any_model, TEXTS, use_cache=True)
+        uncached_ids, uncached = generated(any_model, TEXTS, use_cache=False)
+    assert torch.equal(cached_ids, uncached_ids)
+    torch.testing.assert_close(cached, uncached, rtol=1e-3, atol=1e-3)
+    with calibrate(any_model, neurons, toward="conformity", alpha=2.0, prompt_positions=4, generated_tokens=0):
+        _, without = generated(any_model, TEXTS, use_cache=True)
+    assert torch.equal(without[:, 0], cached[:, 0])
+    assert not torch.allclose(without[:, 1], cached[:, 1], atol=1e-2)
+
+
+def test_batched_is_single(any_model: ChatModel) -> None:
+    neurons = neuron_set(any_model)
+    with calibrate(any_model, neurons, toward="rejection", alpha=2.0, prompt_positions=5, generated_tokens=2):
+        batched_ids, batched = generated(any_model, TEXTS)
+        for index, text in enumerate(TEXTS):
+            single_ids, single = generated(any_model, [text])
+            assert torch.equal(batched_ids[index], single_ids[0])
+            torch.testing.assert_close(batched[index], single[0], rtol=1e-3, atol=1e-3)
+
+
+def test_one_context_serves_several_batches(model: ChatModel) -> None:
+    neurons = neuron_set(model)
+    texts = [model.render(text) for text in TEXTS]
+    with calibrate(model, neurons, toward="rejection", alpha=2.0, generated_tokens=1):
+        together = [generated(model, texts[:2])[1], generated(model, texts[2:])[1], generated(model, texts[:2])[1]]
+    for part, chosen in zip(together, (texts[:2], texts[2:], texts[:2]), strict=True):
+        with calibrate(model, neurons, toward="rejection", alpha=2.0, generated_tokens=1):
+            assert torch.equal(generated(model, chosen)[1], part)
+
+
+def test_activations_are_never_written_in_place(any_model: ChatModel) -> None:
+    neurons = neuron_set(any_model)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append((args[0], args[0].clone()))
+
+    handles = [site.write.register_forward_pre_hook(keep) for site in any_model.sites]
+    with calibrate(any_model, neurons, toward="rejection", alpha=2.0):
+        logits(any_model, TEXTS)
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == len(any_model.sites)
+    assert all(torch.equal(tensor, copy) for tensor, copy in seen)
+
+
+def test_opposite_calibrations_cancel(model: ChatModel) -> None:
+    neurons = neuron_set(model)
+    text = [model.render(PROMPT)]
+    plain = logits(model, text)
+    with calibrate(model, neurons, toward="rejection", alpha=1.0):
+        once = logits(model, text)
+        with calibrate(model, neurons, toward="conformity", alpha=1.0):
+            torch.testing.assert_close(logits(model, text), plain, rtol=1e-4, atol=1e-4)
+        assert torch.equal(logits(model, text), once)
+    assert not torch.allclose(once, plain, atol=1e-2)
+
+
+def test_calibration_toward_conformity_carries_harmful_means_to_benign_means(
+    model: ChatModel, harmful: list[str], benign: list[str]
+) -> None:
+    """With strength 1 and the found directions, the mean harmful activation of layer 0 becomes the benign one."""
+    neurons = find(model, harmful, benign, percent=30.0, scope="layer", positions=3)
+    assert len(neurons.both[0])
+    means: list[Tensor] = []
+
+    def record(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        means.append(args[0][:, -3:].mean(0))
+
+    texts = [model.render(prompt) for prompt in harmful]
+    with calibrate(model, neurons, toward="conformity", alpha=1.0, prompt_positions=3):
+        handle = model.sites[0].write.register_forward_pre_hook(record)
+        logits(model, texts)
+        handle.remove()
+    assert neurons.directions is not None
+    chosen = neurons.both[0]
+    torch.testing.assert_close(means[0][:, chosen], neurons.directions.benign[0][:, chosen], rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_model_is_calibrated_in_its_own_precision(model: ChatModel) -> None:
+    neurons = neuron_set(model)
+    half = replace(model, model=model.model.to(torch.bfloat16))
+    plain = logits(half, TEXTS)
+    with calibrate(half, neurons, toward="rejection", alpha=3.0, generated_tokens=1):
+        moved = logits(half, TEXTS)
+        generated(half, TEXTS)
+    assert moved.dtype == torch.bfloat16
+    assert not torch.equal(moved, plain)
+
+
+def test_more_positions_than_were_captured_is_an_error(model: ChatModel) -> None:
+    hooks = hook_count(model)
+    with (
+        pytest.raises(SafetyNeuronsError, match=rf"{CAPTURED}.*{CAPTURED + 1}"),
+        calibrate(model, neuron_set(model), toward="rejection", alpha=1.0, prompt_positions=CAPTURED + 1),
+    ):
+        pass
+    assert hook_count(model) == hooks
+
+
+def test_neurons_without_directions_are_an_error(model: ChatModel) -> None:
+    with (
+        pytest.raises(SafetyNeuronsError, match="directions"),
+        calibrate(model, replace(neuron_set(model), directions=None), toward="rejection", alpha=1.0),
+    ):
+        pass
+
+
+def test_neurons_of_another_shape_are_an_error(model: ChatModel) -> None:
+    neurons = neuron_set(model)
+    wider = replace(neurons, widths=tuple(width * 2 for width in neurons.widths))
+    fewer_layers = replace(
+        neurons, rejection=neurons.rejection[:2], conformity=neurons.conformity[:2], widths=neurons.widths[:2]
+    )
+    hooks = hook_count(model)
+    for other in (wider, fewer_layers):
+        with (
+            pytest.raises(SafetyNeuronsError, match="Find them on this model"),
+            calibrate(model, other, toward="rejection", alpha=1.0),
+        ):
+            pass
+    assert hook_count(model) == hooks

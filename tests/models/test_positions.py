@@ -1,0 +1,141 @@
+"""Positions count from the prompt's end, whatever the padding and the cache do."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.positions import PADDING, PromptPositions, activation_hooks, follow_positions
+
+LEFT = {"input_ids": torch.tensor([[0, 0, 9, 8, 7], [6, 5, 4, 3, 2]]), "mask": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]}
+
+
+@contextmanager
+def steps_of(model: ChatModel) -> Iterator[tuple[PromptPositions, list[Tensor]]]:
+    """The offsets of every forward pass while the context is open."""
+    steps: list[Tensor] = []
+    with follow_positions(model.model) as positions:
+        # Registered later, so called later: the offsets are those of the pass that begins.
+        def note(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
+            steps.append(positions.offsets.clone())
+
+        handle = model.model.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            yield positions, steps
+        finally:
+            handle.remove()
+
+
+def ids(model: ChatModel, *texts: str) -> dict[str, Any]:
+    return dict(model.encode(list(texts)))
+
+
+def generate(model: ChatModel, inputs: dict[str, Any], tokens: int, use_cache: bool = True) -> Tensor:
+    output = model.model.generate(
+        **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, use_cache=use_cache
+    )
+    assert isinstance(output, Tensor)
+    return output
+
+
+def naive(mask: list[list[int]]) -> list[list[int]]:
+    """A real token's offset is minus the number of real tokens from it to the end."""
+    return [[-sum(row[place:]) if row[place] else PADDING for place in range(len(row))] for row in mask]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]],
+        [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]],
+        [[0, 1, 1, 1, 0], [1, 1, 1, 1, 0]],
+    ],
+    ids=["left", "right", "both"],
+)
+def test_offsets_under_padding(mask: list[list[int]], model: ChatModel) -> None:
+    with steps_of(model) as (_, steps), torch.no_grad():
+        model.model(input_ids=LEFT["input_ids"], attention_mask=torch.tensor(mask), use_cache=False)
+    assert [step.tolist() for step in steps] == [naive(mask)]
+
+
+def test_offsets_without_a_mask_and_with_positional_input(model: ChatModel) -> None:
+    tokens = torch.tensor([[5, 6, 7]])
+    with steps_of(model) as (_, steps), torch.no_grad():
+        model.model(input_ids=tokens)
+        model.model(tokens)
+        model.model(inputs_embeds=model.model.get_input_embeddings()(tokens))
+    assert [step.tolist() for step in steps] == [[[-3, -2, -1]]] * 3
+
+
+def test_generated_tokens_count_on_from_zero(any_model: ChatModel) -> None:
+    inputs = ids(any_model, "short", "a longer text")
+    with steps_of(any_model) as (_, steps):
+        generate(any_model, inputs, 4)
+    assert steps[0].tolist() == naive(inputs["attention_mask"].tolist())
+    assert [step.tolist() for step in steps[1:]] == [[[place], [place]] for place in range(3)]
+
+
+def test_without_a_cache_the_same_tokens_have_the_same_offsets(any_model: ChatModel) -> None:
+    inputs = ids(any_model, "short", "a longer text")
+    with steps_of(any_model) as (_, cached):
+        first = generate(any_model, inputs, 4)
+    with steps_of(any_model) as (_, uncached):
+        second = generate(any_model, inputs, 4, use_cache=False)
+    assert torch.equal(first, second)
+    assert len(cached) == len(uncached) == 4
+    for step in range(4):
+        assert torch.equal(uncached[step], torch.cat(cached[: step + 1], 1))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("second", ["tell me", "Tell me more", "x"])
+def test_a_new_prompt_starts_anew(second: str, use_cache: bool, model: ChatModel) -> None:
+    with steps_of(model) as (_, steps):
+        generate(model, ids(model, "tell me"), 3, use_cache)
+        seen = len(steps)
+        generate(model, ids(model, second), 3, use_cache)
+    assert steps[seen].tolist() == [list(range(-len(second), 0))]
+    assert steps[-1][0, -1] == 1
+
+
+def test_a_new_prompt_that_extends_the_old_one_starts_anew(model: ChatModel) -> None:
+    with steps_of(model) as (_, steps):
+        generate(model, ids(model, "tell"), 3)
+        generate(model, ids(model, "tell me"), 1)
+    assert steps[-1].tolist() == [list(range(-7, 0))]
+
+
+def test_a_batch_of_another_size_starts_anew(model: ChatModel) -> None:
+    with steps_of(model) as (_, steps):
+        generate(model, ids(model, "one", "three"), 2)
+        generate(model, ids(model, "four"), 2)
+    assert [step.shape[0] for step in steps] == [2, 2, 1, 1]
+    assert steps[2].tolist() == [[-4, -3, -2, -1]]
+    assert steps[3].tolist() == [[0]]
+
+
+def test_following_ends_with_the_context_also_after_an_exception(model: ChatModel) -> None:
+    with pytest.raises(ZeroDivisionError), follow_positions(model.model):
+        assert len(model.model._forward_pre_hooks) == 1
+        raise ZeroDivisionError
+    assert not model.model._forward_pre_hooks
+
+
+def test_activation_hooks_are_removed_also_after_an_exception(make_model: Callable[..., ChatModel]) -> None:
+    model = make_model("llama")
+    seen: list[nn.Module] = []
+
+    def hook(module: nn.Module, _args: Any) -> None:
+        seen.append(module)
+        if len(seen) == 2:
+            raise ZeroDivisionError
+
+    writes = [site.write for site in model.sites]
+    with pytest.raises(ZeroDivisionError), activation_hooks(dict.fromkeys(writes, hook)):
+        model.model(input_ids=torch.tensor([[5, 6]]))
+    assert seen == writes[:2]
+    assert not any(module._forward_pre_hooks for module in model.model.modules())

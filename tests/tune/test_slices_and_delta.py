@@ -1,0 +1,373 @@
+"""The trainable slices are rows and columns of the base's weights, and a delta changes those and no other byte."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.tune.delta import NeuronDelta, outside_digest
+from safety_neurons.tune.slices import DeltaTensors, SliceTrainee, empty_delta, slices_added
+
+TEXTS = ["Hello there.", "A longer text, so that the others are padded.", "ab"]
+
+
+def neuron_set(model: ChatModel, seed: int = 0) -> NeuronSet:
+    """Random neurons, none in the second layer, one of them on both sides."""
+    generator = torch.Generator().manual_seed(seed)
+    widths = tuple(site.width for site in model.sites)
+    drawn = [torch.randperm(width, generator=generator)[: 7 if layer != 1 else 0] for layer, width in enumerate(widths)]
+    provenance = Provenance(model.name, model.identity, "by hand", 1.0, "layer", seed, 1, model.parameters)
+    return NeuronSet(
+        tuple(layer[:4].sort().values for layer in drawn),
+        tuple(layer[3:].sort().values for layer in drawn),
+        widths,
+        provenance,
+        Directions(tuple(torch.zeros(2, width) for width in widths), tuple(torch.ones(2, width) for width in widths)),
+    )
+
+
+def random_delta(model: ChatModel, neurons: NeuronSet, seed: int = 0) -> DeltaTensors:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(value.shape, generator=generator) * 0.2
+        for name, value in empty_delta(model, neurons).items()
+    }
+
+
+def with_biases(model: ChatModel) -> ChatModel:
+    """Fresh models have biases of zero, which would hide mistakes with them."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.model.named_parameters():
+            if name.endswith("bias"):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def logits(model: ChatModel) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = model.model(**model.encode(TEXTS)).logits
+    return found
+
+
+def snapshot(model: ChatModel) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.model.state_dict().items()}
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.contiguous().view(torch.uint8), other.view(torch.uint8))
+
+
+def owned(model: ChatModel, neurons: NeuronSet) -> dict[str, Tensor]:
+    """By parameter name: which entries belong to the neurons, marked entry by entry."""
+    masks = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in model.model.named_parameters()}
+    for site, rejection, conformity in zip(model.sites, neurons.rejection, neurons.conformity, strict=True):
+        for neuron in {*rejection.tolist(), *conformity.tolist()}:
+            mask = masks[f"{site.name}.weight"]
+            (mask if isinstance(site.write, Conv1D) else mask.T)[neuron] = True
+            for read in site.reads:
+                mask = masks[f"{read.name}.weight"]
+                (mask.T if isinstance(read.module, Conv1D) else mask)[read.offset + neuron] = True
+                if f"{read.name}.bias" in masks:
+                    masks[f"{read.name}.bias"][read.offset + neuron] = True
+    return masks
+
+
+def test_zero_slices_leave_the_logits(any_model: ChatModel) -> None:
+    neurons = neuron_set(any_model)
+    before = logits(any_model)
+    with slices_added(any_model, neurons, empty_delta(any_model, neurons)):
+        assert torch.equal(logits(any_model), before)
+    assert torch.equal(logits(any_model), before)
+
+
+def test_added_slices_are_changed_weights(any_model: ChatModel) -> None:
+    with_biases(any_model)
+    neurons = neuron_set(any_model)
+    tensors = random_delta(any_model, neurons)
+    before = logits(any_model)
+    with slices_added(any_model, neurons, tensors):
+        added = logits(any_model)
+    with NeuronDelta(neurons, tensors).apply(any_model):
+        applied = logits(any_model)
+    torch.testing.assert_close(added, applied, rtol=1e-3, atol=1e-3)
+    assert float((applied - before).abs().max()) > 0.1
+    assert torch.equal(logits(any_model), before)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reads", "fused"),
+    [
+        ("llama", ("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"), False),
+        ("phi3", ("model.layers.{}.mlp.gate_up_proj",), True),
+        ("gpt2", ("transformer.h.{}.mlp.c_fc",), False),
+        ("opt", ("model.decoder.layers.{}.fc1",), False),
+    ],
+)
+def test_applied_weights_are_the_weights_by_name(
+    make_model: Callable[..., ChatModel], architecture: str, reads: tuple[str, ...], fused: bool
+) -> None:
+    """Knowing each architecture's own names and orders, without what the library knows of them."""
+    writes = {"gpt2": "transformer.h.{}.mlp.c_proj", "opt": "model.decoder.layers.{}.fc2"}
+    model = make_model(architecture)
+    neurons = neuron_set(model)
+    tensors = random_delta(model, neurons)
+    weights = snapshot(model)
+    for layer, indices in enumerate(neurons.both):
+        for place, neuron in enumerate(indices.tolist()):
+            write = weights[writes.get(architecture, "model.layers.{}.mlp.down_proj").format(layer) + ".weight"]
+            (write if architecture == "gpt2" else write.T)[neuron] += tensors[f"layer{layer}_write"][place]
+            modules = [(reads[0], 0), (reads[0], 48)] if fused else [(name, 0) for name in reads]
+            for number, (name, offset) in enumerate(modules):
+                read = weights[name.format(layer) + ".weight"]
+                change = tensors[f"layer{layer}_read{number}_weight"][place]
+                (read.T if architecture == "gpt2" else read)[offset + neuron] += change
+                if architecture in ("gpt2", "opt"):
+                    weights[name.format(layer) + ".bias"][neuron] += tensors[f"layer{layer}_read{number}_bias"][place]
+    with NeuronDelta(neurons, tensors).apply(model):
+        found = snapshot(model)
+    assert found.keys() == weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_gradients_are_those_of_the_whole_weights(any_model: ChatModel) -> None:
+    with_biases(any_model)
+    neurons = neuron_set(any_model)
+    ids = torch.tensor([[7, 9, 30, 41, 5, 66, 70, 8]])
+    labels = torch.full((1, 8), -100)
+    labels[0, 4:] = ids[0, 4:]
+
+    unfrozen = copy.deepcopy(any_model.model).requires_grad_(True)
+    output = unfrozen(input_ids=ids).logits
+    loss = functional.cross_entropy(output[0, 3:-1], ids[0, 4:])
+    loss.backward()
+    whole = {name: value.grad for name, value in unfrozen.named_parameters()}
+
+    any_model.model.requires_grad_(False)
+    trainee = SliceTrainee(any_model, neurons)
+    found = trainee(ids, torch.ones_like(ids), labels[:, 4:])["loss"]
+    found.backward()
+    torch.testing.assert_close(found, loss, rtol=1e-4, atol=1e-5)
+
+    compared = 0
+    largest = 0.0
+    for site, indices in zip(any_model.sites, neurons.both, strict=True):
+        if not len(indices):
+            continue
+        parts: dict[str, Tensor] = {}
+        gradient = whole[f"{site.name}.weight"]
+        assert gradient is not None
+        parts["write"] = (gradient if isinstance(site.write, Conv1D) else gradient.T)[indices]
+        for number, read in enumerate(site.reads):
+            gradient = whole[f"{read.name}.weight"]
+            assert gradient is not None
+            rows = gradient.T if isinstance(read.module, Conv1D) else gradient
+            parts[f"read{number}_weight"] = rows[indices + read.offset]
+            bias = whole.get(f"{read.name}.bias")
+            if bias is not None:
+                parts[f"read{number}_bias"] = bias[indices + read.offset]
+        for part, expected in parts.items():
+            slice_gradient = trainee.delta[f"layer{site.layer}_{part}"].grad
+            assert slice_gradient is not None
+            torch.testing.assert_close(slice_gradient, expected, rtol=1e-3, atol=1e-5, msg=f"{site.name} {part}")
+            largest = max(largest, float(expected.abs().max()))
+            compared += 1
+    assert compared == len(trainee.delta)
+    assert largest > 1e-3
+
+
+def test_only_the_slices_are_parameters(any_model: ChatModel) -> None:
+    neurons = neuron_set(any_model)
+    trainee = SliceTrainee(any_model, neurons)
+    count = sum(parameter.numel() for parameter in trainee.parameters())
+    assert count == sum(int(mask.sum()) for mask in owned(any_model, neurons).values())
+    assert count == NeuronDelta(neurons, trainee.tensors()).parameters
+    assert count == len(neurons) * any_model.sites[0].parameters_per_neuron
+    assert all(parameter.dtype == torch.float32 for parameter in trainee.parameters())
+
+
+def test_applied_delta_changes_its_own_bytes_and_no_other(any_model: ChatModel) -> None:
+    neurons = neuron_set(any_model)
+    delta = NeuronDelta(neurons, random_delta(any_model, neurons))
+    masks = owned(any_model, neurons)
+    before = snapshot(any_model)
+    names = {name for name, _ in any_model.model.named_parameters()}
+    with delta.apply(any_model) as applied:
+        assert applied is any_model
+        during = snapshot(any_model)
+        digest = outside_digest(any_model, neurons)
+    after = snapshot(any_model)
+    for name, value in before.items():
+        changed = during[name] != value
+        if name in names:
+            assert torch.equal(changed, masks[name]), name
+        else:
+            # Buffers, and second names of tied weights.
+            assert name not in masks or not masks[name].any()
+            assert not changed.any(), name
+        assert same_bytes(after[name], value), name
+    assert digest == outside_digest(any_model, neurons)
+
+
+def test_apply_restores_every_byte_after_an_exception(any_model: ChatModel) -> None:
+    neurons = neuron_set(any_model)
+    delta = NeuronDelta(neurons, random_delta(any_model, neurons))
+    before = snapshot(any_model)
+    with pytest.raises(RuntimeError, match="by the user"), delta.apply(any_model):
+        raise RuntimeError("by the user")
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(any_model).items())
+
+
+def test_apply_restores_what_it_changed_when_it_fails_half_way(model: ChatModel) -> None:
+    neurons = neuron_set(model)
+    tensors = random_delta(model, neurons)
+    tensors["layer2_read1_weight"] = tensors["layer2_read1_weight"][:, :5]
+    before = snapshot(model)
+    with pytest.raises(RuntimeError), NeuronDelta(neurons, tensors).apply(model):
+        pass
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+
+
+def test_applied_twice_is_applied_twice_and_restored(model: ChatModel) -> None:
+    neurons = neuron_set(model)
+    tensors = random_delta(model, neurons)
+    delta = NeuronDelta(neurons, tensors)
+    before = snapshot(model)
+    with delta.apply(model), delta.apply(model):
+        twice = logits(model)
+    with NeuronDelta(neurons, {name: value * 2 for name, value in tensors.items()}).apply(model):
+        torch.testing.assert_close(logits(model), twice, rtol=1e-4, atol=1e-4)
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+
+
+def test_digest_sees_any_outside_weight_and_no_inside_weight(any_model: ChatModel) -> None:
+    neurons = neuron_set(any_model)
+    masks = owned(any_model, neurons)
+    digest = outside_digest(any_model, neurons)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in any_model.model.named_parameters():
+            flat, mask = parameter.view(-1), masks[name].view(-1)
+            for inside in (True, False):
+                choices = (mask if inside else ~mask).nonzero().flatten()
+                if not len(choices):
+                    continue
+                entry = int(choices[torch.randint(len(choices), (1,), generator=generator)])
+                value = flat[entry].clone()
+                flat[entry] += 0.5
+                assert (outside_digest(any_model, neurons) == digest) is inside, (name, entry, inside)
+                flat[entry] = value
+    assert outside_digest(any_model, neurons) == digest
+
+
+def test_delta_is_saved_and_loaded(model: ChatModel, tmp_path: Path) -> None:
+    neurons = neuron_set(model)
+    delta = NeuronDelta(neurons, random_delta(model, neurons))
+    delta.save(tmp_path / "delta.safetensors")
+    loaded = NeuronDelta.load(tmp_path / "delta.safetensors")
+    assert loaded.tensors.keys() == delta.tensors.keys()
+    assert all(same_bytes(loaded.tensors[name], value) for name, value in delta.tensors.items())
+    assert loaded.neurons.provenance == neurons.provenance
+    assert loaded.neurons.widths == neurons.widths
+    for mine, theirs in zip(
+        (*neurons.rejection, *neurons.conformity), (*loaded.neurons.rejection, *loaded.neurons.conformity), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+    with delta.apply(model):
+        expected = logits(model)
+    with loaded.apply(model):
+        assert torch.equal(logits(model), expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["delta.safetensors"]
+
+
+def test_neuron_set_is_no_delta(model: ChatModel, tmp_path: Path) -> None:
+    neuron_set(model).save(tmp_path / "neurons.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"not safetensors at all")
+    for name in ("neurons.safetensors", "broken.safetensors", "missing.safetensors"):
+        with pytest.raises(SafetyNeuronsError, match=name):
+            NeuronDelta.load(tmp_path / name)
+
+
+def test_wrong_base_is_refused_and_left_alone(make_model: Callable[..., ChatModel]) -> None:
+    model = make_model("llama", seed=0)
+    neurons = neuron_set(model)
+    delta = NeuronDelta(neurons, random_delta(model, neurons))
+    other_weights = make_model("llama", seed=1)
+    before = snapshot(other_weights)
+    with pytest.raises(SafetyNeuronsError, match="was made for"), delta.apply(other_weights):
+        pass
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(other_weights).items())
+    wider = NeuronDelta(replace(neurons, widths=tuple(width + 1 for width in neurons.widths)), delta.tensors)
+    with pytest.raises(SafetyNeuronsError, match="was made for"), wider.apply(model):
+        pass
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi3", "gemma2", "opt"])
+def test_merged_folder_is_the_tuned_model(
+    make_model: Callable[..., ChatModel], architecture: str, tmp_path: Path
+) -> None:
+    model = with_biases(make_model(architecture))
+    neurons = neuron_set(model)
+    delta = NeuronDelta(neurons, random_delta(model, neurons))
+    before = snapshot(model)
+    assert delta.merge(model, tmp_path / "deep" / "merged") == tmp_path / "deep" / "merged"
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["merged"]
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "deep" / "merged").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "deep" / "merged")
+    assert tokenizer.chat_template == model.tokenizer.chat_template
+    with delta.apply(model):
+        expected = logits(model)
+    merged = ChatModel(loaded, tokenizer, "merged", "merged")
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits(model), expected, atol=1e-2)
+
+
+def test_merging_over_something_is_refused(model: ChatModel, tmp_path: Path) -> None:
+    neurons = neuron_set(model)
+    delta = NeuronDelta(neurons, random_delta(model, neurons))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "file.txt").write_text("mine")
+    with pytest.raises(SafetyNeuronsError, match="exists already"):
+        delta.merge(model, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert [path.read_text() for path in folder.iterdir()] == ["mine"]
+
+
+def test_merging_into_the_wrong_base_leaves_nothing(make_model: Callable[..., ChatModel], tmp_path: Path) -> None:
+    model = make_model("llama")
+    neurons = neuron_set(model)
+    delta = NeuronDelta(neurons, random_delta(model, neurons))
+    with pytest.raises(SafetyNeuronsError, match="was made for"):
+        delta.merge(make_model("llama", seed=1), tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slice_hooks_are_gone_after_an_exception(any_model: ChatModel) -> None:
+    neurons = neuron_set(any_model)
+    before = logits(any_model)
+
+    def hooks(module: nn.Module) -> int:
+        return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+
+    count = hooks(any_model.model)
+    with (
+        pytest.raises(RuntimeError, match="by the user"),
+        slices_added(any_model, neurons, random_delta(any_model, neurons)),
+    ):
+        assert not torch.equal(logits(any_model), before)
+        raise RuntimeError("by the user")
+    assert hooks(any_model.model) == count
+    assert torch.equal(logits(any_model), before)
