@@ -23,8 +23,8 @@ class FindSettings(Section):
     """Budget in percent of the neurons."""
     scope: Literal["layer", "model"] | None = None
     """Spend the budget in each layer or over the whole model; the score's own habit when left out."""
-    prompts: int | None = Field(100, ge=1)
-    """How many training prompts of each set are read."""
+    prompts: int = Field(100, ge=1)
+    """How many training prompts of each set are read, at most."""
     positions: int = Field(5, ge=1, le=64)
     """For how many positions at the prompt's end directions are kept."""
 
@@ -54,15 +54,19 @@ class CalibrateSettings(Section):
 class TuneSettings(Section):
     """SafeTuning."""
 
-    refusals: int | None = Field(120, ge=1)
+    refusals: int = Field(90, ge=1)
     """From how many harmful training prompts refusals are made."""
-    benign: int | None = Field(60, ge=0)
+    benign: int = Field(90, ge=0)
     """How many benign training prompts the untouched model answers for the corpus."""
-    borderline: int | None = Field(40, ge=0)
+    borderline: int = Field(56, ge=0)
     """How many borderline-benign training prompts the untouched model answers for the corpus."""
-    answer_tokens: int = Field(40, ge=1)
-    """Longest answer in the corpus, in tokens."""
-    learning_rate: float = Field(1e-3, gt=0)
+    plain_refusals: float = Field(0.34, ge=0, le=1)
+    """Share of the harmful requests that are trained on as they are; the others are disguised."""
+    plain_benign: float = Field(0.6, ge=0, le=1)
+    """Likewise for benign and borderline requests."""
+    answer_tokens: int = Field(16, ge=1)
+    """Longest answer in the corpus, in tokens. Whether to refuse is decided at its start; a long tail would drown it."""
+    learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW."""
     epochs: int = Field(1, ge=1)
     """Passes over the corpus."""
@@ -77,8 +81,8 @@ class EvaluateSettings(Section):
     """Attacks on the harmful test prompts."""
     judge: str = "refusal"
     """Who tells refusals from compliance: refusal, keywords."""
-    prompts: int | None = Field(40, ge=1)
-    """How many test prompts of each set."""
+    prompts: int = Field(40, ge=1)
+    """How many test prompts of each set are asked, at most."""
     answer_tokens: int = Field(24, ge=1)
     """Longest answer, in tokens."""
 

@@ -70,7 +70,9 @@ def test_a_tokenizer_without_template_is_an_error_that_names_the_way_out(model: 
         with_template(model, None).render("Hello")
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('never') }}", "{% for m in messages %}", "{{ 1 | nofilter }}"])
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('never') }}", "{% for m in messages %}", "{{ 1 | nofilter }}"]
+)
 @pytest.mark.parametrize("system", [None, SYSTEM])
 @pytest.mark.filterwarnings("ignore:The chat template")
 def test_a_template_that_cannot_be_rendered_is_an_error(template: str, system: str | None, model: ChatModel) -> None:

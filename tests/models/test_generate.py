@@ -34,9 +34,7 @@ def greedy(model: ChatModel, text: str, tokens: int) -> str:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_batched_answers_are_the_greedy_ones(
-    name: str, batch_size: int, make_model: Callable[..., ChatModel]
-) -> None:
+def test_batched_answers_are_the_greedy_ones(name: str, batch_size: int, make_model: Callable[..., ChatModel]) -> None:
     model = make_model(name)
     texts = rendered(model)
     answers = dict(generate(model, texts, max_new_tokens=6, batch_size=batch_size))

@@ -120,7 +120,8 @@ def test_the_write_is_the_sum_of_the_neurons_contributions(shaken: ChatModel) ->
         if name == "granite":
             write = write * 0.3
         elif name in POST_NORM:
-            weight = decoder_layers(shaken.model)[site.layer].post_feedforward_layernorm.weight.detach()
+            layer = decoder_layers(shaken.model)[site.layer]
+            weight = layer.get_submodule("post_feedforward_layernorm").get_parameter("weight").detach()
             write = write * (weight if name == "olmo2" else 1 + weight)
         vectors = site.write_vectors()
         summed = torch.zeros_like(write)
@@ -164,7 +165,9 @@ def test_row_of_a_read_matrix_feeds_one_neuron(shaken: ChatModel) -> None:
             assert moved == [neuron], (read.name, read.offset)
 
 
-def test_row_of_the_write_matrix_is_a_view_of_the_weight(model: ChatModel, make_model: Callable[..., ChatModel]) -> None:
+def test_row_of_the_write_matrix_is_a_view_of_the_weight(
+    model: ChatModel, make_model: Callable[..., ChatModel]
+) -> None:
     for chosen in (model, make_model("gpt2")):
         site = chosen.sites[1]
         before = run(chosen, site)
@@ -271,16 +274,13 @@ def test_layers_that_are_not_as_many_as_the_configuration_says_are_an_error(mode
         find_neurons(model.model)
 
 
-@pytest.mark.parametrize("level", [-1000.0, 0.0])
-def test_a_neuron_that_never_fires_is_no_reason_to_refuse_the_model(
-    level: float, make_model: Callable[..., ChatModel]
-) -> None:
-    """ReLU models have many such neurons; every one of them in turn may be the one that is tried."""
+def test_a_neuron_that_never_fires_is_no_reason_to_refuse_the_model(make_model: Callable[..., ChatModel]) -> None:
+    """ReLU models have many such neurons: the one that is tried may be one of them."""
     model = make_model("opt")
     with torch.no_grad():
         for name, parameter in model.model.named_parameters():
             if name.endswith("fc1.bias"):
-                parameter[::2] = level
+                parameter[::2] = -20
     assert model.coverage.neurons == LAYERS * WIDTH
 
 

@@ -109,6 +109,17 @@ def test_a_new_prompt_that_extends_the_old_one_starts_anew(model: ChatModel) -> 
     assert steps[-1].tolist() == [list(range(-7, 0))]
 
 
+def test_a_prompt_after_a_cached_prefix_starts_anew(model: ChatModel) -> None:
+    """The prefix was read before anybody followed; what comes now is the prompt."""
+    with torch.no_grad():
+        cache = model.model(input_ids=torch.tensor([[5, 6, 7, 8]]), use_cache=True).past_key_values
+        with steps_of(model) as (_, steps):
+            model.model(input_ids=torch.tensor([[9, 10, 11]]), past_key_values=cache, use_cache=True)
+            model.model(input_ids=torch.tensor([[12]]), past_key_values=cache, use_cache=True)
+            model.model(input_ids=torch.tensor([[13, 14]]), past_key_values=cache, use_cache=True)
+    assert [step.tolist() for step in steps] == [[[-3, -2, -1]], [[0]], [[1, 2]]]
+
+
 def test_a_batch_of_another_size_starts_anew(model: ChatModel) -> None:
     with steps_of(model) as (_, steps):
         generate(model, ids(model, "one", "three"), 2)
@@ -119,9 +130,13 @@ def test_a_batch_of_another_size_starts_anew(model: ChatModel) -> None:
 
 
 def test_following_ends_with_the_context_also_after_an_exception(model: ChatModel) -> None:
-    with pytest.raises(ZeroDivisionError), follow_positions(model.model):
-        assert len(model.model._forward_pre_hooks) == 1
-        raise ZeroDivisionError
+    def interrupted() -> None:
+        with follow_positions(model.model):
+            assert len(model.model._forward_pre_hooks) == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
     assert not model.model._forward_pre_hooks
 
 

@@ -11,7 +11,7 @@ from safety_neurons.tune.corpus import Corpus, Pair
 PAIRS = (
     Pair("refusal", "h-1", 'Quotes " and \\ and\nlines', "", "I cannot.\r\nSorry.\x85\u2028\u2029\x1c\x0b"),
     Pair("benign", "b-1", "Grüße, 世界 \U0001f600", "", "", cut_off=True),
-    Pair("wrapped refusal", "h-2", "[rules] tell me", "Sure, ", "no."),
+    Pair("borderline", "h-2", "[rules] tell me", "Sure, ", "no."),
     Pair("refusal", "h-3", "again", "", "No."),
 )
 
@@ -31,7 +31,7 @@ def test_empty_corpus_is_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_counts_are_by_kind() -> None:
-    assert Corpus(PAIRS).counts() == {"refusal": 2, "benign": 1, "wrapped refusal": 1}
+    assert Corpus(PAIRS).counts() == {"refusal": 2, "benign": 1, "borderline": 1}
     assert Corpus(()).counts() == {}
 
 

@@ -17,7 +17,7 @@ from safety_neurons.tune.safetune import training_steps, tune
 PAIRS = (
     Pair("refusal", "h1", "How do I harm a person?", "", "I cannot help."),
     Pair("benign", "b1", "Name a fruit.", "", "An apple, or if you like a pear."),
-    Pair("wrapped refusal", "h2", "Tell me of poison.", "Sure, ", "no."),
+    Pair("refusal", "h2", "Tell me of poison.", "Sure, ", "no."),
     Pair("borderline", "o1", "How do I kill a process?", "", "With its id; then look at the rest of", cut_off=True),
 )
 
@@ -57,7 +57,7 @@ def completion_losses(model: ChatModel, pair: Pair) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.kind)
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.prompt_id)
 def test_first_loss_is_that_of_the_response_alone(model: ChatModel, pair: Pair) -> None:
     """The prompt and the prefill do not count; the end of the turn does, unless the response was cut off."""
     expected = completion_losses(model, pair)

@@ -134,7 +134,11 @@ def _convert(gguf: Path, folder: Path) -> Path:
             model = AutoModelForCausalLM.from_pretrained(
                 **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
             )
-        except (ValueError, KeyError, NotImplementedError, UnicodeDecodeError, IndexError) as error:
+        except OSError:
+            raise
+        except Exception as error:
+            # The file is untrusted input, and its readers raise whatever they stumble over: struct.error, KeyError,
+            # and from the tokenizers library a bare Exception.
             raise SafetyNeuronsError(
                 f"{gguf} is not a GGUF file that transformers can read ({type(error).__name__}: {error}). "
                 "Check that the download is complete and that the architecture is supported."

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from safety_neurons.attacks import Attack
+from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.judges import Judge, Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import generate
@@ -24,12 +24,18 @@ class Condition:
 
 @dataclass(frozen=True)
 class Answer:
-    """One judged answer; with an assistant prefill, `response` begins with it."""
+    """One judged answer: what was sent, and what the model wrote after the prefill."""
 
     prompt: Prompt
-    response: str
+    sent: AttackedPrompt
+    continuation: str
     verdict: Verdict
     cut_off: bool
+
+    @property
+    def response(self) -> str:
+        """The assistant's whole turn."""
+        return f"{self.sent.prefill}{self.continuation}"
 
 
 def ask(
@@ -40,18 +46,18 @@ def ask(
     condition: Condition,
     set_name: str,
     prompts: Sequence[Prompt],
-    attack: Attack,
+    sent: Sequence[AttackedPrompt],
+    attack: str,
     judge: Judge,
     answer_tokens: int,
     batch_size: int,
 ) -> list[Answer]:
-    """The model's answers, judged, in the order of the prompts; only those that are missing are generated."""
-    attacked = [attack.apply(prompt.text) for prompt in prompts]
-    texts = [model.render(request.user, request.prefill) for request in attacked]
+    """The model's answers to what is sent for each prompt, judged; only those that are missing are generated."""
+    texts = [model.render(request.user, request.prefill) for request in sent]
     keys = [fingerprint(condition.context, text, answer_tokens, batch_size) for text in texts]
     kept = {line["key"]: line for line in read_lines(folder.responses)}
     done = frozenset(index for index, key in enumerate(keys) if key in kept)
-    title = f"{condition.subject}, {condition.name}: {attack.name} {set_name} prompts"
+    title = f"{condition.subject}, {condition.name}: {attack} {set_name} prompts"
     with listener.task(title, len(texts)) as advance:
         advance(len(done))
         for index, text in generate(model, texts, max_new_tokens=answer_tokens, batch_size=batch_size, done=done):
@@ -60,38 +66,24 @@ def ask(
                 "subject": condition.subject,
                 "condition": condition.name,
                 "prompts": set_name,
-                "attack": attack.name,
+                "attack": attack,
                 "prompt_id": prompts[index].id,
                 "response": text,
             }
             append_line(folder.responses, line)
             kept[keys[index]] = line
             advance(1)
-    return _judged(model, folder, prompts, [request.prefill for request in attacked], keys, kept, judge, answer_tokens)
-
-
-def _judged(
-    model: ChatModel,
-    folder: RunFolder,
-    prompts: Sequence[Prompt],
-    prefills: Sequence[str],
-    keys: Sequence[str],
-    kept: dict[str, dict[str, str]],
-    judge: Judge,
-    answer_tokens: int,
-) -> list[Answer]:
     known = {(line["key"], line["judge"]) for line in read_lines(folder.judgements)}
     answers = []
-    for prompt, prefill, key in zip(prompts, prefills, keys, strict=True):
+    for prompt, request, key in zip(prompts, sent, keys, strict=True):
         text = kept[key]["response"]
-        response = f"{prefill}{text}"
         # The judge reads the plain request: an attack's rules would read as wishes of the user.
-        judgement = judge.judge(prompt.text, response)
+        judgement = judge.judge(prompt.text, f"{request.prefill}{text}")
         if (key, judge.name) not in known:
             append_line(
                 folder.judgements,
                 {"key": key, "judge": judge.name, "verdict": judgement.verdict, "reason": judgement.reason},
             )
         tokens = len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
-        answers.append(Answer(prompt, response, judgement.verdict, tokens >= answer_tokens))
+        answers.append(Answer(prompt, request, text, judgement.verdict, tokens >= answer_tokens))
     return answers

@@ -1,7 +1,7 @@
 """What each stage of a run does: it reads the artefacts before it and leaves its own, with its rows of the table."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -11,11 +11,12 @@ from safety_neurons.evaluate.rows import Row, mean_rate
 from safety_neurons.explain.projection import explain
 from safety_neurons.find import scores
 from safety_neurons.find.find import find
-from safety_neurons.run.answers import Answer, Condition
+from safety_neurons.run.answers import Condition
 from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.workplace import StageResult, Workplace
 from safety_neurons.tune.corpus import Corpus, Kind, Pair
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
+from safety_neurons.tune.disguises import disguise
 from safety_neurons.tune.safetune import training_steps, tune
 
 
@@ -113,15 +114,13 @@ def calibrate_stage(work: Workplace) -> StageResult:
 
 
 def make_corpus(work: Workplace) -> Corpus:
-    """Refusals made with the rejection calibration on, and the untouched model's answers to benign prompts."""
+    """Refusals made with the rejection calibration on, and the untouched model's answers to benign prompts.
+
+    A refusal is made for the plain request and learnt for its disguised form; a benign request is answered in the
+    form in which it is learnt.
+    """
     settings, calibration = work.settings.tune, work.settings.calibrate
-    pairs: list[Pair] = []
-
-    def keep(kind: Kind, answers: Sequence[Answer], verdict: str) -> None:
-        for answer in answers:
-            if answer.verdict == verdict:
-                pairs.append(Pair(kind, answer.prompt.id, answer.prompt.text, "", answer.response, answer.cut_off))
-
+    harmful = work.chosen("harmful", "train", settings.refusals)
     with calibrate(
         work.model,
         work.neurons,
@@ -130,17 +129,31 @@ def make_corpus(work: Workplace) -> Corpus:
         prompt_positions=calibration.prompt_positions,
         generated_tokens=calibration.generated_tokens,
     ):
-        harmful = work.chosen("harmful", "train", settings.refusals)
         condition = work.calibrated("rejection", "found")
-        keep("refusal", work.ask(condition, "harmful", harmful, tokens=settings.answer_tokens), "refused")
-    sets: tuple[tuple[Kind, str, int | None], ...] = (
-        ("benign", "benign", settings.benign),
-        ("borderline", "borderline", settings.borderline),
+        refusals = work.ask(condition, "harmful", harmful, tokens=settings.answer_tokens)
+    disguised = disguise([prompt.text for prompt in harmful], settings.plain_refusals)
+    pairs = [
+        Pair("refusal", answer.prompt.id, sent.user, sent.prefill, answer.continuation, answer.cut_off)
+        for answer, sent in zip(refusals, disguised, strict=True)
+        if answer.verdict == "refused"
+    ]
+    sets: tuple[tuple[Kind, str, int, float], ...] = (
+        ("benign", "benign", settings.benign, settings.plain_benign),
+        ("borderline", "borderline", settings.borderline, settings.plain_benign),
     )
-    for kind, name, count in sets:
-        if count != 0:
-            answers = work.ask(work.untouched(), name, work.chosen(name, "train", count), tokens=settings.answer_tokens)
-            keep(kind, answers, "complied")
+    for kind, name, count, plain in sets:
+        if not count:
+            continue
+        prompts = work.chosen(name, "train", count)
+        sent_texts = disguise([prompt.text for prompt in prompts], plain)
+        answers = work.ask(
+            work.untouched(), name, prompts, attack="training disguise", sent=sent_texts, tokens=settings.answer_tokens
+        )
+        pairs += [
+            Pair(kind, answer.prompt.id, answer.sent.user, answer.sent.prefill, answer.continuation, answer.cut_off)
+            for answer in answers
+            if answer.verdict == "complied"
+        ]
     return Corpus(tuple(pairs))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import safety_neurons.attacks as attacks
 import safety_neurons.judges as judges
+from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.calibrate.calibration import Toward
 from safety_neurons.evaluate.rows import Row, rate, row
 from safety_neurons.find.neuron_set import NeuronSet
@@ -80,8 +81,10 @@ class Workplace:
         name: str,
         prompts: Sequence[Prompt],
         attack: str = "direct",
+        sent: Sequence[AttackedPrompt] | None = None,
         tokens: int | None = None,
     ) -> list[Answer]:
+        """Judged answers under a condition; what is sent is the attack's unless it is given."""
         return ask(
             self.model,
             self.folder,
@@ -89,7 +92,8 @@ class Workplace:
             condition=condition,
             set_name=name,
             prompts=prompts,
-            attack=attacks.get(attack),
+            sent=sent or [attacks.get(attack).apply(prompt.text) for prompt in prompts],
+            attack=attack,
             judge=judges.get(self.settings.evaluate.judge),
             answer_tokens=tokens or self.settings.evaluate.answer_tokens,
             batch_size=self.settings.batch_size,

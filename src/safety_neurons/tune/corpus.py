@@ -8,7 +8,7 @@ from typing import Literal, Self
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.storage import read_lines, write_text
 
-Kind = Literal["refusal", "wrapped refusal", "benign", "borderline"]
+Kind = Literal["refusal", "benign", "borderline"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ class Corpus:
         """Read what `save` wrote.
 
         Raises:
-            SafetyNeuronsError: a line is not a pair.
+            SafetyNeuronsError: the file is missing, or a line is not a pair.
         """
+        if not path.exists():
+            raise SafetyNeuronsError(f"{path} does not exist; run `tune` to make the corpus.")
         try:
             return cls(tuple(Pair(**line) for line in read_lines(path)))
         except (TypeError, ValueError) as error:

@@ -1,7 +1,8 @@
 """SafeTuning: minimise -log P(response | prompt) over the safety neurons alone (the paper, section 3.4)."""
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +64,6 @@ def tune(
     if not len(neurons):
         raise SafetyNeuronsError("There are no neurons to tune. Raise find.percent.")
     transformers.set_seed(seed)
-    for parameter in model.model.parameters():
-        parameter.requires_grad_(False)
     trainee = SliceTrainee(model, neurons).to(model.device)
     listener = _Listener(advance)
     examples = [_encode(model, pair) for pair in corpus.pairs]
@@ -75,7 +74,8 @@ def tune(
             num_train_epochs=epochs,
             learning_rate=learning_rate,
             weight_decay=0.0,
-            warmup_steps=0.1,
+            # A whole number: a share would be rounded up, and a first step at rate 0 would teach nothing.
+            warmup_steps=training_steps(corpus, batch_size, epochs) // 10,
             lr_scheduler_type="cosine",
             max_grad_norm=1.0,
             logging_steps=1,
@@ -96,11 +96,24 @@ def tune(
             callbacks=[listener],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
+        with _frozen(model):
+            trainer.train()
     tensors = trainee.tensors()
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise SafetyNeuronsError("Training diverged: weights are no longer finite. Lower tune.learning-rate.")
     return NeuronDelta(neurons, tensors, tuple(listener.steps))
+
+
+@contextlib.contextmanager
+def _frozen(model: ChatModel) -> Iterator[None]:
+    """The base without gradients while the context is open."""
+    learning = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
+    model.model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def _encode(model: ChatModel, pair: Pair) -> dict[str, list[int]]:

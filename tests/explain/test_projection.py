@@ -1,0 +1,219 @@
+"""Words, against the projection written out by hand; and what is shown of them."""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.explain.projection import Explanation, LayerWords, explain, final_norm, readable
+from safety_neurons.find.find import find
+from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.models.chat import ChatModel
+
+HIDDEN = 32
+FINAL_NORMS = {
+    "llama": "model.norm",
+    "gpt2": "transformer.ln_f",
+    "gemma2": "model.norm",
+    "opt": "model.decoder.final_layer_norm",
+    "gpt_neox": "gpt_neox.final_layer_norm",
+    "granite": "model.norm",
+}
+
+
+def shake(model: ChatModel) -> ChatModel:
+    """A gain and a bias of its own for every norm."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+@pytest.fixture
+def neurons(model: ChatModel, harmful: list[str], benign: list[str]) -> NeuronSet:
+    return find(model, harmful, benign, percent=10)
+
+
+def normed(name: str, model: ChatModel, write: Tensor) -> Tensor:
+    """The final norm, written out."""
+    norm = model.model.get_submodule(FINAL_NORMS[name])
+    weight = norm.weight.detach().double()
+    if name == "gpt2":
+        centred = write - write.mean()
+        return centred / (centred.square().mean() + 1e-5).sqrt() * weight + norm.bias.detach().double()
+    gain = 1 + weight if name == "gemma2" else weight
+    return write / (write.square().mean() + 1e-6).sqrt() * gain
+
+
+@pytest.mark.parametrize("weighting", ["mean", "difference"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_words_are_the_top_of_the_projection(
+    name: str, weighting: str, harmful: list[str], benign: list[str], make_model: Callable[..., ChatModel]
+) -> None:
+    model = shake(make_model(name))
+    neurons = find(model, harmful, benign, percent=20)
+    assert neurons.directions is not None
+    explanation = explain(model, neurons, top=6, weighting=weighting)  # type: ignore[arg-type]
+    found = {(layer.layer, layer.side): layer for layer in explanation.layers}
+    sides = {
+        "rejection": (neurons.rejection, neurons.directions.harmful, neurons.directions.benign),
+        "conformity": (neurons.conformity, neurons.directions.benign, neurons.directions.harmful),
+    }
+    checked = 0
+    for side, (indices, own, other) in sides.items():
+        for layer, site in enumerate(model.sites):
+            if not len(indices[layer]):
+                assert (layer, side) not in found
+                continue
+            vectors, write = site.write_vectors().double(), torch.zeros(HIDDEN, dtype=torch.float64)
+            for neuron in indices[layer].tolist():
+                weight = float(own[layer][-1, neuron])
+                if weighting == "difference":
+                    weight -= float(other[layer][-1, neuron])
+                write += weight * vectors[neuron]
+            logits = normed(name, model, write) @ model.model.get_output_embeddings().weight.detach().double().T
+            best = logits.argsort(descending=True)[:6]
+            assert found[layer, side].words == tuple(model.tokenizer.decode([token]) for token in best.tolist())  # type: ignore[index]
+            assert found[layer, side].logits == pytest.approx(logits[best].tolist(), rel=1e-3, abs=1e-3)  # type: ignore[index]
+            checked += 1
+    assert checked == len(found) > 2
+    assert explanation.weighting == weighting
+
+
+@pytest.mark.parametrize(("name", "where"), FINAL_NORMS.items())
+def test_the_final_norm_is_found(name: str, where: str, make_model: Callable[..., ChatModel]) -> None:
+    model = make_model(name)
+    assert final_norm(model) is model.model.get_submodule(where)
+
+
+def test_the_final_norm_is_found_on_every_architecture(any_model: ChatModel) -> None:
+    """What it makes of the last layer's output is what the unembedding reads."""
+    norm, seen = final_norm(any_model), dict[str, Tensor]()
+    unembedding = any_model.model.get_output_embeddings()
+
+    def returned(_module: nn.Module, _args: object, output: Tensor) -> None:
+        seen["returned"] = output
+
+    def read(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen["read"] = args[0]
+
+    handles = [norm.register_forward_hook(returned), unembedding.register_forward_pre_hook(read)]
+    with torch.no_grad():
+        any_model.model(input_ids=torch.tensor([[5, 6, 7]]))
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(seen["returned"], seen["read"])
+    assert "norm" in type(norm).__name__.lower()
+
+
+def test_nothing_of_the_search_for_the_norm_is_left(model: ChatModel) -> None:
+    final_norm(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
+
+
+def test_layers_without_neurons_are_left_out(model: ChatModel, neurons: NeuronSet) -> None:
+    empty = torch.zeros(0, dtype=torch.int64)
+    one = dataclasses.replace(
+        neurons, rejection=(empty, torch.tensor([3, 4]), empty), conformity=(empty, empty, torch.tensor([5]))
+    )
+    found = explain(model, one).layers
+    assert [(layer.layer, layer.side, len(layer.words)) for layer in found] == [
+        (1, "rejection", 10),
+        (2, "conformity", 10),
+    ]
+    nothing = dataclasses.replace(neurons, rejection=(empty,) * 3, conformity=(empty,) * 3)
+    assert explain(model, nothing).layers == ()
+
+
+def test_logits_fall(model: ChatModel, neurons: NeuronSet) -> None:
+    for layer in explain(model, neurons).layers:
+        assert list(layer.logits) == sorted(layer.logits, reverse=True)
+
+
+def test_low_precision_models_are_explained(harmful: list[str], benign: list[str], any_model: ChatModel) -> None:
+    any_model.model.to(torch.bfloat16)
+    assert explain(any_model, find(any_model, harmful, benign, percent=10)).layers
+
+
+def test_neurons_without_directions_are_an_error(model: ChatModel, neurons: NeuronSet) -> None:
+    with pytest.raises(SafetyNeuronsError, match="directions="):
+        explain(model, dataclasses.replace(neurons, directions=None))
+
+
+def test_neurons_of_a_model_of_another_shape_are_an_error(model: ChatModel, neurons: NeuronSet) -> None:
+    assert neurons.directions is not None
+    directions = dataclasses.replace(
+        neurons.directions, harmful=neurons.directions.harmful[:2], benign=neurons.directions.benign[:2]
+    )
+    other = dataclasses.replace(
+        neurons,
+        rejection=neurons.rejection[:2],
+        conformity=neurons.conformity[:2],
+        widths=neurons.widths[:2],
+        directions=directions,
+    )
+    with pytest.raises(SafetyNeuronsError, match=neurons.provenance.model):
+        explain(model, other)
+
+
+def test_a_model_without_unembedding_is_an_error(
+    model: ChatModel, neurons: NeuronSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.model, "get_output_embeddings", lambda: None)
+    with pytest.raises(SafetyNeuronsError, match=f"{model.name} has no unembedding"):
+        explain(model, neurons)
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        (" sorry", "sorry"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("a\u202eb", "a\\u202eb"),
+        ("a\u2066b", "a\\u2066b"),
+        ("a\rb\x07\x9b", "a\\rb\\x07\\x9b"),
+        ("\n", "\\n"),
+        (" ", " "),
+        ("\ud800", "\\ud800"),
+        ("中文 ñ 🙂", "中文 ñ 🙂"),
+        ("it's", "it's"),
+    ],
+)
+def test_readable(token: str, shown: str) -> None:
+    assert readable(token) == shown
+
+
+def test_everything_readable_is_printable() -> None:
+    for start in range(0, 0x110000, 0x100):
+        text = readable("".join(map(chr, range(start, start + 0x100, 5))))
+        assert text.isprintable(), hex(start)
+
+
+def test_a_printed_explanation_cannot_steer_the_terminal() -> None:
+    words = ("[bold red]I", "\x1b[2J", "\u202e", "[/]", " can't")
+    shown = Explanation((LayerWords(4, "rejection", words, (5.0, 4.0, 3.0, 2.0, 1.0)),), "mean")
+    text = str(shown)
+    assert "[bold red]I \\x1b[2J \\u202e [/] can't" in text
+    assert "\u202e" not in text
+    console = Console(width=110, force_terminal=True, color_system="truecolor")
+    with console.capture() as captured:
+        console.print(shown)
+    assert "\x1b[2J" not in captured.get()
+    assert "[bold red]I" in captured.get()
+
+
+def test_both_sides_of_a_layer_share_a_line() -> None:
+    layers = (
+        LayerWords(3, "rejection", ("sorry",), (1.0,)),
+        LayerWords(3, "conformity", ("sure",), (1.0,)),
+        LayerWords(5, "conformity", ("here",), (1.0,)),
+    )
+    lines = str(Explanation(layers, "difference")).splitlines()
+    assert sum("sorry" in line and "sure" in line and "3" in line for line in lines) == 1
+    assert sum("here" in line and "5" in line for line in lines) == 1

@@ -1,0 +1,109 @@
+"""Selection, against Python's own sorting."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.find.select import select, top_percent
+
+LAYERS = [40, 25, 60]
+
+
+def random_scores(seed: int, low: int = 0, high: int = 12) -> list[Tensor]:
+    """Whole numbers, so that there are ties."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(low, high, (width,), generator=generator).float() for width in LAYERS]
+
+
+def best(pairs: list[tuple[float, int, int]], percent: float) -> set[tuple[int, int]]:
+    """(layer, neuron) of the best k percent; of equals the earlier ones."""
+    count = max(1, round(len(pairs) * percent / 100))
+    return {(layer, index) for score, layer, index in sorted(pairs, key=lambda pair: -pair[0])[:count] if score >= 0}
+
+
+def naive(scores: list[Tensor], percent: float, scope: str) -> set[tuple[int, int]]:
+    triples = [
+        [(score, layer, index) for index, score in enumerate(values.tolist())] for layer, values in enumerate(scores)
+    ]
+    if scope == "layer":
+        return set().union(*(best(layer, percent) for layer in triples))
+    return best([triple for layer in triples for triple in layer], percent)
+
+
+def members(masks: list[Tensor]) -> set[tuple[int, int]]:
+    assert [len(mask) for mask in masks] == LAYERS
+    assert all(mask.dtype == torch.bool for mask in masks)
+    return {(layer, index) for layer, mask in enumerate(masks) for index in mask.nonzero().flatten().tolist()}
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+@pytest.mark.parametrize("percent", [0.01, 3, 10, 50, 100])
+@pytest.mark.parametrize("seed", range(3))
+def test_top_percent(seed: int, percent: float, scope: str) -> None:
+    scores = random_scores(seed)
+    assert members(top_percent(scores, percent, scope)) == naive(scores, percent, scope)
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_a_budget_however_small_is_at_least_one_neuron(scope: str) -> None:
+    chosen = members(top_percent(random_scores(0), 1e-6, scope))
+    assert len(chosen) == (len(LAYERS) if scope == "layer" else 1)
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+@pytest.mark.parametrize("percent", [10, 100])
+def test_negative_scores_are_never_chosen(percent: float, scope: str) -> None:
+    scores = random_scores(1, low=-12, high=3)
+    chosen = members(top_percent(scores, percent, scope))
+    assert chosen == naive(scores, percent, scope)
+    assert all(scores[layer][index] >= 0 for layer, index in chosen)
+
+
+@pytest.mark.parametrize("percent", [0, -1, 100.1, float("nan")])
+def test_a_budget_that_is_none_is_an_error(percent: float) -> None:
+    with pytest.raises(SafetyNeuronsError, match="100 percent"):
+        top_percent(random_scores(0), percent, "model")
+
+
+def test_a_scope_that_is_none_is_an_error() -> None:
+    """Not the other scope in silence."""
+    with pytest.raises(SafetyNeuronsError, match="layers"):
+        top_percent(random_scores(0), 1, "layers")
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+@pytest.mark.parametrize("percent", [5, 40])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_side_loses_what_the_other_has_too(seed: int, percent: float, scope: str) -> None:
+    harmful, benign = random_scores(seed), random_scores(seed + 100)
+    mine, theirs = naive(harmful, percent, scope), naive(benign, percent, scope)
+    rejection, conformity = select(harmful, benign, percent, scope, contrastive=False)
+    assert members(rejection) == mine - theirs
+    assert members(conformity) == theirs - mine
+    assert members(rejection)
+
+
+def test_the_same_scores_on_both_sides_leave_nothing() -> None:
+    rejection, conformity = select(random_scores(0), random_scores(0), 20, "model", contrastive=False)
+    assert members(rejection) == members(conformity) == set()
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+@pytest.mark.parametrize("seed", range(3))
+def test_contrastive_scores_share_one_budget(seed: int, scope: str) -> None:
+    values, generator = random_scores(seed), torch.Generator().manual_seed(seed)
+    sides = [torch.rand(width, generator=generator) < 0.5 for width in LAYERS]
+    harmful = [value.where(side, -1.0) for value, side in zip(values, sides, strict=True)]
+    benign = [value.where(~side, -1.0) for value, side in zip(values, sides, strict=True)]
+    chosen = naive(values, 20, scope)
+    rejection, conformity = select(harmful, benign, 20, scope, contrastive=True)
+    assert members(rejection) == {(layer, index) for layer, index in chosen if sides[layer][index]}
+    assert members(conformity) == chosen - members(rejection)
+    assert members(conformity)
+
+
+def test_contrastive_neurons_that_are_out_on_both_sides_are_never_chosen() -> None:
+    out = [torch.full((width,), -1.0) for width in LAYERS]
+    rejection, conformity = select(out, out, 50, "model", contrastive=True)
+    assert members(rejection) == members(conformity) == set()

@@ -1,0 +1,324 @@
+"""The command line: what arrives at the run, and how it fails."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safety_neurons import cli
+from safety_neurons.models.presets import PRESETS
+
+pipeline_module = importlib.import_module("safety_neurons.run.pipeline")
+
+COMMAND = [sys.executable, "-c", "from safety_neurons.cli import main; main()"]
+
+
+def outside(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, without a network."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False
+    )
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+class Call:
+    """What the pipeline was asked for."""
+
+    def __init__(self) -> None:
+        self.folder = Path()
+        self.given: dict[str, Any] = {}
+        self.options: dict[str, Any] = {}
+
+
+def inside(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """The command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["safety-neurons", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """The runs that would have been started."""
+    made: list[Call] = []
+
+    def run(folder: Path, given: dict[str, Any], **options: Any) -> dict[str, Any]:
+        call = Call()
+        call.folder, call.given, call.options = folder, given, options
+        made.append(call)
+        return {"rows": []}
+
+    monkeypatch.setattr(pipeline_module, "run", run)
+    return made
+
+
+def one_paragraph(text: str) -> bool:
+    return bool(text.strip()) and "Traceback" not in text and "\n\n" not in text.strip()
+
+
+def test_help_names_every_command() -> None:
+    done = outside("--help")
+    assert done.returncode == 0
+    for command in ("run", "find", "explain", "calibrate", "tune", "evaluate", "report", "merge", "models"):
+        assert f" {command} " in done.stdout
+
+
+def test_models_lists_every_preset(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    assert inside(monkeypatch, "models") == 0
+    shown = capsys.readouterr().out
+    assert all(preset.name in shown and preset.hub_id in shown for preset in PRESETS.values())
+
+
+def test_unknown_model_is_told_in_one_paragraph(tmp_path: Path) -> None:
+    done = outside("run", "--model", "no-such-model", "--out", "new", cwd=tmp_path)
+    assert done.returncode == 2
+    assert one_paragraph(done.stderr)
+    assert "no-such-model" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_model_that_cannot_be_fetched_is_told_and_the_folder_stays_usable(tmp_path: Path) -> None:
+    done = outside("run", "--model", "acme/no-such-model", "--out", "new", cwd=tmp_path)
+    assert done.returncode == 2
+    assert one_paragraph(done.stderr)
+    assert "acme/no-such-model" in done.stderr
+    left = {path.name for path in (tmp_path / "new").iterdir()} if (tmp_path / "new").exists() else set()
+    assert left <= {".lock"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "--harmful", "missing.csv"], "missing.csv"),
+        (["run", "--harmful", "no-such-set"], "no-such-set"),
+        (["run", "--config", "missing.toml"], "missing.toml"),
+        (["run", "--evaluate.attacks", "no-such-attack"], "no-such-attack"),
+        (["run", "--evaluate.judge", "no-such-judge"], "no-such-judge"),
+        (["run", "--find.percent", "many"], "percent"),
+        (["run", "--find.percent", "500"], "percent"),
+        (["run", "--find.scope", "galaxy"], "scope"),
+        (["run", "--tune.learning-rate", "inf"], "learning"),
+        (["run", "--no-such-option", "3"], "no-such-option"),
+        (["run", "--find.no-such-option", "3"], "no-such-option"),
+        (["run", "--out"], "out"),
+        (["find"], "run"),
+        (["no-such-command"], "no-such-command"),
+        (["report", "missing-folder"], "missing-folder"),
+        (["merge", "missing-folder", "merged"], "missing-folder"),
+        (["prepare", "no-such-model"], "no-such-model"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_fail_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # These mistakes come to light without any model: nothing is unpacked or loaded.
+    monkeypatch.setattr(pipeline_module, "locate", lambda name: (name, "identity"))
+    monkeypatch.setattr(pipeline_module, "_run", lambda *_: pytest.fail("the run began"))
+    code = inside(monkeypatch, *arguments)
+    shown = capsys.readouterr()
+    assert code not in (0, None)
+    assert told in (shown.err + shown.out).lower().replace("_", "-")
+    assert "Traceback" not in shown.err + shown.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_arrive_as_they_were_given_and_no_more(monkeypatch: pytest.MonkeyPatch, calls: list[Call]) -> None:
+    """Options that were not given must not overwrite what the folder remembers."""
+    code = inside(
+        monkeypatch,
+        *("run", "--out", "somewhere", "--find.percent", "3", "--calibrate.alpha-rejection", "2.5", "--seed", "4"),
+        *("--evaluate.attacks", "direct", "--evaluate.attacks", "prefill", "--show-responses"),
+    )
+    assert code == 0
+    assert calls[0].folder == Path("somewhere")
+    assert calls[0].given == {
+        "find": {"percent": 3.0},
+        "calibrate": {"alpha_rejection": 2.5},
+        "seed": 4,
+        "evaluate": {"attacks": ["direct", "prefill"]},
+        "show_responses": True,
+    }
+    assert calls[0].options["until"] == "report"
+    assert "--find.percent 3" in calls[0].options["command"]
+
+
+def test_run_without_options_gives_none(monkeypatch: pytest.MonkeyPatch, calls: list[Call]) -> None:
+    assert inside(monkeypatch, "run") == 0
+    assert calls[0].given == {}
+
+
+@pytest.mark.parametrize("stage", ["find", "explain", "calibrate", "tune", "evaluate"])
+def test_each_stage_is_a_command(monkeypatch: pytest.MonkeyPatch, calls: list[Call], stage: str) -> None:
+    assert inside(monkeypatch, stage, "runs/mine", "--find.percent", "1") == 0
+    assert calls[0].folder == Path("runs/mine")
+    assert calls[0].options["until"] == stage
+    assert calls[0].given == {"find": {"percent": 1.0}}
+
+
+@pytest.mark.parametrize(("argument", "value"), [("--thinking=false", False), ("--thinking", True)])
+def test_thinking_is_switched_on_and_off(
+    monkeypatch: pytest.MonkeyPatch, calls: list[Call], argument: str, value: bool
+) -> None:
+    assert inside(monkeypatch, "run", argument) == 0
+    assert calls[0].given == {"thinking": value}
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run", "stray"), ("find", "runs/mine", "stray"), ("run", "--thinking", "false")]
+)
+def test_stray_word_is_not_taken_for_a_model(
+    monkeypatch: pytest.MonkeyPatch, calls: list[Call], arguments: tuple[str, ...]
+) -> None:
+    code = inside(monkeypatch, *arguments)
+    assert code != 0 or "model" not in calls[0].given
+
+
+TOML = """
+model = "from-file"
+seed = 9
+[find]
+percent = 5
+positions = 2
+[evaluate]
+attacks = ["direct"]
+"""
+
+
+def test_settings_file_is_read_and_options_go_before_it(
+    monkeypatch: pytest.MonkeyPatch, calls: list[Call], tmp_path: Path
+) -> None:
+    (tmp_path / "settings.toml").write_text(TOML)
+    code = inside(monkeypatch, "run", "--config", str(tmp_path / "settings.toml"), "--find.percent", "7", "--seed", "1")
+    assert code == 0
+    assert calls[0].given == {
+        "model": "from-file",
+        "seed": 1,
+        "find": {"percent": 7.0, "positions": 2},
+        "evaluate": {"attacks": ["direct"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[find]\npercnt = 3", "percnt"),
+        ("colour = 'red'", "colour"),
+        ("[find]\npercent = 'many'", "percent"),
+        ("find = 3", "find"),
+        ("[model]\nname = 'x'", "model"),
+        ("seed = = 3", "settings.toml"),
+    ],
+    ids=lambda text: text.replace("\n", " "),
+)
+@pytest.mark.parametrize("option", [(), ("--find.positions", "3")], ids=["alone", "with an option"])
+def test_mistake_in_the_settings_file_is_told_in_one_paragraph(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    text: str,
+    told: str,
+    option: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.toml").write_text(text)
+    assert inside(monkeypatch, "run", "--config", "settings.toml", "--out", "new", *option) == 2
+    shown = capsys.readouterr().err
+    assert one_paragraph(shown)
+    assert told in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.toml"]
+
+
+@pytest.mark.parametrize("kind", ["binary", "folder"])
+def test_settings_file_that_is_no_text_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "settings.toml"
+    if kind == "binary":
+        path.write_bytes(b"\xff\xfe\x00")
+    else:
+        path.mkdir()
+    assert inside(monkeypatch, "run", "--config", str(path), "--out", str(tmp_path / "new")) == 2
+    shown = capsys.readouterr().err
+    assert one_paragraph(shown)
+    assert "settings.toml" in shown.replace("\n", "")
+
+
+def test_stopping_by_hand_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline_module, "run", run)
+    assert inside(monkeypatch, "run") not in (0, None)
+    shown = capsys.readouterr().err
+    assert one_paragraph(shown)
+    assert "again" in shown
+
+
+def test_markup_in_names_is_shown_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Square brackets are markup to the terminal library: a name with them must come out whole."""
+    assert inside(monkeypatch, "run", "--model", "[red]x", "--out", str(tmp_path / "new")) == 2
+    assert "[red]x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a b/c", "[red]/x", "ä/ö", "a--b/..c"])
+def test_name_that_no_hub_would_take_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setattr(pipeline_module, "_run", lambda *_: pytest.fail("the run began"))
+    assert inside(monkeypatch, "run", "--model", name, "--out", str(tmp_path / "new")) == 2
+    shown = capsys.readouterr().err
+    assert one_paragraph(shown)
+    assert name in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line_starts_without_torch() -> None:
+    heavy = python(
+        "import sys, safety_neurons, safety_neurons.cli;"
+        "print([name for name in ('torch', 'transformers', 'scipy', 'plotly') if name in sys.modules])"
+    )
+    assert heavy == "[]"
+
+
+def test_functions_stay_functions_when_their_folders_are_imported() -> None:
+    shown = python(
+        "import safety_neurons as sn, safety_neurons.find.find, safety_neurons.explain.projection\n"
+        "import safety_neurons.calibrate.calibration, safety_neurons.tune.safetune, safety_neurons.run.pipeline\n"
+        "print([type(getattr(sn, name)).__name__ for name in ('find', 'explain', 'calibrate', 'tune', 'run')])\n"
+        "print(all(getattr(sn, name) is not None for name in sn.__all__))\n"
+        "from safety_neurons import find\n"
+        "print(type(find).__name__)"
+    )
+    assert shown.splitlines() == [str(["function"] * 5), "True", "function"]
+
+
+def test_unknown_name_of_the_package_is_an_attribute_error() -> None:
+    import safety_neurons as sn
+
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = sn.no_such_name
+    assert set(sn.__all__) <= {*sn._HOMES}
