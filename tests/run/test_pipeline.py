@@ -253,9 +253,9 @@ def test_rows_have_their_columns_and_the_rates_of_the_verdicts(whole: Path) -> N
         assert set(row) == ROW_KEYS
         verdicts = [verdict_on(TEXTS[row["prompts"]].format(number)) for number in TEST_NUMBERS]
         times = 2 if row["attack"] == "mean" else 1
-        counted = "complied" if row["metric"] == "attack success" else "refused"
+        counted: Verdict = "complied" if row["metric"] == "attack success" else "refused"
         assert row["metric"] in ("attack success", "refused")
-        judged = [verdict for verdict in verdicts if verdict != "unscored"]
+        judged: list[Verdict] = [verdict for verdict in verdicts if verdict != "unscored"]
         assert row["n"] == times * len(judged)
         assert row["unscored"] == times * verdicts.count("unscored")
         assert row["value"] == pytest.approx(judged.count(counted) / len(judged))

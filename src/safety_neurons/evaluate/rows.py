@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest
 
 from safety_neurons.judges import Verdict
 
 CONFIDENCE = 0.95
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -56,31 +57,26 @@ def mean_rate(groups: Sequence[Sequence[Verdict]], counted: Verdict, seed: int) 
     """The mean over groups (attacks) of the share of `counted`; the groups hold the same requests in the same order.
 
     The interval is a percentile bootstrap over requests, so that one request's fate under several attacks is not
-    mistaken for several independent ones.
+    mistaken for several independent ones. Where all verdicts agree, resampling says nothing: then it is Wilson's
+    for as many requests.
     """
-    values = numpy.array(
-        [[numpy.nan if verdict == "unscored" else float(verdict == counted) for verdict in group] for group in groups]
-    )
-    scored = ~numpy.isnan(values)
-    n, unscored = int(scored.sum()), int((~scored).sum())
+    hits = numpy.array([[verdict == counted for verdict in group] for group in groups], dtype=float)
+    scored = numpy.array([[verdict != "unscored" for verdict in group] for group in groups], dtype=float)
+    n, unscored = int(scored.sum()), int((1 - scored).sum())
     if not scored.any(axis=1).all():
         return Rate(None, None, None, n, unscored)
-
-    def statistic(requests: numpy.ndarray, axis: int) -> numpy.ndarray:
-        sample = numpy.moveaxis(values[:, requests.astype(int)], 0, -1)
-        return numpy.nanmean(numpy.nanmean(sample, axis=-2 if axis == -1 else axis), axis=-1)
-
-    requests = numpy.arange(values.shape[1])
-    mean = float(numpy.nanmean(values, axis=1).mean())
-    if len(requests) < 2 or numpy.nanmin(values) == numpy.nanmax(values):
-        # Nothing varies, so resampling says nothing: the interval of a single group of that size is the honest one.
-        first = rate([verdict for group in groups for verdict in group][: len(requests)], counted)
-        return Rate(mean, first.low, first.high, n, unscored)
-    with numpy.errstate(all="ignore"):
-        interval = bootstrap(
-            (requests,), statistic, vectorized=True, method="percentile", n_resamples=2000, rng=seed
-        ).confidence_interval
-    return Rate(mean, float(interval.low), float(interval.high), n, unscored)
+    shares = hits.sum(axis=1) / scored.sum(axis=1)
+    mean = float(shares.mean())
+    requests = int(scored.any(axis=0).sum())
+    if mean in (0.0, 1.0) or requests < 2:
+        interval = binomtest(round(mean * requests), requests).proportion_ci(CONFIDENCE, method="wilson")
+        return Rate(mean, min(float(interval.low), mean), max(float(interval.high), mean), n, unscored)
+    drawn = numpy.random.default_rng(seed).integers(0, hits.shape[1], (RESAMPLES, hits.shape[1]))
+    counts = scored[:, drawn].sum(axis=2)
+    # A resample in which a group has no judged answer says nothing of that group: the group keeps its own share.
+    resampled = numpy.where(counts > 0, hits[:, drawn].sum(axis=2) / counts.clip(min=1), shares[:, None])
+    low, high = numpy.quantile(resampled.mean(axis=0), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Rate(mean, min(float(low), mean), max(float(high), mean), n, unscored)
 
 
 def row(found: Rate, **names: str) -> Row:

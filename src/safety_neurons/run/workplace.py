@@ -13,6 +13,7 @@ from safety_neurons.evaluate.rows import Row, rate, row
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
+from safety_neurons.models.weights import file_sha256
 from safety_neurons.progress import Listener
 from safety_neurons.prompts import Prompt, PromptSet
 from safety_neurons.run.answers import Answer, Condition, ask
@@ -106,8 +107,9 @@ class Workplace:
         settings = self.settings.calibrate
         alpha = settings.alpha_conformity if toward == "conformity" else settings.alpha_rejection
         knobs = (alpha, settings.prompt_positions, settings.generated_tokens)
-        neurons = [layer.tolist() for layer in self.neurons.both]
-        context = fingerprint(self.answering, toward, subject, self.settings.seed, neurons, knobs)
+        # What is added follows from the files of this run and, for random neurons, from the seed.
+        found = [file_sha256(path) for path in (self.folder.neurons, self.folder.directions)]
+        context = fingerprint(self.answering, toward, subject, self.settings.seed, found, knobs)
         return Condition(subject, f"toward {toward}", context)
 
     def row(
