@@ -30,7 +30,8 @@ Examples:
 """,
     help_format="plaintext",
     version_flags=["--version"],
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative_iterable=()),
+    suppress_keyboard_interrupt=False,
 )
 
 SettingsArgument = Annotated[Settings | None, Parameter(name="*")]
@@ -38,14 +39,14 @@ RunFolderArgument = Annotated[Path, Parameter(help="The run's folder.")]
 
 
 def _run(out: Path, settings: Settings | None, config: Path | None, until: str) -> None:
+    from safety_neurons.run.folder import overridden
     from safety_neurons.run.pipeline import run
 
     given: dict[str, Any] = {}
     if config is not None:
         given = _read_config(config)
     if settings is not None:
-        for name, value in settings.model_dump(mode="json", exclude_unset=True).items():
-            given[name] = {**given.get(name, {}), **value} if isinstance(value, dict) else value
+        given = overridden(given, settings.model_dump(mode="json", exclude_unset=True))
     command = f"safety-neurons {' '.join(sys.argv[1:])}"
     with ConsoleListener() as listener:
         results = run(out, given, until=until, listener=listener, command=command)
@@ -59,16 +60,23 @@ def _run(out: Path, settings: Settings | None, config: Path | None, until: str) 
 def _read_config(path: Path) -> dict[str, Any]:
     import tomllib
 
+    from safety_neurons.run.folder import merged_settings
+
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SafetyNeuronsError(f"The settings file {path} does not exist.") from error
+    except OSError as error:
+        raise SafetyNeuronsError(f"The settings file {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SafetyNeuronsError(f"The settings file {path} is not valid TOML: {error}.") from error
+    # On its own first: an option could hide a mistake in the file.
+    merged_settings({}, given)
+    return given
 
 
 @app.command
-def run(settings: SettingsArgument = None, *, out: RunFolderArgument = DEFAULT_OUT, config: Path | None = None) -> None:
+def run(*, settings: SettingsArgument = None, out: RunFolderArgument = DEFAULT_OUT, config: Path | None = None) -> None:
     """All stages: find, explain, calibrate, tune, evaluate, report. What is done already is not redone.
 
     Options that are not given are taken from the folder's own record, where there is one.
@@ -82,7 +90,7 @@ def run(settings: SettingsArgument = None, *, out: RunFolderArgument = DEFAULT_O
 
 
 def _stage_command(stage: str, text: str) -> None:
-    def command(run_dir: RunFolderArgument, settings: SettingsArgument = None, *, config: Path | None = None) -> None:
+    def command(run_dir: RunFolderArgument, *, settings: SettingsArgument = None, config: Path | None = None) -> None:
         _run(run_dir, settings, config, stage)
 
     command.__doc__ = f"{text}\n\nStages that it needs are run first where they are missing."

@@ -11,7 +11,7 @@ from safety_neurons.models.presets import DEFAULT_MODEL
 class Section(BaseModel):
     """A group of settings; unknown names are errors, so that a typing mistake is not a silent default."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class FindSettings(Section):
@@ -59,14 +59,14 @@ class TuneSettings(Section):
     benign: int = Field(90, ge=0)
     """How many benign training prompts the untouched model answers for the corpus."""
     borderline: int = Field(56, ge=0)
-    """How many borderline-benign training prompts the untouched model answers for the corpus."""
+    """How many borderline-benign training prompts are answered, calibrated towards conformity, for the corpus."""
     plain_refusals: float = Field(0.34, ge=0, le=1)
     """Share of the harmful requests that are trained on as they are; the others are disguised."""
     plain_benign: float = Field(0.6, ge=0, le=1)
-    """Likewise for benign and borderline requests."""
+    """Likewise for benign requests."""
     answer_tokens: int = Field(16, ge=1)
-    """Longest answer in the corpus, in tokens. Whether to refuse is decided at its start; a long tail would drown it."""
-    learning_rate: float = Field(5e-4, gt=0)
+    """Longest answer in the corpus, in tokens. Refusing is decided at its start; a long tail would drown it."""
+    learning_rate: float = Field(4e-4, gt=0)
     """Peak learning rate of AdamW."""
     epochs: int = Field(1, ge=1)
     """Passes over the corpus."""

@@ -107,7 +107,7 @@ def test_no_special_token_is_added_to_what_the_template_wrote(model: ChatModel) 
 
 
 def test_chat_is_the_greedy_answer(model: ChatModel) -> None:
-    expected = dict(generate(model, [model.render("Hello")], max_new_tokens=6))[0]
+    expected = dict(generate(model, [model.render("Hello")], max_new_tokens=6))[0].text
     assert model.chat("Hello", max_new_tokens=6) == expected
     assert expected
 

@@ -37,7 +37,8 @@ def greedy(model: ChatModel, text: str, tokens: int) -> str:
 def test_batched_answers_are_the_greedy_ones(name: str, batch_size: int, make_model: Callable[..., ChatModel]) -> None:
     model = make_model(name)
     texts = rendered(model)
-    answers = dict(generate(model, texts, max_new_tokens=6, batch_size=batch_size))
+    completions = generate(model, texts, max_new_tokens=6, batch_size=batch_size)
+    answers = {index: completion.text for index, completion in completions}
     assert answers == {index: greedy(model, text, 6) for index, text in enumerate(texts)}
 
 

@@ -80,7 +80,11 @@ def test_a_model_in_memory(model: ChatModel) -> None:
     loaded = load(model.model, model.tokenizer, system="Be brief.", chat_template="{{ messages[0]['content'] }}")
     assert loaded.model is model.model
     assert not loaded.model.training
-    assert (loaded.identity, loaded.system) == ("in-memory", "Be brief.")
+    assert loaded.system == "Be brief."
+    assert loaded.identity == load(model.model, model.tokenizer).identity
+    with torch.no_grad():
+        model.model.get_output_embeddings().weight[0, 0] += 1
+    assert loaded.identity != load(model.model, model.tokenizer).identity, "other weights, the same name"
     assert loaded.with_system(None).render("Hello") == "Hello"
 
 

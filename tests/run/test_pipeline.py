@@ -21,6 +21,7 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet, read_tensors
 from safety_neurons.judges import Judge, Judgement, Verdict
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.generate import Completion
 from safety_neurons.progress import Advance, Silence
 from safety_neurons.run.pipeline import STAGES, run
 from safety_neurons.tune.corpus import Corpus
@@ -160,7 +161,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts: list[str] = []
     original = answers_module.generate
 
-    def generate(model: ChatModel, prompts: list[str], **options: Any) -> Iterator[tuple[int, str]]:
+    def generate(model: ChatModel, prompts: list[str], **options: Any) -> Iterator[tuple[int, Completion]]:
         for index, answer in original(model, prompts, **options):
             texts.append(prompts[index])
             yield index, answer
@@ -361,7 +362,7 @@ def test_answers_of_old_directions_are_not_taken_for_new_ones(given: dict[str, A
             line["text"] += " QUICK!!" if number % 2 else " I beg you, tell me now"
         given[name] = str(tmp_path / f"{name}.jsonl")
         Path(given[name]).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    given["find"] |= {"score": "random", "prompts": 2, "percent": 40.0}
+    given["find"] |= {"score": "random", "prompts": 2, "percent": 25.0}
     given["calibrate"] |= {"alpha_conformity": 30.0, "alpha_rejection": 30.0}
     run(tmp_path / "run", given, until="calibrate")
     old = results_of(tmp_path / "run")["examples"]
@@ -515,7 +516,8 @@ def test_mistakes_are_told_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(workplace_module, "load", no_model)
     for section, value in change.items():
-        given[section] = {**given.get(section, {}), **value} if isinstance(value, dict) else value
+        old = given.get(section, {})
+        given[section] = {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value
     before = contents(finished)
     for folder in (tmp_path / "new", finished):
         with pytest.raises(SafetyNeuronsError, match=name):
@@ -538,12 +540,14 @@ def test_mistake_does_not_spoil_the_folder(given: dict[str, Any], tmp_path: Path
 def mark_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that can be recognised wherever they turn up."""
 
-    def generate(_model: ChatModel, prompts: list[str], *, done: frozenset[int], **_: Any) -> Iterator[tuple[int, str]]:
+    def generate(
+        _model: ChatModel, prompts: list[str], *, done: frozenset[int], **_: Any
+    ) -> Iterator[tuple[int, Completion]]:
         for index, prompt in enumerate(prompts):
             if index not in done:
                 found = re.search(r"(person|recipe|process) number (\d+)", prompt)
                 assert found is not None
-                yield index, f"MARK-{found[1]}-{found[2]}-MARK"
+                yield index, Completion(f"MARK-{found[1]}-{found[2]}-MARK", cut_off=False)
 
     monkeypatch.setattr(answers_module, "generate", generate)
 

@@ -46,11 +46,7 @@ def calibrate(
         raise SafetyNeuronsError(
             "These neurons came without directions; load them with directions=, or run find again."
         )
-    if neurons.widths != tuple(site.width for site in model.sites):
-        raise SafetyNeuronsError(
-            f"The neurons were found in {neurons.provenance.model}, whose layers have another width than those of "
-            f"{model.name}. Find them on this model."
-        )
+    neurons.check_fits(model)
     if prompt_positions > directions.positions:
         raise SafetyNeuronsError(
             f"Directions are known for the last {directions.positions} prompt positions, not for {prompt_positions}. "

@@ -71,13 +71,14 @@ def explain(model: ChatModel, neurons: NeuronSet, *, top: int = 10, weighting: W
     """Project what the rejection and the conformity neurons write at the prompt's last position.
 
     Raises:
-        SafetyNeuronsError: the neurons came without directions, or the model has no unembedding.
+        SafetyNeuronsError: the neurons came without directions or fit another model, or there is no unembedding.
     """
     directions = neurons.directions
     if directions is None:
         raise SafetyNeuronsError(
             "These neurons came without directions; load them with directions=, or run find again."
         )
+    neurons.check_fits(model)
     unembedding = model.model.get_output_embeddings()
     if unembedding is None:
         raise SafetyNeuronsError(f"{model.name} has no unembedding, so its neurons cannot be read in words.")

@@ -46,6 +46,11 @@ class _Sums:
         self.by_position = torch.zeros(positions, width, dtype=torch.float64)
         self.position_count = torch.zeros(positions, 1, dtype=torch.float64)
 
+    def add(self, other: "_Sums") -> None:
+        """Take in the sums of another batch."""
+        for name, value in vars(other).items():
+            getattr(self, name).add_(value)
+
 
 def capture(
     model: ChatModel,
@@ -65,7 +70,7 @@ def capture(
     sums = [_Sums(site.width, positions) for site in model.sites]
     tokens = 0
 
-    def run(batch: list[int]) -> int:
+    def run(batch: list[int]) -> tuple[list[_Sums], int]:
         inputs = model.encode([texts[index] for index in batch])
         seen: dict[int, Tensor] = {}
         hooks = {}
@@ -80,10 +85,15 @@ def capture(
             stack.enter_context(activation_hooks(hooks))
             forward(model.model, inputs)
             offsets = where.offsets
-        return _add(sums, seen, offsets, [_tail(tail, index) for index in batch])
+        # Sums of this batch alone: if memory runs out on the way, nothing of it has been counted yet.
+        part = [_Sums(site.width, positions) for site in model.sites]
+        return part, _add(part, seen, offsets, [_tail(tail, index) for index in batch])
 
     for batch in batches_by_length(texts, batch_size):
-        tokens += sum(halve_when_full(run, batch))
+        for part, counted in halve_when_full(run, batch):
+            tokens += counted
+            for total, more in zip(sums, part, strict=True):
+                total.add(more)
         advance(len(batch))
 
     def average(values: Tensor, count: float | Tensor) -> Tensor:

@@ -45,6 +45,8 @@ def find(
     chosen = scores.get(score)
     if not harmful or not benign:
         raise SafetyNeuronsError("Finding needs harmful and benign prompts: one of the two sets is empty.")
+    if positions < 1:
+        raise SafetyNeuronsError(f"Directions need at least one position at the prompt's end, not {positions}.")
     sides: list[ActivationStatistics] = []
     answered: list[ActivationStatistics] = []
     for prompts, is_harmful in ((harmful, True), (benign, False)):
@@ -54,16 +56,17 @@ def find(
         if chosen.positions == "response":
             responses = [PLAIN_REFUSAL] * len(texts)
             if not is_harmful:
-                for index, text in generate(model, texts, max_new_tokens=response_tokens, batch_size=batch_size):
-                    responses[index] = text or PLAIN_REFUSAL
+                for index, answer in generate(model, texts, max_new_tokens=response_tokens, batch_size=batch_size):
+                    responses[index] = answer.text or PLAIN_REFUSAL
             answered.append(_capture_responses(model, texts, responses, batch_size))
     counted = (answered[0], answered[1]) if answered else (sides[0], sides[1])
-    vectors = [site.write_vectors() for site in model.sites]
+    # One layer at a time: all write vectors in float32 would be as large as a third of the model.
+    norms = [[site.write_vectors().norm(p=p, dim=1).cpu() for site in model.sites] for p in (1, 2)]
     evidence = scores.Evidence(
         harmful=counted[0],
         benign=counted[1],
-        write_norm_1=[layer.norm(p=1, dim=1).cpu() for layer in vectors],
-        write_norm_2=[layer.norm(p=2, dim=1).cpu() for layer in vectors],
+        write_norm_1=norms[0],
+        write_norm_2=norms[1],
         seed=seed,
     )
     on_harmful, on_benign = chosen.compute(evidence)

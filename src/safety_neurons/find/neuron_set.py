@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.models.chat import ChatModel
 from safety_neurons.storage import atomic_path
 
 
@@ -38,10 +39,12 @@ class Directions:
         """Read what `save` wrote.
 
         Raises:
-            SafetyNeuronsError: the file is missing or broken.
+            SafetyNeuronsError: the file is missing or broken, or holds something else.
         """
         tensors, _ = read_tensors(path)
         layers = len(tensors) // 2
+        if set(tensors) != {f"{side}.{layer}" for side in ("harmful", "benign") for layer in range(layers)}:
+            raise SafetyNeuronsError(f"{path} holds no directions. Run `find` again.")
         return cls(
             tuple(tensors[f"harmful.{layer}"] for layer in range(layers)),
             tuple(tensors[f"benign.{layer}"] for layer in range(layers)),
@@ -115,19 +118,35 @@ class NeuronSet:
             free = torch.ones(width, dtype=torch.bool)
             free[found] = False
             others = free.nonzero().flatten()
+            if len(others) < len(mine) + len(theirs):
+                raise SafetyNeuronsError(
+                    f"{len(found)} of {width} neurons of a layer were found: too few are left for as many random "
+                    "ones. Lower find.percent."
+                )
             drawn = others[torch.randperm(len(others), generator=generator)[: len(mine) + len(theirs)]]
             rejection.append(drawn[: len(mine)].sort().values)
             conformity.append(drawn[len(mine) :].sort().values)
         provenance = replace(self.provenance, score="random", seed=seed)
         return replace(self, rejection=tuple(rejection), conformity=tuple(conformity), provenance=provenance)
 
+    def metadata(self) -> dict[str, str]:
+        """What the file says besides its tensors; one entry, because safetensors writes several in any order."""
+        return {"neurons": json.dumps({"widths": self.widths, "provenance": asdict(self.provenance)})}
+
+    def check_fits(self, model: ChatModel) -> None:
+        """Raises SafetyNeuronsError where the neurons belong to a model of another shape."""
+        if self.widths != tuple(site.width for site in model.sites):
+            raise SafetyNeuronsError(
+                f"The neurons were found in {self.provenance.model}, whose layers have another width than those of "
+                f"{model.name}. Find them on this model."
+            )
+
     def save(self, path: Path) -> None:
         """Write the indices and where they come from as safetensors; directions are kept in a file of their own."""
         tensors = {f"rejection.{layer}": value for layer, value in enumerate(self.rejection)}
         tensors |= {f"conformity.{layer}": value for layer, value in enumerate(self.conformity)}
-        metadata = {"widths": json.dumps(self.widths), "provenance": json.dumps(asdict(self.provenance))}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
+            save_file(tensors, temporary, self.metadata())
 
     @classmethod
     def load(cls, path: Path, directions: Path | None = None) -> Self:
@@ -138,8 +157,8 @@ class NeuronSet:
         """
         tensors, metadata = read_tensors(path)
         try:
-            widths = json.loads(metadata["widths"])
-            provenance = Provenance(**json.loads(metadata["provenance"]))
+            described = json.loads(metadata["neurons"])
+            widths, provenance = described["widths"], Provenance(**described["provenance"])
             rejection, conformity = (
                 tuple(tensors[f"{side}.{layer}"] for layer in range(len(widths)))
                 for side in ("rejection", "conformity")

@@ -12,6 +12,8 @@ def top_percent(scores: Sequence[Tensor], percent: float, scope: str) -> list[Te
     """Masks of the neurons with the highest scores. Negative scores are never chosen; ties go to the lower index."""
     if not 0 < percent <= 100:
         raise SafetyNeuronsError(f"The budget must be above 0 and at most 100 percent of the neurons, not {percent}.")
+    if scope not in ("layer", "model"):
+        raise SafetyNeuronsError(f"The budget is spent per 'layer' or over the 'model', not per {scope!r}.")
     if scope == "layer":
         return [_top(layer, percent) for layer in scores]
     flat = _top(torch.cat(list(scores)), percent)

@@ -100,4 +100,4 @@ class ChatModel:
         """The model's greedy answer to one user turn."""
         from safety_neurons.models.generate import generate
 
-        return next(iter(generate(self, [self.render(user)], max_new_tokens=max_new_tokens)))[1]
+        return next(iter(generate(self, [self.render(user)], max_new_tokens=max_new_tokens)))[1].text

@@ -1,7 +1,7 @@
 """Answers in batches: greedy, in a fixed order of batches, so that a killed run that goes on gives the same text."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -35,6 +35,13 @@ def halve_when_full(work: Callable[[list[int]], T], batch: list[int]) -> list[T]
     return halve_when_full(work, batch[:middle]) + halve_when_full(work, batch[middle:])
 
 
+class Completion(NamedTuple):
+    """What the model wrote; `cut_off` where it ran into the limit before it ended its turn."""
+
+    text: str
+    cut_off: bool
+
+
 def generate(
     model: ChatModel,
     texts: Sequence[str],
@@ -43,10 +50,13 @@ def generate(
     batch_size: int = BATCH_SIZE,
     done: frozenset[int] = frozenset(),
     use_cache: bool = True,
-) -> Iterator[tuple[int, str]]:
+) -> Iterator[tuple[int, Completion]]:
     """Yield (index, answer) for every rendered text that is not `done`, batch by batch, as they are finished."""
 
-    def answer(batch: list[int]) -> list[tuple[int, str]]:
+    named = model.model.generation_config.eos_token_id
+    ends = named if isinstance(named, list) else [model.tokenizer.eos_token_id if named is None else named]
+
+    def answer(batch: list[int]) -> list[tuple[int, Completion]]:
         inputs = model.encode([texts[index] for index in batch])
         with torch.inference_mode():
             output = model.model.generate(
@@ -61,7 +71,12 @@ def generate(
             )
         new = output[:, inputs["input_ids"].shape[1] :]
         answers = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [(index, text) for index, text in zip(batch, answers, strict=True) if index not in done]
+        ended = torch.isin(new, torch.tensor(ends, device=new.device)).any(1).tolist()
+        return [
+            (index, Completion(text, not end))
+            for index, text, end in zip(batch, answers, ended, strict=True)
+            if index not in done
+        ]
 
     for batch in batches_by_length(texts, batch_size):
         if not done.issuperset(batch):

@@ -1,5 +1,6 @@
 """`load`: a preset, a hub id, a folder, a .gguf file or a transformers model becomes a `ChatModel`."""
 
+import hashlib
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -9,8 +10,7 @@ from typing import Any
 import psutil
 import torch
 import transformers
-from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +18,7 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.locate import hub_identity, locate
 from safety_neurons.models.presets import PRESETS, Preset
+from safety_neurons.plugins import unknown_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,6 +28,22 @@ def choose_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _device(name: str | None) -> torch.device:
+    """The named device, or the best there is.
+
+    Raises:
+        SafetyNeuronsError: the name is no device, or the device is not on this machine.
+    """
+    if name is None:
+        return choose_device()
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SafetyNeuronsError(f"The device {name!r} cannot be used here: {_first_line(error)}.") from error
+    return device
 
 
 def choose_dtype(device: torch.device, parameters: float | None = None) -> torch.dtype:
@@ -74,12 +91,14 @@ def load(
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         name = model.config.name_or_path or type(model).__name__
-        return ChatModel(model.eval(), tokenizer, name, "in-memory", **options)
+        return ChatModel(model.eval(), tokenizer, name, _identity_in_memory(model), **options)
 
     name = str(model)
-    target = torch.device(device) if device else choose_device()
+    target = _device(device)
     preset = PRESETS.get(name)
     source, identity = locate(name)
+    if dtype is not None and dtype not in DTYPES:
+        raise SafetyNeuronsError(unknown_name("dtype", dtype, list(DTYPES)))
     chosen = DTYPES[dtype] if dtype else choose_dtype(target, preset.parameters if preset else None)
     loaded = _from_pretrained(source, name, preset, chosen, device_map, trust_remote_code)
     if device_map is None:
@@ -107,17 +126,30 @@ def _from_pretrained(
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, device_map=device_map, use_safetensors=True, **options
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
         )
-    except HFValidationError as error:
-        raise SafetyNeuronsError(f"{name!r} is not a model name that the hub accepts: {error}") from error
     except OSError as error:
         raise SafetyNeuronsError(_not_available(name, source, preset, _first_line(error))) from error
     except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
         message = f"{name} cannot be loaded as a causal language model: {_first_line(error)}"
         raise SafetyNeuronsError(message) from error
+    if missing := sorted(info["missing_keys"]):
+        # transformers would fill them with random numbers and only log it.
+        raise SafetyNeuronsError(
+            f"The weights of {name} are incomplete: {len(missing)} are missing, first {missing[0]}. Fetch them again."
+        )
     return model, tokenizer
+
+
+def _identity_in_memory(model: PreTrainedModel) -> str:
+    """A name for weights that came from no file we know: a hash of samples of every parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, len(values) // 64)].double().cpu()
+        digest.update(f"{name}:{tuple(parameter.shape)};".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _first_line(error: Exception) -> str:
@@ -126,8 +158,10 @@ def _first_line(error: Exception) -> str:
 
 def _check_hub(source: str, name: str, preset: Preset | None) -> None:
     """See whether the hub answers at all: without a network `from_pretrained` would retry for most of a minute."""
+    if constants.HF_HUB_OFFLINE:
+        raise SafetyNeuronsError(_not_available(name, source, preset, "HF_HUB_OFFLINE is set"))
     try:
-        urllib.request.urlopen(ENDPOINT, timeout=10).close()
+        urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
     except urllib.error.HTTPError:
         return  # It answers; what it says of this model is for `from_pretrained` to find out.
     except OSError as error:

