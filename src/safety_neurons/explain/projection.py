@@ -20,7 +20,7 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
-from safety_neurons.models.neurons import decoder_layers
+from safety_neurons.models.sites import decoder_layers
 
 Weighting = Literal["mean", "difference"]
 

@@ -11,7 +11,8 @@ import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.models.neurons import Coverage, NeuronSite, coverage, find_neurons
+from safety_neurons.models.neurons import coverage, find_neurons
+from safety_neurons.models.sites import Coverage, NeuronSite
 
 
 @dataclass(frozen=True)

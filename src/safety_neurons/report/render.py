@@ -42,6 +42,7 @@ def render(results: dict[str, Any]) -> str:
             results=results,
             run=results["run"],
             neurons=results.get("neurons"),
+            weighting=((results["run"].get("settings") or {}).get("explain") or {}).get("weighting", "difference"),
             training=results.get("training"),
             verdict=summary.verdict(results),
             tiles=summary.tiles(results),

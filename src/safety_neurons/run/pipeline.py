@@ -73,13 +73,19 @@ def run(
     prints = stage_fingerprints(settings, identity, prompts)
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+    lock = path / ".lock"
     try:
-        with filelock.FileLock(path / ".lock", timeout=0):
+        with disk_errors(path), filelock.FileLock(lock, timeout=0):
             return _run(folder, record, settings, prompts, work, _needed(until), prints, listener, command)
     except filelock.Timeout as error:
         raise SafetyNeuronsError(
             f"Another process is working on {path}. Wait for it, or choose another --out."
         ) from error
+    finally:
+        # A run that failed before it began leaves no trace.
+        if not record and set(path.iterdir()) == {lock}:
+            lock.unlink()
+            path.rmdir()
 
 
 def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, PromptSet]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet, read_tensors
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.neurons import rows_by_neuron, rows_by_output
+from safety_neurons.models.sites import rows_by_neuron, rows_by_output
 from safety_neurons.storage import atomic_path, disk_errors
 from safety_neurons.tune.slices import DeltaTensors, empty_delta
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
-from safety_neurons.models.neurons import NeuronSite, rows_by_neuron
+from safety_neurons.models.sites import NeuronSite, rows_by_neuron
 
 DeltaTensors = dict[str, Tensor]
 
