@@ -54,9 +54,9 @@ class CalibrateSettings(Section):
 class TuneSettings(Section):
     """SafeTuning."""
 
-    refusals: int = Field(90, ge=1)
+    refusals: int = Field(100, ge=1)
     """From how many harmful training prompts refusals are made."""
-    benign: int = Field(90, ge=0)
+    benign: int = Field(120, ge=0)
     """How many benign training prompts the untouched model answers for the corpus."""
     borderline: int = Field(56, ge=0)
     """How many borderline-benign training prompts are answered, calibrated towards conformity, for the corpus."""
@@ -64,13 +64,13 @@ class TuneSettings(Section):
     """Share of the harmful requests that are trained on as they are; the others are disguised."""
     plain_benign: float = Field(0.6, ge=0, le=1)
     """Likewise for benign requests."""
-    answer_tokens: int = Field(16, ge=1)
+    answer_tokens: int = Field(24, ge=1)
     """Longest answer in the corpus, in tokens. Refusing is decided at its start; a long tail would drown it."""
-    learning_rate: float = Field(4e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate of AdamW."""
     epochs: int = Field(1, ge=1)
     """Passes over the corpus."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(4, ge=1)
     """Pairs in an optimizer step."""
 
 
