@@ -60,7 +60,7 @@ def percent(row: dict[str, Any]) -> str:
     """A rate with its interval, and what could not be judged."""
     if row["value"] is None:
         return "none could be judged"
-    text = f"{row['value']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
+    text = f"{row['value']:.0%} ({row['low'] * 100:.0f}-{row['high']:.0%})"
     return text + (f", {row['unscored']} unscored" if row["unscored"] else "")
 
 

@@ -54,15 +54,15 @@ class CalibrateSettings(Section):
 class TuneSettings(Section):
     """SafeTuning."""
 
-    refusals: int = Field(100, ge=1)
+    refusals: int = Field(85, ge=1)
     """From how many harmful training prompts refusals are made."""
-    benign: int = Field(120, ge=0)
+    benign: int = Field(144, ge=0)
     """How many benign training prompts the untouched model answers for the corpus."""
     borderline: int = Field(56, ge=0)
     """How many borderline-benign training prompts are answered, calibrated towards conformity, for the corpus."""
     plain_refusals: float = Field(0.34, ge=0, le=1)
     """Share of the harmful requests that are trained on as they are; the others are disguised."""
-    plain_benign: float = Field(0.6, ge=0, le=1)
+    plain_benign: float = Field(0.7, ge=0, le=1)
     """Likewise for benign requests."""
     answer_tokens: int = Field(24, ge=1)
     """Longest answer in the corpus, in tokens. Refusing is decided at its start; a long tail would drown it."""
