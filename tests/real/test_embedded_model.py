@@ -70,7 +70,7 @@ def test_tuning_a_little_moves_only_the_neurons_and_can_be_taken_back(embedded: 
     corpus = Corpus((Pair("refusal", "one", request, "", "I'm sorry, but I can't assist with that."),))
     outside = outside_digest(embedded, found)
     before = embedded.chat(request, max_new_tokens=12)
-    delta = tune(embedded, found, corpus, learning_rate=1e-3, epochs=3)
+    delta = tune(embedded, found, corpus, learning_rate=5e-5, epochs=3)
     with delta.apply(embedded):
         assert outside_digest(embedded, found) == outside
     assert embedded.chat(request, max_new_tokens=12) == before
