@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -60,8 +61,8 @@ def percent(row: dict[str, Any]) -> str:
     """A rate with its interval, and what could not be judged."""
     if row["value"] is None:
         return "none could be judged"
-    text = f"{row['value']:.0%} ({row['low'] * 100:.0f}-{row['high']:.0%})"
-    return text + (f", {row['unscored']} unscored" if row["unscored"] else "")
+    text = f"{row['value']:.0%} ({row['low'] * 100:.0f}-{row['high'] * 100:.0f})"
+    return text + (f"\n{row['unscored']} unscored" if row["unscored"] else "")
 
 
 def print_stage(results: dict[str, Any], stage: str) -> None:
@@ -82,7 +83,8 @@ def _print_calibration(results: dict[str, Any]) -> None:
     rows = [row for row in results["rows"] if row["stage"] == "calibrate"]
     if not rows:
         return
-    table = Table(title="Do the neurons cause refusals? Share refused (95% interval)", title_justify="left")
+    title = "Do the neurons cause refusals? Share refused (95% interval)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in ("prompts", "calibration", "neurons", "refused", "n"):
         table.add_column(column, justify="right" if column == "n" else "left")
     for row in rows:
@@ -98,14 +100,16 @@ def _print_evaluation(results: dict[str, Any]) -> None:
     rows = [row for row in results["rows"] if row["stage"] == "evaluate"]
     if not rows:
         return
-    table = Table(title="What tuning did (95% interval)", title_justify="left")
-    for column in ("prompts", "attack", "measure", "before", "after", "n"):
+    table = Table(title="What tuning did (95% interval)", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("measure", "attack", "before", "after", "n"):
         table.add_column(column, justify="right" if column == "n" else "left")
     after = {(row["prompts"], row["attack"], row["metric"]): row for row in rows if row["condition"] == "after"}
     for row in rows:
         if row["condition"] == "before":
-            key = (row["prompts"], row["attack"], row["metric"])
-            table.add_row(*key, percent(row), percent(after[key]), str(row["n"]), end_section=row["attack"] == "mean")
+            measure = row["metric"] if row["prompts"] == "harmful" else f"{row['prompts']} {row['metric']}"
+            tuned = after[row["prompts"], row["attack"], row["metric"]]
+            last = row["attack"] == "mean"
+            table.add_row(measure, row["attack"], percent(row), percent(tuned), str(row["n"]), end_section=last)
     console.print(Padding(table, (1, 0, 1, 0)))
 
 
@@ -113,10 +117,10 @@ def print_models() -> None:
     """All presets, and how to get each."""
     from safety_neurons.models.locate import availability
 
-    table = Table(title="Presets", title_justify="left")
-    for column in ("name", "hub id", "size", "licence", "here", "how to get it"):
-        table.add_column(column, overflow="fold")
+    table = Table(title="Presets", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("name", "size", "licence", "here", "how to get it"):
+        table.add_column(column, no_wrap=column in ("name", "size"), overflow="fold")
     for preset in PRESETS.values():
         here, how = availability(preset)
-        table.add_row(preset.name, preset.hub_id, f"{preset.parameters:g}B", preset.licence, here, how)
+        table.add_row(preset.name, f"{preset.parameters:g}B", preset.licence, here, how)
     console.print(table)

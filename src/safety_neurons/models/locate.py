@@ -62,5 +62,5 @@ def availability(preset: Preset) -> tuple[str, str]:
             return "yes", "in an installed package"
     if hub_identity(preset.hub_id) is not None:
         return "yes", "in the hub's cache"
-    gate = " (gated: accept the licence, set HF_TOKEN)" if preset.gated else ""
-    return "no", (f"{package.install}, or " if package else "") + f"downloaded from the hub on first use{gate}"
+    gate = " (gated: set HF_TOKEN)" if preset.gated else ""
+    return "no", (f"{package.install}, or " if package else "") + f"hub: {preset.hub_id}{gate}"
