@@ -57,10 +57,10 @@ def availability(preset: Preset) -> tuple[str, str]:
     package = preset.package
     if package is not None:
         if weights.model_folder(package.sha256).exists():
-            return "yes", "unpacked in the cache"
+            return "yes", f"unpacked in the cache ({preset.hub_id})"
         if weights.installed_parts(package) is not None:
-            return "yes", "in an installed package"
+            return "yes", f"in an installed package ({preset.hub_id})"
     if hub_identity(preset.hub_id) is not None:
-        return "yes", "in the hub's cache"
+        return "yes", f"in the hub's cache ({preset.hub_id})"
     gate = " (gated: set HF_TOKEN)" if preset.gated else ""
     return "no", (f"{package.install}, or " if package else "") + f"hub: {preset.hub_id}{gate}"
