@@ -97,8 +97,8 @@ def test_availability(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "HF_TOKEN" not in availability(PRESETS["qwen3-0.6b"])[1]
 
     monkeypatch.setattr(weights, "installed_parts", lambda package: [Path("part")])
-    assert availability(packaged) == ("yes", "in an installed package")
+    assert availability(packaged) == ("yes", f"in an installed package ({packaged.hub_id})")
     weights.model_folder(packaged.package.sha256).mkdir(parents=True)
-    assert availability(packaged) == ("yes", "unpacked in the cache")
+    assert availability(packaged) == ("yes", f"unpacked in the cache ({packaged.hub_id})")
     monkeypatch.setattr(locating, "hub_identity", lambda hub_id: "0123abc")
-    assert availability(gated) == ("yes", "in the hub's cache")
+    assert availability(gated) == ("yes", f"in the hub's cache ({gated.hub_id})")
