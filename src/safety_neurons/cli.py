@@ -127,22 +127,15 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
     folder
         Where to write it; it must not exist yet. `AutoModelForCausalLM.from_pretrained(folder)` loads it.
     """
-    from safety_neurons.models.load import load
     from safety_neurons.run.folder import RunFolder, merged_settings
+    from safety_neurons.run.workplace import load_model
     from safety_neurons.tune.delta import NeuronDelta
 
     paths = RunFolder(run_dir)
     delta = NeuronDelta.load(paths.delta)
     settings = merged_settings(paths.record()["settings"], {})
     with ConsoleListener() as listener, listener.task("merging", 1) as advance:
-        model = load(
-            settings.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            device_map=settings.device_map,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        delta.merge(model, folder)
+        delta.merge(load_model(settings), folder)
         advance(1)
     console.print(f"Tuned model: {folder}", soft_wrap=True)
 

@@ -33,6 +33,20 @@ class StageResult:
     examples: tuple[dict[str, Any], ...] = ()
 
 
+def load_model(settings: Settings) -> ChatModel:
+    """The model that the settings name, loaded as they say."""
+    return load(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        device_map=settings.device_map,
+        system=settings.system,
+        chat_template=settings.chat_template.read_text(encoding="utf-8") if settings.chat_template else None,
+        template_options=None if settings.thinking is None else {"enable_thinking": settings.thinking},
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
 @dataclass(frozen=True)
 class Workplace:
     """What the stages share. The model is loaded when a stage first needs it."""
@@ -44,19 +58,8 @@ class Workplace:
 
     @functools.cached_property
     def model(self) -> ChatModel:
-        settings = self.settings
-        template = settings.chat_template.read_text(encoding="utf-8") if settings.chat_template else None
-        with self.listener.task(f"loading {settings.model}", 1) as advance:
-            model = load(
-                settings.model,
-                device=settings.device,
-                dtype=settings.dtype,
-                device_map=settings.device_map,
-                system=settings.system,
-                chat_template=template,
-                template_options=None if settings.thinking is None else {"enable_thinking": settings.thinking},
-                trust_remote_code=settings.trust_remote_code,
-            )
+        with self.listener.task(f"loading {self.settings.model}", 1) as advance:
+            model = load_model(self.settings)
             model.render("Hello")
             covered = model.coverage
             advance(1)
