@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from safety_neurons.calibrate.calibration import Toward, calibrate
@@ -213,9 +213,7 @@ def evaluate_stage(work: Workplace) -> StageResult:
             rows.append(work.row("evaluate", condition, "harmful", attack, answers, "attack success"))
             examples.extend(work.examples("evaluate", condition, "harmful", attack, answers))
         mean = mean_rate(groups, "complied", work.settings.seed)
-        names = asdict(rows[-1])
-        names |= {"attack": "mean", **asdict(mean)}
-        rows.append(Row(**names))
+        rows.append(replace(rows[-1], attack="mean", **asdict(mean)))
         for name in ("benign", "borderline"):
             answers = work.ask(condition, name, work.chosen(name, "test", settings.prompts))
             rows.append(work.row("evaluate", condition, name, "direct", answers, "refused"))
