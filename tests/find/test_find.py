@@ -126,7 +126,7 @@ def test_what_a_set_says_of_itself(score: str, model: ChatModel, harmful: list[s
     assert (provenance.model, provenance.identity) == (model.name, model.identity)
     assert (provenance.score, provenance.percent, provenance.seed) == (score, 10, 4)
     assert provenance.scope == scores.get(score).scope
-    assert provenance.parameters_per_neuron == 3 * 32
+    assert provenance.parameters_per_neuron == (3 * 32,) * 3
     assert provenance.parameters_total == model.parameters
     assert found.widths == (WIDTH,) * LAYERS
     assert 0 < len(found) <= 2 * round(LAYERS * WIDTH * 0.1) + LAYERS

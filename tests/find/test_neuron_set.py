@@ -27,7 +27,8 @@ def neurons() -> NeuronSet:
         rejection=(indices(1, 5, 30), indices(), indices(0, 49)),
         conformity=(indices(2), indices(7, 8, 9), indices()),
         widths=WIDTHS,
-        provenance=Provenance("a model", "abc", "write-contrast", 0.5, "model", 3, 96, 20_000),
+        layers=(0, 1, 2),
+        provenance=Provenance("a model", "abc", "write-contrast", 0.5, "model", 3, (96, 96, 96), 20_000),
         directions=Directions(harmful, benign),
     )
 
@@ -44,7 +45,7 @@ def test_numbers(neurons: NeuronSet) -> None:
     assert neurons.share_of_neurons == 9 / 120
     assert neurons.parameters == 9 * 96
     assert neurons.share_of_parameters == 9 * 96 / 20_000
-    assert neurons.per_layer() == [(0, 3, 1), (1, 0, 3), (2, 2, 0)]
+    assert neurons.per_layer() == [(0, WIDTHS[0], 3, 1), (1, WIDTHS[1], 0, 3), (2, WIDTHS[2], 2, 0)]
     assert str(neurons) == (
         "9 neurons (7.50% of neurons, 4.32% of parameters): 5 rejection, 4 conformity, found by write-contrast"
     )

@@ -42,12 +42,12 @@ def members(masks: list[Tensor]) -> set[tuple[int, int]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_top_percent(seed: int, percent: float, scope: str) -> None:
     scores = random_scores(seed)
-    assert members(top_percent(scores, percent, scope)) == naive(scores, percent, scope)
+    assert members(top_percent(scores, percent, scope, LAYERS)) == naive(scores, percent, scope)
 
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_a_budget_however_small_is_at_least_one_neuron(scope: str) -> None:
-    chosen = members(top_percent(random_scores(0), 1e-6, scope))
+    chosen = members(top_percent(random_scores(0), 1e-6, scope, LAYERS))
     assert len(chosen) == (len(LAYERS) if scope == "layer" else 1)
 
 
@@ -55,7 +55,7 @@ def test_a_budget_however_small_is_at_least_one_neuron(scope: str) -> None:
 @pytest.mark.parametrize("percent", [10, 100])
 def test_negative_scores_are_never_chosen(percent: float, scope: str) -> None:
     scores = random_scores(1, low=-12, high=3)
-    chosen = members(top_percent(scores, percent, scope))
+    chosen = members(top_percent(scores, percent, scope, LAYERS))
     assert chosen == naive(scores, percent, scope)
     assert all(scores[layer][index] >= 0 for layer, index in chosen)
 
@@ -63,13 +63,13 @@ def test_negative_scores_are_never_chosen(percent: float, scope: str) -> None:
 @pytest.mark.parametrize("percent", [0, -1, 100.1, float("nan")])
 def test_a_budget_that_is_none_is_an_error(percent: float) -> None:
     with pytest.raises(SafetyNeuronsError, match="100 percent"):
-        top_percent(random_scores(0), percent, "model")
+        top_percent(random_scores(0), percent, "model", LAYERS)
 
 
 def test_a_scope_that_is_none_is_an_error() -> None:
     """Not the other scope in silence."""
     with pytest.raises(SafetyNeuronsError, match="layers"):
-        top_percent(random_scores(0), 1, "layers")
+        top_percent(random_scores(0), 1, "layers", LAYERS)
 
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
@@ -78,14 +78,14 @@ def test_a_scope_that_is_none_is_an_error() -> None:
 def test_each_side_loses_what_the_other_has_too(seed: int, percent: float, scope: str) -> None:
     harmful, benign = random_scores(seed), random_scores(seed + 100)
     mine, theirs = naive(harmful, percent, scope), naive(benign, percent, scope)
-    rejection, conformity = select(harmful, benign, percent, scope, contrastive=False)
+    rejection, conformity = select(harmful, benign, percent, scope, contrastive=False, layers=LAYERS)
     assert members(rejection) == mine - theirs
     assert members(conformity) == theirs - mine
     assert members(rejection)
 
 
 def test_the_same_scores_on_both_sides_leave_nothing() -> None:
-    rejection, conformity = select(random_scores(0), random_scores(0), 20, "model", contrastive=False)
+    rejection, conformity = select(random_scores(0), random_scores(0), 20, "model", contrastive=False, layers=LAYERS)
     assert members(rejection) == members(conformity) == set()
 
 
@@ -97,7 +97,7 @@ def test_contrastive_scores_share_one_budget(seed: int, scope: str) -> None:
     harmful = [value.where(side, -1.0) for value, side in zip(values, sides, strict=True)]
     benign = [value.where(~side, -1.0) for value, side in zip(values, sides, strict=True)]
     chosen = naive(values, 20, scope)
-    rejection, conformity = select(harmful, benign, 20, scope, contrastive=True)
+    rejection, conformity = select(harmful, benign, 20, scope, contrastive=True, layers=LAYERS)
     assert members(rejection) == {(layer, index) for layer, index in chosen if sides[layer][index]}
     assert members(conformity) == chosen - members(rejection)
     assert members(conformity)
@@ -105,5 +105,5 @@ def test_contrastive_scores_share_one_budget(seed: int, scope: str) -> None:
 
 def test_contrastive_neurons_that_are_out_on_both_sides_are_never_chosen() -> None:
     out = [torch.full((width,), -1.0) for width in LAYERS]
-    rejection, conformity = select(out, out, 50, "model", contrastive=True)
+    rejection, conformity = select(out, out, 50, "model", contrastive=True, layers=LAYERS)
     assert members(rejection) == members(conformity) == set()

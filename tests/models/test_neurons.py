@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons import find_neurons
-from safety_neurons.models.sites import NeuronSite, decoder_layers, rows_by_neuron, rows_by_output
+from safety_neurons.models.sites import NeuronSite, rows_by_neuron, rows_by_output
+from safety_neurons.models.trace import decoder_layers
 
 LAYERS, WIDTH, HIDDEN = 3, 48, 32
 TOKENS = torch.tensor([[7, 40, 21, 99, 180, 13, 60]])

@@ -14,7 +14,8 @@ from torch import Tensor
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.positions import PromptPositions, activation_hooks, follow_positions
+from safety_neurons.models.positions import PromptPositions, follow_positions
+from safety_neurons.models.sites import Activations, activation_hooks
 
 Toward = Literal["rejection", "conformity"]
 
@@ -55,7 +56,7 @@ def calibrate(
     sign = alpha if toward == "conformity" else -alpha
     with contextlib.ExitStack() as stack:
         where = stack.enter_context(follow_positions(model.model))
-        hooks = {}
+        hooks = []
         for site, indices, harmful, benign in zip(
             model.sites, neurons.both, directions.harmful, directions.benign, strict=True
         ):
@@ -64,13 +65,13 @@ def calibrate(
             shift = (sign * (benign - harmful))[:, indices]
             # One row for each position that is calibrated, and the last again for generated tokens.
             table = torch.cat([shift[len(shift) - prompt_positions :], shift[-1:]])
-            hooks[site.write] = _Shift(where, indices, table, prompt_positions, generated_tokens)
+            hooks.append((site, _Shift(where, indices, table, prompt_positions, generated_tokens)))
         stack.enter_context(activation_hooks(hooks))
         yield model
 
 
 class _Shift:
-    """Adds one layer's shift at the calibrated positions; everything else passes untouched."""
+    """Adds one site's shift at the calibrated positions; everything else passes untouched."""
 
     def __init__(
         self,
@@ -83,16 +84,16 @@ class _Shift:
         self.where, self.indices, self.table = where, indices, table
         self.first, self.end = -prompt_positions, generated_tokens
 
-    def __call__(self, module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        activations, offsets = args[0], self.where.offsets
-        calibrated = (offsets >= self.first) & (offsets < self.end)
-        if not calibrated.any():
+    def __call__(self, activations: Activations) -> Tensor | None:
+        offsets, values = activations.of_tokens(self.where.offsets), activations.values
+        calibrated = ((offsets >= self.first) & (offsets < self.end)).to(values.device)
+        mine = (self.indices >= activations.first) & (self.indices < activations.first + values.shape[-1])
+        if not calibrated.any() or not mine.any():
             return None
-        self.indices = self.indices.to(activations.device)
-        self.table = self.table.to(activations.device, activations.dtype)
-        rows = offsets[calibrated].clamp(max=0) - self.first
-        changed = activations.clone()
-        flat = changed.view(-1, activations.shape[-1])
-        tokens = calibrated.flatten().nonzero()
-        flat[tokens, self.indices] = flat[tokens, self.indices] + self.table[rows]
-        return (changed, *args[1:])
+        columns = (self.indices[mine] - activations.first).to(values.device)
+        positions = offsets.to(values.device)[calibrated].clamp(max=0) - self.first
+        table = self.table[:, mine].to(values.device, values.dtype)
+        changed = values.clone()
+        rows = calibrated.nonzero()
+        changed[rows, columns] = changed[rows, columns] + table[positions]
+        return changed

@@ -20,9 +20,10 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
-from safety_neurons.models.sites import decoder_layers
+from safety_neurons.models.trace import decoder_layers
 
 Weighting = Literal["mean", "difference"]
+Side = Literal["rejection", "conformity"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LayerWords:
     """The top tokens of one layer and side, most promoted first, with their logits."""
 
     layer: int
-    side: Literal["rejection", "conformity"]
+    side: Side
     words: tuple[str, ...]
     logits: tuple[float, ...]
 
@@ -84,24 +85,41 @@ def explain(model: ChatModel, neurons: NeuronSet, *, top: int = 10, weighting: W
         raise SafetyNeuronsError(f"{model.name} has no unembedding, so its neurons cannot be read in words.")
     norm = final_norm(model)
     found = []
-    for site, rejection, conformity, harmful, benign in zip(
-        model.sites, neurons.rejection, neurons.conformity, directions.harmful, directions.benign, strict=True
-    ):
-        for side, indices, own, other in (
-            ("rejection", rejection, harmful, benign),
-            ("conformity", conformity, benign, harmful),
-        ):
-            if not len(indices):
+    sides: tuple[Side, ...] = ("rejection", "conformity")
+    for layer in dict.fromkeys(neurons.layers):
+        for side in sides:
+            write = set_write(model, neurons, layer, side, weighting)
+            if write is None:
                 continue
-            weights = own[-1, indices] - (other[-1, indices] if weighting == "difference" else 0)
-            vectors = site.write_vectors(indices)
-            write = weights.to(vectors.device) @ vectors
             with torch.no_grad():
                 logits = unembedding(norm(write.to(model.model.dtype)[None]))[0].float()
             best = logits.topk(top)
             words = tuple(model.tokenizer.decode([token]) for token in best.indices.tolist())
-            found.append(LayerWords(site.layer, side, words, tuple(best.values.tolist())))  # type: ignore[arg-type]
+            found.append(LayerWords(layer, side, words, tuple(best.values.tolist())))
     return Explanation(tuple(found), weighting)
+
+
+def set_write(
+    model: ChatModel, neurons: NeuronSet, layer: int, side: Side, weighting: Weighting = "difference"
+) -> Tensor | None:
+    """What one side's neurons of a layer write together at the prompt's last position: float32 [hidden].
+
+    None where the layer has no neurons of this side.
+    """
+    assert neurons.directions is not None
+    own, other = neurons.directions.harmful, neurons.directions.benign
+    if side == "conformity":
+        own, other = other, own
+    chosen = neurons.rejection if side == "rejection" else neurons.conformity
+    total = None
+    for number, site in enumerate(model.sites):
+        indices = chosen[number]
+        if site.layer == layer and len(indices):
+            weights = own[number][-1, indices] - (other[number][-1, indices] if weighting == "difference" else 0)
+            vectors = site.write_vectors(indices)
+            write = weights.to(vectors.device) @ vectors
+            total = write if total is None else total + write
+    return total
 
 
 def final_norm(model: ChatModel) -> nn.Module:

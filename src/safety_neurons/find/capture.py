@@ -1,55 +1,137 @@
 """One streaming pass over prompts: statistics of every neuron's activation, never the activations themselves."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from safety_neurons.find.processes import add_over_processes, my_share
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import BATCH_SIZE, batches_by_length, halve_when_full
-from safety_neurons.models.positions import activation_hooks, follow_positions
+from safety_neurons.models.positions import PromptPositions, follow_positions
+from safety_neurons.models.sites import Activations, NeuronSite, activation_hooks
 from safety_neurons.progress import Advance, ignore
 
 # A neuron among this share of all neurons on a prompt counts as one of that prompt's top neurons (CNA, 2605.12290).
 TOP_SHARE = 0.001
+EVERY_TOKEN = torch.iinfo(torch.long).max
 
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """Statistics of one prompt set; each list has one float32 tensor [neurons] per layer.
+    """Statistics of one prompt set; each list has one float32 tensor [neurons] per site.
 
+    `count` is over how many tokens the neuron's means go: in a mixture of experts only those that were routed to it.
     `top_share` is the share of prompts on which the neuron is among the top 0.1% of the model by |activation| at the
     last token. `by_position` holds [positions, neurons]: the mean at the last prompt positions, the very last in the
     last row; it is None where the prompts were not asked for positions.
     """
 
     prompts: int
-    tokens: int
+    count: list[Tensor]
     mean: list[Tensor]
     mean_absolute: list[Tensor]
     mean_square: list[Tensor]
+    variance: list[Tensor]
     top_share: list[Tensor]
     by_position: list[Tensor] | None
 
 
 class _Sums:
-    """Running sums of one layer, in float64 so that the order of the batches does not matter."""
+    """Running sums of one site, in float64 so that the order of the batches does not matter.
 
-    def __init__(self, width: int, positions: int) -> None:
-        self.total = torch.zeros(width, dtype=torch.float64)
-        self.absolute = torch.zeros(width, dtype=torch.float64)
-        self.square = torch.zeros(width, dtype=torch.float64)
-        self.top = torch.zeros(width, dtype=torch.float64)
-        self.by_position = torch.zeros(positions, width, dtype=torch.float64)
-        self.position_count = torch.zeros(positions, 1, dtype=torch.float64)
+    Neurons of one block (one expert) see the same tokens, so tokens are counted per block.
+    """
+
+    def __init__(self, site: NeuronSite, positions: int) -> None:
+        self.total = torch.zeros(site.width, dtype=torch.float64)
+        self.absolute = torch.zeros(site.width, dtype=torch.float64)
+        self.square = torch.zeros(site.width, dtype=torch.float64)
+        self.top = torch.zeros(site.width, dtype=torch.float64)
+        self.count = torch.zeros(site.blocks, dtype=torch.float64)
+        self.by_position = torch.zeros(positions, site.width, dtype=torch.float64)
+        self.position_count = torch.zeros(positions, site.blocks, dtype=torch.float64)
 
     def add(self, other: "_Sums") -> None:
         """Take in the sums of another batch."""
         for name, value in vars(other).items():
             getattr(self, name).add_(value)
+
+    def statistics(self, prompts: int) -> dict[str, Tensor]:
+        """Every mean, with zeros for neurons that saw no token."""
+        size = len(self.total) // len(self.count)
+        count = self.count.repeat_interleave(size)
+        seen = count.clamp_min(1)
+        mean = self.total / seen
+        square = self.square / seen
+        found = {
+            "count": count,
+            "mean": mean,
+            "mean_absolute": self.absolute / seen,
+            "mean_square": square,
+            "variance": (square - mean.square()).clamp_min(0),
+            "top_share": self.top / prompts,
+            "by_position": self.by_position / self.position_count.clamp_min(1).repeat_interleave(size, 1),
+        }
+        return {name: value.float() for name, value in found.items()}
+
+
+class _TopNeurons:
+    """The candidates for each prompt's top neurons, site by site: never all activations of a prompt at once."""
+
+    def __init__(self, sites: Sequence[NeuronSite]) -> None:
+        self.limit = max(1, round(TOP_SHARE * sum(site.width for site in sites)))
+        self.found: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def offer(self, prompts: Tensor, values: Tensor, first: int) -> None:
+        """Activations [rows, neurons] of prompts' last tokens; `first` counts over the whole model."""
+        best = values.abs().topk(min(self.limit, values.shape[1]), 1)
+        prompts = prompts[:, None].expand_as(best.indices)
+        self.found.append((prompts.flatten(), best.values.float().flatten(), (best.indices + first).flatten()))
+
+    def counts(self, neurons: int) -> Tensor:
+        """For how many prompts each neuron of the model is a top neuron."""
+        prompts, values, indices = (
+            torch.cat([part.cpu() for part in parts]) for parts in zip(*self.found, strict=True)
+        )
+        counts = torch.zeros(neurons, dtype=torch.float64)
+        for prompt in prompts.unique():
+            mine = (prompts == prompt).nonzero().flatten()
+            counts[indices[mine[values[mine].topk(min(self.limit, len(mine))).indices]]] += 1
+        return counts
+
+
+class _Gather:
+    """The hook of one site: reduces a pass' activations to sums before the next layer runs."""
+
+    def __init__(self, where: PromptPositions, tails: Tensor, sums: _Sums, top: _TopNeurons, first: int) -> None:
+        self.where, self.tails, self.sums, self.top, self.first = where, tails, sums, top, first
+
+    def __call__(self, activations: Activations) -> None:
+        values, sums = activations.values, self.sums
+        offsets = activations.of_tokens(self.where.offsets).to(values.device)
+        tails = activations.of_tokens(self.tails.expand(self.where.offsets.shape)).to(values.device)
+        counted = (offsets < 0) & (offsets >= -tails)
+        columns = slice(activations.first, activations.first + values.shape[1])
+        block = activations.first // values.shape[1]
+        # Apple's GPUs know no float64.
+        exact = torch.float32 if values.device.type == "mps" else torch.float64
+        chosen = values[counted]
+        sums.total[columns] += chosen.sum(0, dtype=exact).cpu()
+        sums.absolute[columns] += torch.linalg.vector_norm(chosen, 1, 0, dtype=exact).cpu()
+        sums.square[columns] += torch.linalg.vector_norm(chosen, 2, 0, dtype=exact).square().cpu()
+        sums.count[block] += len(chosen)
+        positions = len(sums.by_position)
+        if positions:
+            near = (offsets >= -positions) & (offsets < 0)
+            rows = (offsets[near] + positions).cpu()
+            sums.by_position[:, columns].index_add_(0, rows, values[near].to(exact).cpu().double())
+            sums.position_count[:, block] += torch.bincount(rows, minlength=positions)
+        last = offsets == -1
+        prompts = activations.of_tokens(torch.arange(len(self.tails))[:, None].expand(self.where.offsets.shape))
+        self.top.offer(prompts.to(values.device)[last], values[last], self.first + activations.first)
 
 
 def capture(
@@ -63,82 +145,50 @@ def capture(
 ) -> ActivationStatistics:
     """Run rendered texts through the model once and gather the statistics of all neurons.
 
+    Where several processes run together (torchrun), each takes a share of the batches and all get the same result.
+
     Args:
         tail: how many tokens at the end of each text count (one number, or one per text); None counts all.
         positions: for how many positions at the prompt's end to keep separate means.
     """
-    sums = [_Sums(site.width, positions) for site in model.sites]
-    tokens = 0
+    sums = [_Sums(site, positions) for site in model.sites]
+    widths = [site.width for site in model.sites]
 
-    def run(batch: list[int]) -> tuple[list[_Sums], int]:
+    def run(batch: list[int]) -> list[_Sums]:
         inputs = model.encode([texts[index] for index in batch])
-        seen: dict[int, Tensor] = {}
-        hooks = {}
-        for layer, site in enumerate(model.sites):
-
-            def hook(_module: torch.nn.Module, args: tuple[Tensor, ...], layer: int = layer) -> None:
-                seen[layer] = args[0].detach()
-
-            hooks[site.write] = hook
-        with torch.inference_mode(), contextlib.ExitStack() as stack:
-            where = stack.enter_context(follow_positions(model.model))
-            stack.enter_context(activation_hooks(hooks))
-            forward(model.model, inputs)
-            offsets = where.offsets
+        tails = torch.tensor([_tail(tail, index) for index in batch])[:, None]
         # Sums of this batch alone: if memory runs out on the way, nothing of it has been counted yet.
-        part = [_Sums(site.width, positions) for site in model.sites]
-        return part, _add(part, seen, offsets, [_tail(tail, index) for index in batch])
+        part = [_Sums(site, positions) for site in model.sites]
+        top = _TopNeurons(model.sites)
+        with torch.inference_mode(), follow_positions(model.model) as where:
+            hooks = [
+                (site, _Gather(where, tails, site_sums, top, sum(widths[:number])))
+                for number, (site, site_sums) in enumerate(zip(model.sites, part, strict=True))
+            ]
+            with activation_hooks(hooks):
+                forward(model.model, inputs)
+            counts = top.counts(sum(widths)).split(widths)
+        for site_sums, count in zip(part, counts, strict=True):
+            site_sums.top += count
+        return part
 
-    for batch in batches_by_length(texts, batch_size):
-        for part, counted in halve_when_full(run, batch):
-            tokens += counted
+    for batch in my_share(batches_by_length(texts, batch_size)):
+        for part in halve_when_full(run, batch):
             for total, more in zip(sums, part, strict=True):
                 total.add(more)
         advance(len(batch))
+    for total in sums:
+        add_over_processes(vars(total).values())
 
-    def average(values: Tensor, count: float | Tensor) -> Tensor:
-        return (values / count).float()
-
+    found = [total.statistics(len(texts)) for total in sums]
+    by_name = {name: [site[name] for site in found] for name in found[0]}
     return ActivationStatistics(
         prompts=len(texts),
-        tokens=tokens,
-        mean=[average(layer.total, tokens) for layer in sums],
-        mean_absolute=[average(layer.absolute, tokens) for layer in sums],
-        mean_square=[average(layer.square, tokens) for layer in sums],
-        top_share=[average(layer.top, len(texts)) for layer in sums],
-        by_position=[average(layer.by_position, layer.position_count.clamp_min(1)) for layer in sums]
-        if positions
-        else None,
+        **(by_name | {"by_position": by_name["by_position"] if positions else None}),  # type: ignore[arg-type]
     )
 
 
 def _tail(tail: int | Sequence[int] | None, index: int) -> int:
     if tail is None:
-        return torch.iinfo(torch.long).max
+        return EVERY_TOKEN
     return tail if isinstance(tail, int) else tail[index]
-
-
-def _add(sums: list[_Sums], seen: dict[int, Tensor], offsets: Tensor, tails: list[int]) -> int:
-    """Add one batch; returns how many tokens counted."""
-    offsets = offsets.cpu()
-    counted = (offsets < 0) & (-offsets <= torch.tensor(tails)[:, None]) & (offsets > torch.iinfo(torch.long).min)
-    last = []
-    for layer, layer_sums in enumerate(sums):
-        # Some models flatten batch and tokens before the MLP.
-        activations = seen[layer].reshape(*offsets.shape, -1).float().cpu()
-        chosen = activations[counted].double()
-        layer_sums.total += chosen.sum(0)
-        layer_sums.absolute += chosen.abs().sum(0)
-        layer_sums.square += chosen.square().sum(0)
-        positions = layer_sums.by_position.shape[0]
-        for position in range(positions):
-            at = activations[offsets == position - positions].double()
-            layer_sums.by_position[position] += at.sum(0)
-            layer_sums.position_count[position] += len(at)
-        last.append(activations[offsets == -1].abs())
-    everything = torch.cat(last, 1)
-    top = everything.topk(max(1, round(TOP_SHARE * everything.shape[1])), 1).indices
-    counts = torch.bincount(top.flatten(), minlength=everything.shape[1]).double()
-    for layer_sums, count in zip(sums, counts.split([len(layer.top) for layer in sums]), strict=True):
-        layer_sums.top += count
-    return int(counted.sum())

@@ -71,13 +71,16 @@ def find(
     )
     on_harmful, on_benign = chosen.compute(evidence)
     used_scope = scope or chosen.scope
-    rejection, conformity = select(on_harmful, on_benign, percent, used_scope, chosen.contrastive)
+    rejection, conformity = select(
+        on_harmful, on_benign, percent, used_scope, chosen.contrastive, [site.layer for site in model.sites]
+    )
     assert sides[0].by_position is not None
     assert sides[1].by_position is not None
     return NeuronSet(
         sorted_indices(rejection),
         sorted_indices(conformity),
         tuple(site.width for site in model.sites),
+        tuple(site.layer for site in model.sites),
         Provenance(
             model=model.name,
             identity=model.identity,
@@ -85,8 +88,9 @@ def find(
             percent=percent,
             scope=used_scope,
             seed=seed,
-            parameters_per_neuron=model.sites[0].parameters_per_neuron,
+            parameters_per_neuron=tuple(site.parameters_per_neuron for site in model.sites),
             parameters_total=model.parameters,
+            coverage=str(model.coverage),
         ),
         Directions(tuple(sides[0].by_position), tuple(sides[1].by_position)),
     )

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,7 @@ from safety_neurons.storage import atomic_path
 
 @dataclass(frozen=True)
 class Directions:
-    """Mean activations at the prompt's last positions: per layer float32 [positions, neurons], last position last."""
+    """Mean activations at the prompt's last positions: per site float32 [positions, neurons], last position last."""
 
     harmful: tuple[Tensor, ...]
     benign: tuple[Tensor, ...]
@@ -53,7 +53,10 @@ class Directions:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a neuron set comes from. `percent` of the neurons was the budget of each ranking."""
+    """Where a neuron set comes from. `percent` of the neurons was the budget of each ranking.
+
+    `parameters_per_neuron` has one number per site; `coverage` says what part of the model was searched.
+    """
 
     model: str
     identity: str
@@ -61,17 +64,32 @@ class Provenance:
     percent: float
     scope: str
     seed: int
-    parameters_per_neuron: int
+    parameters_per_neuron: tuple[int, ...]
     parameters_total: int
+    coverage: str = ""
+
+
+class LayerCount(NamedTuple):
+    """The neurons of one layer: all, and those found on either side."""
+
+    layer: int
+    width: int
+    rejection: int
+    conformity: int
 
 
 @dataclass(frozen=True)
 class NeuronSet:
-    """Safety neurons: per layer the sorted indices (int64) that carry rejection and conformity."""
+    """Safety neurons: per site the sorted indices (int64) that carry rejection and conformity.
+
+    A site is one MLP; `layers` says in which layer each stands (a mixture of experts may have two in one layer), and
+    `widths` how many neurons it has.
+    """
 
     rejection: tuple[Tensor, ...]
     conformity: tuple[Tensor, ...]
     widths: tuple[int, ...]
+    layers: tuple[int, ...]
     provenance: Provenance
     directions: Directions | None = None
 
@@ -80,7 +98,7 @@ class NeuronSet:
 
     @property
     def both(self) -> tuple[Tensor, ...]:
-        """Rejection and conformity neurons together, sorted, per layer."""
+        """Rejection and conformity neurons together, sorted, per site."""
         return tuple(torch.cat(pair).unique() for pair in zip(self.rejection, self.conformity, strict=True))
 
     @property
@@ -90,17 +108,24 @@ class NeuronSet:
     @property
     def parameters(self) -> int:
         """Weights that belong to these neurons: their rows of the read matrices, their columns of the write matrix."""
-        return len(self) * self.provenance.parameters_per_neuron
+        sizes = zip(self.both, self.provenance.parameters_per_neuron, strict=True)
+        return sum(len(indices) * parameters for indices, parameters in sizes)
 
     @property
     def share_of_parameters(self) -> float:
         return self.parameters / self.provenance.parameters_total
 
-    def per_layer(self) -> list[tuple[int, int, int]]:
-        """(layer, rejection neurons, conformity neurons) for every layer."""
+    def per_layer(self) -> list[LayerCount]:
+        """How many neurons each layer has and how many of them were found."""
+        sites = list(zip(self.layers, self.widths, self.rejection, self.conformity, strict=True))
         return [
-            (layer, len(rejection), len(conformity))
-            for layer, (rejection, conformity) in enumerate(zip(self.rejection, self.conformity, strict=True))
+            LayerCount(
+                layer,
+                sum(width for number, width, _, _ in sites if number == layer),
+                sum(len(rejection) for number, _, rejection, _ in sites if number == layer),
+                sum(len(conformity) for number, _, _, conformity in sites if number == layer),
+            )
+            for layer in dict.fromkeys(self.layers)
         ]
 
     def __str__(self) -> str:
@@ -111,7 +136,7 @@ class NeuronSet:
         )
 
     def random_like(self, seed: int) -> "NeuronSet":
-        """As many other neurons in each layer, drawn at random: the control. None of the found ones is among them."""
+        """As many other neurons in each site, drawn at random: the control. None of the found ones is among them."""
         generator = torch.Generator().manual_seed(seed)
         rejection, conformity = [], []
         for found, mine, theirs, width in zip(self.both, self.rejection, self.conformity, self.widths, strict=True):
@@ -131,20 +156,23 @@ class NeuronSet:
 
     def metadata(self) -> dict[str, str]:
         """What the file says besides its tensors; one entry, because safetensors writes several in any order."""
-        return {"neurons": json.dumps({"widths": self.widths, "provenance": asdict(self.provenance)})}
+        return {
+            "neurons": json.dumps({"widths": self.widths, "layers": self.layers, "provenance": asdict(self.provenance)})
+        }
 
     def check_fits(self, model: ChatModel) -> None:
         """Raises SafetyNeuronsError where the neurons belong to a model of another shape."""
-        if self.widths != tuple(site.width for site in model.sites):
+        shape = tuple((site.layer, site.width) for site in model.sites)
+        if tuple(zip(self.layers, self.widths, strict=True)) != shape:
             raise SafetyNeuronsError(
-                f"The neurons were found in {self.provenance.model}, whose layers have another width than those of "
+                f"The neurons were found in {self.provenance.model}, whose layers have other widths than those of "
                 f"{model.name}. Find them on this model."
             )
 
     def save(self, path: Path) -> None:
         """Write the indices and where they come from as safetensors; directions are kept in a file of their own."""
-        tensors = {f"rejection.{layer}": value for layer, value in enumerate(self.rejection)}
-        tensors |= {f"conformity.{layer}": value for layer, value in enumerate(self.conformity)}
+        tensors = {f"rejection.{site}": value for site, value in enumerate(self.rejection)}
+        tensors |= {f"conformity.{site}": value for site, value in enumerate(self.conformity)}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, self.metadata())
 
@@ -158,10 +186,11 @@ class NeuronSet:
         tensors, metadata = read_tensors(path)
         try:
             described = json.loads(metadata["neurons"])
-            widths, provenance = described["widths"], Provenance(**described["provenance"])
+            widths, layers = described["widths"], described["layers"]
+            provenance = Provenance(**described["provenance"])
+            provenance = replace(provenance, parameters_per_neuron=tuple(provenance.parameters_per_neuron))
             rejection, conformity = (
-                tuple(tensors[f"{side}.{layer}"] for layer in range(len(widths)))
-                for side in ("rejection", "conformity")
+                tuple(tensors[f"{side}.{site}"] for site in range(len(widths))) for side in ("rejection", "conformity")
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise SafetyNeuronsError(f"{path} is not a neuron set: {error!r}. Run `find` again.") from error
@@ -169,6 +198,7 @@ class NeuronSet:
             rejection,
             conformity,
             tuple(widths),
+            tuple(layers),
             provenance,
             Directions.load(directions) if directions else None,
         )

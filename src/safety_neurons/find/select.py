@@ -8,16 +8,22 @@ from torch import Tensor
 from safety_neurons.errors import SafetyNeuronsError
 
 
-def top_percent(scores: Sequence[Tensor], percent: float, scope: str) -> list[Tensor]:
-    """Masks of the neurons with the highest scores. Negative scores are never chosen; ties go to the lower index."""
+def top_percent(scores: Sequence[Tensor], percent: float, scope: str, layers: Sequence[int]) -> list[Tensor]:
+    """Masks of the neurons with the highest scores, per site; `layers` says in which layer each site stands.
+
+    Negative scores are never chosen; ties go to the lower index.
+    """
     if not 0 < percent <= 100:
         raise SafetyNeuronsError(f"The budget must be above 0 and at most 100 percent of the neurons, not {percent}.")
     if scope not in ("layer", "model"):
         raise SafetyNeuronsError(f"The budget is spent per 'layer' or over the 'model', not per {scope!r}.")
-    if scope == "layer":
-        return [_top(layer, percent) for layer in scores]
-    flat = _top(torch.cat(list(scores)), percent)
-    return list(flat.split([len(layer) for layer in scores]))
+    masks: list[Tensor] = [torch.empty(0)] * len(scores)
+    for group in dict.fromkeys(layers) if scope == "layer" else [None]:
+        mine = [site for site, layer in enumerate(layers) if group is None or layer == group]
+        flat = _top(torch.cat([scores[site] for site in mine]), percent)
+        for site, mask in zip(mine, flat.split([len(scores[site]) for site in mine]), strict=True):
+            masks[site] = mask
+    return masks
 
 
 def _top(scores: Tensor, percent: float) -> Tensor:
@@ -29,19 +35,26 @@ def _top(scores: Tensor, percent: float) -> Tensor:
 
 
 def select(
-    harmful: Sequence[Tensor], benign: Sequence[Tensor], percent: float, scope: str, contrastive: bool
+    harmful: Sequence[Tensor],
+    benign: Sequence[Tensor],
+    percent: float,
+    scope: str,
+    contrastive: bool,
+    layers: Sequence[int],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Masks of the rejection and the conformity neurons, per layer.
+    """Masks of the rejection and the conformity neurons, per site.
 
     For scores that rank each side by itself: top-k on harmful minus top-k on benign, and the other way round
     (the paper, section 3.1). For contrastive scores: one top-k over both sides.
     """
     if contrastive:
-        chosen = top_percent([torch.maximum(*pair) for pair in zip(harmful, benign, strict=True)], percent, scope)
+        chosen = top_percent(
+            [torch.maximum(*pair) for pair in zip(harmful, benign, strict=True)], percent, scope, layers
+        )
         rejection = [mask & (side >= 0) for mask, side in zip(chosen, harmful, strict=True)]
         conformity = [mask & (side >= 0) for mask, side in zip(chosen, benign, strict=True)]
         return rejection, conformity
-    top_harmful, top_benign = top_percent(harmful, percent, scope), top_percent(benign, percent, scope)
+    top_harmful, top_benign = (top_percent(side, percent, scope, layers) for side in (harmful, benign))
     rejection = [mine & ~other for mine, other in zip(top_harmful, top_benign, strict=True)]
     conformity = [mine & ~other for mine, other in zip(top_benign, top_harmful, strict=True)]
     return rejection, conformity

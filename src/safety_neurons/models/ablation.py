@@ -1,132 +1,211 @@
-"""The check of what was found: a layer is run with and without its neurons, and what is lost must be their sum."""
+"""The check of what was found: a layer is run with and without neurons, and what is lost must be their sum."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.models.sites import NeuronSite, ReadMatrix, rows_by_neuron
+from safety_neurons.models.sites import Activations, DenseSite, NeuronSite, ReadMatrix, activation_hooks, matrix_shape
+from safety_neurons.models.trace import ModuleCall, UnreadableLayer
 
 
 @dataclass
-class LayerTrace:
-    """What one forward pass showed of one layer."""
+class Observation:
+    """One run of a layer: what went into each norm and came out, in order, and the layer's output, all float32."""
 
-    arguments: tuple[Any, ...] = ()
-    keywords: dict[str, Any] = field(default_factory=dict)
-    attention: set[nn.Module] = field(default_factory=set)
-    executed: list[nn.Module] = field(default_factory=list)
-
-
-def _run_layer(layer: nn.Module, trace: LayerTrace) -> Tensor:
-    output = layer(*trace.arguments, **trace.keywords)
-    return (output if isinstance(output, Tensor) else output[0]).float()
+    into_norms: dict[nn.Module, Tensor]
+    from_norms: dict[nn.Module, Tensor]
+    output: Tensor
 
 
-@contextlib.contextmanager
-def _write_input(write: nn.Module, replace: bool, seen: list[Tensor]) -> Iterator[None]:
-    """Record the write matrix' input, or replace it with zeros."""
+def observe(call: ModuleCall, without: tuple[NeuronSite, ...] = ()) -> Observation:
+    """Run a layer without the neurons of some sites: their activations are zero."""
+    into: dict[nn.Module, Tensor] = {}
+    out: dict[nn.Module, Tensor] = {}
 
-    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        seen.append(args[0].detach())
-        return (torch.zeros_like(args[0]), *args[1:]) if replace else None
+    def after(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if args and isinstance(output, Tensor):
+            into[norm], out[norm] = args[0].detach().float(), output.detach().float()
 
-    handle = write.register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def check_contributions(
-    layer: nn.Module, trace: LayerTrace, write: nn.Module, where: str
-) -> tuple[bool, Tensor | float, Tensor]:
-    """Whether a norm follows the MLP, what scales the write, and the activations; raises if they do not add up."""
-    seen: list[Tensor] = []
-    norms: dict[nn.Module, Tensor] = {}
-    writes: list[Tensor] = []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_write_input(write, False, seen))
-        stack.callback(write.register_forward_hook(lambda _m, _a, output: writes.append(output.detach())).remove)
-        for module in layer.modules():
+        for module in call.module.modules():
             if "norm" in type(module).__name__.lower():
+                stack.callback(module.register_forward_hook(after).remove)
+        stack.enter_context(activation_hooks((site, _zeros) for site in without))
+        return Observation(into, out, call.run())
 
-                def note(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-                    norms[norm] = args[0].detach()
 
-                stack.callback(module.register_forward_pre_hook(note).remove)
-        full = _run_layer(layer, trace)
-    with _write_input(write, True, []):
-        lost = full - _run_layer(layer, trace)
-    after = [norm for norm, given in norms.items() if given.shape == writes[0].shape and torch.equal(given, writes[0])]
+def _zeros(activations: Activations) -> Tensor:
+    return torch.zeros_like(activations.values)
+
+
+def contributions(call: ModuleCall, site: NeuronSite) -> Tensor:
+    """The sum over a site's neurons of activation times write vector, before `scale`: float32 [tokens, hidden]."""
+    given = call.input
+    assert given is not None
+    tokens = given.shape[0] * given.shape[1]
+    total = torch.zeros(tokens, given.shape[-1], device=given.device)
+
+    def add(activations: Activations) -> None:
+        values, first, rows, routing = activations
+        if rows is None and len(values) != tokens:
+            raise UnreadableLayer(f"{site.name} runs on {len(values)} of {tokens} tokens, and which is not known")
+        neurons = torch.arange(first, first + values.shape[-1])
+        write = values.float() @ site.raw_write_vectors(neurons).to(values.device)
+        if routing is not None:
+            write = write * routing[:, None].float()
+        total.index_add_(0, torch.arange(tokens, device=total.device) if rows is None else rows, write)
+
+    with activation_hooks([(site, add)]):
+        call.run()
+    return total
+
+
+class Fold(NamedTuple):
+    """How a write reaches the residual stream: through a norm or not, and times what."""
+
+    post_norm: bool
     scale: Tensor | float
-    if after:
-        nothing = write(torch.zeros_like(seen[0]))
-        expected = (after[0](writes[0]) - after[0](nothing)).float()
-        scale = _gain(after[0], writes[0], where)
-    else:
-        flat = seen[0].float().reshape(-1, seen[0].shape[-1])
-        contributions = (flat @ rows_by_neuron(write).float()).reshape(lost.shape)
-        scale = float((lost * contributions).sum() / contributions.pow(2).sum().clamp_min(1e-30))
-        scale = 1.0 if abs(scale - 1) < 1e-2 else scale
-        expected = contributions * scale
-    # What can be seen of the write in the layer's output is limited by the rounding of the residual stream.
-    rounding = 8 * torch.finfo(seen[0].dtype).eps * full.abs().max() * lost.numel() ** 0.5
-    if (lost - expected).norm() > 1e-2 * lost.norm() + rounding:
-        raise SafetyNeuronsError(
-            f"{where}: the neurons' contributions do not add up to what the MLP writes (off by "
-            f"{float((lost - expected).norm() / lost.norm()):.1%}). The architecture is not one that can be read."
-        )
-    return bool(after), scale, seen[0]
 
 
-def _gain(norm: nn.Module, like: Tensor, where: str) -> Tensor:
-    """What a norm after the MLP multiplies each residual dimension with, besides its division by the length."""
-    ones = torch.ones_like(like[:1, :1])
-    gain = norm(ones).float().flatten()
+def fold(call: ModuleCall, site: NeuronSite, full: Observation, silent: Observation) -> Fold:
+    """Follow a site's write to the residual stream.
+
+    `full` and `silent` are the layer with all neurons and without any. What is lost without this site's neurons must
+    be the sum of their contributions, times a constant, a factor per residual dimension, or a factor per token (the
+    gate of a shared expert, the division of a norm).
+
+    Raises:
+        UnreadableLayer: it does not arrive there, or as something else.
+    """
+    expected = contributions(call, site)
+    without = observe(call, (site,))
+    rounding = 8 * torch.finfo(_dtype(call)).eps * full.output.abs().max()
+    gain: Tensor | float = 1.0
+    post_norm = False
+    for norm, given in full.into_norms.items():
+        factor = _factor(given - without.into_norms[norm], expected, rounding) if norm in without.into_norms else None
+        if factor is None:
+            continue
+        alone = silent.into_norms[norm].reshape(len(expected), -1)
+        if not torch.allclose(alone, alone[:1].expand_as(alone), atol=float(rounding)):
+            # Without neurons the norm still sees something of each token: it reads the residual stream itself.
+            return Fold(post_norm, gain * _constant(factor))
+        of_norm = _gain(norm, given)
+        if of_norm is None:
+            raise UnreadableLayer("the norm after the MLP is no root-mean-square norm, so it cannot be folded")
+        gain, post_norm = gain * of_norm, True
+        expected = (full.from_norms[norm] - without.from_norms[norm]).reshape(expected.shape)
+    lost = full.output - without.output
+    factor = _factor(lost, expected, rounding)
+    if factor is None:
+        off = "they do not reach its output" if not lost.any() else "the layer loses something else without them"
+        raise UnreadableLayer(f"the contributions of {site.name} do not add up to what the MLP writes: {off}")
+    return Fold(post_norm, gain * _constant(factor))
+
+
+def _dtype(call: ModuleCall) -> torch.dtype:
+    assert call.input is not None
+    return call.input.dtype
+
+
+def _factor(change: Tensor, expected: Tensor, rounding: Tensor) -> Tensor | None:
+    """The factor by which `change` is `expected` [tokens, hidden]: per token, or per residual dimension; or None."""
+    tokens, hidden = expected.shape
+    if change.shape[-1] != hidden or change.numel() % expected.numel():
+        return None
+    if not expected.any():
+        return torch.ones(tokens, 1) if not change.any() else None
+    # Layers that keep several residual streams write to each of them with a weight of its own.
+    change = change.reshape(tokens, -1, hidden)
+    expected = expected[:, None].to(change.device)
+    # What can be seen of the write is limited by the rounding of the residual stream.
+    tolerance = 1e-2 * change.norm() + rounding * change.numel() ** 0.5
+    for dimension in (-1, 0):
+        squares = expected.square().sum(dimension, keepdim=True).clamp_min(1e-30)
+        factor = (change * expected).sum(dimension, keepdim=True) / squares
+        if change.any() and (change - factor * expected).norm() <= tolerance:
+            return factor
+    return None
+
+
+def _constant(factor: Tensor) -> Tensor | float:
+    """A factor that is the same for all tokens, as one number or one per residual dimension; otherwise 1."""
+    if factor.shape[-1] > 1:
+        return factor.flatten() if factor.shape[1] == 1 else 1.0
+    mean = float(factor.mean())
+    return mean if abs(mean - 1) > 1e-2 and bool(((factor - mean).abs() < 1e-2 * abs(mean)).all()) else 1.0
+
+
+def _gain(norm: nn.Module, like: Tensor) -> Tensor | None:
+    """What a norm multiplies each residual dimension with, besides its division by the length; None for others."""
+    parameter = next(norm.parameters(), like)
+    ones = torch.ones(1, 1, like.shape[-1], device=parameter.device, dtype=parameter.dtype)
     signs = ones.clone()
     signs[..., ::2] = -1
-    if not torch.allclose(norm(signs).float().flatten(), gain * signs.float().flatten(), rtol=1e-2, atol=1e-4):
-        raise SafetyNeuronsError(
-            f"{where}: the norm after the MLP is no root-mean-square norm, so it cannot be folded."
-        )
-    return gain
+    gain = norm(ones).float().flatten()
+    same = torch.allclose(norm(signs).float().flatten(), gain * signs.float().flatten(), rtol=1e-2, atol=1e-4)
+    return gain if same else None
 
 
-def check_reads(layer: nn.Module, trace: LayerTrace, site: NeuronSite, before: Tensor, where: str) -> None:
-    """Row i of each read matrix must move activation i and no other."""
-    for read in site.reads:
-        # A neuron that is switched off by its gate may not move at all; others are tried then.
-        for neuron in range(0, site.width, max(1, site.width // 16)):
-            moved = _moved_by(layer, trace, site, read, neuron, before)
-            if moved:
-                break
-        if moved != [neuron]:
-            raise SafetyNeuronsError(
-                f"{where}: row {neuron} of {read.name} moves the activations {moved[:5]}, not {neuron} alone. "
-                "The order of the rows in this architecture is not known, so its neurons cannot be tuned."
-            )
+def check_identity(call: ModuleCall, sites: list[NeuronSite], full: Observation) -> None:
+    """A hook that changes nothing must change nothing: experts run in another way while they are hooked.
+
+    Raises:
+        UnreadableLayer: the layer's output is another one.
+    """
+    with activation_hooks((site, lambda _activations: None) for site in sites):
+        hooked = call.run()
+    tolerance = 1e-2 * full.output.norm() if _dtype(call) != torch.float32 else 1e-4 * full.output.norm()
+    if (hooked - full.output).norm() > tolerance:
+        raise UnreadableLayer("its experts compute something else than transformers' registry of experts describes")
 
 
-def _moved_by(
-    layer: nn.Module, trace: LayerTrace, site: NeuronSite, read: ReadMatrix, neuron: int, before: Tensor
-) -> list[int]:
-    """Which activations change when one neuron's row of a read matrix gives another result."""
+def find_reads(
+    call: ModuleCall, site: DenseSite, matrices: list[nn.Module], names: dict[nn.Module, str]
+) -> tuple[ReadMatrix, ...]:
+    """The blocks of rows of which row i moves activation i of the same token, and nothing else.
 
-    def disturb(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    None where a matrix that feeds the neurons keeps its rows in another order: such neurons can be read and
+    calibrated, not tuned.
+    """
+    assert call.input is not None
+    hidden = call.input.shape[-1]
+    before = _activations(call, site)
+    reads: list[ReadMatrix] = []
+    for module in matrices:
+        inputs, outputs = matrix_shape(module)
+        if module is site.write or inputs != hidden or outputs % site.width:
+            continue
+        for part in range(outputs // site.width):
+            read = ReadMatrix(names[module], module, part * site.width)
+            # A neuron that is switched off by its gate may not move at all; others are tried then.
+            for neuron in range(min(1, site.width - 1), site.width, max(1, site.width // 16)):
+                moved = (_activations(call, site, read, neuron) != before).nonzero().tolist()
+                if moved:
+                    break
+            if moved == [[0, neuron]]:
+                reads.append(read)
+            elif moved:
+                return ()
+    return tuple(reads)
+
+
+def _activations(call: ModuleCall, site: DenseSite, read: ReadMatrix | None = None, neuron: int = 0) -> Tensor:
+    """Activations [tokens, neurons], where one row of a read matrix may give another result for the first token."""
+
+    def disturb(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert read is not None
         output = output.clone()
-        output[..., read.offset + neuron] += 2 * (output.abs().max() + 1)
+        output.view(-1, output.shape[-1])[0, read.offset + neuron] += 2 * (output.abs().max() + 1)
         return output
 
-    after: list[Tensor] = []
-    handle = read.module.register_forward_hook(disturb)
-    try:
-        with _write_input(site.write, False, after):
-            _run_layer(layer, trace)
-    finally:
-        handle.remove()
-    return (before != after[0]).reshape(-1, site.width).any(0).nonzero().flatten().tolist()
+    seen: list[Tensor] = []
+    with contextlib.ExitStack() as stack:
+        if read is not None:
+            stack.callback(read.module.register_forward_hook(disturb).remove)
+        stack.enter_context(activation_hooks([(site, lambda activations: seen.append(activations.values))]))
+        call.run()
+    return seen[0]

@@ -11,8 +11,8 @@ import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.models.neurons import coverage, find_neurons
-from safety_neurons.models.sites import Coverage, NeuronSite
+from safety_neurons.models.neurons import Coverage, find_neurons
+from safety_neurons.models.sites import NeuronSite
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class ChatModel:
     """A causal language model that can be talked to.
 
     `identity` names the exact weights (a checksum or a commit). `template_options` are passed to the chat template,
-    for instance `{"enable_thinking": False}`.
+    for instance `{"enable_thinking": False}`. `write_matrices` and `allow_partial` are for models whose neurons the
+    structure does not show (see `find_neurons`).
     """
 
     model: PreTrainedModel
@@ -29,15 +30,22 @@ class ChatModel:
     identity: str
     system: str | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    write_matrices: str | None = None
+    allow_partial: bool = False
 
     @functools.cached_property
+    def _found(self) -> tuple[tuple[NeuronSite, ...], Coverage]:
+        return find_neurons(self.model, write_matrices=self.write_matrices, allow_partial=self.allow_partial)
+
+    @property
     def sites(self) -> tuple[NeuronSite, ...]:
         """The MLP neurons of every layer, found and checked once."""
-        return find_neurons(self.model)
+        return self._found[0]
 
-    @functools.cached_property
+    @property
     def coverage(self) -> Coverage:
-        return coverage(self.model, self.sites)
+        """How much of the model's MLPs these neurons are."""
+        return self._found[1]
 
     @functools.cached_property
     def parameters(self) -> int:

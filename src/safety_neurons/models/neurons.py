@@ -1,101 +1,166 @@
-"""Where a model keeps its MLP neurons: found by what the modules do, then checked on a dummy input.
+"""Where a model keeps its MLP neurons: found by what the modules do, then checked on a dummy input."""
 
-A neuron's activation is an entry of the input of the matrix that writes to the residual stream
-(`down_proj`, `fc2`, `c_proj` ...), so one forward pre-hook on that matrix serves gated, fused and plain MLPs.
-"""
-
-import contextlib
-from typing import Any
+import fnmatch
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.models.ablation import LayerTrace, check_contributions, check_reads
-from safety_neurons.models.sites import Coverage, NeuronSite, ReadMatrix, decoder_layers, is_matrix, matrix_shape
+from safety_neurons.models.ablation import check_identity, find_reads, fold, observe
+from safety_neurons.models.experts import ExpertSite, expert_neurons, is_experts
+from safety_neurons.models.sites import DenseSite, NeuronSite, is_matrix, matrix_shape
+from safety_neurons.models.trace import (
+    ModuleCall,
+    UnreadableLayer,
+    decoder_layers,
+    mixers,
+    mixes_positions,
+    trace_layers,
+)
 
-# A module inside a layer that is called with one of these is attention: it needs other positions, an MLP does not.
-ATTENTION_ARGUMENTS = frozenset(
-    {"attention_mask", "past_key_values", "past_key_value", "layer_past", "position_embeddings", "alibi"}
+OVERRIDES = (
+    "If you know which matrices write its MLP to the residual stream, name them (--write-matrices, a pattern such as "
+    "'model.layers.*.mlp.down_proj'); to go on without the layers that cannot be read, pass --allow-partial."
 )
 
 
-def find_neurons(model: PreTrainedModel) -> tuple[NeuronSite, ...]:
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the model's MLPs is read. `without_mlp` layers have none: only attention, a state space ..."""
+
+    layers: int
+    layers_total: int
+    without_mlp: int
+    neurons: int
+    unread: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.layers}/{self.layers_total} layers, {self.neurons:,} neurons"
+        if self.without_mlp:
+            text += f" ({self.without_mlp} layers have no MLP)"
+        if self.unread:
+            text += f" (PARTIAL: {len(self.unread)} layers are not read)"
+        return text
+
+
+def find_neurons(
+    model: PreTrainedModel, *, write_matrices: str | None = None, allow_partial: bool = False
+) -> tuple[tuple[NeuronSite, ...], Coverage]:
     """Find and check the neurons of every layer.
 
-    The check runs each layer with and without its neurons' activations: what is lost must be the sum of the
-    neurons' contributions, and no weight of the layer outside attention may be left unread.
+    Args:
+        write_matrices: a pattern for the names of the matrices that write the MLPs' neurons to the residual stream,
+            where the structure does not tell; they are checked all the same.
+        allow_partial: leave layers out that cannot be read.
 
     Raises:
-        SafetyNeuronsError: a layer's neurons cannot be found or do not pass the check.
+        SafetyNeuronsError: a layer's neurons cannot be found or do not pass the check, or there are none at all.
     """
-    layers = decoder_layers(model)
-    traces = _trace(model, layers)
+    names = {module: name for name, module in model.named_modules()}
+    sites: list[NeuronSite] = []
+    unread: list[str] = []
+    read_layers = empty = 0
     with torch.no_grad():
-        return tuple(_site(model, index, layer, traces[index]) for index, layer in enumerate(layers))
+        calls = trace_layers(model)
+        for index, call in enumerate(calls):
+            try:
+                found = _layer_sites(index, call, names, write_matrices)
+            except UnreadableLayer as problem:
+                message = f"Layer {index} of {type(model).__name__} ({names[call.module]}) cannot be read: {problem}."
+                if not allow_partial:
+                    raise SafetyNeuronsError(f"{message} {OVERRIDES}") from None
+                unread.append(message)
+                continue
+            sites += found
+            read_layers += bool(found)
+            empty += not found
+    if not sites:
+        reason = unread[0] if unread else "None of its layers has an MLP whose neurons could be read."
+        raise SafetyNeuronsError(f"No neurons were found in {type(model).__name__}. {reason}")
+    neurons = sum(site.width for site in sites)
+    return tuple(sites), Coverage(read_layers, len(decoder_layers(model)) - empty, empty, neurons, tuple(unread))
 
 
-def coverage(model: PreTrainedModel, sites: tuple[NeuronSite, ...]) -> Coverage:
-    return Coverage(len(sites), len(decoder_layers(model)), sum(site.width for site in sites))
+def _layer_sites(
+    index: int, layer: ModuleCall, names: dict[nn.Module, str], write_matrices: str | None
+) -> list[NeuronSite]:
+    assert layer.input is not None
+    hidden = layer.input.shape[-1]
+    mixing = {module for mixer in mixers(layer, hidden) for module in mixer.modules()}
+    calls = [call for call in layer.walk() if call.module not in mixing]
+    matrices = [module for module in dict.fromkeys(call.module for call in calls) if is_matrix(module)]
+    candidates: list[NeuronSite] = [
+        ExpertSite(index, names[module], expert_neurons(module), module)
+        for module in dict.fromkeys(call.module for call in calls)
+        if is_experts(module)
+    ]
+    for write in matrices:
+        if matrix_shape(write)[1] == hidden and fnmatch.fnmatch(names[write], write_matrices or "*"):
+            dense = DenseSite(index, names[write], matrix_shape(write)[0], write)
+            candidates.append(replace(dense, reads=find_reads(layer, dense, matrices, names)))
+    position_wise = {
+        inner.module for call in calls if call.inside and not mixes_positions(call) for inner in call.walk()
+    }
+    sites = _checked(layer, candidates, position_wise)
+    if write_matrices is None:
+        known = {module for site in sites for module in _modules(site)}
+        _check_complete(layer, known | mixing, matrices, names, hidden)
+    return sites
 
 
-def _trace(model: PreTrainedModel, layers: nn.ModuleList) -> list[LayerTrace]:
-    traces = [LayerTrace() for _ in layers]
-    with contextlib.ExitStack() as stack:
-        for layer, trace in zip(layers, traces, strict=True):
-
-            def enter(_module: nn.Module, args: Any, kwargs: Any, trace: LayerTrace = trace) -> None:
-                trace.arguments, trace.keywords = args, kwargs
-
-            stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            for module in layer.modules():
-                if module is layer:
-                    continue
-
-                def watch(module: nn.Module, args: Any, kwargs: Any, trace: LayerTrace = trace) -> None:
-                    if ATTENTION_ARGUMENTS & kwargs.keys():
-                        trace.attention.add(module)
-                    elif is_matrix(module):
-                        trace.executed.append(module)
-
-                stack.callback(module.register_forward_pre_hook(watch, with_kwargs=True).remove)
-        size = min(model.get_input_embeddings().weight.shape[0], 1000)
-        tokens = torch.arange(2, 8, device=model.get_input_embeddings().weight.device)[None] * 7 % size
-        with torch.no_grad():
-            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    return traces
+def _modules(site: NeuronSite) -> tuple[nn.Module, ...]:
+    """The modules whose weights are the site's neurons; the one that writes comes first."""
+    if isinstance(site, DenseSite):
+        return (site.write, *(read.module for read in site.reads))
+    assert isinstance(site, ExpertSite)
+    return (site.experts,)
 
 
-def _site(model: PreTrainedModel, index: int, layer: nn.Module, trace: LayerTrace) -> NeuronSite:
-    name_of = {module: name for name, module in model.named_modules()}
-    inside_attention = {module for attention in trace.attention for module in attention.modules()}
-    matrices = [module for module in trace.executed if module not in inside_attention]
-    hidden = model.config.get_text_config().hidden_size
-    where = f"Layer {index} of {type(model).__name__} ({name_of[layer]})"
-    writes = [module for module in matrices if matrix_shape(module)[1] == hidden]
-    if len(writes) != 1:
-        found = ", ".join(name_of[module] for module in writes) or "none"
-        raise SafetyNeuronsError(
-            f"{where}: one matrix must write the MLP's neurons to the residual stream, found: {found}. "
-            "Mixture-of-experts and state-space layers cannot be read yet; choose a dense model."
-        )
-    write = writes[0]
-    width = matrix_shape(write)[0]
-    reads: list[ReadMatrix] = []
+def _checked(layer: ModuleCall, candidates: list[NeuronSite], position_wise: set[nn.Module]) -> list[NeuronSite]:
+    """The candidates with the scale of their writes; raises where one does not pass the check."""
+    if not candidates:
+        return []
+    full, silent = observe(layer), observe(layer, tuple(candidates))
+    check_identity(layer, candidates, full)
+    sites: list[NeuronSite] = []
+    failed: dict[nn.Module, UnreadableLayer] = {}
+    for site in candidates:
+        module = _modules(site)[0]
+        if module not in position_wise and len(_modules(site)) == 1:
+            failed[module] = UnreadableLayer(f"{site.name} may write what attention gathered from other tokens")
+            continue
+        try:
+            folded = fold(layer, site, full, silent)
+        except UnreadableLayer as problem:
+            failed[module] = problem
+        else:
+            sites.append(replace(site, post_norm=folded.post_norm, scale=folded.scale))
+    reads = {module for site in sites for module in _modules(site)[1:]}
+    for module, reason in failed.items():
+        # A square matrix that reads looks like one that writes, until it is checked.
+        if module not in reads:
+            raise reason
+    return sites
+
+
+def _check_complete(
+    layer: ModuleCall, known: set[nn.Module], matrices: list[nn.Module], names: dict[nn.Module, str], hidden: int
+) -> None:
+    """Nothing of the layer is left unread that could write to the residual stream."""
     for module in matrices:
-        inputs, outputs = matrix_shape(module)
-        if module is not write and inputs == hidden and outputs % width == 0:
-            reads += [ReadMatrix(name_of[module], module, part * width) for part in range(outputs // width)]
-    known = {id(parameter) for module in [write, *(read.module for read in reads)] for parameter in module.parameters()}
-    known |= {id(parameter) for module in inside_attention for parameter in module.parameters()}
-    unread = [name for name, value in layer.named_parameters() if value.dim() > 1 and id(value) not in known]
-    if unread or not reads:
-        raise SafetyNeuronsError(
-            f"{where}: these weights are neither attention nor the MLP's neurons: {', '.join(unread) or 'no reads'}. "
-            "Part of a model is never read in silence; choose a dense model."
-        )
-    post_norm, scale, activations = check_contributions(layer, trace, write, where)
-    site = NeuronSite(index, name_of[write], write, tuple(reads), width, post_norm, scale)
-    check_reads(layer, trace, site, activations, where)
-    return site
+        if module not in known and matrix_shape(module)[1] == hidden:
+            raise UnreadableLayer(f"{names[module]} writes to the residual stream, and is no MLP's write matrix")
+    experts = {module.num_experts for module in known if is_experts(module)}
+    called = {layer.module, *(call.module for call in layer.walk())}
+    for child in layer.module.children():
+        if called.isdisjoint(child.modules()):
+            continue  # It takes no part in text generation: the cross-attention of a decoder that stands alone.
+        for owner in child.modules():
+            for name, value in owner.named_parameters(recurse=False):
+                router = value.dim() == 2 and hidden in value.shape and not experts.isdisjoint(value.shape)
+                if value.dim() > 1 and owner not in known and not is_matrix(owner) and not router:
+                    raise UnreadableLayer(f"{names[owner]}.{name} is neither attention nor an MLP's matrix")
+                if is_matrix(owner) and owner not in called and owner not in known:
+                    raise UnreadableLayer(f"{names[owner]} did not run on the dummy input, so it cannot be checked")

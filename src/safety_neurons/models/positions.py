@@ -73,12 +73,3 @@ def follow_positions(model: PreTrainedModel) -> Iterator[PromptPositions]:
         yield positions
     finally:
         handle.remove()
-
-
-@contextlib.contextmanager
-def activation_hooks(hooks: dict[nn.Module, Any]) -> Iterator[None]:
-    """Forward pre-hooks on the write matrices; removed also after an exception."""
-    with contextlib.ExitStack() as stack:
-        for module, hook in hooks.items():
-            stack.callback(module.register_forward_pre_hook(hook).remove)
-        yield

@@ -1,13 +1,46 @@
-"""MLP neurons of a layer: the matrix that writes them to the residual stream, and the rows that read it."""
+"""MLP neurons of a layer: how their activations are seen and changed, and what they write to the residual stream.
 
+A neuron's activation is an entry of the input of the matrix that writes to the residual stream (`down_proj`, `fc2`,
+`c_proj` ...), so one hook there serves gated, fused and plain MLPs, and experts whose matrices are stacked.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from safety_neurons.errors import SafetyNeuronsError
+# How many rows are pushed at once through a matrix whose weight cannot be read directly.
+PROBE_ROWS = 1024
+
+
+class Activations(NamedTuple):
+    """Activations that a forward pass is about to write to the residual stream.
+
+    `values` is [rows, neurons]: the columns are the site's neurons `first`, `first + 1` ... Row r belongs to token
+    `tokens[r]` of the flattened batch [batch * tokens], or, where `tokens` is None, to token r. In a mixture of
+    experts each row's write is multiplied with its routing weight in `routing` [rows]; None stands for ones.
+    """
+
+    values: Tensor
+    first: int = 0
+    tokens: Tensor | None = None
+    routing: Tensor | None = None
+
+    def of_tokens(self, per_token: Tensor) -> Tensor:
+        """The rows of something that is known per token, [batch, tokens, ...], as [rows, ...]."""
+        flat = per_token.flatten(0, 1)
+        return flat if self.tokens is None else flat[self.tokens.to(flat.device)]
+
+
+# Returns the values that are written instead, or None to leave them as they are; never writes in place.
+ActivationHook = Callable[[Activations], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -20,8 +53,8 @@ class ReadMatrix:
 
 
 @dataclass(frozen=True)
-class NeuronSite:
-    """The neurons of one layer: the matrix that writes them to the residual stream, and the rows that read it.
+class NeuronSite(ABC):
+    """The neurons of one MLP of a layer.
 
     `scale` is what the block multiplies the write with before it is added: one number, or one number per residual
     dimension where a norm follows the MLP (its gain).
@@ -29,39 +62,74 @@ class NeuronSite:
 
     layer: int
     name: str
-    write: nn.Module
-    reads: tuple[ReadMatrix, ...]
     width: int
-    post_norm: bool = False
-    scale: Tensor | float = field(default=1.0, compare=False)
+    post_norm: bool = field(default=False, kw_only=True)
+    scale: Tensor | float = field(default=1.0, compare=False, kw_only=True)
+
+    @property
+    def blocks(self) -> int:
+        """Into how many equal groups the neurons fall that always see the same tokens: the experts, or one."""
+        return 1
+
+    @abstractmethod
+    def hooked(self, hook: ActivationHook) -> AbstractContextManager[None]:
+        """Show `hook` every activation of these neurons, and let it replace them, while the context is open."""
+
+    @abstractmethod
+    def raw_write_vectors(self, neurons: Tensor | None = None) -> Tensor:
+        """The rows of the write matrix [neurons, hidden], before `scale`, in float32."""
+
+    @property
+    @abstractmethod
+    def parameters_per_neuron(self) -> int:
+        """Weights that belong to one neuron: its column of the write matrix, its rows of the read matrices."""
 
     def write_vectors(self, neurons: Tensor | None = None) -> Tensor:
         """What one unit of each neuron's activation adds to the residual stream: float32 [neurons, hidden]."""
-        weight = rows_by_neuron(self.write)
-        if neurons is not None:
-            weight = weight[neurons.to(weight.device)]
-        weight = weight.detach().float()
+        weight = self.raw_write_vectors(neurons)
         return weight * (self.scale.to(weight.device) if isinstance(self.scale, Tensor) else self.scale)
+
+
+@dataclass(frozen=True)
+class DenseSite(NeuronSite):
+    """The neurons of a plain MLP: all tokens pass through all of them."""
+
+    write: nn.Module
+    reads: tuple[ReadMatrix, ...] = ()
+
+    @contextlib.contextmanager
+    def hooked(self, hook: ActivationHook) -> Iterator[None]:
+        def before_write(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            changed = hook(Activations(args[0].reshape(-1, self.width)))
+            return None if changed is None else (changed.reshape(args[0].shape), *args[1:])
+
+        handle = self.write.register_forward_pre_hook(before_write)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def raw_write_vectors(self, neurons: Tensor | None = None) -> Tensor:
+        if not has_plain_weight(self.write):
+            return _probe(self.write, self.width, neurons)
+        weight = rows_by_neuron(self.write).detach()
+        return (weight if neurons is None else weight[neurons.to(weight.device)]).float()
 
     @cached_property
     def parameters_per_neuron(self) -> int:
-        """Weights that belong to one neuron: its column of the write matrix, its rows of the read matrices."""
-        count = rows_by_neuron(self.write).shape[1]
+        count = matrix_shape(self.write)[1]
         for read in self.reads:
             count += matrix_shape(read.module)[0] + (getattr(read.module, "bias", None) is not None)
         return count
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How much of the model's MLPs is read."""
-
-    layers: int
-    layers_total: int
-    neurons: int
-
-    def __str__(self) -> str:
-        return f"{self.layers}/{self.layers_total} layers, {self.neurons:,} neurons"
+@contextlib.contextmanager
+def activation_hooks(hooks: Iterable[tuple[NeuronSite, ActivationHook]]) -> Iterator[None]:
+    """Hooks on sites while the context is open; removed also after an exception."""
+    with contextlib.ExitStack() as stack:
+        for site, hook in hooks:
+            stack.enter_context(site.hooked(hook))
+        yield
 
 
 def is_matrix(module: nn.Module) -> bool:
@@ -76,6 +144,15 @@ def matrix_shape(module: nn.Module) -> tuple[int, int]:
     return module.in_features, module.out_features
 
 
+def has_plain_weight(module: nn.Module) -> bool:
+    """Whether the weight is there as numbers: quantized weights are packed, offloaded ones are elsewhere."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    shape = matrix_shape(module)
+    expected = shape if isinstance(module, Conv1D) else shape[::-1]
+    return weight.shape == expected and weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta
+
+
 def rows_by_neuron(module: nn.Module) -> Tensor:
     """The write matrix as a view [neurons, hidden]: writing to it writes to the weight."""
     assert isinstance(module.weight, Tensor)
@@ -88,17 +165,13 @@ def rows_by_output(module: nn.Module) -> Tensor:
     return module.weight.T if isinstance(module, Conv1D) else module.weight
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder layers: the outermost module list that is as long as the config says.
-
-    Raises:
-        SafetyNeuronsError: there is none.
-    """
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise SafetyNeuronsError(
-        f"The decoder layers of {type(model).__name__} were not found: no module list has {count} entries. "
-        "Its architecture cannot be read; a dense decoder-only model in transformers' own layout can."
-    )
+def _probe(module: nn.Module, width: int, neurons: Tensor | None) -> Tensor:
+    """The write vectors of a matrix of any storage format: what it returns for one unit of each neuron alone."""
+    chosen = torch.arange(width) if neurons is None else neurons.cpu()
+    buffer = next(iter([*module.parameters(), *module.buffers()]))
+    dtype = buffer.dtype if buffer.is_floating_point() and buffer.element_size() > 1 else torch.float32
+    device = None if buffer.is_meta else buffer.device
+    with torch.no_grad():
+        nothing = module(torch.zeros(1, width, device=device, dtype=dtype)).float()
+        units = (torch.eye(width, dtype=dtype)[part].to(device) for part in chosen.split(PROBE_ROWS))
+        return torch.cat([module(unit).float() - nothing for unit in units])

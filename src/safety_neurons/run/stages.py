@@ -50,10 +50,7 @@ def find_stage(work: Workplace) -> StageResult:
     neurons.save(work.folder.neurons)
     work.listener.say(str(neurons))
     score = scores.get(settings.score)
-    per_layer = [
-        {"layer": layer, "width": width, "rejection": rejection, "conformity": conformity}
-        for (layer, rejection, conformity), width in zip(neurons.per_layer(), neurons.widths, strict=True)
-    ]
+    per_layer = [count._asdict() for count in neurons.per_layer()]
     return StageResult(
         sections={
             "neurons": {

@@ -18,7 +18,7 @@ from safety_neurons.find.neuron_set import NeuronSet, read_tensors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.sites import rows_by_neuron, rows_by_output
 from safety_neurons.storage import atomic_path, disk_errors
-from safety_neurons.tune.slices import DeltaTensors, empty_delta
+from safety_neurons.tune.slices import DeltaTensors, empty_delta, trainable_sites
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,12 @@ class NeuronDelta:
 
     def _targets(self, model: ChatModel) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(view of a weight, rows of the view, change) for every slice."""
-        for site, indices in zip(model.sites, self.neurons.both, strict=True):
-            if not len(indices):
-                continue
-            yield rows_by_neuron(site.write).detach(), indices, self.tensors[f"layer{site.layer}_write"]
+        for prefix, site, indices in trainable_sites(model, self.neurons):
+            yield rows_by_neuron(site.write).detach(), indices, self.tensors[f"{prefix}_write"]
             for number, read in enumerate(site.reads):
                 rows = indices + read.offset
-                yield rows_by_output(read.module).detach(), rows, self.tensors[f"layer{site.layer}_read{number}_weight"]
-                bias = self.tensors.get(f"layer{site.layer}_read{number}_bias")
+                yield rows_by_output(read.module).detach(), rows, self.tensors[f"{prefix}_read{number}_weight"]
+                bias = self.tensors.get(f"{prefix}_read{number}_bias")
                 if bias is not None:
                     assert isinstance(read.module.bias, Tensor)
                     yield read.module.bias.detach(), rows, bias

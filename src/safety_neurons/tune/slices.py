@@ -12,25 +12,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
-from safety_neurons.models.sites import NeuronSite, rows_by_neuron
+from safety_neurons.models.sites import DenseSite, rows_by_neuron
 
 DeltaTensors = dict[str, Tensor]
 
 
+def trainable_sites(model: ChatModel, neurons: NeuronSet) -> Iterator[tuple[str, DenseSite, Tensor]]:
+    """(prefix of the slices' names, site, indices) of every site that has chosen neurons.
+
+    Raises:
+        SafetyNeuronsError: the rows that feed some of the neurons are not known, so they cannot be tuned.
+    """
+    for number, (site, indices) in enumerate(zip(model.sites, neurons.both, strict=True)):
+        if not len(indices):
+            continue
+        if not isinstance(site, DenseSite) or not site.reads:
+            raise SafetyNeuronsError(
+                f"The neurons of {site.name} can be found, explained and calibrated, but not tuned yet: "
+                "only MLPs that are no mixture of experts, and whose read matrices are known, can."
+            )
+        yield f"site{number}", site, indices
+
+
 def empty_delta(model: ChatModel, neurons: NeuronSet) -> DeltaTensors:
-    """Zeros for every slice: `layer{l}_read{j}_weight` and `layer{l}_write` [neurons, hidden], biases [neurons]."""
+    """Zeros for every slice: `site{s}_read{j}_weight` and `site{s}_write` [neurons, hidden], biases [neurons]."""
     tensors: DeltaTensors = {}
-    for site, indices in zip(model.sites, neurons.both, strict=True):
-        if len(indices):
-            hidden = rows_by_neuron(site.write).shape[1]
-            tensors[f"layer{site.layer}_write"] = torch.zeros(len(indices), hidden)
-            for number, read in enumerate(site.reads):
-                tensors[f"layer{site.layer}_read{number}_weight"] = torch.zeros(len(indices), hidden)
-                if getattr(read.module, "bias", None) is not None:
-                    tensors[f"layer{site.layer}_read{number}_bias"] = torch.zeros(len(indices))
+    for prefix, site, indices in trainable_sites(model, neurons):
+        hidden = rows_by_neuron(site.write).shape[1]
+        tensors[f"{prefix}_write"] = torch.zeros(len(indices), hidden)
+        for number, read in enumerate(site.reads):
+            tensors[f"{prefix}_read{number}_weight"] = torch.zeros(len(indices), hidden)
+            if getattr(read.module, "bias", None) is not None:
+                tensors[f"{prefix}_read{number}_bias"] = torch.zeros(len(indices))
     return tensors
 
 
@@ -38,20 +55,19 @@ def empty_delta(model: ChatModel, neurons: NeuronSet) -> DeltaTensors:
 def slices_added(model: ChatModel, neurons: NeuronSet, delta: DeltaTensors | nn.ParameterDict) -> Iterator[None]:
     """Add the slices' part to every forward pass while the context is open; gradients flow into `delta`."""
     with contextlib.ExitStack() as stack:
-        for site, indices in zip(model.sites, neurons.both, strict=True):
-            if len(indices):
-                chosen = indices.to(model.device)
-                _hook_reads(stack, site, chosen, delta)
-                _hook_write(stack, site, chosen, delta)
+        for prefix, site, indices in trainable_sites(model, neurons):
+            chosen = indices.to(model.device)
+            _hook_reads(stack, prefix, site, chosen, delta)
+            _hook_write(stack, prefix, site, chosen, delta)
         yield
 
 
 def _hook_reads(
-    stack: contextlib.ExitStack, site: NeuronSite, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
+    stack: contextlib.ExitStack, prefix: str, site: DenseSite, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
 ) -> None:
     for number, read in enumerate(site.reads):
-        weight = delta[f"layer{site.layer}_read{number}_weight"]
-        bias_name = f"layer{site.layer}_read{number}_bias"
+        weight = delta[f"{prefix}_read{number}_weight"]
+        bias_name = f"{prefix}_read{number}_bias"
         bias = delta.get(bias_name, None)
         rows = indices + read.offset
 
@@ -69,9 +85,9 @@ def _hook_reads(
 
 
 def _hook_write(
-    stack: contextlib.ExitStack, site: NeuronSite, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
+    stack: contextlib.ExitStack, prefix: str, site: DenseSite, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
 ) -> None:
-    weight = delta[f"layer{site.layer}_write"]
+    weight = delta[f"{prefix}_write"]
 
     def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + (args[0][..., indices].float() @ weight).to(output.dtype)

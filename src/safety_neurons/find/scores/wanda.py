@@ -6,8 +6,8 @@ from safety_neurons.find.scores.score import Evidence, Layers, Score
 def compute(evidence: Evidence) -> tuple[Layers, Layers]:
     harmful, benign = (
         [
-            (square * side.tokens).sqrt() * norm
-            for square, norm in zip(side.mean_square, evidence.write_norm_1, strict=True)
+            (square * count).sqrt() * norm
+            for square, count, norm in zip(side.mean_square, side.count, evidence.write_norm_1, strict=True)
         ]
         for side in (evidence.harmful, evidence.benign)
     )

@@ -1,0 +1,167 @@
+"""What one forward pass on a dummy input shows of each decoder layer: which modules ran, with what, inside which."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.models.sites import is_matrix
+
+# Two different sequences: a layer that orders its rows in another way than [batch, tokens] shows itself.
+DUMMY_SHAPE = (2, 6)
+
+
+class UnreadableLayer(Exception):
+    """Why a layer's neurons cannot be read, as the end of a sentence."""
+
+
+@dataclass
+class ModuleCall:
+    """One run of a module, and the runs inside it."""
+
+    module: nn.Module
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    inside: list["ModuleCall"] = field(default_factory=list)
+
+    def walk(self) -> Iterator["ModuleCall"]:
+        """Every run inside this one, in the order in which they began."""
+        for call in self.inside:
+            yield call
+            yield from call.walk()
+
+    @property
+    def input(self) -> Tensor | None:
+        """The first tensor of floating point numbers that was given."""
+        given = (*self.arguments, *self.keywords.values())
+        return next((value for value in given if isinstance(value, Tensor) and value.is_floating_point()), None)
+
+    def run(self, changed_input: Tensor | None = None) -> Tensor:
+        """Run the module again, perhaps with another input, and return its first output in float32."""
+        arguments, keywords = self.arguments, self.keywords
+        if changed_input is not None:
+            arguments = tuple(changed_input if value is self.input else value for value in arguments)
+            keywords = {name: changed_input if value is self.input else value for name, value in keywords.items()}
+        output = self.module(*arguments, **keywords)
+        return (output if isinstance(output, Tensor) else output[0]).float()
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of decoder layers: of the text decoder's module lists the one that holds the most weights.
+
+    Raises:
+        SafetyNeuronsError: there is none.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    lists = [module for module in (decoder or model).modules() if isinstance(module, nn.ModuleList) and len(module)]
+    if not lists:
+        raise SafetyNeuronsError(
+            f"The decoder layers of {type(model).__name__} were not found: it has no list of layers, so its neurons "
+            "cannot be read. Choose a decoder-only model in transformers' own layout."
+        )
+    return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
+
+
+def trace_layers(model: PreTrainedModel) -> list[ModuleCall]:
+    """Run a dummy input through the model and keep each decoder layer's call.
+
+    Raises:
+        SafetyNeuronsError: a layer did not run just once, or does not keep its tokens as [batch, tokens, hidden].
+    """
+    layers = decoder_layers(model)
+    calls: dict[nn.Module, list[ModuleCall]] = {layer: [] for layer in layers}
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            _watch(stack, layer, calls[layer])
+        model(**dummy_input(model), use_cache=False)
+    names = {module: name for name, module in model.named_modules()}
+    for index, layer in enumerate(layers):
+        where = f"Layer {index} of {type(model).__name__} ({names[layer]})"
+        if len(calls[layer]) != 1:
+            raise SafetyNeuronsError(
+                f"{where} runs {len(calls[layer])} times in one forward pass, not once, so its neurons have no single "
+                "activation per token. Choose another model."
+            )
+        given = calls[layer][0].input
+        if given is None or given.shape[:2] != DUMMY_SHAPE:
+            raise SafetyNeuronsError(
+                f"{where} does not get its tokens as [batch, tokens, hidden]: their positions cannot be told. Choose "
+                "another model."
+            )
+    return [calls[layer][0] for layer in layers]
+
+
+def dummy_input(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Token ids [2, 6], all different where the vocabulary allows, and their attention mask."""
+    embeddings = model.get_input_embeddings().weight
+    size = min(embeddings.shape[0], 1000)
+    tokens = (torch.arange(2, 2 + DUMMY_SHAPE[0] * DUMMY_SHAPE[1], device=embeddings.device) * 7 % size).view(
+        DUMMY_SHAPE
+    )
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+
+def _watch(stack: contextlib.ExitStack, layer: nn.Module, finished: list[ModuleCall]) -> None:
+    running: list[ModuleCall] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        call = ModuleCall(module, args, kwargs)
+        (running[-1].inside if running else finished).append(call)
+        running.append(call)
+
+    def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+        running.pop()
+
+    for module in layer.modules():
+        stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        stack.callback(module.register_forward_hook(leave).remove)
+
+
+def mixers(layer: ModuleCall, hidden: int) -> set[nn.Module]:
+    """The modules of a layer in which tokens see each other: attention, state spaces, convolutions over time."""
+    found: set[nn.Module] = set()
+    for call in layer.inside:
+        if not any(parameter.dim() > 1 for parameter in call.module.parameters()) or not mixes_positions(call):
+            continue
+        if any(_looks_like_an_mlp(inner, hidden) for inner in call.walk()):
+            found |= mixers(call, hidden)
+        else:
+            found.add(call.module)
+    return found
+
+
+def mixes_positions(call: ModuleCall) -> bool:
+    """Whether changing one token's input changes what the module returns for another."""
+    given = call.input
+    if given is None or given.dim() < 2:
+        return False
+    rows = DUMMY_SHAPE[0] * DUMMY_SHAPE[1]
+    changed = given.clone()
+    target = changed[0, 1] if given.shape[:2] == DUMMY_SHAPE else changed[1]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(target.shape, generator=generator).to(target.device, target.dtype)
+    target += noise * (given.float().std() + 1e-3).to(target.dtype)
+    before, after = call.run(), call.run(changed)
+    if before.numel() % rows:
+        return False
+    moved = (after - before).reshape(rows, -1).norm(dim=1)
+    moved[1] = 0
+    # Kernels may round other rows differently when one changes.
+    return bool((moved > 1e-3 * before.reshape(rows, -1).norm(dim=1) + 1e-6).any())
+
+
+def _looks_like_an_mlp(call: ModuleCall, hidden: int) -> bool:
+    """Position by position, from the residual stream's size to the same, through two matrices and not linear."""
+    given = call.input
+    if given is None or given.shape[-1] != hidden or sum(is_matrix(inner.module) for inner in call.walk()) < 2:
+        return False
+    output = call.run()
+    if output.shape != given.shape or mixes_positions(call):
+        return False
+    linear = call.run(given * 2) - call.run(given * 0)
+    return not torch.allclose(linear, 2 * (output - call.run(given * 0)), rtol=1e-2, atol=1e-4)
