@@ -66,11 +66,12 @@ def test_every_kind_of_file_under_the_set_s_name(data: Path, ending: str) -> Non
     assert load_prompts("harmbench", data_dir=data).texts == ["One?"]
 
 
-@pytest.mark.parametrize("name", catalogue.PUBLIC, ids=lambda row: row.name)
-def test_every_set_under_its_own_name(data: Path, name: catalogue.NamedSet) -> None:
-    copy = put(data / f"{name.name}.jsonl", {"prompt": "One?"}, {"prompt": "Two?"})
-    prompts = load_prompts(name.name, data_dir=data)
-    assert (prompts.texts, prompts.source) == (["One?", "Two?"], str(copy))
+@pytest.mark.parametrize("row", catalogue.PUBLIC, ids=lambda row: row.name)
+def test_every_set_under_its_own_name(data: Path, row: catalogue.NamedSet) -> None:
+    copy = put(data / f"{row.name}.jsonl", {"prompt": "One?", "category": "a"}, {"prompt": "Two?", "category": "b"})
+    prompts = load_prompts(row.name, data_dir=data)
+    assert [(prompt.text, prompt.category) for prompt in prompts] == [("One?", "a"), ("Two?", "b")]
+    assert prompts.source == str(copy)
 
 
 def test_the_folder_goes_before_its_subfolders_and_both_before_the_cache(data: Path) -> None:
