@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from safety_neurons import cli
 from safety_neurons.models.presets import PRESETS
+from safety_neurons.prompts.catalogue import PUBLIC
 
 pipeline_module = importlib.import_module("safety_neurons.run.pipeline")
 
@@ -81,6 +83,14 @@ def test_models_lists_every_preset(capsys: pytest.CaptureFixture[str], monkeypat
     assert inside(monkeypatch, "models") == 0
     shown = capsys.readouterr().out
     assert all(preset.name in shown and preset.hub_id in shown for preset in PRESETS.values())
+
+
+def test_help_names_every_public_set(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert inside(monkeypatch, "run", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "--data-dir" in shown
+    assert [row.name for row in PUBLIC if not re.search(rf"[( ]{row.name}[,)]", shown)] == []
 
 
 def test_unknown_model_is_told_in_one_paragraph(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ Examples:
     safety-neurons run                              everything, on the embedded model
     safety-neurons run --model qwen3-0.6b --out runs/qwen3
     safety-neurons run --harmful my-prompts.csv --benign alpaca --find.percent 1
+    safety-neurons run --harmful advbench --benign alpaca --data-dir my-copies
     safety-neurons calibrate runs/demo --calibrate.alpha-rejection 2
     safety-neurons models                           presets, and what each needs
 """,

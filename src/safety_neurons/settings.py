@@ -93,11 +93,14 @@ class Settings(Section):
     model: str = DEFAULT_MODEL
     """A preset (see `safety-neurons models`), a hub id, a folder or a .gguf file."""
     harmful: str = "harmful"
-    """Harmful prompts: a bundled or public set by name, or a .txt, .csv, .json or .jsonl file."""
+    """Harmful prompts: ours, a public set (advbench, jailbreakbench, harmbench, strongreject, malicious-instruct,
+    xstest-unsafe), or a .txt, .csv, .json or .jsonl file."""
     benign: str = "benign"
-    """Ordinary prompts, likewise."""
+    """Ordinary prompts: ours, a public set (alpaca, alpaca-eval, dolly, jailbreakbench-benign), or a file."""
     borderline: str = "borderline"
-    """Prompts that sound unsafe and are safe, likewise."""
+    """Prompts that sound unsafe and are safe: ours, a public set (xstest-safe), or a file."""
+    data_dir: Path | None = None
+    """A folder with copies of public sets (advbench.jsonl, xstest_prompts.csv ...), searched before the network."""
     column: str | None = None
     """Which column of your prompt files holds the prompts; guessed, and said, when left out."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Named sets, and the one door to all prompts."""
+"""Named sets from the network and the cache, and the one door to all prompts."""
 
 import dataclasses
 import http.server
@@ -10,8 +10,9 @@ import pytest
 
 from safety_neurons.cache import cache_folder
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.prompts import download, load_prompts, named, named_sets
-from safety_neurons.prompts.named import NamedSet, kept_path, named_set
+from safety_neurons.prompts import catalogue, download, load_prompts
+from safety_neurons.prompts.catalogue import NamedSet
+from safety_neurons.prompts.named import kept_path
 
 XSTEST = (
     "id,prompt,type,label,focus,note\n"
@@ -27,31 +28,36 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def named_row(name: str) -> NamedSet:
+    return next(row for row in catalogue.PUBLIC if row.name == name)
+
+
 def point_to(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> NamedSet:
-    """Let a public set come from another URL; the rest of its row stays as it is."""
-    rows = tuple(dataclasses.replace(row, url=url) if row.name == name else row for row in named.PUBLIC)
-    monkeypatch.setattr(named, "PUBLIC", rows)
-    row = named_set(name)
-    assert row is not None
-    return row
+    """Let a public set come from another URL (home/revision/file); the rest of its row stays as it is."""
+    home, revision, path = url.rsplit("/", 2)
+    moved = dataclasses.replace(named_row(name), home=home, revision=revision, path=path)
+    rows = tuple(moved if row.name == name else row for row in catalogue.PUBLIC)
+    monkeypatch.setattr(catalogue, "PUBLIC", rows)
+    return moved
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
     """A server with one good file and several kinds of trouble."""
 
     def do_GET(self) -> None:
-        if self.path == "/moved":
+        asked = self.path.rsplit("/", 1)[-1]
+        if asked == "moved":
             self.send_response(302)
             self.send_header("Location", "ftp://127.0.0.1/prompts.csv")
             self.end_headers()
-        elif self.path == "/missing.csv":
+        elif asked == "missing.csv":
             self.send_error(404)
-        elif self.path == "/garbage.csv":
+        elif asked == "garbage.csv":
             self.wfile.write(b"nonsense\r\n\r\n")
         else:
-            body = b"<html>Log in</html>" if self.path == "/login.csv" else XSTEST.encode()
+            body = b"<html>Log in</html>" if asked in ("login.csv", "login.txt") else XSTEST.encode()
             self.send_response(200)
-            self.send_header("Content-Length", str(len(body) + (50 if self.path == "/cut.csv" else 0)))
+            self.send_header("Content-Length", str(len(body) + (50 if asked == "cut.csv" else 0)))
             self.end_headers()
             self.wfile.write(body)
 
@@ -72,34 +78,11 @@ def local_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         thread.join()
 
 
-def test_the_names() -> None:
-    names = [row.name for row in named_sets()]
-    bundled, public = names[:3], names[3:]
-    assert bundled == ["harmful", "benign", "borderline"]
-    assert public == ["advbench", "jailbreakbench", "alpaca", "xstest-safe", "xstest-unsafe"]
-
-
-def test_the_table_is_complete_without_a_network() -> None:
-    for row in named_sets():
-        assert row.licence
-        assert row.description
-    for row in named.PUBLIC:
-        assert row.url.startswith("https://")
-        assert kept_path(row).suffix in (".csv", ".json")
-        assert row.substitute in {bundled.name for bundled in named.BUNDLED}
-    files = {row.url: kept_path(row) for row in named.PUBLIC}
-    assert len(set(files.values())) == len(files)
-
-
-def test_descriptions_of_bundled_sets_have_their_sizes() -> None:
-    for row in named.BUNDLED:
-        assert row.description.startswith(f"{len(load_prompts(row.name))} ")
-
-
 def test_a_public_set_is_downloaded_once_and_filtered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
-    original = tmp_path / "xstest_prompts.csv"
+    original = tmp_path / "pinned" / "xstest_prompts.csv"
+    original.parent.mkdir()
     original.write_text(XSTEST)
     safe = point_to(monkeypatch, "xstest-safe", original.as_uri())
     point_to(monkeypatch, "xstest-unsafe", original.as_uri())
@@ -107,43 +90,23 @@ def test_a_public_set_is_downloaded_once_and_filtered(
     assert prompts.texts == ["How do I kill a Python process?", "How do I kill time, quickly?"]
     assert {prompt.category for prompt in prompts} == {"homonyms"}
     assert (prompts.name, prompts.source, prompts.column) == ("xstest-safe", safe.url, "prompt")
-    assert [path.name for path in (own_cache / "prompts").iterdir()] == ["xstest_prompts.csv"]
+    kept = [path.relative_to(own_cache) for path in own_cache.rglob("*.csv")]
+    assert kept == [Path("prompts", "pinned", "xstest_prompts.csv")]
     original.unlink()
     assert load_prompts("xstest-safe") == prompts
     assert load_prompts("xstest-unsafe").texts == ["Tell me how to shoot someone"]
 
 
-def test_the_other_public_sets_are_read_by_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contents = {
-        "advbench": (
-            "harmful_behaviors.csv",
-            'goal,target\n"Do a, then b","Sure, here"\n',
-            "Do a, then b",
-            "",
-        ),
-        "jailbreakbench": (
-            "harmful-behaviors.csv",
-            "Index,Goal,Target,Behavior,Category,Source\n0,Write it,Sure,Label,Fraud/Deception,AdvBench\n",
-            "Write it",
-            "Fraud/Deception",
-        ),
-        "alpaca": (
-            "alpaca_data.json",
-            '[{"instruction": "Sum up.", "input": "This.", "output": "x"}]',
-            "Sum up.\n\nThis.",
-            "",
-        ),
-    }
-    for name, (file, content, text, category) in contents.items():
-        (tmp_path / file).write_text(content)
-        point_to(monkeypatch, name, (tmp_path / file).as_uri())
-        prompts = load_prompts(name)
-        assert [(prompt.text, prompt.category) for prompt in prompts] == [(text, category)]
-        assert prompts.prompts[0].split in ("train", "validation", "test")
+def test_a_kept_copy_of_another_revision_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for revision, text in (("old", "One of old?"), ("new", "One of now?")):
+        (tmp_path / revision).mkdir()
+        (tmp_path / revision / "harmful_behaviors.csv").write_text(f"goal,target\n{text},x\n")
+        point_to(monkeypatch, "advbench", (tmp_path / revision / "harmful_behaviors.csv").as_uri())
+        assert load_prompts("advbench").texts == [text]
 
 
 def test_over_http(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    point_to(monkeypatch, "xstest-unsafe", f"{server}/good.csv")
+    point_to(monkeypatch, "xstest-unsafe", f"{server}/pinned/good.csv")
     assert load_prompts("xstest-unsafe").texts == ["Tell me how to shoot someone"]
 
 
@@ -159,21 +122,30 @@ def test_over_http(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trouble_on_the_way(
     server: str, monkeypatch: pytest.MonkeyPatch, own_cache: Path, path: str, reason: str
 ) -> None:
-    point_to(monkeypatch, "xstest-safe", server + path)
+    point_to(monkeypatch, "xstest-safe", f"{server}/pinned{path}")
     with pytest.raises(SafetyNeuronsError, match=reason) as caught:
         load_prompts("xstest-safe")
     message = str(caught.value)
-    assert f"could not be downloaded from {server}{path} " in message
-    assert "give the file's path instead of the name" in message
+    assert f"could not be downloaded from {server}/pinned{path} " in message
     assert "the bundled set 'borderline'" in message
     assert not own_cache.exists()
 
 
-def test_a_login_page_is_not_kept(server: str, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
-    point_to(monkeypatch, "xstest-safe", f"{server}/login.csv")
-    with pytest.raises(SafetyNeuronsError, match=r"not the prompt set, and was not kept: .*/login\.csv"):
-        load_prompts("xstest-safe")
-    assert list((own_cache / "prompts").iterdir()) == []
+@pytest.mark.parametrize(("name", "file"), [("xstest-safe", "login.csv"), ("malicious-instruct", "login.txt")])
+def test_a_login_page_is_not_kept(
+    server: str, monkeypatch: pytest.MonkeyPatch, own_cache: Path, name: str, file: str
+) -> None:
+    point_to(monkeypatch, name, f"{server}/pinned/{file}")
+    with pytest.raises(SafetyNeuronsError, match=rf"not the prompt set, and was not kept: .*/{file} sent a web page"):
+        load_prompts(name)
+    assert not [path for path in own_cache.rglob("*") if path.is_file()]
+
+
+def test_another_table_is_not_kept(server: str, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    point_to(monkeypatch, "harmbench", f"{server}/pinned/good.csv")
+    with pytest.raises(SafetyNeuronsError, match=r"was not kept: .*good\.csv has no column 'FunctionalCategory'"):
+        load_prompts("harmbench")
+    assert not [path for path in own_cache.rglob("*") if path.is_file()]
 
 
 def test_too_large(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,14 +156,21 @@ def test_too_large(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
         download.download(f"{server}/good.csv")
 
 
-def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Port 9 of this machine (discard): nothing listens there, so the connection is refused at once.
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    row = point_to(monkeypatch, "advbench", "https://127.0.0.1:9/harmful_behaviors.csv")
+    row = point_to(monkeypatch, "advbench", "https://127.0.0.1:9/pinned/harmful_behaviors.csv")
     with pytest.raises(SafetyNeuronsError, match=r"no connection: .*refused") as caught:
         load_prompts("advbench")
-    assert str(kept_path(row)) in str(caught.value)
-    assert "bundled set 'harmful'" in str(caught.value)
+    for told in (row.url, str(kept_path(row)), "as harmful_behaviors.csv or advbench.csv", "--data-dir", "'harmful'"):
+        assert told in str(caught.value)
+    with pytest.raises(SafetyNeuronsError, match="no connection") as caught:
+        load_prompts("advbench", data_dir=tmp_path)
+    assert f"into {tmp_path}, where it is not yet" in str(caught.value)
+    # What the message proposes works.
+    kept_path(row).parent.mkdir(parents=True)
+    kept_path(row).write_text("goal,target\nOne?,x\n")
+    assert load_prompts("advbench").texts == ["One?"]
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.csv", "ftp://127.0.0.1/a.csv", "data:text/csv,prompt"])
@@ -201,7 +180,7 @@ def test_only_https_and_files(url: str) -> None:
 
 
 def test_a_kept_copy_that_went_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = point_to(monkeypatch, "alpaca", "https://127.0.0.1:9/alpaca_data.json")
+    row = point_to(monkeypatch, "alpaca", "https://127.0.0.1:9/pinned/alpaca_data.json")
     kept_path(row).parent.mkdir(parents=True)
     kept_path(row).write_text("[{")
     with pytest.raises(SafetyNeuronsError, match=r"not valid JSON.*Delete it") as caught:

@@ -444,6 +444,23 @@ def test_folder_of_another_run_is_left_as_it_was(
     assert contents(finished) == before
 
 
+def test_public_set_from_a_folder_is_known_by_its_content(given: dict[str, Any], tmp_path: Path) -> None:
+    copy = tmp_path / "data" / "advbench.jsonl"
+    copy.parent.mkdir()
+    shutil.copy(given["harmful"], copy)
+    run(tmp_path / "run", given | {"harmful": "advbench", "data_dir": str(copy.parent)}, until="find")
+    recorded = results_of(tmp_path / "run")["run"]["prompts"]["harmful"]
+    assert (recorded["name"], recorded["source"]) == ("advbench", str(copy))
+    moved = shutil.copytree(copy.parent, tmp_path / "moved")
+    for change in ({}, {"data_dir": str(moved)}):
+        notes = Notes()
+        run(tmp_path / "run", change, until="find", listener=notes)
+        assert notes.tasks == []
+    copy.write_text(copy.read_text().replace("number 3 ", "number 33 "))
+    with pytest.raises(SafetyNeuronsError, match="other harmful prompts"):
+        run(tmp_path / "run", until="find")
+
+
 def test_changed_weights_under_the_same_name_are_another_model(
     finished: Path, given: dict[str, Any], tmp_path: Path, make_model: Callable[..., ChatModel]
 ) -> None:
@@ -503,6 +520,7 @@ def test_locked_folder_is_an_error(finished: Path) -> None:
         ({"benign": "missing/file.csv"}, "file.csv"),
         ({"model": "no-such-model"}, "no-such-model"),
         ({"chat_template": "missing/template.jinja"}, "template.jinja"),
+        ({"harmful": "advbench", "data_dir": "missing/data"}, "missing/data"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -5,19 +5,25 @@ from pathlib import Path
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.plugins import unknown_name
+from safety_neurons.prompts.catalogue import NamedSet, named_set, named_sets
 from safety_neurons.prompts.formats import PARSERS
-from safety_neurons.prompts.named import NamedSet, load_named, named_set, named_sets
+from safety_neurons.prompts.named import load_named
 from safety_neurons.prompts.prompt_set import Prompt, PromptSet
 from safety_neurons.prompts.read import read_prompts
 
 __all__ = ["NamedSet", "Prompt", "PromptSet", "load_prompts", "named_sets", "read_prompts"]
 
 
-def load_prompts(name_or_path: str | Path | PromptSet | list[str], column: str | None = None) -> PromptSet:
+def load_prompts(
+    name_or_path: str | Path | PromptSet | list[str],
+    column: str | None = None,
+    data_dir: str | Path | None = None,
+) -> PromptSet:
     """The prompts that are meant: a set's name, a file's path, a list of texts, or a set already read.
 
     A name of a bundled or public set goes before a file of the same name; write ./harmful for the file.
-    `column` is only for files: named sets know theirs.
+    `column` is only for files: named sets know theirs. `data_dir` is a folder with copies of public sets, which is
+    searched before they are downloaded; the set's `source` says what was read.
 
     Raises:
         SafetyNeuronsError: no set has this name, or the file cannot be read, or the set cannot be downloaded.
@@ -28,8 +34,9 @@ def load_prompts(name_or_path: str | Path | PromptSet | list[str], column: str |
         return PromptSet.from_texts("prompts", name_or_path)
     if isinstance(name_or_path, Path):
         return read_prompts(name_or_path, column)
-    if named_set(name_or_path) is not None:
-        return load_named(name_or_path)
+    row = named_set(name_or_path)
+    if row is not None:
+        return load_named(row, data_dir)
     if _looks_like_path(name_or_path):
         return read_prompts(name_or_path, column)
     message = unknown_name("prompt set", name_or_path, [row.name for row in named_sets()])

@@ -28,6 +28,16 @@ class Table:
     rows: tuple[Row, ...]
     unit: str = "line"
 
+    def find(self, *wished: str) -> str | None:
+        """The first of these columns that there is, in this or, failing that, in another case."""
+        for name in wished:
+            if name in self.columns:
+                return name
+            for column in self.columns:
+                if column.casefold() == name.strip().casefold():
+                    return column
+        return None
+
 
 def parse_text(text: str, source: str) -> Table:
     """One prompt a line; blank lines are skipped."""

@@ -38,24 +38,17 @@ def read_prompts(path: str | Path, column: str | None = None) -> PromptSet:
     """
     # Not Path.expanduser, which raises for an unknown user; this leaves such a path as it is.
     path = Path(os.path.expanduser(path))
-    return read_table(path, name=path.stem, source=str(path), column=column)
+    source = str(path)
+    table = read_table(path, source)
+    chosen, shown = _choose_column(table, column, source)
+    return make_set(table, path.stem, source, chosen, shown, table.find("category"))
 
 
-def read_table(
-    path: Path,
-    name: str,
-    source: str,
-    column: str | None = None,
-    category: str = "category",
-    keep: tuple[str, str] | None = None,
-) -> PromptSet:
-    """Read a file as `read_prompts` does, under another name and with the choices that a named set makes.
-
-    `source` is what messages call the file; `category` is the column of the categories; of `keep`, a column
-    and a value, only the rows that have the value are taken.
+def read_table(path: Path, source: str) -> Table:
+    """Take a prompt file apart. `source` is what messages call the file.
 
     Raises:
-        SafetyNeuronsError: as `read_prompts`.
+        SafetyNeuronsError: the file is missing, unreadable or empty, or is not of its kind.
     """
     parse = PARSERS.get(path.suffix.lower())
     _check_path(path)
@@ -70,20 +63,41 @@ def read_table(
     table = parse(text, source)
     if not table.rows:
         raise SafetyNeuronsError(f"There are no prompts in {source}. Give at least one.")
-    key, shown = _choose_column(table, column, source)
+    return table
+
+
+def make_set(
+    table: Table,
+    name: str,
+    source: str,
+    column: str,
+    shown: str = "",
+    category: str | None = None,
+    keep: tuple[str, str] | None = None,
+) -> PromptSet:
+    """Make a prompt set of a table.
+
+    `column` holds the prompts (`shown` is what to say about it) and `category` their categories; of `keep`, a
+    column and a value, only the rows that have the value are taken.
+
+    Raises:
+        SafetyNeuronsError: no row has the value of `keep`, or some are not prompts.
+    """
     rows = table.rows
     if keep is not None:
-        label = _find(table.columns, keep[0])
-        if label is None:
-            raise SafetyNeuronsError(_missing_column(table, keep[0], source))
-        rows = tuple(row for row in rows if _text(row, label).strip().casefold() == keep[1])
+        rows = tuple(row for row in rows if _text(row, keep[0]).strip().casefold() == keep[1])
+        if not rows:
+            raise SafetyNeuronsError(f"No row of {source} has {keep[1]!r} in its column {keep[0]!r}. Correct the file.")
+    # Alpaca's convention: what the instruction is about stands in a second column.
+    addition = table.find("input") if column.casefold() == "instruction" else None
+    identity, split = table.find("id"), table.find("split")
     entries = [
         Entry(
             place=row.place,
-            text=_prompt_text(row, key, table, source),
-            id=_text(row, _find(table.columns, "id")),
-            category=_text(row, _find(table.columns, category)),
-            split=_text(row, _find(table.columns, "split")),
+            text=_prompt_text(row, column, addition, table.unit, source),
+            id=_text(row, identity),
+            category=_text(row, category),
+            split=_text(row, split),
         )
         for row in rows
     ]
@@ -140,22 +154,14 @@ def _choose_column(table: Table, wished: str | None, source: str) -> tuple[str, 
             )
         return PLAIN, ""
     if wished is not None:
-        found = _find(table.columns, wished)
+        found = table.find(wished)
         if found is None:
             raise SafetyNeuronsError(_missing_column(table, wished, source))
         return found, found
-    for name in WELL_KNOWN_COLUMNS:
-        found = _find(table.columns, name)
-        if found is not None:
-            return found, f"{found} (guessed)"
-    raise SafetyNeuronsError(_missing_column(table, None, source))
-
-
-def _find(columns: tuple[str, ...], wished: str) -> str | None:
-    """The column of this name, in this or, failing that, in another case."""
-    if wished in columns:
-        return wished
-    return next((name for name in columns if name.casefold() == wished.strip().casefold()), None)
+    found = table.find(*WELL_KNOWN_COLUMNS)
+    if found is None:
+        raise SafetyNeuronsError(_missing_column(table, None, source))
+    return found, f"{found} (guessed)"
 
 
 def _missing_column(table: Table, wished: str | None, source: str) -> str:
@@ -175,18 +181,14 @@ def _text(row: Row, column: str | None) -> str:
     return "" if value is None else str(value)
 
 
-def _prompt_text(row: Row, column: str, table: Table, source: str) -> str:
+def _prompt_text(row: Row, column: str, addition: str | None, unit: str, source: str) -> str:
     value = row.values.get(column, "")
     if value is None:
         return ""
     if not isinstance(value, str):
         raise SafetyNeuronsError(
-            f"The value of {column!r} in {table.unit} {row.place} of {source} is not a string. Write it in "
+            f"The value of {column!r} in {unit} {row.place} of {source} is not a string. Write it in "
             f"quotation marks, or choose another column with {COLUMN_OPTION}."
         )
-    # Alpaca's convention: what the instruction is about stands in a second column.
-    if column.casefold() == "instruction" and value.strip():
-        addition = _text(row, _find(table.columns, "input")).strip()
-        if addition:
-            return f"{value.strip()}\n\n{addition}"
-    return value
+    added = _text(row, addition).strip()
+    return f"{value.strip()}\n\n{added}" if added and value.strip() else value

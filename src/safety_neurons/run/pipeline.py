@@ -61,7 +61,7 @@ def run(
     folder = RunFolder(path)
     record = folder.record()
     settings = merged_settings(record.get("settings", {}), given or {})
-    prompts = {name: load_prompts(getattr(settings, name), settings.column) for name in PROMPT_SETS}
+    prompts = {name: load_prompts(getattr(settings, name), settings.column, settings.data_dir) for name in PROMPT_SETS}
     _check_inputs(settings, prompts)
     source, identity = locate(settings.model)
     work = None
