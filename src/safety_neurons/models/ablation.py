@@ -1,39 +1,53 @@
 """The check of what was found: a layer is run with and without neurons, and what is lost must be their sum."""
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from safety_neurons.models.sites import Activations, DenseSite, NeuronSite, ReadMatrix, activation_hooks, matrix_shape
-from safety_neurons.models.trace import ModuleCall, UnreadableLayer
+from safety_neurons.models.trace import DUMMY_SHAPE, ModuleCall, UnreadableLayer
+
+Run = tuple[nn.Module, int]
 
 
 @dataclass
 class Observation:
-    """One run of a layer: what went into each norm and came out, in order, and the layer's output, all float32."""
+    """One run of a layer, all in float32: what went into its modules, what came out of its norms, and its output.
 
-    into_norms: dict[nn.Module, Tensor]
-    from_norms: dict[nn.Module, Tensor]
+    A module's runs are numbered, in case it runs more than once.
+    """
+
+    into: dict[Run, Tensor]
+    from_norms: dict[Run, Tensor]
     output: Tensor
 
 
-def observe(call: ModuleCall, without: tuple[NeuronSite, ...] = ()) -> Observation:
+def observe(call: ModuleCall, norms: set[nn.Module], without: tuple[NeuronSite, ...] = ()) -> Observation:
     """Run a layer without the neurons of some sites: their activations are zero."""
-    into: dict[nn.Module, Tensor] = {}
-    out: dict[nn.Module, Tensor] = {}
+    into: dict[Run, Tensor] = {}
+    out: dict[Run, Tensor] = {}
+    runs: Counter[nn.Module] = Counter()
 
-    def after(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if args and isinstance(output, Tensor):
-            into[norm], out[norm] = args[0].detach().float(), output.detach().float()
+    def before(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        given = ModuleCall(module, args, keywords).input
+        runs[module] += 1
+        if given is not None:
+            into[module, runs[module]] = given.detach().float().clone()
+
+    def after(norm: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+        if isinstance(output, Tensor):
+            out[norm, runs[norm]] = output.detach().float().clone()
 
     with contextlib.ExitStack() as stack:
-        for module in call.module.modules():
-            if "norm" in type(module).__name__.lower():
-                stack.callback(module.register_forward_hook(after).remove)
         stack.enter_context(activation_hooks((site, _zeros) for site in without))
+        for module in {inner.module for inner in call.walk()}:
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            if module in norms:
+                stack.callback(module.register_forward_hook(after).remove)
         return Observation(into, out, call.run())
 
 
@@ -43,12 +57,11 @@ def _zeros(activations: Activations) -> Tensor:
 
 def contributions(call: ModuleCall, site: NeuronSite) -> Tensor:
     """The sum over a site's neurons of activation times write vector, before `scale`: float32 [tokens, hidden]."""
-    given = call.input
-    assert given is not None
-    tokens = given.shape[0] * given.shape[1]
-    total = torch.zeros(tokens, given.shape[-1], device=given.device)
+    tokens = DUMMY_SHAPE[0] * DUMMY_SHAPE[1]
+    total = torch.zeros(0)
 
     def add(activations: Activations) -> None:
+        nonlocal total
         values, first, rows, routing = activations
         if rows is None and len(values) != tokens:
             raise UnreadableLayer(f"{site.name} runs on {len(values)} of {tokens} tokens, and which is not known")
@@ -56,6 +69,8 @@ def contributions(call: ModuleCall, site: NeuronSite) -> Tensor:
         write = values.float() @ site.raw_write_vectors(neurons).to(values.device)
         if routing is not None:
             write = write * routing[:, None].float()
+        if not len(total):
+            total = torch.zeros(tokens, write.shape[-1], device=write.device)
         total.index_add_(0, torch.arange(tokens, device=total.device) if rows is None else rows, write)
 
     with activation_hooks([(site, add)]):
@@ -81,29 +96,47 @@ def fold(call: ModuleCall, site: NeuronSite, full: Observation, silent: Observat
         UnreadableLayer: it does not arrive there, or as something else.
     """
     expected = contributions(call, site)
-    without = observe(call, (site,))
+    if not expected.any():
+        raise UnreadableLayer(f"{site.name} writes nothing on the dummy input, so it cannot be checked")
+    without = observe(call, {norm for norm, _ in full.from_norms}, (site,))
     rounding = 8 * torch.finfo(_dtype(call)).eps * full.output.abs().max()
     gain: Tensor | float = 1.0
     post_norm = False
-    for norm, given in full.into_norms.items():
-        factor = _factor(given - without.into_norms[norm], expected, rounding) if norm in without.into_norms else None
+    for run, given in full.into.items():
+        if run not in without.into or run not in silent.into or given.shape != without.into[run].shape:
+            continue
+        factor = _factor(given - without.into[run], expected, rounding)
         if factor is None:
             continue
-        alone = silent.into_norms[norm].reshape(len(expected), -1)
-        if not torch.allclose(alone, alone[:1].expand_as(alone), atol=float(rounding)):
-            # Without neurons the norm still sees something of each token: it reads the residual stream itself.
+        if not _same_for_all_tokens(silent.into[run], expected, rounding):
+            # Without neurons the module still sees something of each token: it reads the residual stream itself.
             return Fold(post_norm, gain * _constant(factor))
-        of_norm = _gain(norm, given)
-        if of_norm is None:
-            raise UnreadableLayer("the norm after the MLP is no root-mean-square norm, so it cannot be folded")
-        gain, post_norm = gain * of_norm, True
-        expected = (full.from_norms[norm] - without.from_norms[norm]).reshape(expected.shape)
+        if run in full.from_norms:
+            of_norm = _gain(run[0], given) if given.numel() == expected.numel() else None
+            if of_norm is None:
+                raise UnreadableLayer(f"the norm after {site.name} is no root-mean-square norm of one residual stream")
+            gain, post_norm = gain * of_norm, True
+            expected = (full.from_norms[run] - without.from_norms[run]).reshape(expected.shape)
     lost = full.output - without.output
     factor = _factor(lost, expected, rounding)
     if factor is None:
         off = "they do not reach its output" if not lost.any() else "the layer loses something else without them"
         raise UnreadableLayer(f"the contributions of {site.name} do not add up to what the MLP writes: {off}")
+    if _same_for_all_tokens(silent.output, expected, rounding):
+        raise UnreadableLayer(f"what it returns is what {site.name} writes, not the residual stream")
     return Fold(post_norm, gain * _constant(factor))
+
+
+def _same_for_all_tokens(values: Tensor, expected: Tensor, rounding: Tensor) -> bool:
+    rows = _by_token(values, len(expected))
+    return torch.allclose(rows, rows[:1].expand_as(rows), atol=float(rounding))
+
+
+def _by_token(values: Tensor, tokens: int) -> Tensor:
+    """One row a token; residual streams may come before the tokens or after."""
+    if values.dim() > 3 and values.shape[:2] != DUMMY_SHAPE:
+        values = values.movedim(0, -2)
+    return values.reshape(tokens, -1)
 
 
 def _dtype(call: ModuleCall) -> torch.dtype:
@@ -114,12 +147,10 @@ def _dtype(call: ModuleCall) -> torch.dtype:
 def _factor(change: Tensor, expected: Tensor, rounding: Tensor) -> Tensor | None:
     """The factor by which `change` is `expected` [tokens, hidden]: per token, or per residual dimension; or None."""
     tokens, hidden = expected.shape
-    if change.shape[-1] != hidden or change.numel() % expected.numel():
+    if change.shape[-1] % hidden or change.numel() % expected.numel():
         return None
-    if not expected.any():
-        return torch.ones(tokens, 1) if not change.any() else None
     # Layers that keep several residual streams write to each of them with a weight of its own.
-    change = change.reshape(tokens, -1, hidden)
+    change = _by_token(change, tokens).reshape(tokens, -1, hidden)
     expected = expected[:, None].to(change.device)
     # What can be seen of the write is limited by the rounding of the residual stream.
     tolerance = 1e-2 * change.norm() + rounding * change.numel() ** 0.5
@@ -164,15 +195,13 @@ def check_identity(call: ModuleCall, sites: list[NeuronSite], full: Observation)
 
 
 def find_reads(
-    call: ModuleCall, site: DenseSite, matrices: list[nn.Module], names: dict[nn.Module, str]
+    call: ModuleCall, site: DenseSite, matrices: list[nn.Module], names: dict[nn.Module, str], hidden: int
 ) -> tuple[ReadMatrix, ...]:
     """The blocks of rows of which row i moves activation i of the same token, and nothing else.
 
     None where a matrix that feeds the neurons keeps its rows in another order: such neurons can be read and
     calibrated, not tuned.
     """
-    assert call.input is not None
-    hidden = call.input.shape[-1]
     before = _activations(call, site)
     reads: list[ReadMatrix] = []
     for module in matrices:
@@ -183,7 +212,8 @@ def find_reads(
             read = ReadMatrix(names[module], module, part * site.width)
             # A neuron that is switched off by its gate may not move at all; others are tried then.
             for neuron in range(min(1, site.width - 1), site.width, max(1, site.width // 16)):
-                moved = (_activations(call, site, read, neuron) != before).nonzero().tolist()
+                after = _activations(call, site, read, neuron)
+                moved = (after != before).nonzero().tolist() if after.shape == before.shape else [[-1, -1]]
                 if moved:
                     break
             if moved == [[0, neuron]]:

@@ -1,119 +1,219 @@
-"""The neurons of routed experts: an experts implementation of transformers' registry that shows each activation.
+"""The neurons of routed experts: while they are hooked, an implementation of ours runs them, one after the other.
 
 A neuron is (expert, i). Only the tokens that the router sends to an expert have activations of its neurons.
 """
 
 import contextlib
-import copy
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from safety_neurons.models.sites import ActivationHook, Activations, NeuronSite
 
-IMPLEMENTATION = "safety-neurons"
+
+class ExpertLayout(Protocol):
+    """How a module keeps the matrices of its experts."""
+
+    count: int
+    inner: int
+
+    def activations(self, hidden: Tensor, expert: int) -> Tensor:
+        """[rows, hidden] to the expert's activations [rows, inner]."""
+
+    def write(self, values: Tensor, expert: int) -> Tensor:
+        """Activations [rows, inner] to what the expert writes [rows, hidden], before its routing weight."""
+
+    def write_vectors(self, expert: int) -> Tensor:
+        """The expert's write vectors [inner, hidden]."""
+
+    def parameters_per_neuron(self) -> int:
+        """Weights that belong to one neuron."""
 
 
-class _Open(NamedTuple):
-    """Experts that are hooked: the configuration to give back to them, and the hooks in the order they came."""
+class RegisteredExperts:
+    """Stacked matrices as transformers' registry of experts implementations describes them."""
 
-    config: Any
-    hooks: list[ActivationHook]
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.count = module.down_proj.shape[0]
+        self.inner = module.down_proj.shape[1 if module.is_transposed else 2]
+
+    def activations(self, hidden: Tensor, expert: int) -> Tensor:
+        module = self.module
+        read = self._linear(hidden, "gate_up_proj" if module.has_gate else "up_proj", expert)
+        values: Tensor = module._apply_gate(read) if module.has_gate else module.act_fn(read)
+        return values
+
+    def write(self, values: Tensor, expert: int) -> Tensor:
+        written = self._linear(values, "down_proj", expert)
+        if self.module.has_post_expert_norm:
+            written = self.module.post_expert_norm(written)
+        return written
+
+    def _linear(self, values: Tensor, name: str, expert: int) -> Tensor:
+        weight = getattr(self.module, name)[expert]
+        bias = getattr(self.module, f"{name}_bias")[expert] if self.module.has_bias else None
+        return functional.linear(values, weight.T if self.module.is_transposed else weight, bias)
+
+    def write_vectors(self, expert: int) -> Tensor:
+        down: Tensor = self.module.down_proj[expert]
+        return down if self.module.is_transposed else down.T
+
+    def parameters_per_neuron(self) -> int:
+        hidden = self.write_vectors(0).shape[1]
+        return hidden + (2 if self.module.has_gate else 1) * (hidden + int(self.module.has_bias))
 
 
-_open: WeakKeyDictionary[nn.Module, _Open] = WeakKeyDictionary()
+class BatchedExperts:
+    """Llama 4's: gated, without biases, every expert run on a copy of all tokens that the router has scaled."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.count, self.inner, _ = module.down_proj.shape
+
+    def activations(self, hidden: Tensor, expert: int) -> Tensor:
+        gate, up = (hidden @ self.module.gate_up_proj[expert]).chunk(2, -1)
+        values: Tensor = up * self.module.act_fn(gate)
+        return values
+
+    def write(self, values: Tensor, expert: int) -> Tensor:
+        return values @ self.write_vectors(expert)
+
+    def write_vectors(self, expert: int) -> Tensor:
+        down: Tensor = self.module.down_proj[expert]
+        return down
+
+    def parameters_per_neuron(self) -> int:
+        return 3 * int(self.module.down_proj.shape[2])
 
 
-def is_experts(module: nn.Module) -> bool:
-    """Whether these are stacked experts that transformers' registry of experts implementations can run."""
+class FlatExperts:
+    """DBRX's: gated, without biases, the rows of all experts below each other in `mlp.w1`, `v1` and `w2`."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.count = module.num_experts
+        self.inner = module.mlp.w2.shape[0] // self.count
+
+    def activations(self, hidden: Tensor, expert: int) -> Tensor:
+        gate, up = hidden @ self._rows("w1", expert).T, hidden @ self._rows("v1", expert).T
+        values: Tensor = self.module.mlp.activation_fn(gate) * up
+        return values
+
+    def write(self, values: Tensor, expert: int) -> Tensor:
+        return values @ self.write_vectors(expert)
+
+    def write_vectors(self, expert: int) -> Tensor:
+        return self._rows("w2", expert)
+
+    def _rows(self, name: str, expert: int) -> Tensor:
+        weight: Tensor = getattr(self.module.mlp, name)
+        return weight[expert * self.inner : (expert + 1) * self.inner]
+
+    def parameters_per_neuron(self) -> int:
+        return 3 * int(self.module.mlp.w2.shape[1])
+
+
+def expert_layout(module: nn.Module) -> ExpertLayout | None:
+    """How this module keeps experts; None where it keeps none, or in a way that is not known."""
     down = getattr(module, "down_proj", None)
-    return isinstance(down, nn.Parameter) and down.dim() == 3 and hasattr(module, "is_transposed")
-
-
-def expert_neurons(module: Any) -> int:
-    """Neurons of all experts of a module together."""
-    return int(module.down_proj.shape[0] * module.down_proj.shape[1 if module.is_transposed else 2])
+    if isinstance(down, nn.Parameter) and down.dim() == 3:
+        if hasattr(module, "is_transposed"):
+            return RegisteredExperts(module)
+        if list(inspect.signature(type(module).forward).parameters) == ["self", "hidden_states"]:
+            return BatchedExperts(module)
+    if all(hasattr(getattr(module, "mlp", None), name) for name in ("w1", "v1", "w2")):
+        return FlatExperts(module)
+    return None
 
 
 @dataclass(frozen=True)
 class ExpertSite(NeuronSite):
     """The neurons of all routed experts of a layer: neuron i of expert e has the index e * inner + i."""
 
-    experts: Any
+    experts: nn.Module
+    layout: ExpertLayout
 
     @property
     def blocks(self) -> int:
-        return int(self.experts.num_experts)
-
-    @property
-    def inner(self) -> int:
-        """Neurons in one expert."""
-        return self.width // self.blocks
+        return self.layout.count
 
     @contextlib.contextmanager
     def hooked(self, hook: ActivationHook) -> Iterator[None]:
-        if self.experts not in _open:
-            _open[self.experts] = _Open(self.experts.config, [])
-            # A configuration of its own: other modules that share the model's configuration keep their way of running.
-            self.experts.config = copy.copy(self.experts.config)
-            self.experts.config._experts_implementation = IMPLEMENTATION
-        _open[self.experts].hooks.append(hook)
+        hooks = _open.setdefault(self.experts, [])
+        # Where the weights are kept on another device, accelerate wraps the forward pass that it finds here.
+        name = "_old_forward" if hasattr(self.experts, "_old_forward") else "forward"
+        if not hooks:
+            _originals[self.experts] = self.experts.__dict__.get(name)
+            self.experts.__dict__[name] = self._forward
+        hooks.append(hook)
         try:
             yield
         finally:
-            _open[self.experts].hooks.remove(hook)
-            if not _open[self.experts].hooks:
-                self.experts.config = _open.pop(self.experts).config
+            hooks.remove(hook)
+            if not hooks:
+                original = _originals.pop(self.experts)
+                if original is None:
+                    del self.experts.__dict__[name]
+                else:
+                    self.experts.__dict__[name] = original
+
+    def _forward(
+        self, hidden_states: Tensor, top_k_index: Tensor | None = None, top_k_weights: Tensor | None = None
+    ) -> Tensor:
+        """[tokens, hidden] with the router's indices and weights [tokens, top k], or with all experts' copies."""
+        layout = self.layout
+        if top_k_index is None or top_k_weights is None:
+            copies = hidden_states.view(layout.count, -1, hidden_states.shape[-1])
+            return torch.cat([self._run(copy, expert, _routed(copy), None) for expert, copy in enumerate(copies)])
+        flat = hidden_states.reshape(-1, hidden_states.shape[-1])
+        written = torch.zeros_like(flat, dtype=torch.float32)
+        for expert in top_k_index.unique().tolist():
+            if expert < layout.count:  # Larger numbers are slots that the router left empty.
+                tokens, slot = (top_k_index == expert).nonzero(as_tuple=True)
+                written += self._run(flat, expert, tokens, top_k_weights[tokens, slot]).float()
+        return written.to(hidden_states.dtype).view(hidden_states.shape)
+
+    def _run(self, hidden: Tensor, expert: int, tokens: Tensor, routing: Tensor | None) -> Tensor:
+        """What one expert writes for its tokens, as [all tokens, hidden]."""
+        values = self.layout.activations(hidden[tokens], expert)
+        for hook in _open[self.experts]:
+            changed = hook(Activations(values, expert * self.layout.inner, tokens, routing))
+            values = values if changed is None else changed
+        write = self.layout.write(values, expert)
+        if routing is not None:
+            write = write * routing[:, None]
+        return torch.zeros_like(hidden, dtype=write.dtype).index_add(0, tokens, write)
 
     def raw_write_vectors(self, neurons: Tensor | None = None) -> Tensor:
-        down = self.experts.down_proj.detach()
-        by_neuron = down if self.experts.is_transposed else down.transpose(1, 2)
+        inner = self.layout.inner
         if neurons is None:
-            return by_neuron.reshape(self.width, -1).float()
-        neurons = neurons.to(down.device)
-        return by_neuron[neurons // self.inner, neurons % self.inner].float()
+            return torch.cat([self.layout.write_vectors(expert).detach().float() for expert in range(self.blocks)])
+        neurons = neurons.cpu()
+        rows = [
+            (chosen, self.layout.write_vectors(expert).detach()[(neurons[chosen] - expert * inner)].float())
+            for expert in (neurons // inner).unique().tolist()
+            for chosen in [(neurons // inner == expert).nonzero().flatten()]
+        ]
+        order = torch.cat([chosen for chosen, _ in rows] or [neurons]).argsort()
+        return torch.cat([vectors for _, vectors in rows] or [self.layout.write_vectors(0)[:0].detach().float()])[order]
 
     @property
     def parameters_per_neuron(self) -> int:
-        experts = self.experts
-        hidden = experts.down_proj.shape[2 if experts.is_transposed else 1]
-        reads = 2 if experts.has_gate else 1
-        return hidden + reads * (hidden + int(experts.has_bias))
+        return self.layout.parameters_per_neuron()
 
 
-def _forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """One expert after the other: hidden states [tokens, hidden], indices and weights [tokens, top k]."""
-    written = torch.zeros_like(hidden_states, dtype=torch.float32)
-    first_read = experts.gate_up_proj if experts.has_gate else experts.up_proj
-    read_bias = (experts.gate_up_proj_bias if experts.has_gate else experts.up_proj_bias) if experts.has_bias else None
-    for expert in top_k_index.unique().tolist():
-        if expert >= experts.num_experts:
-            continue  # A slot that the router left empty.
-        tokens, slot = (top_k_index == expert).nonzero(as_tuple=True)
-        routing = top_k_weights[tokens, slot]
-        read = _linear(
-            experts, hidden_states[tokens], first_read[expert], None if read_bias is None else read_bias[expert]
-        )
-        values = experts._apply_gate(read) if experts.has_gate else experts.act_fn(read)
-        for hook in _open[experts].hooks:
-            changed = hook(Activations(values, expert * values.shape[-1], tokens, routing))
-            values = values if changed is None else changed
-        bias = experts.down_proj_bias[expert] if experts.has_bias else None
-        write = _linear(experts, values, experts.down_proj[expert], bias)
-        if experts.has_post_expert_norm:
-            write = experts.post_expert_norm(write)
-        written.index_add_(0, tokens, (write * routing[:, None]).float())
-    return written.to(hidden_states.dtype)
+def _routed(copy: Tensor) -> Tensor:
+    """The tokens that were sent to an expert: the router multiplies the others with zero."""
+    return copy.any(-1).nonzero().flatten()
 
 
-def _linear(experts: Any, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return functional.linear(values, weight.T if experts.is_transposed else weight, bias)
-
-
-ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _forward)
+# The hooks of experts modules, and the forward passes that they had before, where these were their own.
+_open: WeakKeyDictionary[nn.Module, list[ActivationHook]] = WeakKeyDictionary()
+_originals: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()

@@ -18,6 +18,7 @@ def forward(model: PreTrainedModel, inputs: BatchEncoding | dict[str, Tensor], l
     assert isinstance(mask, Tensor)
     if "position_ids" in known:
         extra["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)
-    if "logits_to_keep" in known:
+    # Models whose last layers share keys and values run these on the kept positions alone (Gemma 4).
+    if "logits_to_keep" in known and not getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
         extra["logits_to_keep"] = last_logits
     return model(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False, **extra)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.ablation import check_identity, find_reads, fold, observe
-from safety_neurons.models.experts import ExpertSite, expert_neurons, is_experts
+from safety_neurons.models.experts import ExpertSite, expert_layout
 from safety_neurons.models.sites import DenseSite, NeuronSite, is_matrix, matrix_shape
 from safety_neurons.models.trace import (
     ModuleCall,
@@ -17,6 +17,7 @@ from safety_neurons.models.trace import (
     decoder_layers,
     mixers,
     mixes_positions,
+    norms,
     trace_layers,
 )
 
@@ -65,8 +66,11 @@ def find_neurons(
     with torch.no_grad():
         calls = trace_layers(model)
         for index, call in enumerate(calls):
+            if call is None:
+                empty += 1
+                continue
             try:
-                found = _layer_sites(index, call, names, write_matrices)
+                found = _layer_sites(index, call, names, _residual_size(model, call), write_matrices)
             except UnreadableLayer as problem:
                 message = f"Layer {index} of {type(model).__name__} ({names[call.module]}) cannot be read: {problem}."
                 if not allow_partial:
@@ -83,30 +87,40 @@ def find_neurons(
     return tuple(sites), Coverage(read_layers, len(decoder_layers(model)) - empty, empty, neurons, tuple(unread))
 
 
-def _layer_sites(
-    index: int, layer: ModuleCall, names: dict[nn.Module, str], write_matrices: str | None
-) -> list[NeuronSite]:
+def _residual_size(model: PreTrainedModel, layer: ModuleCall) -> int:
+    """The size of one residual stream; some models keep several, side by side in one tensor."""
     assert layer.input is not None
-    hidden = layer.input.shape[-1]
+    size = layer.input.shape[-1]
+    configured = getattr(model.config.get_text_config(), "hidden_size", None) or size
+    return configured if size % configured == 0 else size
+
+
+def _layer_sites(
+    index: int, layer: ModuleCall, names: dict[nn.Module, str], hidden: int, write_matrices: str | None
+) -> list[NeuronSite]:
     mixing = {module for mixer in mixers(layer, hidden) for module in mixer.modules()}
+    # What a norm computes scales the residual stream for its reader; it writes nothing.
+    norming = norms(layer)
+    mixing |= {module for norm in norming for module in norm.modules()}
     calls = [call for call in layer.walk() if call.module not in mixing]
     matrices = [module for module in dict.fromkeys(call.module for call in calls) if is_matrix(module)]
     candidates: list[NeuronSite] = [
-        ExpertSite(index, names[module], expert_neurons(module), module)
+        ExpertSite(index, names[module], layout.count * layout.inner, module, layout)
         for module in dict.fromkeys(call.module for call in calls)
-        if is_experts(module)
+        if (layout := expert_layout(module))
     ]
     for write in matrices:
         if matrix_shape(write)[1] == hidden and fnmatch.fnmatch(names[write], write_matrices or "*"):
             dense = DenseSite(index, names[write], matrix_shape(write)[0], write)
-            candidates.append(replace(dense, reads=find_reads(layer, dense, matrices, names)))
+            candidates.append(replace(dense, reads=find_reads(layer, dense, matrices, names, hidden)))
     position_wise = {
         inner.module for call in calls if call.inside and not mixes_positions(call) for inner in call.walk()
     }
-    sites = _checked(layer, candidates, position_wise)
+    sites = _checked(layer, candidates, position_wise, norming)
     if write_matrices is None:
         known = {module for site in sites for module in _modules(site)}
-        _check_complete(layer, known | mixing, matrices, names, hidden)
+        experts = {site.blocks for site in sites if isinstance(site, ExpertSite)}
+        _check_complete(layer, known | mixing, experts, names, hidden)
     return sites
 
 
@@ -115,20 +129,22 @@ def _modules(site: NeuronSite) -> tuple[nn.Module, ...]:
     if isinstance(site, DenseSite):
         return (site.write, *(read.module for read in site.reads))
     assert isinstance(site, ExpertSite)
-    return (site.experts,)
+    return tuple(site.experts.modules())
 
 
-def _checked(layer: ModuleCall, candidates: list[NeuronSite], position_wise: set[nn.Module]) -> list[NeuronSite]:
+def _checked(
+    layer: ModuleCall, candidates: list[NeuronSite], position_wise: set[nn.Module], norming: set[nn.Module]
+) -> list[NeuronSite]:
     """The candidates with the scale of their writes; raises where one does not pass the check."""
     if not candidates:
         return []
-    full, silent = observe(layer), observe(layer, tuple(candidates))
+    full, silent = observe(layer, norming), observe(layer, norming, tuple(candidates))
     check_identity(layer, candidates, full)
     sites: list[NeuronSite] = []
     failed: dict[nn.Module, UnreadableLayer] = {}
     for site in candidates:
         module = _modules(site)[0]
-        if module not in position_wise and len(_modules(site)) == 1:
+        if isinstance(site, DenseSite) and not site.reads and module not in position_wise:
             failed[module] = UnreadableLayer(f"{site.name} may write what attention gathered from other tokens")
             continue
         try:
@@ -146,21 +162,23 @@ def _checked(layer: ModuleCall, candidates: list[NeuronSite], position_wise: set
 
 
 def _check_complete(
-    layer: ModuleCall, known: set[nn.Module], matrices: list[nn.Module], names: dict[nn.Module, str], hidden: int
+    layer: ModuleCall, known: set[nn.Module], experts: set[int], names: dict[nn.Module, str], hidden: int
 ) -> None:
-    """Nothing of the layer is left unread that could write to the residual stream."""
-    for module in matrices:
-        if module not in known and matrix_shape(module)[1] == hidden:
-            raise UnreadableLayer(f"{names[module]} writes to the residual stream, and is no MLP's write matrix")
-    experts = {module.num_experts for module in known if is_experts(module)}
+    """Nothing of the layer is left unread that could write to the residual stream.
+
+    `experts` are the numbers of experts of its routed sites: what has a side of that length is their router.
+    """
     called = {layer.module, *(call.module for call in layer.walk())}
     for child in layer.module.children():
         if called.isdisjoint(child.modules()):
             continue  # It takes no part in text generation: the cross-attention of a decoder that stands alone.
         for owner in child.modules():
             for name, value in owner.named_parameters(recurse=False):
-                router = value.dim() == 2 and hidden in value.shape and not experts.isdisjoint(value.shape)
-                if value.dim() > 1 and owner not in known and not is_matrix(owner) and not router:
+                # What has no side as long as the residual stream cannot write to it.
+                writes = value.dim() > 1 and hidden in value.shape and experts.isdisjoint(value.shape)
+                if writes and owner not in known and not is_matrix(owner):
                     raise UnreadableLayer(f"{names[owner]}.{name} is neither attention nor an MLP's matrix")
-                if is_matrix(owner) and owner not in called and owner not in known:
+                if is_matrix(owner) and owner not in known and matrix_shape(owner)[1] == hidden and owner in called:
+                    raise UnreadableLayer(f"{names[owner]} writes to the residual stream, and is no MLP's matrix")
+                if is_matrix(owner) and owner not in known and owner not in called:
                     raise UnreadableLayer(f"{names[owner]} did not run on the dummy input, so it cannot be checked")

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from safety_neurons.errors import SafetyNeuronsError
+
 # How many rows are pushed at once through a matrix whose weight cannot be read directly.
 PROBE_ROWS = 1024
 
@@ -36,6 +38,11 @@ class Activations(NamedTuple):
     def of_tokens(self, per_token: Tensor) -> Tensor:
         """The rows of something that is known per token, [batch, tokens, ...], as [rows, ...]."""
         flat = per_token.flatten(0, 1)
+        if self.tokens is None and len(flat) != len(self.values):
+            raise SafetyNeuronsError(
+                f"An MLP ran on {len(self.values)} of {len(flat)} tokens, and on which is not known: this model leaves "
+                "tokens out in a way that cannot be followed."
+            )
         return flat if self.tokens is None else flat[self.tokens.to(flat.device)]
 
 

@@ -52,13 +52,20 @@ class ModuleCall:
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder layers: of the text decoder's module lists the one that holds the most weights.
+    """The list of decoder layers: of the module lists that run on text the one that holds the most weights.
 
     Raises:
-        SafetyNeuronsError: there is none.
+        SafetyNeuronsError: there is none, or the model takes no plain text.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    lists = [module for module in (decoder or model).modules() if isinstance(module, nn.ModuleList) and len(module)]
+    ran: set[nn.Module] = set()
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(module.register_forward_pre_hook(lambda module, _args: ran.add(module)).remove)
+        with torch.no_grad():
+            model(**dummy_input(model), use_cache=False)
+    lists = [
+        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) and ran & {*module}
+    ]
     if not lists:
         raise SafetyNeuronsError(
             f"The decoder layers of {type(model).__name__} were not found: it has no list of layers, so its neurons "
@@ -67,11 +74,11 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
 
 
-def trace_layers(model: PreTrainedModel) -> list[ModuleCall]:
-    """Run a dummy input through the model and keep each decoder layer's call.
+def trace_layers(model: PreTrainedModel) -> list[ModuleCall | None]:
+    """Run a dummy input through the model and keep each decoder layer's call; None for layers that text skips.
 
     Raises:
-        SafetyNeuronsError: a layer did not run just once, or does not keep its tokens as [batch, tokens, hidden].
+        SafetyNeuronsError: a layer runs more than once, or does not keep its tokens as [batch, tokens, hidden].
     """
     layers = decoder_layers(model)
     calls: dict[nn.Module, list[ModuleCall]] = {layer: [] for layer in layers}
@@ -82,27 +89,34 @@ def trace_layers(model: PreTrainedModel) -> list[ModuleCall]:
     names = {module: name for name, module in model.named_modules()}
     for index, layer in enumerate(layers):
         where = f"Layer {index} of {type(model).__name__} ({names[layer]})"
-        if len(calls[layer]) != 1:
+        if not calls[layer]:
+            continue  # It takes no part in text generation, such as the cross-attention layers that read images.
+        if len(calls[layer]) > 1:
             raise SafetyNeuronsError(
                 f"{where} runs {len(calls[layer])} times in one forward pass, not once, so its neurons have no single "
                 "activation per token. Choose another model."
             )
         given = calls[layer][0].input
-        if given is None or given.shape[:2] != DUMMY_SHAPE:
+        # Layers that keep several residual streams may put them first.
+        if given is None or given.dim() < 3 or DUMMY_SHAPE not in (given.shape[:2], given.shape[-3:-1]):
             raise SafetyNeuronsError(
                 f"{where} does not get its tokens as [batch, tokens, hidden]: their positions cannot be told. Choose "
                 "another model."
             )
-    return [calls[layer][0] for layer in layers]
+    return [calls[layer][0] if calls[layer] else None for layer in layers]
 
 
 def dummy_input(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Token ids [2, 6], all different where the vocabulary allows, and their attention mask."""
-    embeddings = model.get_input_embeddings().weight
-    size = min(embeddings.shape[0], 1000)
-    tokens = (torch.arange(2, 2 + DUMMY_SHAPE[0] * DUMMY_SHAPE[1], device=embeddings.device) * 7 % size).view(
-        DUMMY_SHAPE
-    )
+    """Token ids [2, 6], all different where the vocabulary allows, and their attention mask.
+
+    Raises:
+        SafetyNeuronsError: the model takes no plain text.
+    """
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    if weight is None:
+        raise SafetyNeuronsError(f"{type(model).__name__} has no embedding of plain text: it is no language model.")
+    numbers = torch.arange(2, 2 + DUMMY_SHAPE[0] * DUMMY_SHAPE[1], device=weight.device)
+    tokens = (numbers * 7 % min(weight.shape[0], 1000)).view(DUMMY_SHAPE)
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
@@ -110,16 +124,32 @@ def _watch(stack: contextlib.ExitStack, layer: nn.Module, finished: list[ModuleC
     running: list[ModuleCall] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not running and module is not layer:
+            return  # Activation functions may be shared with other layers.
         call = ModuleCall(module, args, kwargs)
         (running[-1].inside if running else finished).append(call)
         running.append(call)
 
     def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-        running.pop()
+        if running:
+            running.pop()
 
     for module in layer.modules():
         stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
         stack.callback(module.register_forward_hook(leave).remove)
+
+
+def norms(layer: ModuleCall) -> set[nn.Module]:
+    """The norms of a layer: called so, and returning the same for an input of any length."""
+    found = set()
+    for call in layer.walk():
+        given = call.input
+        if "norm" in type(call.module).__name__.lower() and given is not None:
+            # Long inputs, next to which a norm's epsilon is nothing.
+            one, other = call.run(given * 100), call.run(given * 200)
+            if one.shape == given.shape and torch.allclose(one, other, rtol=1e-2, atol=1e-3):
+                found.add(call.module)
+    return found
 
 
 def mixers(layer: ModuleCall, hidden: int) -> set[nn.Module]:
