@@ -7,6 +7,7 @@ random from its configuration, so nothing is downloaded.
 import argparse
 import dataclasses
 import json
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -25,7 +27,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.models.neurons import coverage, find_neurons
+from safety_neurons.models.neurons import find_neurons
 
 OUTCOMES = {
     "exact": "every layer's neurons are found and add up to what the layer writes",
@@ -60,9 +62,13 @@ def main() -> None:
     known = dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     wanted = set(arguments.only or known)
     if unknown := wanted - known.keys() - set(known.values()):
-        parser.error(f"no causal language model in transformers {transformers.__version__}: {', '.join(sorted(unknown))}")
+        parser.error(
+            f"no causal language model in transformers {transformers.__version__}: {', '.join(sorted(unknown))}"
+        )
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
+    # The matrices are too small to share: threads would only wait for each other.
+    torch.set_num_threads(1)
     chosen = [(name, known[name]) for name in known if {name, known[name]} & wanted]
     rows = [read(*pair) for pair in track(chosen, console=Console(stderr=True), transient=True)]
     if arguments.json:
@@ -78,14 +84,14 @@ def read(model_type: str, model_class: str) -> Row:
     if error := built.exception():
         return Row(model_type, model_class, "not built", f"{type(error).__name__}: {one_line(error)}")
     model = built.result()
-    found = outcome_of(lambda: coverage(model, find_neurons(model)))
-    error = found.exception()
-    if isinstance(error, SafetyNeuronsError):
-        return Row(model_type, model_class, "refused", one_line(error))
-    if error:
+    found = outcome_of(lambda: find_neurons(model, allow_partial=True))
+    if error := found.exception():
+        if isinstance(error, SafetyNeuronsError):
+            return Row(model_type, model_class, "refused", one_line(error))
         return Row(model_type, model_class, "failed", f"{type(error).__name__}: {one_line(error)}")
-    exact = found.result().layers == found.result().layers_total
-    return Row(model_type, model_class, "exact" if exact else "partial", str(found.result()))
+    _, coverage = found.result()
+    outcome = "partial" if coverage.unread else "exact"
+    return Row(model_type, model_class, outcome, ": ".join([str(coverage), *coverage.unread[:1]]))
 
 
 def outcome_of(action: Callable[[], Any]) -> Future[Any]:
@@ -111,11 +117,13 @@ def one_line(error: BaseException) -> str:
 
 def table(rows: list[Row]) -> Table:
     """A row an architecture."""
-    result = Table(title=f"Causal language models of transformers {transformers.__version__}", title_justify="left")
+    title = f"Causal language models of transformers {transformers.__version__}"
+    result = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in ("model type", "class", "outcome", "what was found"):
         result.add_column(column, overflow="fold", no_wrap=column == "outcome")
     for row in rows:
-        result.add_row(row.model_type, row.model_class, f"[{STYLES[row.outcome]}]{row.outcome}[/]", escape(row.detail))
+        detail = escape(textwrap.shorten(row.detail, 250, placeholder=" ..."))
+        result.add_row(row.model_type, row.model_class, f"[{STYLES[row.outcome]}]{row.outcome}[/]", detail)
     return result
 
 

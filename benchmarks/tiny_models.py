@@ -35,15 +35,15 @@ VALUES: tuple[tuple[str, Any], ...] = (
     ("encoder_layers|num_encoder_layers|conf_num_hidden_layers|num_blocks|depth", 2),
     ("hidden_size|n_embd|d_model|emb_dim", 64),
     ("hidden_size_per_layer_input", 12),
-    ("backbone_hidden_size|.*(embedding_size|embed_dim)|attention_hidden_size|lru_width", 48),
+    ("backbone_hidden_size|.*(embedding_size|embed_dim)|attention_hidden_size|lru_width", 52),
     ("router_hidden_size", 36),
     ("moe_intermediate_size|expert_ffn_hidden_size", 40),
-    (".*shared.*intermediate_size", lambda size: size and 56),
+    (".*shared.*intermediate_size", 56),
     ("intermediate_size_mlp|.*dense_intermediate_size", 104),
     (".*intermediate_size.*|.*ffn_dim|dff|dim_ff|d_inner|mlp_dim|feed_forward_size|ffn_hidden_size", 88),
     (".*_vocab|.*vocab_size.*", VOCABULARY),
     ("max_position_embeddings|max_\\w+_positions|n_positions|n_ctx|max_seq_len|context_length", 128),
-    ("qk_nope_head_dim", 16),
+    ("qk_nope_head_dim", 14),
     ("qk_rope_head_dim|rotary_dim", 8),
     ("v_head_dim", 20),
     (".*head_dim|dim_head|kv_channels|.*head_size", 24),
@@ -51,9 +51,9 @@ VALUES: tuple[tuple[str, Any], ...] = (
     ("(mamba|linear)_num_heads|mamba_n_heads|n_mamba_heads", 8),
     ("(.*_)?(num|n)_(.*_)?heads?|.*attention_heads", at_most(HEADS)),
     ("q_lora_rank", 28),
-    ("kv_lora_rank", 20),
+    ("kv_lora_rank", 18),
     ("o_lora_rank", 12),
-    (".*rank", 16),
+    (".*rank", 10),
     (".*(d_state|state_size)", 8),
     ("mamba_d_ssm", 192),
     ("index_topk", 4),
@@ -100,7 +100,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "swa_num_attention_heads": 2,
         "swa_num_key_value_heads": 2,
         "swa_q_lora_rank": 28,
-        "swa_kv_lora_rank": 20,
+        "swa_kv_lora_rank": 18,
         "swa_head_dim": 24,
         "swa_qk_nope_head_dim": 16,
         "swa_v_head_dim": 20,
@@ -153,7 +153,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "indexer_compress_ratio": 2,
     },
     "reformer": {"axial_pos_embds_dim": (16, 48), "axial_pos_shape": (8, 16)},
-    "rwkv": {"attention_hidden_size": 48, "intermediate_size": 88, "rescale_every": 2},
+    "rwkv": {"attention_hidden_size": 52, "intermediate_size": 88, "rescale_every": 2},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {
@@ -201,7 +201,7 @@ def tiny_config(
         value = field.default
         if value is None and field.name in NEEDED and vars(default).get(field.name) is None:
             value = 2
-        if type(value) not in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if re.fullmatch(SPECIAL_TOKEN, field.name):
             options[field.name] = value if value < VOCABULARY else next(special_tokens)
