@@ -36,38 +36,47 @@ class ExpertLayout(Protocol):
         """Weights that belong to one neuron."""
 
 
-class RegisteredExperts:
-    """Stacked matrices as transformers' registry of experts implementations describes them."""
+class StackedExperts:
+    """One 3D parameter a matrix; the options are those of transformers' registry of experts implementations."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
+        self.transposed: bool = getattr(module, "is_transposed", False)
+        self.gated: bool = getattr(module, "has_gate", True)
+        self.biased: bool = getattr(module, "has_bias", False)
         self.count = module.down_proj.shape[0]
-        self.inner = module.down_proj.shape[1 if module.is_transposed else 2]
+        self.inner = module.down_proj.shape[1 if self.transposed else 2]
 
     def activations(self, hidden: Tensor, expert: int) -> Tensor:
-        module = self.module
-        read = self._linear(hidden, "gate_up_proj" if module.has_gate else "up_proj", expert)
-        values: Tensor = module._apply_gate(read) if module.has_gate else module.act_fn(read)
+        read = self._linear(hidden, "gate_up_proj" if self.gated else "up_proj", expert)
+        values: Tensor
+        if self.gated and hasattr(self.module, "_apply_gate"):
+            values = self.module._apply_gate(read)
+        elif self.gated:
+            gate, up = read.chunk(2, -1)
+            values = self.module.act_fn(gate) * up
+        else:
+            values = self.module.act_fn(read)
         return values
 
     def write(self, values: Tensor, expert: int) -> Tensor:
         written = self._linear(values, "down_proj", expert)
-        if self.module.has_post_expert_norm:
+        if getattr(self.module, "has_post_expert_norm", False):
             written = self.module.post_expert_norm(written)
         return written
 
     def _linear(self, values: Tensor, name: str, expert: int) -> Tensor:
         weight = getattr(self.module, name)[expert]
-        bias = getattr(self.module, f"{name}_bias")[expert] if self.module.has_bias else None
-        return functional.linear(values, weight.T if self.module.is_transposed else weight, bias)
+        bias = getattr(self.module, f"{name}_bias")[expert] if self.biased else None
+        return functional.linear(values, weight.T if self.transposed else weight, bias)
 
     def write_vectors(self, expert: int) -> Tensor:
         down: Tensor = self.module.down_proj[expert]
-        return down if self.module.is_transposed else down.T
+        return down if self.transposed else down.T
 
     def parameters_per_neuron(self) -> int:
         hidden = self.write_vectors(0).shape[1]
-        return hidden + (2 if self.module.has_gate else 1) * (hidden + int(self.module.has_bias))
+        return hidden + (2 if self.gated else 1) * (hidden + int(self.biased))
 
 
 class BatchedExperts:
@@ -124,10 +133,11 @@ def expert_layout(module: nn.Module) -> ExpertLayout | None:
     """How this module keeps experts; None where it keeps none, or in a way that is not known."""
     down = getattr(module, "down_proj", None)
     if isinstance(down, nn.Parameter) and down.dim() == 3:
-        if hasattr(module, "is_transposed"):
-            return RegisteredExperts(module)
-        if list(inspect.signature(type(module).forward).parameters) == ["self", "hidden_states"]:
+        given = list(inspect.signature(type(module).forward).parameters)[1:]
+        if given == ["hidden_states"]:
             return BatchedExperts(module)
+        if hasattr(module, "is_transposed") or given == ["hidden_states", "top_k_index", "top_k_weights"]:
+            return StackedExperts(module)
     if all(hasattr(getattr(module, "mlp", None), name) for name in ("w1", "v1", "w2")):
         return FlatExperts(module)
     return None
@@ -175,9 +185,13 @@ class ExpertSite(NeuronSite):
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
         written = torch.zeros_like(flat, dtype=torch.float32)
         for expert in top_k_index.unique().tolist():
-            if expert < layout.count:  # Larger numbers are slots that the router left empty.
-                tokens, slot = (top_k_index == expert).nonzero(as_tuple=True)
-                written += self._run(flat, expert, tokens, top_k_weights[tokens, slot]).float()
+            tokens, slot = (top_k_index == expert).nonzero(as_tuple=True)
+            routing = top_k_weights[tokens, slot]
+            if expert < layout.count:
+                written += self._run(flat, expert, tokens, routing).float()
+            elif hasattr(self.experts, "identity_expert"):
+                # LongCat's experts without matrices; elsewhere larger numbers are slots that the router left empty.
+                written.index_add_(0, tokens, (flat[tokens] * routing[:, None]).float())
         return written.to(hidden_states.dtype).view(hidden_states.shape)
 
     def _run(self, hidden: Tensor, expert: int, tokens: Tensor, routing: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ from safety_neurons.models.trace import (
     mixers,
     mixes_positions,
     norms,
+    reads_no_residual_stream,
     trace_layers,
 )
 
@@ -101,7 +102,7 @@ def _layer_sites(
     mixing = {module for mixer in mixers(layer, hidden) for module in mixer.modules()}
     # What a norm computes scales the residual stream for its reader; it writes nothing.
     norming = norms(layer)
-    mixing |= {module for norm in norming for module in norm.modules()}
+    mixing |= {module for norm in norming for module in norm.modules()} | reads_no_residual_stream(layer)
     calls = [call for call in layer.walk() if call.module not in mixing]
     matrices = [module for module in dict.fromkeys(call.module for call in calls) if is_matrix(module)]
     candidates: list[NeuronSite] = [

@@ -152,6 +152,26 @@ def norms(layer: ModuleCall) -> set[nn.Module]:
     return found
 
 
+def reads_no_residual_stream(layer: ModuleCall) -> set[nn.Module]:
+    """The matrices that get the same whatever the layer's input is: they read embeddings of the tokens."""
+    seen: dict[nn.Module, Tensor] = {}
+    same: set[nn.Module] = set()
+
+    def compare(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module in seen and seen[module].shape == args[0].shape and torch.equal(seen[module], args[0]):
+            same.add(module)
+        seen[module] = args[0].detach().clone()
+
+    assert layer.input is not None
+    with contextlib.ExitStack() as stack:
+        for module in layer.module.modules():
+            if is_matrix(module):
+                stack.callback(module.register_forward_pre_hook(compare).remove)
+        layer.run()
+        layer.run(layer.input.flip(-1) + 1)
+    return same
+
+
 def mixers(layer: ModuleCall, hidden: int) -> set[nn.Module]:
     """The modules of a layer in which tokens see each other: attention, state spaces, convolutions over time."""
     found: set[nn.Module] = set()
@@ -168,9 +188,9 @@ def mixers(layer: ModuleCall, hidden: int) -> set[nn.Module]:
 def mixes_positions(call: ModuleCall) -> bool:
     """Whether changing one token's input changes what the module returns for another."""
     given = call.input
-    if given is None or given.dim() < 2:
-        return False
     rows = DUMMY_SHAPE[0] * DUMMY_SHAPE[1]
+    if given is None or given.dim() < 2 or given[..., 0].numel() % rows:
+        return False
     changed = given.clone()
     target = changed[0, 1] if given.shape[:2] == DUMMY_SHAPE else changed[1]
     generator = torch.Generator().manual_seed(0)
