@@ -2,6 +2,7 @@
 
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -181,7 +182,7 @@ def _gain(norm: nn.Module, like: Tensor) -> Tensor | None:
     return gain if same else None
 
 
-def check_identity(call: ModuleCall, sites: list[NeuronSite], full: Observation) -> None:
+def check_identity(call: ModuleCall, sites: Sequence[NeuronSite], full: Observation) -> None:
     """A hook that changes nothing must change nothing: experts run in another way while they are hooked.
 
     Raises:

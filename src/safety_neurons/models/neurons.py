@@ -14,7 +14,6 @@ from safety_neurons.models.sites import DenseSite, NeuronSite, is_matrix, matrix
 from safety_neurons.models.trace import (
     ModuleCall,
     UnreadableLayer,
-    decoder_layers,
     mixers,
     mixes_positions,
     norms,
@@ -85,7 +84,7 @@ def find_neurons(
         reason = unread[0] if unread else "None of its layers has an MLP whose neurons could be read."
         raise SafetyNeuronsError(f"No neurons were found in {type(model).__name__}. {reason}")
     neurons = sum(site.width for site in sites)
-    return tuple(sites), Coverage(read_layers, len(decoder_layers(model)) - empty, empty, neurons, tuple(unread))
+    return tuple(sites), Coverage(read_layers, len(calls) - empty, empty, neurons, tuple(unread))
 
 
 def _residual_size(model: PreTrainedModel, layer: ModuleCall) -> int:
@@ -114,10 +113,7 @@ def _layer_sites(
         if matrix_shape(write)[1] == hidden and fnmatch.fnmatch(names[write], write_matrices or "*"):
             dense = DenseSite(index, names[write], matrix_shape(write)[0], write)
             candidates.append(replace(dense, reads=find_reads(layer, dense, matrices, names, hidden)))
-    position_wise = {
-        inner.module for call in calls if call.inside and not mixes_positions(call) for inner in call.walk()
-    }
-    sites = _checked(layer, candidates, position_wise, norming)
+    sites = _checked(layer, calls, candidates, norming)
     if write_matrices is None:
         known = {module for site in sites for module in _modules(site)}
         experts = {site.blocks for site in sites if isinstance(site, ExpertSite)}
@@ -133,25 +129,30 @@ def _modules(site: NeuronSite) -> tuple[nn.Module, ...]:
     return tuple(site.experts.modules())
 
 
+def _is_position_wise(calls: list[ModuleCall], site: DenseSite) -> bool:
+    """Whether a module around the write matrix, and so its activations, sees each token by itself."""
+    around = [call for call in calls if any(inner.module is site.write for inner in call.walk())]
+    return any(not mixes_positions(call) for call in around)
+
+
 def _checked(
-    layer: ModuleCall, candidates: list[NeuronSite], position_wise: set[nn.Module], norming: set[nn.Module]
+    layer: ModuleCall, calls: list[ModuleCall], candidates: list[NeuronSite], norming: set[nn.Module]
 ) -> list[NeuronSite]:
     """The candidates with the scale of their writes; raises where one does not pass the check."""
     if not candidates:
         return []
     full, silent = observe(layer, norming), observe(layer, norming, tuple(candidates))
-    check_identity(layer, candidates, full)
+    if experts := [site for site in candidates if isinstance(site, ExpertSite)]:
+        check_identity(layer, experts, full)
     sites: list[NeuronSite] = []
     failed: dict[nn.Module, UnreadableLayer] = {}
     for site in candidates:
-        module = _modules(site)[0]
-        if isinstance(site, DenseSite) and not site.reads and module not in position_wise:
-            failed[module] = UnreadableLayer(f"{site.name} may write what attention gathered from other tokens")
-            continue
         try:
+            if isinstance(site, DenseSite) and not site.reads and not _is_position_wise(calls, site):
+                raise UnreadableLayer(f"{site.name} may write what attention gathered from other tokens")
             folded = fold(layer, site, full, silent)
         except UnreadableLayer as problem:
-            failed[module] = problem
+            failed[_modules(site)[0]] = problem
         else:
             sites.append(replace(site, post_norm=folded.post_norm, scale=folded.scale))
     reads = {module for site in sites for module in _modules(site)[1:]}
@@ -179,7 +180,6 @@ def _check_complete(
                 writes = value.dim() > 1 and hidden in value.shape and experts.isdisjoint(value.shape)
                 if writes and owner not in known and not is_matrix(owner):
                     raise UnreadableLayer(f"{names[owner]}.{name} is neither attention nor an MLP's matrix")
-                if is_matrix(owner) and owner not in known and matrix_shape(owner)[1] == hidden and owner in called:
-                    raise UnreadableLayer(f"{names[owner]} writes to the residual stream, and is no MLP's matrix")
-                if is_matrix(owner) and owner not in known and owner not in called:
-                    raise UnreadableLayer(f"{names[owner]} did not run on the dummy input, so it cannot be checked")
+                if is_matrix(owner) and owner not in known and matrix_shape(owner)[1] == hidden:
+                    problem = "is no MLP's matrix" if owner in called else "did not run on the dummy input"
+                    raise UnreadableLayer(f"{names[owner]} may write to the residual stream, and {problem}")
