@@ -10,10 +10,7 @@ import json
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -58,6 +55,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="model types, such as llama, or names of classes")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the rows here")
+    parser.add_argument("--markdown", type=Path, metavar="PATH", help="also write the table here, for the docs")
     arguments = parser.parse_args()
     known = dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     wanted = set(arguments.only or known)
@@ -73,31 +71,27 @@ def main() -> None:
     rows = [read(*pair) for pair in track(chosen, console=Console(stderr=True), transient=True)]
     if arguments.json:
         arguments.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(rows), encoding="utf-8")
     console = Console()
     console.print(table(rows))
     console.print(summary(rows))
 
 
 def read(model_type: str, model_class: str) -> Row:
-    """Build one architecture and look for its neurons."""
-    built = outcome_of(lambda: running_model(model_type))
-    if error := built.exception():
+    """Build one architecture and look for its neurons; a failure of any kind is a row of the table."""
+    try:
+        model = running_model(model_type)
+    except Exception as error:  # noqa: BLE001
         return Row(model_type, model_class, "not built", f"{type(error).__name__}: {one_line(error)}")
-    model = built.result()
-    found = outcome_of(lambda: find_neurons(model, allow_partial=True))
-    if error := found.exception():
-        if isinstance(error, SafetyNeuronsError):
-            return Row(model_type, model_class, "refused", one_line(error))
+    try:
+        _, coverage = find_neurons(model, allow_partial=True)
+    except SafetyNeuronsError as error:
+        return Row(model_type, model_class, "refused", one_line(error))
+    except Exception as error:  # noqa: BLE001
         return Row(model_type, model_class, "failed", f"{type(error).__name__}: {one_line(error)}")
-    _, coverage = found.result()
     outcome = "partial" if coverage.unread else "exact"
     return Row(model_type, model_class, outcome, ": ".join([str(coverage), *coverage.unread[:1]]))
-
-
-def outcome_of(action: Callable[[], Any]) -> Future[Any]:
-    """The result of `action` or what it raised: here a failure of any kind is a row of the table."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(action)
 
 
 def running_model(model_type: str) -> PreTrainedModel:
@@ -125,6 +119,18 @@ def table(rows: list[Row]) -> Table:
         detail = escape(textwrap.shorten(row.detail, 250, placeholder=" ..."))
         result.add_row(row.model_type, row.model_class, f"[{STYLES[row.outcome]}]{row.outcome}[/]", detail)
     return result
+
+
+def markdown(rows: list[Row]) -> str:
+    """The same as a page: what is not exact with its reason, and the names of what is."""
+    lines = ["| model type | class | outcome | why |", "|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: list(OUTCOMES).index(row.outcome)):
+        if row.outcome != "exact":
+            reason = textwrap.shorten(row.detail.replace("|", "/"), 230, placeholder=" ...")
+            lines.append(f"| {row.model_type} | `{row.model_class}` | {row.outcome} | {reason} |")
+    exact = ", ".join(row.model_type for row in rows if row.outcome == "exact")
+    head = f"With transformers {transformers.__version__}: {summary(rows)}"
+    return "\n\n".join([head, "\n".join(lines), f"Exact: {exact}."]) + "\n"
 
 
 def summary(rows: list[Row]) -> str:
