@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.models.experts import expert_layout
 from safety_neurons.models.sites import is_matrix
 
 # Two different sequences: a layer that orders its rows in another way than [batch, tokens] shows itself.
@@ -178,7 +179,7 @@ def mixers(layer: ModuleCall, hidden: int) -> set[nn.Module]:
     for call in layer.inside:
         if not any(parameter.dim() > 1 for parameter in call.module.parameters()) or not mixes_positions(call):
             continue
-        if any(_looks_like_an_mlp(inner, hidden) for inner in call.walk()):
+        if any(expert_layout(inner.module) or _looks_like_an_mlp(inner, hidden) for inner in call.walk()):
             found |= mixers(call, hidden)
         else:
             found.add(call.module)
@@ -202,7 +203,8 @@ def mixes_positions(call: ModuleCall) -> bool:
     moved = (after - before).reshape(rows, -1).norm(dim=1)
     moved[1] = 0
     # Kernels may round other rows differently when one changes.
-    return bool((moved > 1e-3 * before.reshape(rows, -1).norm(dim=1) + 1e-6).any())
+    tolerance = max(1e-3, 4 * torch.finfo(given.dtype).eps)
+    return bool((moved > tolerance * before.reshape(rows, -1).norm(dim=1) + 1e-6).any())
 
 
 def _looks_like_an_mlp(call: ModuleCall, hidden: int) -> bool:
