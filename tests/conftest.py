@@ -124,11 +124,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_model(architecture: str = "llama", seed: int = 0) -> ChatModel:
-    """A random model of three layers whose weights are large enough for prompts to differ."""
+def tiny_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> ChatModel:
+    """A random model of three layers whose weights are large enough for prompts to differ.
+
+    `changes` are made to the architecture's options.
+    """
     config_class, options = ARCHITECTURES[architecture]
     torch.manual_seed(seed)
-    config = getattr(transformers, config_class)(**copy.deepcopy(options))
+    config = getattr(transformers, config_class)(**copy.deepcopy(options | changes))
     auto = transformers.AutoModelForImageTextToText if "vision_config" in options else transformers.AutoModelForCausalLM
     model = auto.from_config(config).eval()
     with torch.no_grad():
