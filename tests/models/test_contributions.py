@@ -155,6 +155,25 @@ def test_the_contributions_are_what_the_layer_loses_without_its_neurons(
         torch.testing.assert_close(full["layer"] - silenced["layer"], expected, rtol=1e-3, atol=1e-3)
 
 
+def test_an_expert_alone_can_be_silenced(mixture: ChatModel, naive_activations: NaiveActivations) -> None:
+    """The others write as before: the layer loses what this one wrote, for the tokens that were sent to it."""
+    for number, site in enumerate(mixture.sites):
+        if site.blocks == 1:
+            continue
+        full, (values, routing) = run(mixture, site.layer), naive_activations(mixture, TOKENS)[number]
+        for expert in range(site.blocks):
+            neurons = torch.arange(site.width // site.blocks) + expert * site.width // site.blocks
+
+            def silence(activations: Activations, first: int = int(neurons[0])) -> Tensor | None:
+                return torch.zeros_like(activations.values) if activations.first == first else None
+
+            with site.hooked(silence):
+                lost = full["layer"] - run(mixture, site.layer)["layer"]
+            expected = (values * routing)[:, neurons] @ site.write_vectors(neurons)
+            torch.testing.assert_close(lost, expected, rtol=1e-3, atol=1e-3)
+            assert torch.equal(expected.any(1), routing[:, neurons[0]] > 0)
+
+
 def test_a_norm_over_the_residual_sum_is_not_the_neurons(
     make_model: Callable[..., ChatModel], naive_activations: NaiveActivations
 ) -> None:
