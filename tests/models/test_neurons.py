@@ -64,11 +64,12 @@ def test_post_norm_is_noticed_where_there_is_one(any_model: ChatModel) -> None:
 
 
 def test_a_models_eyes_have_no_neurons(make_model: Callable[..., ChatModel]) -> None:
-    """The vision tower's layers are not the decoder's, also where they hold more weights."""
-    for name in ("gemma3_vision", "llava"):
-        for site in make_model(name).sites:
-            assert "language_model" in site.name
-            assert "vision" not in site.name
+    """The vision tower's layers are not the decoder's, also where there are more of them and they are larger."""
+    tower = {"model_type": "clip_vision_model", "num_hidden_layers": 5, "hidden_size": 128, "num_attention_heads": 4}
+    model = make_model("llava", vision_config=tower | {"image_size": 16, "patch_size": 8})
+    assert [site.name for site in model.sites] == [
+        f"model.language_model.layers.{layer}.mlp.down_proj" for layer in range(LAYERS)
+    ]
 
 
 @pytest.mark.parametrize(
