@@ -213,7 +213,9 @@ def activations_by_hand(model: ChatModel, tokens: Tensor) -> list[tuple[Tensor, 
     return found
 
 
-def _experts_by_hand(experts: Any, width: int, hidden: Tensor, chosen: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _experts_by_hand(
+    experts: Any, width: int, hidden: Tensor, chosen: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
     values, routing = torch.zeros(len(hidden), width), torch.zeros(len(hidden), width)
     inner = width // len(experts.down_proj)
     for token in range(len(hidden)):

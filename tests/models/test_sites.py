@@ -180,9 +180,7 @@ def by_position(model: ChatModel, inputs: dict[str, Tensor]) -> dict[tuple[int, 
 
         def gather(number: int) -> ActivationHook:
             def hook(activations: Activations) -> None:
-                for row, offset in zip(
-                    activations.values, activations.of_tokens(where.offsets).tolist(), strict=True
-                ):
+                for row, offset in zip(activations.values, activations.of_tokens(where.offsets).tolist(), strict=True):
                     if offset < 0 and offset >= -inputs["input_ids"].shape[1]:
                         found[number, activations.first, offset] = row
 
