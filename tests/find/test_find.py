@@ -20,7 +20,7 @@ def rows(model: ChatModel, text: str, last: int) -> list[Tensor]:
     """Per layer the activations [last, neurons] at the end of one text."""
     found: list[Tensor] = []
     handles = [
-        site.write.register_forward_pre_hook(
+        model.model.get_submodule(site.name).register_forward_pre_hook(
             lambda _module, args: found.append(args[0].detach().reshape(-1, WIDTH)[-last:])
         )
         for site in model.sites

@@ -119,8 +119,8 @@ def test_an_exception_at_any_call_of_the_mlp_leaves_nothing(
     find_neurons(model.model)
     needed, configs = calls, {id(getattr(module, "config", None)) for module in model.model.modules()}
     assert needed > 4
-    for last_call in range(1, needed + 1):
-        calls = 0
+    for call in range(1, needed + 1):
+        calls, last_call = 0, call
         with pytest.raises(RuntimeError, match="power cut"):
             find_neurons(model.model)
         assert hooks_left(model.model) == []
