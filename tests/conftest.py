@@ -1,5 +1,6 @@
 """Tiny models built from configs and a tiny tokenizer: everything offline and in a second."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from safety_neurons.models.chat import ChatModel
@@ -26,26 +29,86 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 8,
     "max_position_embeddings": 512,
     "pad_token_id": 0,
     "bos_token_id": None,
     "eos_token_id": 1,
 }
-# Name: configuration class, and what it calls its sizes where that differs.
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", {}),
-    "qwen2": ("Qwen2Config", {}),
-    "qwen3": ("Qwen3Config", {}),
-    "gemma2": ("Gemma2Config", {}),
-    "gemma3": ("Gemma3TextConfig", {}),
-    "phi3": ("Phi3Config", {}),
-    "olmo2": ("Olmo2Config", {}),
-    "granite": ("GraniteConfig", {"residual_multiplier": 0.3}),
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 512}),
-    "gpt_neox": ("GPTNeoXConfig", {}),
-    "opt": ("OPTConfig", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+# For those that do not divide the hidden size by the number of heads.
+HEADS = SIZES | {"head_dim": 8}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
 }
+
+# Name: configuration class and what it is called with.
+Architectures = dict[str, tuple[str, dict[str, Any]]]
+
+GATED: Architectures = {
+    "llama": ("LlamaConfig", SIZES),
+    "mistral": ("MistralConfig", SIZES),
+    "qwen2": ("Qwen2Config", SIZES),
+    "qwen3": ("Qwen3Config", HEADS),
+    "granite": ("GraniteConfig", SIZES | {"residual_multiplier": 0.3}),
+}
+FUSED: Architectures = {
+    "phi3": ("Phi3Config", SIZES),
+    "glm": ("GlmConfig", HEADS),
+}
+NOT_GATED: Architectures = {
+    "gpt2": ("GPT2Config", SIZES | {"n_inner": 48, "n_positions": 512}),
+    "opt": ("OPTConfig", SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "gpt_neox": ("GPTNeoXConfig", SIZES),
+    "falcon": ("FalconConfig", SIZES | {"ffn_hidden_size": 48}),
+    "bloom": ("BloomConfig", SIZES),
+}
+POST_NORM: Architectures = {
+    "gemma2": ("Gemma2Config", HEADS),
+    "gemma3": ("Gemma3TextConfig", HEADS),
+    "olmo2": ("Olmo2Config", SIZES),
+    "glm4": ("Glm4Config", HEADS),
+}
+MIXTURES: Architectures = {
+    "mixtral": ("MixtralConfig", SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": ("Qwen2MoeConfig", SIZES | EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 24}),
+    "qwen3_moe": ("Qwen3MoeConfig", HEADS | EXPERTS | {"num_experts": 4}),
+    "olmoe": ("OlmoeConfig", SIZES | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": ("GptOssConfig", HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    # The first layer is dense; the others choose a group of experts first, then experts in it.
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        SIZES
+        | EXPERTS
+        | {"num_local_experts": 8, "n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1}
+        | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+        | {"num_key_value_heads": 4},
+    ),
+}
+# Models that see images too: only the half that writes has neurons to find.
+WITH_VISION: Architectures = {
+    "gemma3_vision": (
+        "Gemma3Config",
+        {"text_config": HEADS, "vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 260},
+    ),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text_config": SIZES | {"model_type": "llama"},
+            "vision_config": VISION | {"model_type": "clip_vision_model"},
+            "image_token_index": 260,
+        },
+    ),
+}
+DENSE = GATED | FUSED | NOT_GATED | POST_NORM | WITH_VISION
+ARCHITECTURES = DENSE | MIXTURES
+# One of each kind of MLP, for tests that would say the same of its relatives.
+ONE_OF_EACH_DENSE = ("llama", "phi3", "gpt2", "opt", "gemma3")
+ONE_OF_EACH = (*ONE_OF_EACH_DENSE, "qwen2_moe", "gpt_oss")
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -61,12 +124,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_model(architecture: str = "llama", seed: int = 0) -> ChatModel:
-    """A random model of three layers whose weights are large enough for prompts to differ."""
+def tiny_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> ChatModel:
+    """A random model of three layers whose weights are large enough for prompts to differ.
+
+    `changes` are made to the architecture's options.
+    """
     config_class, options = ARCHITECTURES[architecture]
     torch.manual_seed(seed)
-    config = getattr(transformers, config_class)(**(SIZES | options))
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    config = getattr(transformers, config_class)(**copy.deepcopy(options | changes))
+    auto = transformers.AutoModelForImageTextToText if "vision_config" in options else transformers.AutoModelForCausalLM
+    model = auto.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -86,9 +153,85 @@ def model() -> ChatModel:
     return tiny_model()
 
 
-@pytest.fixture(params=sorted(ARCHITECTURES))
+@pytest.fixture(params=ARCHITECTURES)
 def any_model(request: pytest.FixtureRequest) -> ChatModel:
     return tiny_model(request.param)
+
+
+@pytest.fixture(params=MIXTURES)
+def mixture(request: pytest.FixtureRequest) -> ChatModel:
+    """A mixture of experts: its neurons can be found and calibrated, not tuned."""
+    return tiny_model(request.param)
+
+
+@pytest.fixture(params=DENSE)
+def tunable_model(request: pytest.FixtureRequest) -> ChatModel:
+    return tiny_model(request.param)
+
+
+@pytest.fixture(params=ONE_OF_EACH)
+def one_of_each(request: pytest.FixtureRequest) -> ChatModel:
+    return tiny_model(request.param)
+
+
+@pytest.fixture(params=ONE_OF_EACH_DENSE)
+def one_of_each_tunable(request: pytest.FixtureRequest) -> ChatModel:
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def naive_activations() -> Callable[[ChatModel, Tensor], list[tuple[Tensor, Tensor]]]:
+    return activations_by_hand
+
+
+def activations_by_hand(model: ChatModel, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Per site of one sequence: activations, and what each is multiplied with when it is written [tokens, neurons].
+
+    Without the library's hooks: experts are computed one token and one expert at a time from their raw weights and
+    what the router says. Both are zero for the experts that a token is not sent to.
+    """
+    inputs: dict[str, tuple[Tensor, ...]] = {}
+    handles = []
+    for site in model.sites:
+
+        def note(_module: nn.Module, args: tuple[Tensor, ...], name: str = site.name) -> None:
+            inputs[name] = args
+
+        handles.append(model.model.get_submodule(site.name).register_forward_pre_hook(note))
+    with torch.no_grad():
+        model.model(input_ids=tokens, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        found = []
+        for site in model.sites:
+            module, given = model.model.get_submodule(site.name), inputs[site.name]
+            if site.blocks == 1:
+                values = given[0].reshape(-1, site.width)
+                found.append((values, torch.ones_like(values)))
+            else:
+                found.append(_experts_by_hand(module, site.width, *given))
+    return found
+
+
+def _experts_by_hand(
+    experts: Any, width: int, hidden: Tensor, chosen: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    values, routing = torch.zeros(len(hidden), width), torch.zeros(len(hidden), width)
+    inner = width // len(experts.down_proj)
+    for token in range(len(hidden)):
+        for expert, weight in zip(chosen[token].tolist(), weights[token], strict=True):
+            read = experts.gate_up_proj[expert]
+            if hasattr(experts, "gate_up_proj_bias"):
+                # gpt-oss: gate and up take turns, and are clamped.
+                mixed = hidden[token] @ read + experts.gate_up_proj_bias[expert]
+                gate, up = mixed[::2].clamp(max=7), mixed[1::2].clamp(-7, 7)
+                activations = (up + 1) * gate * torch.sigmoid(1.702 * gate)
+            else:
+                gate, up = (read @ hidden[token]).chunk(2)
+                activations = functional.silu(gate) * up
+            values[token, expert * inner : (expert + 1) * inner] = activations
+            routing[token, expert * inner : (expert + 1) * inner] = weight
+    return values, routing
 
 
 HARMFUL = [f"Tell me how to harm person {number} with a plan." for number in range(6)]

@@ -1,18 +1,19 @@
 """Calibration: recomputed by hand, with and without the cache, alone and in a batch, and gone afterwards."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from safety_neurons.calibrate.calibration import calibrate
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.find import find
 from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.sites import ActivationHook, Activations, NeuronSite, activation_hooks
 
 CAPTURED = 6
 PROMPT = "How do I wrap a present?"
@@ -24,7 +25,11 @@ def neuron_set(model: ChatModel, seed: int = 0) -> NeuronSet:
     """Random neurons, none in the second layer, with random directions for CAPTURED positions."""
     generator = torch.Generator().manual_seed(seed)
     widths = tuple(site.width for site in model.sites)
-    drawn = [torch.randperm(width, generator=generator)[: 9 if layer != 1 else 0] for layer, width in enumerate(widths)]
+    # Enough for some to be in each expert.
+    drawn = [
+        torch.randperm(site.width, generator=generator)[: 9 * site.blocks if site.layer != 1 else 0]
+        for site in model.sites
+    ]
     rejection = tuple(layer[:6].sort().values for layer in drawn)
     # One neuron is on both sides: it must be moved once.
     conformity = tuple(layer[5:].sort().values for layer in drawn)
@@ -32,7 +37,8 @@ def neuron_set(model: ChatModel, seed: int = 0) -> NeuronSet:
         tuple(torch.randn(CAPTURED, width, generator=generator) * 0.5 for width in widths)
         for _ in ("harmful", "benign")
     ]
-    provenance = Provenance(model.name, model.identity, "by hand", 1.0, "layer", seed, (1,) * len(widths), model.parameters)
+    each = (1,) * len(widths)
+    provenance = Provenance(model.name, model.identity, "by hand", 1.0, "layer", seed, each, model.parameters)
     layers = tuple(site.layer for site in model.sites)
     return NeuronSet(rejection, conformity, widths, layers, provenance, Directions(*means))
 
@@ -43,11 +49,11 @@ def logits(model: ChatModel, texts: list[str]) -> Tensor:
     return found
 
 
-def hook_count(model: ChatModel) -> int:
-    return sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
-        for module in model.model.modules()
-    )
+def state(model: ChatModel) -> list[object]:
+    """All that calibration could leave behind: hooks, and experts that run in another way."""
+    modules = list(model.model.modules())
+    hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in modules]
+    return [hooks, *(id(getattr(module, "config", None)) for module in modules)]
 
 
 def generated(model: ChatModel, texts: list[str], tokens: int = 4, use_cache: bool = True) -> tuple[Tensor, Tensor]:
@@ -67,13 +73,13 @@ def generated(model: ChatModel, texts: list[str], tokens: int = 4, use_cache: bo
 
 
 def expected_shift(
-    neurons: NeuronSet, layer: int, sign: float, prompt_tokens: int, tokens: int, prompt: int, answer: int
+    neurons: NeuronSet, site: int, sign: float, prompt_tokens: int, tokens: int, prompt: int, answer: int
 ) -> Tensor:
     """What is added to the activations [tokens, neurons] of one unpadded sequence, written down number by number."""
     assert neurons.directions is not None
-    difference = neurons.directions.benign[layer] - neurons.directions.harmful[layer]
-    shift = torch.zeros(tokens, neurons.widths[layer])
-    chosen = {*neurons.rejection[layer].tolist(), *neurons.conformity[layer].tolist()}
+    difference = neurons.directions.benign[site] - neurons.directions.harmful[site]
+    shift = torch.zeros(tokens, neurons.widths[site])
+    chosen = {*neurons.rejection[site].tolist(), *neurons.conformity[site].tolist()}
     for token in range(tokens):
         from_end = token - prompt_tokens
         for neuron in chosen:
@@ -85,34 +91,70 @@ def expected_shift(
 
 
 class Recorder:
-    """What the write matrices are given: as it comes from the model (`before`), and after all other hooks."""
+    """Per pass and site the activations [tokens, neurons] as the hooks that came before leave them.
+
+    Not a number where an expert's neurons did not see a token.
+    """
 
     def __init__(self, model: ChatModel) -> None:
         self.model = model
         self.passes: list[list[Tensor]] = []
 
-    def hook(self, layer: int) -> Callable[[nn.Module, Any], None]:
-        def record(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if layer == 0:
-                self.passes.append([])
-            self.passes[-1].append(args[0].detach().reshape(-1, args[0].shape[-1]).clone())
+    def begin(self, _module: nn.Module, _args: object, kwargs: dict[str, Tensor]) -> None:
+        tokens = kwargs["input_ids"].numel()
+        self.passes.append([torch.full((tokens, site.width), torch.nan) for site in self.model.sites])
+
+    def hook(self, site: int) -> ActivationHook:
+        def record(activations: Activations) -> None:
+            tokens = len(self.passes[-1][site])
+            rows = activations.of_tokens(torch.arange(tokens)[None])
+            columns = slice(activations.first, activations.first + activations.values.shape[1])
+            self.passes[-1][site][rows, columns] = activations.values
 
         return record
 
-    def attach(self) -> list[Any]:
-        return [site.write.register_forward_pre_hook(self.hook(site.layer)) for site in self.model.sites]
+    def hooks(self) -> list[tuple[NeuronSite, ActivationHook]]:
+        return [(site, self.hook(number)) for number, site in enumerate(self.model.sites)]
+
+
+def add_by_hand(model: ChatModel, number: int, shift: Tensor) -> RemovableHandle:
+    """Add `shift` [tokens, neurons] to a site's activations without the library's hooks.
+
+    To the write matrix's input; for experts, what it would write is added to the experts' output.
+    """
+    site = model.sites[number]
+    module = model.model.get_submodule(site.name)
+    if site.blocks == 1:
+        return module.register_forward_pre_hook(lambda _module, args: (args[0] + shift.reshape(args[0].shape),))
+
+    def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        _, chosen, weights = args
+        inner, output = site.width // site.blocks, output.clone()
+        for token in range(len(output)):
+            for expert, weight in zip(chosen[token].tolist(), weights[token], strict=True):
+                mine = shift[token, expert * inner : (expert + 1) * inner]
+                down = module.get_parameter("down_proj")[expert]
+                output[token] += weight * (mine @ (down if len(down) == inner else down.T))
+        return output
+
+    return module.register_forward_hook(add)
 
 
 def test_strength_zero_leaves_every_logit(any_model: ChatModel) -> None:
     neurons = neuron_set(any_model)
     before = logits(any_model, TEXTS)
     with calibrate(any_model, neurons, toward="rejection", alpha=0.0, prompt_positions=CAPTURED):
-        assert torch.equal(logits(any_model, TEXTS), before)
+        calibrated = logits(any_model, TEXTS)
+    if all(site.blocks == 1 for site in any_model.sites):
+        assert torch.equal(calibrated, before)
+    else:
+        # Experts run one after the other while they are hooked, which rounds in another order.
+        torch.testing.assert_close(calibrated, before, rtol=1e-4, atol=1e-5)
 
 
 def test_model_is_as_it_was_after_the_context_and_after_an_exception(any_model: ChatModel) -> None:
     neurons = neuron_set(any_model)
-    before, hooks = logits(any_model, TEXTS), hook_count(any_model)
+    before, untouched = logits(any_model, TEXTS), state(any_model)
     with calibrate(any_model, neurons, toward="conformity", alpha=3.0) as calibrated:
         assert calibrated is any_model
         assert not torch.equal(logits(any_model, TEXTS), before)
@@ -120,7 +162,7 @@ def test_model_is_as_it_was_after_the_context_and_after_an_exception(any_model: 
     with pytest.raises(IndexError), calibrate(any_model, neurons, toward="rejection", alpha=3.0):
         any_model.model(input_ids=torch.tensor([[10**6]]))
     assert torch.equal(logits(any_model, TEXTS), before)
-    assert hook_count(any_model) == hooks
+    assert state(any_model) == untouched
 
 
 @pytest.mark.parametrize(
@@ -133,14 +175,10 @@ def test_shift_is_the_mean_difference_at_the_last_prompt_positions(
     text = any_model.render(PROMPT)
     tokens = any_model.encode([text])["input_ids"].shape[1]
     sign = alpha if toward == "conformity" else -alpha
-    handles = []
-    for site in any_model.sites:
-        shift = expected_shift(neurons, site.layer, sign, tokens, tokens, positions, 0)
-
-        def add(_module: nn.Module, args: tuple[Tensor, ...], shift: Tensor = shift) -> tuple[Tensor]:
-            return (args[0] + shift.reshape(args[0].shape),)
-
-        handles.append(site.write.register_forward_pre_hook(add))
+    handles = [
+        add_by_hand(any_model, site, expected_shift(neurons, site, sign, tokens, tokens, positions, 0))
+        for site in range(len(any_model.sites))
+    ]
     naive = logits(any_model, [text])
     for handle in handles:
         handle.remove()
@@ -149,36 +187,39 @@ def test_shift_is_the_mean_difference_at_the_last_prompt_positions(
         found = logits(any_model, [text])
     torch.testing.assert_close(found, naive, rtol=1e-4, atol=1e-4)
     # Causal models: what stands before the calibrated positions cannot notice, what follows does.
-    assert torch.equal(found[0, :-positions], plain[0, :-positions])
+    torch.testing.assert_close(found[0, :-positions], plain[0, :-positions], rtol=1e-4, atol=1e-4)
     assert float((found[0, -positions:] - plain[0, -positions:]).abs().max(1).values.min()) > 1e-2
 
 
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
 @pytest.mark.parametrize(("positions", "answer"), [(5, 0), (3, 2), (0, 1)])
 def test_exactly_the_chosen_neurons_move_at_exactly_the_chosen_tokens(
-    any_model: ChatModel, use_cache: bool, positions: int, answer: int
+    one_of_each: ChatModel, use_cache: bool, positions: int, answer: int
 ) -> None:
-    neurons = neuron_set(any_model)
-    before, after = Recorder(any_model), Recorder(any_model)
-    handles = before.attach()
-    text = any_model.render(PROMPT)
-    prompt_tokens = any_model.encode([text])["input_ids"].shape[1]
-    with calibrate(
-        any_model, neurons, toward="rejection", alpha=2.0, prompt_positions=positions, generated_tokens=answer
+    model, neurons = one_of_each, neuron_set(one_of_each)
+    before, after = Recorder(model), Recorder(model)
+    text = model.render(PROMPT)
+    prompt_tokens = model.encode([text])["input_ids"].shape[1]
+    handles = [model.model.register_forward_pre_hook(each.begin, with_kwargs=True) for each in (before, after)]
+    with (
+        activation_hooks(before.hooks()),
+        calibrate(model, neurons, toward="rejection", alpha=2.0, prompt_positions=positions, generated_tokens=answer),
+        activation_hooks(after.hooks()),
     ):
-        handles += after.attach()
-        generated(any_model, [text], tokens=5, use_cache=use_cache)
+        generated(model, [text], tokens=5, use_cache=use_cache)
     for handle in handles:
         handle.remove()
     assert len(before.passes) == len(after.passes) == 5
     for step, (given, moved) in enumerate(zip(before.passes, after.passes, strict=True)):
-        for layer in range(len(any_model.sites)):
-            whole = expected_shift(neurons, layer, -2.0, prompt_tokens, prompt_tokens + step, positions, answer)
-            expected = whole[-len(given[layer]) :]
+        for site in range(len(model.sites)):
+            whole = expected_shift(neurons, site, -2.0, prompt_tokens, prompt_tokens + step, positions, answer)
+            expected, seen = whole[-len(given[site]) :], ~given[site].isnan()
             touched = expected != 0
+            assert torch.equal(seen, ~moved[site].isnan())
             # The untouched are the same bits, not only near.
-            assert torch.equal(moved[layer][~touched], given[layer][~touched])
-            torch.testing.assert_close(moved[layer] - given[layer], expected, rtol=1e-4, atol=1e-4)
+            assert torch.equal(moved[site][~touched & seen], given[site][~touched & seen])
+            difference = (moved[site] - given[site])[seen]
+            torch.testing.assert_close(difference, expected[seen], rtol=1e-4, atol=1e-4)
         assert len(given[0]) == (prompt_tokens if step == 0 else 1 if use_cache else prompt_tokens + step)
 
 
@@ -215,19 +256,19 @@ def test_one_context_serves_several_batches(model: ChatModel) -> None:
             assert torch.equal(generated(model, chosen)[1], part)
 
 
-def test_activations_are_never_written_in_place(any_model: ChatModel) -> None:
-    neurons = neuron_set(any_model)
+def test_activations_are_never_written_in_place(one_of_each: ChatModel) -> None:
+    neurons = neuron_set(one_of_each)
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append((args[0], args[0].clone()))
+    def keep(activations: Activations) -> None:
+        seen.append((activations.values, activations.values.clone()))
 
-    handles = [site.write.register_forward_pre_hook(keep) for site in any_model.sites]
-    with calibrate(any_model, neurons, toward="rejection", alpha=2.0):
-        logits(any_model, TEXTS)
-    for handle in handles:
-        handle.remove()
-    assert len(seen) == len(any_model.sites)
+    with (
+        activation_hooks((site, keep) for site in one_of_each.sites),
+        calibrate(one_of_each, neurons, toward="rejection", alpha=2.0),
+    ):
+        logits(one_of_each, TEXTS)
+    assert len(seen) >= len(one_of_each.sites)
     assert all(torch.equal(tensor, copy) for tensor, copy in seen)
 
 
@@ -251,14 +292,15 @@ def test_calibration_toward_conformity_carries_harmful_means_to_benign_means(
     assert len(neurons.both[0])
     means: list[Tensor] = []
 
-    def record(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        means.append(args[0][:, -3:].mean(0))
+    def record(activations: Activations) -> None:
+        means.append(activations.values.view(len(harmful), -1, 48)[:, -3:].mean(0))
 
     texts = [model.render(prompt) for prompt in harmful]
-    with calibrate(model, neurons, toward="conformity", alpha=1.0, prompt_positions=3):
-        handle = model.sites[0].write.register_forward_pre_hook(record)
+    with (
+        calibrate(model, neurons, toward="conformity", alpha=1.0, prompt_positions=3),
+        model.sites[0].hooked(record),
+    ):
         logits(model, texts)
-        handle.remove()
     assert neurons.directions is not None
     chosen = neurons.both[0]
     torch.testing.assert_close(means[0][:, chosen], neurons.directions.benign[0][:, chosen], rtol=1e-4, atol=1e-4)
@@ -276,13 +318,13 @@ def test_bfloat16_model_is_calibrated_in_its_own_precision(model: ChatModel) -> 
 
 
 def test_more_positions_than_were_captured_is_an_error(model: ChatModel) -> None:
-    hooks = hook_count(model)
+    untouched = state(model)
     with (
         pytest.raises(SafetyNeuronsError, match=rf"{CAPTURED}.*{CAPTURED + 1}"),
         calibrate(model, neuron_set(model), toward="rejection", alpha=1.0, prompt_positions=CAPTURED + 1),
     ):
         pass
-    assert hook_count(model) == hooks
+    assert state(model) == untouched
 
 
 def test_neurons_without_directions_are_an_error(model: ChatModel) -> None:
@@ -297,13 +339,18 @@ def test_neurons_of_another_shape_are_an_error(model: ChatModel) -> None:
     neurons = neuron_set(model)
     wider = replace(neurons, widths=tuple(width * 2 for width in neurons.widths))
     fewer_layers = replace(
-        neurons, rejection=neurons.rejection[:2], conformity=neurons.conformity[:2], widths=neurons.widths[:2]
+        neurons,
+        rejection=neurons.rejection[:2],
+        conformity=neurons.conformity[:2],
+        widths=neurons.widths[:2],
+        layers=neurons.layers[:2],
     )
-    hooks = hook_count(model)
-    for other in (wider, fewer_layers):
+    other_layers = replace(neurons, layers=tuple(layer + 1 for layer in neurons.layers))
+    untouched = state(model)
+    for other in (wider, fewer_layers, other_layers):
         with (
             pytest.raises(SafetyNeuronsError, match="Find them on this model"),
             calibrate(model, other, toward="rejection", alpha=1.0),
         ):
             pass
-    assert hook_count(model) == hooks
+    assert state(model) == untouched

@@ -22,6 +22,8 @@ FINAL_NORMS = {
     "opt": "model.decoder.final_layer_norm",
     "gpt_neox": "gpt_neox.final_layer_norm",
     "granite": "model.norm",
+    "gpt_oss": "model.norm",
+    "llava": "model.language_model.norm",
 }
 
 
@@ -136,9 +138,9 @@ def test_logits_fall(model: ChatModel, neurons: NeuronSet) -> None:
         assert list(layer.logits) == sorted(layer.logits, reverse=True)
 
 
-def test_low_precision_models_are_explained(harmful: list[str], benign: list[str], any_model: ChatModel) -> None:
-    any_model.model.to(torch.bfloat16)
-    assert explain(any_model, find(any_model, harmful, benign, percent=10)).layers
+def test_low_precision_models_are_explained(harmful: list[str], benign: list[str], one_of_each: ChatModel) -> None:
+    one_of_each.model.to(torch.bfloat16)
+    assert explain(one_of_each, find(one_of_each, harmful, benign, percent=10)).layers
 
 
 def test_neurons_without_directions_are_an_error(model: ChatModel, neurons: NeuronSet) -> None:
@@ -156,6 +158,7 @@ def test_neurons_of_a_model_of_another_shape_are_an_error(model: ChatModel, neur
         rejection=neurons.rejection[:2],
         conformity=neurons.conformity[:2],
         widths=neurons.widths[:2],
+        layers=neurons.layers[:2],
         directions=directions,
     )
     with pytest.raises(SafetyNeuronsError, match=neurons.provenance.model):

@@ -1,7 +1,6 @@
 """Streamed statistics, against all activations kept and counted one prompt at a time."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -14,59 +13,52 @@ from safety_neurons.models.chat import ChatModel
 
 TEXTS = ["Hi there", "A text of middle length", "Tell me about the sea and its fish.", "What?", "Hi there"]
 POSITIONS = 3
+MEANS = ("mean", "mean_absolute", "mean_square", "variance", "top_share")
 
 
-@contextlib.contextmanager
-def kept(model: ChatModel) -> Iterator[list[Tensor]]:
-    found: list[Tensor] = []
-    handles = [
-        site.write.register_forward_pre_hook(
-            lambda _module, args, width=site.width: found.append(args[0].detach().reshape(-1, width).double())
-        )
-        for site in model.sites
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+Seen = tuple[Tensor, Tensor]
+NaiveActivations = Callable[[ChatModel, Tensor], list[Seen]]
 
 
-def activations(model: ChatModel, text: str) -> list[Tensor]:
-    """Per layer [tokens, neurons] of one text: no padding, no mask, no positions."""
+def activations(model: ChatModel, text: str, by_hand: NaiveActivations) -> list[Seen]:
+    """Per site of one text: activations [tokens, neurons] and which of them there were; no padding, no mask."""
     tokens = model.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    with torch.no_grad(), kept(model) as found:
-        model.model(input_ids=tokens, use_cache=False)
-    return found
+    return [(values.double(), routing != 0) for values, routing in by_hand(model, tokens)]
 
 
-def average(rows: Iterable[Tensor]) -> Tensor:
-    """One row after the other."""
-    total, count = torch.zeros(1, dtype=torch.float64), 0
-    for row in rows:
-        total, count = total + row, count + 1
-    return (total / count).float()
+def average(rows: Iterable[Seen]) -> tuple[Tensor, Tensor]:
+    """The mean over those that there were, one row after the other, and how many there were."""
+    total, count = torch.zeros(1, dtype=torch.float64), torch.zeros(1)
+    for values, seen in rows:
+        total, count = total + values * seen, count + seen
+    return (total / count.clamp_min(1)).float(), count
 
 
-def naive(model: ChatModel, texts: list[str], tails: list[int | None], top: int) -> dict[str, Any]:
-    everything = [activations(model, text) for text in texts]
-    result: dict[str, Any] = {"tokens": 0, "mean": [], "mean_absolute": [], "mean_square": [], "by_position": []}
-    for layer in range(len(model.sites)):
+def naive(
+    model: ChatModel, texts: list[str], tails: list[int | None], top: int, by_hand: NaiveActivations
+) -> dict[str, Any]:
+    everything = [activations(model, text, by_hand) for text in texts]
+    result: dict[str, Any] = {name: [] for name in (*MEANS, "count", "by_position")}
+    for number in range(len(model.sites)):
         chosen = [
             row
-            for layers, tail in zip(everything, tails, strict=True)
-            for row in (layers[layer] if tail is None else layers[layer][-tail:])
+            for sites, tail in zip(everything, tails, strict=True)
+            for row in list(zip(*sites[number], strict=True))[-(tail or 1000) :]
         ]
-        result["tokens"] = len(chosen)
-        result["mean"].append(average(chosen))
-        result["mean_absolute"].append(average(row.abs() for row in chosen))
-        result["mean_square"].append(average(row * row for row in chosen))
-        result["by_position"].append(
-            torch.stack([average(layers[layer][place] for layers in everything) for place in range(-POSITIONS, 0)])
-        )
+        mean, count = average(chosen)
+        result["count"].append(count)
+        result["mean"].append(mean)
+        result["mean_absolute"].append(average((values.abs(), seen) for values, seen in chosen)[0])
+        result["mean_square"].append(average((values * values, seen) for values, seen in chosen)[0])
+        result["variance"].append(average(((values - mean) ** 2, seen) for values, seen in chosen)[0])
+        by_place = [
+            average((sites[number][0][place], sites[number][1][place]) for sites in everything)[0]
+            for place in range(-POSITIONS, 0)
+        ]
+        result["by_position"].append(torch.stack(by_place))
     share = torch.zeros(sum(site.width for site in model.sites))
-    for layers in everything:
-        last = torch.cat([layer[-1].abs() for layer in layers]).tolist()
+    for sites in everything:
+        last = torch.cat([values[-1].abs() for values, _ in sites]).tolist()
         for neuron in sorted(range(len(last)), key=lambda index: -last[index])[:top]:
             share[neuron] += 1 / len(texts)
     result["top_share"] = share.split([site.width for site in model.sites])
@@ -74,10 +66,9 @@ def naive(model: ChatModel, texts: list[str], tails: list[int | None], top: int)
 
 
 def check(found: ActivationStatistics, expected: dict[str, Any]) -> None:
-    assert found.tokens == expected["tokens"]
-    for name in ("mean", "mean_absolute", "mean_square", "by_position", "top_share"):
+    for name in (*MEANS, "count", "by_position"):
         for mine, theirs in zip(getattr(found, name), expected[name], strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -86,37 +77,87 @@ def check(found: ActivationStatistics, expected: dict[str, Any]) -> None:
     ids=["last", "three", "all", "one per text"],
 )
 def test_statistics_are_those_of_all_activations(
-    tail: int | list[int] | None, tails: list[int | None], model: ChatModel, monkeypatch: pytest.MonkeyPatch
+    tail: int | list[int] | None,
+    tails: list[int | None],
+    one_of_each: ChatModel,
+    monkeypatch: pytest.MonkeyPatch,
+    naive_activations: NaiveActivations,
 ) -> None:
     monkeypatch.setattr(capturing, "TOP_SHARE", 0.05)
-    found = capture(model, TEXTS, tail=tail, positions=POSITIONS, batch_size=2)
+    found = capture(one_of_each, TEXTS, tail=tail, positions=POSITIONS, batch_size=2)
     assert found.prompts == len(TEXTS)
-    check(found, naive(model, TEXTS, tails, top=7))
+    top = round(0.05 * one_of_each.coverage.neurons)
+    check(found, naive(one_of_each, TEXTS, tails, top, naive_activations))
 
 
-def test_statistics_on_every_architecture(any_model: ChatModel) -> None:
+def test_statistics_on_every_architecture(any_model: ChatModel, naive_activations: NaiveActivations) -> None:
     found = capture(any_model, TEXTS, tail=2, positions=POSITIONS)
-    check(found, naive(any_model, TEXTS, [2] * len(TEXTS), top=1))
+    check(found, naive(any_model, TEXTS, [2] * len(TEXTS), 1, naive_activations))
     assert all(value.dtype == torch.float32 for value in found.mean)
+
+
+def test_tokens_are_counted_where_they_were_sent(mixture: ChatModel) -> None:
+    """Neurons of one expert have seen the same tokens, and those of all experts together each token twice."""
+    found = capture(mixture, TEXTS, tail=None)
+    tokens = sum(map(len, TEXTS))
+    for site, count in zip(mixture.sites, found.count, strict=True):
+        experts = count.view(site.blocks, -1)
+        assert torch.equal(experts, experts[:, :1].expand_as(experts))
+        assert int(experts[:, 0].sum()) == tokens * (2 if site.blocks > 1 else 1)
+
+
+def test_an_expert_that_sees_no_token_has_zeros(make_model: Callable[..., ChatModel]) -> None:
+    model = make_model("gpt_oss")
+    with torch.no_grad():
+        for name, parameter in model.model.named_parameters():
+            if name.endswith("router.bias"):
+                parameter[3] = -1000
+    found = capture(model, TEXTS, tail=None, positions=POSITIONS)
+    assert found.by_position is not None
+    for statistics in (found.count, found.mean, found.mean_absolute, found.mean_square, found.variance):
+        for layer in statistics:
+            assert not layer.view(4, -1)[3].any()
+            assert layer.view(4, -1)[:3].any(1).all()
+    assert not any(layer.view(POSITIONS, 4, -1)[:, 3].any() for layer in found.by_position)
+
+
+@pytest.mark.parametrize(("left", "right"), [(0, 4), (3, 2)], ids=["right", "both"])
+def test_padding_on_any_side_gives_the_same_statistics(
+    left: int, right: int, any_model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = capture(any_model, TEXTS, tail=3, positions=POSITIONS)
+    encode = ChatModel.encode
+
+    def padded(self: ChatModel, texts: list[str]) -> dict[str, Tensor]:
+        """Each text where it would stand with padding on the right, and more padding on either side."""
+        inputs = encode(self, texts)
+        ids, mask = torch.zeros_like(inputs["input_ids"]), torch.zeros_like(inputs["attention_mask"])
+        for row in range(len(ids)):
+            real = inputs["attention_mask"][row].bool()
+            ids[row, : real.sum()], mask[row, : real.sum()] = inputs["input_ids"][row, real], 1
+        sides = (left, right)
+        return {
+            "input_ids": torch.nn.functional.pad(ids, sides),
+            "attention_mask": torch.nn.functional.pad(mask, sides),
+        }
+
+    monkeypatch.setattr(ChatModel, "encode", padded)
+    found = capture(any_model, TEXTS, tail=3, positions=POSITIONS)
+    check(found, vars(expected))
 
 
 def test_a_tail_longer_than_the_text_is_the_whole_text(model: ChatModel) -> None:
     expected, found = capture(model, TEXTS, tail=None), capture(model, TEXTS, tail=1000)
-    assert found.tokens == expected.tokens == sum(map(len, TEXTS))
+    assert all((count == sum(map(len, TEXTS))).all() for count in found.count)
     for mine, theirs in zip(found.mean, expected.mean, strict=True):
         assert torch.equal(mine, theirs)
 
 
-def test_batches_and_order_change_nothing(make_model: Callable[..., ChatModel]) -> None:
-    model = make_model("gpt2")
-    single = capture(model, TEXTS, positions=POSITIONS, batch_size=1)
-    assert single.by_position is not None
+def test_batches_and_order_change_nothing(one_of_each: ChatModel) -> None:
+    single = capture(one_of_each, TEXTS, positions=POSITIONS, batch_size=1)
     for texts, size in ((TEXTS, 5), (TEXTS[::-1], 2)):
-        batched = capture(model, texts, positions=POSITIONS, batch_size=size)
-        assert batched.by_position is not None
-        for name in ("mean", "mean_absolute", "mean_square", "top_share", "by_position"):
-            for mine, theirs in zip(getattr(batched, name), getattr(single, name), strict=True):
-                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        batched = capture(one_of_each, texts, positions=POSITIONS, batch_size=size)
+        check(batched, vars(single))
 
 
 def test_the_last_position_is_the_mean_at_the_last_token(model: ChatModel) -> None:
@@ -156,11 +197,11 @@ def test_no_hook_is_left_also_after_an_exception(model: ChatModel, monkeypatch: 
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.model.modules())
 
 
-@pytest.mark.parametrize("place", ["forward", "statistics"])
+@pytest.mark.parametrize(("place", "at", "needed"), [("forward", 1, 3), ("statistics", 2, 2 + 2 * 3)])
 def test_a_batch_that_does_not_fit_is_counted_once(
-    place: str, model: ChatModel, monkeypatch: pytest.MonkeyPatch
+    place: str, at: int, needed: int, model: ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory may run out in the model as well as after it, where activations are widened to float32."""
+    """Memory may run out in the model as well as in a layer's statistics, after those of the layer before."""
     expected = capture(model, TEXTS, tail=2, positions=POSITIONS)
     owner, name = (capturing, "forward") if place == "forward" else (torch, "bincount")
     original, calls = getattr(owner, name), 0
@@ -168,16 +209,11 @@ def test_a_batch_that_does_not_fit_is_counted_once(
     def fails_once(*args: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 1:
+        if calls == at:
             raise torch.OutOfMemoryError
         return original(*args, **options)
 
     monkeypatch.setattr(owner, name, fails_once)
     found = capture(model, TEXTS, tail=2, positions=POSITIONS)
-    assert calls == 3
-    assert found.tokens == expected.tokens
-    assert found.by_position is not None
-    assert expected.by_position is not None
-    for field in ("mean", "mean_absolute", "mean_square", "top_share", "by_position"):
-        for mine, theirs in zip(getattr(found, field), getattr(expected, field), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    assert calls == needed
+    check(found, vars(expected))

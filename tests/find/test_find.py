@@ -20,7 +20,7 @@ def rows(model: ChatModel, text: str, last: int) -> list[Tensor]:
     """Per layer the activations [last, neurons] at the end of one text."""
     found: list[Tensor] = []
     handles = [
-        site.write.register_forward_pre_hook(
+        model.model.get_submodule(site.name).register_forward_pre_hook(
             lambda _module, args: found.append(args[0].detach().reshape(-1, WIDTH)[-last:])
         )
         for site in model.sites
@@ -137,6 +137,17 @@ def test_what_a_set_says_of_itself(score: str, model: ChatModel, harmful: list[s
             assert side.tolist() == sorted(set(side.tolist()))
 
 
+def test_routed_and_shared_experts_of_a_layer_share_its_budget(
+    make_model: Callable[..., ChatModel], harmful: list[str], benign: list[str]
+) -> None:
+    found = find(make_model("qwen2_moe"), harmful, benign, percent=10, scope="layer")
+    assert [(count.layer, count.width) for count in found.per_layer()] == [(layer, 4 * 16 + 24) for layer in range(3)]
+    assert [count.rejection + count.conformity for count in found.per_layer()] == [round(88 * 0.1)] * 3
+    assert found.layers == (0, 0, 1, 1, 2, 2)
+    assert found.provenance.parameters_per_neuron == (3 * 32,) * 6
+    assert found.provenance.coverage == "3/3 layers, 264 neurons"
+
+
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_the_scope_can_be_chosen(scope: str, model: ChatModel, harmful: list[str], benign: list[str]) -> None:
     found = find(model, harmful, benign, percent=10, scope=scope)
@@ -146,11 +157,11 @@ def test_the_scope_can_be_chosen(scope: str, model: ChatModel, harmful: list[str
     assert (counts == [5, 5, 5]) == (scope == "layer")
 
 
-def test_batches_change_nothing(any_model: ChatModel, harmful: list[str], benign: list[str]) -> None:
+def test_batches_change_nothing(one_of_each: ChatModel, harmful: list[str], benign: list[str]) -> None:
     benign[0] += " It should be a little longer than the others."
     assert same(
-        find(any_model, harmful, benign, percent=10, batch_size=1),
-        find(any_model, harmful, benign, percent=10, batch_size=4),
+        find(one_of_each, harmful, benign, percent=10, batch_size=1),
+        find(one_of_each, harmful, benign, percent=10, batch_size=4),
     )
 
 

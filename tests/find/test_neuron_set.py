@@ -11,6 +11,7 @@ from torch import Tensor
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance, sorted_indices
+from safety_neurons.models.chat import ChatModel
 
 WIDTHS = (40, 30, 50)
 
@@ -51,6 +52,30 @@ def test_numbers(neurons: NeuronSet) -> None:
     )
 
 
+def test_two_sites_of_a_layer_count_together(neurons: NeuronSet) -> None:
+    """Routed and shared experts; a site has its own number of weights per neuron."""
+    provenance = dataclasses.replace(neurons.provenance, parameters_per_neuron=(96, 64, 10))
+    mixture = dataclasses.replace(neurons, layers=(4, 6, 6), provenance=provenance)
+    assert mixture.per_layer() == [(4, 40, 3, 1), (6, 80, 2, 3)]
+    assert mixture.parameters == 4 * 96 + 3 * 64 + 2 * 10
+    assert mixture.random_like(0).layers == (4, 6, 6)
+
+
+def test_neurons_fit_a_model_with_the_same_sites(neurons: NeuronSet, make_model: Callable[..., ChatModel]) -> None:
+    model = make_model("qwen2_moe")
+    layers, widths = (0, 0, 1, 1, 2, 2), (64, 24) * 3
+    empty = (indices(),) * 6
+    fitting = dataclasses.replace(neurons, rejection=empty, conformity=empty, layers=layers, widths=widths)
+    fitting.check_fits(model)
+    for other in (
+        dataclasses.replace(fitting, layers=(0, 1, 1, 2, 2, 3)),
+        dataclasses.replace(fitting, widths=(24, 64) * 3),
+        dataclasses.replace(fitting, layers=layers[:4], widths=widths[:4]),
+    ):
+        with pytest.raises(SafetyNeuronsError, match="a model, whose layers have other widths"):
+            other.check_fits(model)
+
+
 def test_what_is_saved_is_loaded(neurons: NeuronSet, tmp_path: Path) -> None:
     path, directions = tmp_path / "neurons.safetensors", tmp_path / "directions.safetensors"
     assert neurons.directions is not None
@@ -59,7 +84,8 @@ def test_what_is_saved_is_loaded(neurons: NeuronSet, tmp_path: Path) -> None:
     loaded = NeuronSet.load(path)
     assert same(loaded.rejection, neurons.rejection)
     assert same(loaded.conformity, neurons.conformity)
-    assert (loaded.widths, loaded.provenance, loaded.directions) == (WIDTHS, neurons.provenance, None)
+    assert (loaded.widths, loaded.layers, loaded.directions) == (WIDTHS, (0, 1, 2), None)
+    assert loaded.provenance == neurons.provenance
 
     complete = NeuronSet.load(path, directions)
     assert complete.directions is not None
@@ -124,7 +150,7 @@ def test_another_safetensors_file_is_an_error(
 
 def test_a_neuron_set_without_a_layer_is_an_error(neurons: NeuronSet, tmp_path: Path) -> None:
     path = tmp_path / "neurons.safetensors"
-    dataclasses.replace(neurons, widths=(*WIDTHS, 10)).save(path)
+    dataclasses.replace(neurons, widths=(*WIDTHS, 10), layers=(0, 1, 2, 3)).save(path)
     with pytest.raises(SafetyNeuronsError, match="is not a neuron set"):
         NeuronSet.load(path)
 

@@ -14,7 +14,7 @@ from safety_neurons.find.scores import Evidence
 WIDTHS = (11, 7)
 
 
-def statistics(seed: int, prompts: int, tokens: int) -> ActivationStatistics:
+def statistics(seed: int, prompts: int) -> ActivationStatistics:
     generator = torch.Generator().manual_seed(seed)
 
     def values() -> list[Tensor]:
@@ -23,10 +23,12 @@ def statistics(seed: int, prompts: int, tokens: int) -> ActivationStatistics:
     mean = values()
     return ActivationStatistics(
         prompts=prompts,
-        tokens=tokens,
+        # In a mixture of experts each neuron has seen another number of tokens.
+        count=[torch.randint(0, 90, (width,), generator=generator).float() for width in WIDTHS],
         mean=mean,
         mean_absolute=[value.abs() + 0.1 for value in mean],
         mean_square=[value.square() + 0.2 for value in mean],
+        variance=[torch.rand(width, generator=generator) for width in WIDTHS],
         top_share=[torch.rand(width, generator=generator) for width in WIDTHS],
         by_position=None,
     )
@@ -37,8 +39,8 @@ def evidence() -> Evidence:
     generator = torch.Generator().manual_seed(3)
     vectors = [torch.randn(width, 5, generator=generator) for width in WIDTHS]
     return Evidence(
-        harmful=statistics(1, prompts=30, tokens=90),
-        benign=statistics(2, prompts=10, tokens=40),
+        harmful=statistics(1, prompts=30),
+        benign=statistics(2, prompts=10),
         write_norm_1=[layer.abs().sum(1) for layer in vectors],
         write_norm_2=[layer.square().sum(1).sqrt() for layer in vectors],
         seed=5,
@@ -108,8 +110,8 @@ def test_wanda(evidence: Evidence) -> None:
     for layer, index in neurons():
         norm = float(evidence.write_norm_1[layer][index])
         for found, side in ((harmful, evidence.harmful), (benign, evidence.benign)):
-            # The 2-norm over all tokens, from the mean of the squares.
-            size = math.sqrt(float(side.mean_square[layer][index]) * side.tokens)
+            # The 2-norm over all its tokens, from the mean of the squares.
+            size = math.sqrt(float(side.mean_square[layer][index]) * float(side.count[layer][index]))
             assert found[layer][index] == pytest.approx(size * norm, rel=1e-5)
 
 
@@ -119,7 +121,7 @@ def test_random_follows_the_seed_and_not_the_activations(evidence: Evidence) -> 
         return [torch.maximum(*pair) for pair in zip(*scores.get("random").compute(chosen), strict=True)]
 
     first = torch.cat(values(5, evidence.harmful))
-    assert torch.equal(first, torch.cat(values(5, statistics(9, 3, 3))))
+    assert torch.equal(first, torch.cat(values(5, statistics(9, 3))))
     assert not torch.equal(first, torch.cat(values(6, evidence.harmful)))
     assert first.min() >= 0
     assert len(first.unique()) == len(first)

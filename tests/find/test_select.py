@@ -7,13 +7,14 @@ from torch import Tensor
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.select import select, top_percent
 
-LAYERS = [40, 25, 60]
+WIDTHS = [40, 25, 60]
+LAYERS = [0, 1, 2]
 
 
 def random_scores(seed: int, low: int = 0, high: int = 12) -> list[Tensor]:
     """Whole numbers, so that there are ties."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(low, high, (width,), generator=generator).float() for width in LAYERS]
+    return [torch.randint(low, high, (width,), generator=generator).float() for width in WIDTHS]
 
 
 def best(pairs: list[tuple[float, int, int]], percent: float) -> set[tuple[int, int]]:
@@ -32,7 +33,7 @@ def naive(scores: list[Tensor], percent: float, scope: str) -> set[tuple[int, in
 
 
 def members(masks: list[Tensor]) -> set[tuple[int, int]]:
-    assert [len(mask) for mask in masks] == LAYERS
+    assert [len(mask) for mask in masks] == WIDTHS
     assert all(mask.dtype == torch.bool for mask in masks)
     return {(layer, index) for layer, mask in enumerate(masks) for index in mask.nonzero().flatten().tolist()}
 
@@ -43,6 +44,18 @@ def members(masks: list[Tensor]) -> set[tuple[int, int]]:
 def test_top_percent(seed: int, percent: float, scope: str) -> None:
     scores = random_scores(seed)
     assert members(top_percent(scores, percent, scope, LAYERS)) == naive(scores, percent, scope)
+
+
+@pytest.mark.parametrize("percent", [0.01, 10, 50])
+@pytest.mark.parametrize("layers", [[0, 0, 1], [3, 5, 3], [7, 7, 7]])
+def test_sites_of_a_layer_share_its_budget(percent: float, layers: list[int]) -> None:
+    """Whatever the order in which they come."""
+    scores = random_scores(4, high=1000)
+    chosen = members(top_percent(scores, percent, "layer", layers))
+    for layer in set(layers):
+        mine = [site for site in range(3) if layers[site] == layer]
+        triples = [(score, site, index) for site in mine for index, score in enumerate(scores[site].tolist())]
+        assert {pair for pair in chosen if pair[0] in mine} == best(triples, percent)
 
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
@@ -93,7 +106,7 @@ def test_the_same_scores_on_both_sides_leave_nothing() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_contrastive_scores_share_one_budget(seed: int, scope: str) -> None:
     values, generator = random_scores(seed), torch.Generator().manual_seed(seed)
-    sides = [torch.rand(width, generator=generator) < 0.5 for width in LAYERS]
+    sides = [torch.rand(width, generator=generator) < 0.5 for width in WIDTHS]
     harmful = [value.where(side, -1.0) for value, side in zip(values, sides, strict=True)]
     benign = [value.where(~side, -1.0) for value, side in zip(values, sides, strict=True)]
     chosen = naive(values, 20, scope)
@@ -104,6 +117,6 @@ def test_contrastive_scores_share_one_budget(seed: int, scope: str) -> None:
 
 
 def test_contrastive_neurons_that_are_out_on_both_sides_are_never_chosen() -> None:
-    out = [torch.full((width,), -1.0) for width in LAYERS]
+    out = [torch.full((width,), -1.0) for width in WIDTHS]
     rejection, conformity = select(out, out, 50, "model", contrastive=True, layers=LAYERS)
     assert members(rejection) == members(conformity) == set()

@@ -1,6 +1,6 @@
 """Positions count from the prompt's end, whatever the padding and the cache do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.positions import PADDING, PromptPositions, activation_hooks, follow_positions
+from safety_neurons.models.positions import PADDING, PromptPositions, follow_positions
 
 LEFT = {"input_ids": torch.tensor([[0, 0, 9, 8, 7], [6, 5, 4, 3, 2]]), "mask": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]}
 
@@ -138,19 +138,3 @@ def test_following_ends_with_the_context_also_after_an_exception(model: ChatMode
     with pytest.raises(ZeroDivisionError):
         interrupted()
     assert not model.model._forward_pre_hooks
-
-
-def test_activation_hooks_are_removed_also_after_an_exception(make_model: Callable[..., ChatModel]) -> None:
-    model = make_model("llama")
-    seen: list[nn.Module] = []
-
-    def hook(module: nn.Module, _args: Any) -> None:
-        seen.append(module)
-        if len(seen) == 2:
-            raise ZeroDivisionError
-
-    writes = [site.write for site in model.sites]
-    with pytest.raises(ZeroDivisionError), activation_hooks(dict.fromkeys(writes, hook)):
-        model.model(input_ids=torch.tensor([[5, 6]]))
-    assert seen == writes[:2]
-    assert not any(module._forward_pre_hooks for module in model.model.modules())

@@ -235,7 +235,8 @@ def test_run_leaves_every_artefact(whole: Path, given: dict[str, Any]) -> None:
     assert results["schema"] == 1
     assert results["run"]["settings"]["find"]["percent"] == 20.0
     assert results["run"]["model"]["name"] == given["model"]
-    assert results["run"]["coverage"] == {"layers": 3, "layers_total": 3, "neurons": 144}
+    whole_model = {"layers": 3, "layers_total": 3, "without_mlp": 0, "neurons": 144, "unread": []}
+    assert results["run"]["coverage"] == whole_model
     assert results["run"]["prompts"]["harmful"]["train"] == 8
     assert results["run"]["prompts"]["borderline"]["test"] == 4
     assert list(results["run"]["stages"]) == list(STAGES)

@@ -26,7 +26,9 @@ def neuron_set(model: ChatModel, count: int = 12) -> NeuronSet:
     generator = torch.Generator().manual_seed(0)
     widths = tuple(site.width for site in model.sites)
     drawn = [torch.randperm(width, generator=generator)[:count] for width in widths]
-    provenance = Provenance(model.name, model.identity, "by hand", 1.0, "layer", 0, (1,) * len(widths), model.parameters)
+    provenance = Provenance(
+        model.name, model.identity, "by hand", 1.0, "layer", 0, (1,) * len(widths), model.parameters
+    )
     return NeuronSet(
         tuple(layer[: count // 2].sort().values for layer in drawn),
         tuple(layer[count // 2 :].sort().values for layer in drawn),
@@ -77,19 +79,19 @@ def test_first_loss_of_a_padded_batch_is_the_mean_over_its_tokens(
     assert delta.steps[0].loss == pytest.approx(sum(losses) / len(losses), rel=1e-3)
 
 
-def test_every_weight_is_byte_for_byte_as_before(any_model: ChatModel) -> None:
-    neurons = neuron_set(any_model)
-    before, digest = snapshot(any_model), outside_digest(any_model, neurons)
-    delta = tune(any_model, neurons, Corpus(PAIRS), learning_rate=0.01, batch_size=2)
-    after = snapshot(any_model)
+def test_every_weight_is_byte_for_byte_as_before(one_of_each_tunable: ChatModel) -> None:
+    neurons = neuron_set(one_of_each_tunable)
+    before, digest = snapshot(one_of_each_tunable), outside_digest(one_of_each_tunable, neurons)
+    delta = tune(one_of_each_tunable, neurons, Corpus(PAIRS), learning_rate=0.01, batch_size=2)
+    after = snapshot(one_of_each_tunable)
     assert after.keys() == before.keys()
     assert all(same_bytes(after[name], value) for name, value in before.items())
     assert all(bool(value.any()) for value in delta.tensors.values()), "some slice learnt nothing"
-    with delta.apply(any_model):
-        during = snapshot(any_model)
-        assert outside_digest(any_model, neurons) == digest
+    with delta.apply(one_of_each_tunable):
+        during = snapshot(one_of_each_tunable)
+        assert outside_digest(one_of_each_tunable, neurons) == digest
     assert any(not same_bytes(during[name], value) for name, value in before.items())
-    assert all(same_bytes(value, before[name]) for name, value in snapshot(any_model).items())
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(one_of_each_tunable).items())
 
 
 def test_model_is_used_as_before(model: ChatModel) -> None:
@@ -104,15 +106,15 @@ def test_model_is_used_as_before(model: ChatModel) -> None:
     assert {name: value.requires_grad for name, value in model.model.named_parameters()} == flags
 
 
-def test_loss_goes_down_and_the_applied_delta_has_the_lower_loss(any_model: ChatModel) -> None:
-    neurons = neuron_set(any_model, count=24)
+def test_loss_goes_down_and_the_applied_delta_has_the_lower_loss(one_of_each_tunable: ChatModel) -> None:
+    neurons = neuron_set(one_of_each_tunable, count=24)
     corpus = Corpus(PAIRS[:2])
-    before = [loss for pair in corpus.pairs for loss in completion_losses(any_model, pair)]
-    delta = tune(any_model, neurons, corpus, learning_rate=0.02, batch_size=2, epochs=12)
+    before = [loss for pair in corpus.pairs for loss in completion_losses(one_of_each_tunable, pair)]
+    delta = tune(one_of_each_tunable, neurons, corpus, learning_rate=0.02, batch_size=2, epochs=12)
     assert len(delta.steps) == 12
     assert delta.steps[-1].loss < 0.8 * delta.steps[0].loss
-    with delta.apply(any_model):
-        after = [loss for pair in corpus.pairs for loss in completion_losses(any_model, pair)]
+    with delta.apply(one_of_each_tunable):
+        after = [loss for pair in corpus.pairs for loss in completion_losses(one_of_each_tunable, pair)]
     # The last step was made after its loss was logged, with a learning rate that is nearly zero.
     assert sum(after) / len(after) == pytest.approx(delta.steps[-1].loss, rel=0.1)
     assert sum(after) < 0.8 * sum(before)
@@ -204,6 +206,13 @@ def test_nothing_to_learn_from_is_an_error(model: ChatModel) -> None:
 def test_nothing_to_tune_is_an_error(model: ChatModel) -> None:
     with pytest.raises(SafetyNeuronsError, match="no neurons"):
         tune(model, neuron_set(model, count=0), Corpus(PAIRS))
+
+
+def test_experts_are_refused_before_any_training(mixture: ChatModel) -> None:
+    before = snapshot(mixture)
+    with pytest.raises(SafetyNeuronsError, match=r"mlp\.experts can be found, explained and calibrated, but not tuned"):
+        tune(mixture, neuron_set(mixture), Corpus(PAIRS))
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(mixture).items())
 
 
 def test_divergence_is_an_error(model: ChatModel) -> None:

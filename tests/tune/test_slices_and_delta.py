@@ -15,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.sites import DenseSite
+from safety_neurons.models.trace import decoder_layers
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
 from safety_neurons.tune.slices import DeltaTensors, SliceTrainee, empty_delta, slices_added
 
@@ -26,11 +28,13 @@ def neuron_set(model: ChatModel, seed: int = 0) -> NeuronSet:
     generator = torch.Generator().manual_seed(seed)
     widths = tuple(site.width for site in model.sites)
     drawn = [torch.randperm(width, generator=generator)[: 7 if layer != 1 else 0] for layer, width in enumerate(widths)]
-    provenance = Provenance(model.name, model.identity, "by hand", 1.0, "layer", seed, 1, model.parameters)
+    each = tuple(site.parameters_per_neuron for site in model.sites)
+    provenance = Provenance(model.name, model.identity, "by hand", 1.0, "layer", seed, each, model.parameters)
     return NeuronSet(
         tuple(layer[:4].sort().values for layer in drawn),
         tuple(layer[3:].sort().values for layer in drawn),
         widths,
+        tuple(site.layer for site in model.sites),
         provenance,
         Directions(tuple(torch.zeros(2, width) for width in widths), tuple(torch.ones(2, width) for width in widths)),
     )
@@ -71,6 +75,7 @@ def owned(model: ChatModel, neurons: NeuronSet) -> dict[str, Tensor]:
     """By parameter name: which entries belong to the neurons, marked entry by entry."""
     masks = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in model.model.named_parameters()}
     for site, rejection, conformity in zip(model.sites, neurons.rejection, neurons.conformity, strict=True):
+        assert isinstance(site, DenseSite)
         for neuron in {*rejection.tolist(), *conformity.tolist()}:
             mask = masks[f"{site.name}.weight"]
             (mask if isinstance(site.write, Conv1D) else mask.T)[neuron] = True
@@ -82,26 +87,26 @@ def owned(model: ChatModel, neurons: NeuronSet) -> dict[str, Tensor]:
     return masks
 
 
-def test_zero_slices_leave_the_logits(any_model: ChatModel) -> None:
-    neurons = neuron_set(any_model)
-    before = logits(any_model)
-    with slices_added(any_model, neurons, empty_delta(any_model, neurons)):
-        assert torch.equal(logits(any_model), before)
-    assert torch.equal(logits(any_model), before)
+def test_zero_slices_leave_the_logits(one_of_each_tunable: ChatModel) -> None:
+    neurons = neuron_set(one_of_each_tunable)
+    before = logits(one_of_each_tunable)
+    with slices_added(one_of_each_tunable, neurons, empty_delta(one_of_each_tunable, neurons)):
+        assert torch.equal(logits(one_of_each_tunable), before)
+    assert torch.equal(logits(one_of_each_tunable), before)
 
 
-def test_added_slices_are_changed_weights(any_model: ChatModel) -> None:
-    with_biases(any_model)
-    neurons = neuron_set(any_model)
-    tensors = random_delta(any_model, neurons)
-    before = logits(any_model)
-    with slices_added(any_model, neurons, tensors):
-        added = logits(any_model)
-    with NeuronDelta(neurons, tensors).apply(any_model):
-        applied = logits(any_model)
+def test_added_slices_are_changed_weights(tunable_model: ChatModel) -> None:
+    with_biases(tunable_model)
+    neurons = neuron_set(tunable_model)
+    tensors = random_delta(tunable_model, neurons)
+    before = logits(tunable_model)
+    with slices_added(tunable_model, neurons, tensors):
+        added = logits(tunable_model)
+    with NeuronDelta(neurons, tensors).apply(tunable_model):
+        applied = logits(tunable_model)
     torch.testing.assert_close(added, applied, rtol=1e-3, atol=1e-3)
     assert float((applied - before).abs().max()) > 0.1
-    assert torch.equal(logits(any_model), before)
+    assert torch.equal(logits(tunable_model), before)
 
 
 @pytest.mark.parametrize(
@@ -125,14 +130,14 @@ def test_applied_weights_are_the_weights_by_name(
     for layer, indices in enumerate(neurons.both):
         for place, neuron in enumerate(indices.tolist()):
             write = weights[writes.get(architecture, "model.layers.{}.mlp.down_proj").format(layer) + ".weight"]
-            (write if architecture == "gpt2" else write.T)[neuron] += tensors[f"layer{layer}_write"][place]
+            (write if architecture == "gpt2" else write.T)[neuron] += tensors[f"site{layer}_write"][place]
             modules = [(reads[0], 0), (reads[0], 48)] if fused else [(name, 0) for name in reads]
             for number, (name, offset) in enumerate(modules):
                 read = weights[name.format(layer) + ".weight"]
-                change = tensors[f"layer{layer}_read{number}_weight"][place]
+                change = tensors[f"site{layer}_read{number}_weight"][place]
                 (read.T if architecture == "gpt2" else read)[offset + neuron] += change
                 if architecture in ("gpt2", "opt"):
-                    weights[name.format(layer) + ".bias"][neuron] += tensors[f"layer{layer}_read{number}_bias"][place]
+                    weights[name.format(layer) + ".bias"][neuron] += tensors[f"site{layer}_read{number}_bias"][place]
     with NeuronDelta(neurons, tensors).apply(model):
         found = snapshot(model)
     assert found.keys() == weights.keys()
@@ -140,30 +145,31 @@ def test_applied_weights_are_the_weights_by_name(
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
 
 
-def test_gradients_are_those_of_the_whole_weights(any_model: ChatModel) -> None:
-    with_biases(any_model)
-    neurons = neuron_set(any_model)
+def test_gradients_are_those_of_the_whole_weights(tunable_model: ChatModel) -> None:
+    with_biases(tunable_model)
+    neurons = neuron_set(tunable_model)
     ids = torch.tensor([[7, 9, 30, 41, 5, 66, 70, 8]])
     labels = torch.full((1, 8), -100)
     labels[0, 4:] = ids[0, 4:]
 
-    unfrozen = copy.deepcopy(any_model.model).requires_grad_(True)
+    unfrozen = copy.deepcopy(tunable_model.model).requires_grad_(True)
     output = unfrozen(input_ids=ids).logits
     loss = functional.cross_entropy(output[0, 3:-1], ids[0, 4:])
     loss.backward()
     whole = {name: value.grad for name, value in unfrozen.named_parameters()}
 
-    any_model.model.requires_grad_(False)
-    trainee = SliceTrainee(any_model, neurons)
+    tunable_model.model.requires_grad_(False)
+    trainee = SliceTrainee(tunable_model, neurons)
     found = trainee(ids, torch.ones_like(ids), labels[:, 4:])["loss"]
     found.backward()
     torch.testing.assert_close(found, loss, rtol=1e-4, atol=1e-5)
 
     compared = 0
     largest = 0.0
-    for site, indices in zip(any_model.sites, neurons.both, strict=True):
+    for place, (site, indices) in enumerate(zip(tunable_model.sites, neurons.both, strict=True)):
         if not len(indices):
             continue
+        assert isinstance(site, DenseSite)
         parts: dict[str, Tensor] = {}
         gradient = whole[f"{site.name}.weight"]
         assert gradient is not None
@@ -177,7 +183,7 @@ def test_gradients_are_those_of_the_whole_weights(any_model: ChatModel) -> None:
             if bias is not None:
                 parts[f"read{number}_bias"] = bias[indices + read.offset]
         for part, expected in parts.items():
-            slice_gradient = trainee.delta[f"layer{site.layer}_{part}"].grad
+            slice_gradient = trainee.delta[f"site{place}_{part}"].grad
             assert slice_gradient is not None
             torch.testing.assert_close(slice_gradient, expected, rtol=1e-3, atol=1e-5, msg=f"{site.name} {part}")
             largest = max(largest, float(expected.abs().max()))
@@ -186,27 +192,27 @@ def test_gradients_are_those_of_the_whole_weights(any_model: ChatModel) -> None:
     assert largest > 1e-3
 
 
-def test_only_the_slices_are_parameters(any_model: ChatModel) -> None:
-    neurons = neuron_set(any_model)
-    trainee = SliceTrainee(any_model, neurons)
+def test_only_the_slices_are_parameters(tunable_model: ChatModel) -> None:
+    neurons = neuron_set(tunable_model)
+    trainee = SliceTrainee(tunable_model, neurons)
     count = sum(parameter.numel() for parameter in trainee.parameters())
-    assert count == sum(int(mask.sum()) for mask in owned(any_model, neurons).values())
+    assert count == sum(int(mask.sum()) for mask in owned(tunable_model, neurons).values())
     assert count == NeuronDelta(neurons, trainee.tensors()).parameters
-    assert count == len(neurons) * any_model.sites[0].parameters_per_neuron
+    assert count == len(neurons) * tunable_model.sites[0].parameters_per_neuron
     assert all(parameter.dtype == torch.float32 for parameter in trainee.parameters())
 
 
-def test_applied_delta_changes_its_own_bytes_and_no_other(any_model: ChatModel) -> None:
-    neurons = neuron_set(any_model)
-    delta = NeuronDelta(neurons, random_delta(any_model, neurons))
-    masks = owned(any_model, neurons)
-    before = snapshot(any_model)
-    names = {name for name, _ in any_model.model.named_parameters()}
-    with delta.apply(any_model) as applied:
-        assert applied is any_model
-        during = snapshot(any_model)
-        digest = outside_digest(any_model, neurons)
-    after = snapshot(any_model)
+def test_applied_delta_changes_its_own_bytes_and_no_other(tunable_model: ChatModel) -> None:
+    neurons = neuron_set(tunable_model)
+    delta = NeuronDelta(neurons, random_delta(tunable_model, neurons))
+    masks = owned(tunable_model, neurons)
+    before = snapshot(tunable_model)
+    names = {name for name, _ in tunable_model.model.named_parameters()}
+    with delta.apply(tunable_model) as applied:
+        assert applied is tunable_model
+        during = snapshot(tunable_model)
+        digest = outside_digest(tunable_model, neurons)
+    after = snapshot(tunable_model)
     for name, value in before.items():
         changed = during[name] != value
         if name in names:
@@ -216,22 +222,22 @@ def test_applied_delta_changes_its_own_bytes_and_no_other(any_model: ChatModel) 
             assert name not in masks or not masks[name].any()
             assert not changed.any(), name
         assert same_bytes(after[name], value), name
-    assert digest == outside_digest(any_model, neurons)
+    assert digest == outside_digest(tunable_model, neurons)
 
 
-def test_apply_restores_every_byte_after_an_exception(any_model: ChatModel) -> None:
-    neurons = neuron_set(any_model)
-    delta = NeuronDelta(neurons, random_delta(any_model, neurons))
-    before = snapshot(any_model)
-    with pytest.raises(RuntimeError, match="by the user"), delta.apply(any_model):
+def test_apply_restores_every_byte_after_an_exception(one_of_each_tunable: ChatModel) -> None:
+    neurons = neuron_set(one_of_each_tunable)
+    delta = NeuronDelta(neurons, random_delta(one_of_each_tunable, neurons))
+    before = snapshot(one_of_each_tunable)
+    with pytest.raises(RuntimeError, match="by the user"), delta.apply(one_of_each_tunable):
         raise RuntimeError("by the user")
-    assert all(same_bytes(value, before[name]) for name, value in snapshot(any_model).items())
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(one_of_each_tunable).items())
 
 
 def test_apply_restores_what_it_changed_when_it_fails_half_way(model: ChatModel) -> None:
     neurons = neuron_set(model)
     tensors = random_delta(model, neurons)
-    tensors["layer2_read1_weight"] = tensors["layer2_read1_weight"][:, :5]
+    tensors["site2_read1_weight"] = tensors["site2_read1_weight"][:, :5]
     before = snapshot(model)
     with pytest.raises(RuntimeError), NeuronDelta(neurons, tensors).apply(model):
         pass
@@ -250,13 +256,13 @@ def test_applied_twice_is_applied_twice_and_restored(model: ChatModel) -> None:
     assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
 
 
-def test_digest_sees_any_outside_weight_and_no_inside_weight(any_model: ChatModel) -> None:
-    neurons = neuron_set(any_model)
-    masks = owned(any_model, neurons)
-    digest = outside_digest(any_model, neurons)
+def test_digest_sees_any_outside_weight_and_no_inside_weight(one_of_each_tunable: ChatModel) -> None:
+    neurons = neuron_set(one_of_each_tunable)
+    masks = owned(one_of_each_tunable, neurons)
+    digest = outside_digest(one_of_each_tunable, neurons)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in any_model.model.named_parameters():
+        for name, parameter in one_of_each_tunable.model.named_parameters():
             flat, mask = parameter.view(-1), masks[name].view(-1)
             for inside in (True, False):
                 choices = (mask if inside else ~mask).nonzero().flatten()
@@ -265,9 +271,9 @@ def test_digest_sees_any_outside_weight_and_no_inside_weight(any_model: ChatMode
                 entry = int(choices[torch.randint(len(choices), (1,), generator=generator)])
                 value = flat[entry].clone()
                 flat[entry] += 0.5
-                assert (outside_digest(any_model, neurons) == digest) is inside, (name, entry, inside)
+                assert (outside_digest(one_of_each_tunable, neurons) == digest) is inside, (name, entry, inside)
                 flat[entry] = value
-    assert outside_digest(any_model, neurons) == digest
+    assert outside_digest(one_of_each_tunable, neurons) == digest
 
 
 def test_delta_is_saved_and_loaded(model: ChatModel, tmp_path: Path) -> None:
@@ -308,7 +314,7 @@ def test_wrong_base_is_refused_and_left_alone(make_model: Callable[..., ChatMode
         pass
     assert all(same_bytes(value, before[name]) for name, value in snapshot(other_weights).items())
     wider = NeuronDelta(replace(neurons, widths=tuple(width + 1 for width in neurons.widths)), delta.tensors)
-    with pytest.raises(SafetyNeuronsError, match="another width"), wider.apply(model):
+    with pytest.raises(SafetyNeuronsError, match="Find them on this model"), wider.apply(model):
         pass
 
 
@@ -333,6 +339,54 @@ def test_merged_folder_is_the_tuned_model(
     assert not torch.allclose(logits(model), expected, atol=1e-2)
 
 
+@pytest.mark.parametrize("prepare", [SliceTrainee, empty_delta, outside_digest])
+def test_experts_are_not_tuned_yet(prepare: Callable[[ChatModel, NeuronSet], object], mixture: ChatModel) -> None:
+    """The error names them, and what can be done with them."""
+    neurons = neuron_set(mixture)
+    with pytest.raises(SafetyNeuronsError, match=r"layers\.\d\.mlp\.experts can be found, .*but not tuned yet"):
+        prepare(mixture, neurons)
+
+
+class GateAndUpTakeTurns(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.down = nn.Linear(32, 96), nn.Linear(48, 32)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        mixed = self.both(hidden)
+        written: Tensor = self.down(functional.silu(mixed[..., ::2]) * mixed[..., 1::2])
+        return written
+
+
+def test_neurons_whose_rows_stand_in_another_order_are_not_tuned(model: ChatModel) -> None:
+    """Two rows feed each neuron, but not the ones that a fused matrix has: tuning would change others' weights."""
+    for layer in decoder_layers(model.model):
+        layer.mlp = GateAndUpTakeTurns()
+    assert model.coverage.neurons == 3 * 48
+    with pytest.raises(SafetyNeuronsError, match=r"layers\.0\.mlp\.down can be found, .*but not tuned yet"):
+        SliceTrainee(model, neuron_set(model))
+
+
+def test_the_dense_neurons_of_a_mixture_are_tuned(make_model: Callable[..., ChatModel]) -> None:
+    """DeepSeek's first layer and its shared experts are plain MLPs; only the routed experts are not."""
+    model = make_model("deepseek_v3")
+    neurons = neuron_set(model)
+    routed = [site.blocks > 1 for site in model.sites]
+    rejection, conformity = (
+        tuple(layer[:0] if out else layer for layer, out in zip(side, routed, strict=True))
+        for side in (neurons.rejection, neurons.conformity)
+    )
+    neurons = replace(neurons, rejection=rejection, conformity=conformity)
+    tensors, before = random_delta(model, neurons), logits(model)
+    assert {name.split("_")[0] for name in tensors} == {"site0", "site2", "site4"}
+    with slices_added(model, neurons, tensors):
+        added = logits(model)
+    with NeuronDelta(neurons, tensors).apply(model):
+        torch.testing.assert_close(logits(model), added, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(added, before, atol=1e-2)
+    assert torch.equal(logits(model), before)
+
+
 def test_merging_over_something_is_refused(model: ChatModel, tmp_path: Path) -> None:
     neurons = neuron_set(model)
     delta = NeuronDelta(neurons, random_delta(model, neurons))
@@ -354,17 +408,20 @@ def test_merging_into_the_wrong_base_leaves_nothing(make_model: Callable[..., Ch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_slice_hooks_are_gone_after_an_exception(any_model: ChatModel) -> None:
-    neurons = neuron_set(any_model)
-    before = logits(any_model)
+def test_slice_hooks_are_gone_after_an_exception(one_of_each_tunable: ChatModel) -> None:
+    neurons = neuron_set(one_of_each_tunable)
+    before = logits(one_of_each_tunable)
 
     def hooks(module: nn.Module) -> int:
         return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
 
-    count = hooks(any_model.model)
-    with slices_added(any_model, neurons, random_delta(any_model, neurons)):
-        assert not torch.equal(logits(any_model), before)
-    with pytest.raises(IndexError), slices_added(any_model, neurons, random_delta(any_model, neurons)):
-        any_model.model(input_ids=torch.tensor([[10**6]]))
-    assert hooks(any_model.model) == count
-    assert torch.equal(logits(any_model), before)
+    count = hooks(one_of_each_tunable.model)
+    with slices_added(one_of_each_tunable, neurons, random_delta(one_of_each_tunable, neurons)):
+        assert not torch.equal(logits(one_of_each_tunable), before)
+    with (
+        pytest.raises(IndexError),
+        slices_added(one_of_each_tunable, neurons, random_delta(one_of_each_tunable, neurons)),
+    ):
+        one_of_each_tunable.model(input_ids=torch.tensor([[10**6]]))
+    assert hooks(one_of_each_tunable.model) == count
+    assert torch.equal(logits(one_of_each_tunable), before)
