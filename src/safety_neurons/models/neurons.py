@@ -1,7 +1,7 @@
 """Where a model keeps its MLP neurons: found by what the modules do, then checked on a dummy input."""
 
-import fnmatch
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -14,9 +14,11 @@ from safety_neurons.models.sites import DenseSite, NeuronSite, is_matrix, matrix
 from safety_neurons.models.trace import (
     ModuleCall,
     UnreadableLayer,
+    decoder_layers,
     mixers,
     mixes_positions,
     norms,
+    only_run,
     reads_no_residual_stream,
     trace_layers,
 )
@@ -52,8 +54,8 @@ def find_neurons(
     """Find and check the neurons of every layer.
 
     Args:
-        write_matrices: a pattern for the names of the matrices that write the MLPs' neurons to the residual stream,
-            where the structure does not tell; they are checked all the same.
+        write_matrices: a pattern for the names of the matrices that write the MLPs' neurons to the residual stream.
+            In the layers where it fits some, these are taken (and checked) and nothing else is looked for.
         allow_partial: leave layers out that cannot be read.
 
     Raises:
@@ -65,14 +67,13 @@ def find_neurons(
     read_layers = empty = 0
     with torch.no_grad():
         calls = trace_layers(model)
-        for index, call in enumerate(calls):
-            if call is None:
-                empty += 1
-                continue
+        layers = decoder_layers(model)
+        for index, layer in enumerate(layers):
             try:
-                found = _layer_sites(index, call, names, _residual_size(model, call), write_matrices)
+                call = only_run(calls[index])
+                found = _layer_sites(index, call, names, _residual_size(model, call), write_matrices) if call else []
             except UnreadableLayer as problem:
-                message = f"Layer {index} of {type(model).__name__} ({names[call.module]}) cannot be read: {problem}."
+                message = f"Layer {index} of {type(model).__name__} ({names[layer]}) cannot be read: {problem}."
                 if not allow_partial:
                     raise SafetyNeuronsError(f"{message} {OVERRIDES}") from None
                 unread.append(message)
@@ -80,6 +81,11 @@ def find_neurons(
             sites += found
             read_layers += bool(found)
             empty += not found
+    if write_matrices is not None and not unread and not any(fnmatchcase(site.name, write_matrices) for site in sites):
+        raise SafetyNeuronsError(
+            f"The pattern {write_matrices!r} names no matrix of {type(model).__name__} that writes an MLP to the "
+            f"residual stream. Without a pattern, {sites[0].name if sites else 'none'} is found first."
+        )
     if not sites:
         reason = unread[0] if unread else "None of its layers has an MLP whose neurons could be read."
         raise SafetyNeuronsError(f"No neurons were found in {type(model).__name__}. {reason}")
@@ -109,12 +115,15 @@ def _layer_sites(
         for module in dict.fromkeys(call.module for call in calls)
         if (layout := expert_layout(module))
     ]
-    for write in matrices:
-        if matrix_shape(write)[1] == hidden and fnmatch.fnmatch(names[write], write_matrices or "*"):
+    named = [write for write in matrices if write_matrices and fnmatchcase(names[write], write_matrices)]
+    for write in named or matrices:
+        if write in named and matrix_shape(write)[1] != hidden:
+            raise UnreadableLayer(f"{names[write]} fits the pattern, and does not write to the residual stream")
+        if matrix_shape(write)[1] == hidden:
             dense = DenseSite(index, names[write], matrix_shape(write)[0], write)
             candidates.append(replace(dense, reads=find_reads(layer, dense, matrices, names, hidden)))
     sites = _checked(layer, calls, candidates, norming)
-    if write_matrices is None:
+    if not named:
         known = {module for site in sites for module in _modules(site)}
         experts = {site.blocks for site in sites if isinstance(site, ExpertSite)}
         _check_complete(layer, known | mixing, experts, names, hidden)
@@ -171,10 +180,10 @@ def _check_complete(
     `experts` are the numbers of experts of its routed sites: what has a side of that length is their router.
     """
     called = {layer.module, *(call.module for call in layer.walk())}
-    for child in layer.module.children():
+    for child in [layer.module, *layer.module.children()]:
         if called.isdisjoint(child.modules()):
             continue  # It takes no part in text generation: the cross-attention of a decoder that stands alone.
-        for owner in child.modules():
+        for owner in [child] if child is layer.module else child.modules():
             for name, value in owner.named_parameters(recurse=False):
                 # What has no side as long as the residual stream cannot write to it.
                 writes = value.dim() > 1 and hidden in value.shape and experts.isdisjoint(value.shape)

@@ -75,36 +75,30 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
 
 
-def trace_layers(model: PreTrainedModel) -> list[ModuleCall | None]:
-    """Run a dummy input through the model and keep each decoder layer's call; None for layers that text skips.
-
-    Raises:
-        SafetyNeuronsError: a layer runs more than once, or does not keep its tokens as [batch, tokens, hidden].
-    """
+def trace_layers(model: PreTrainedModel) -> list[list[ModuleCall]]:
+    """Run a dummy input through the model and keep each decoder layer's runs."""
     layers = decoder_layers(model)
     calls: dict[nn.Module, list[ModuleCall]] = {layer: [] for layer in layers}
     with contextlib.ExitStack() as stack:
         for layer in layers:
             _watch(stack, layer, calls[layer])
         model(**dummy_input(model), use_cache=False)
-    names = {module: name for name, module in model.named_modules()}
-    for index, layer in enumerate(layers):
-        where = f"Layer {index} of {type(model).__name__} ({names[layer]})"
-        if not calls[layer]:
-            continue  # It takes no part in text generation, such as the cross-attention layers that read images.
-        if len(calls[layer]) > 1:
-            raise SafetyNeuronsError(
-                f"{where} runs {len(calls[layer])} times in one forward pass, not once, so its neurons have no single "
-                "activation per token. Choose another model."
-            )
-        given = calls[layer][0].input
-        # Layers that keep several residual streams may put them first.
-        if given is None or given.dim() < 3 or DUMMY_SHAPE not in (given.shape[:2], given.shape[-3:-1]):
-            raise SafetyNeuronsError(
-                f"{where} does not get its tokens as [batch, tokens, hidden]: their positions cannot be told. Choose "
-                "another model."
-            )
-    return [calls[layer][0] if calls[layer] else None for layer in layers]
+    return [calls[layer] for layer in layers]
+
+
+def only_run(calls: list[ModuleCall]) -> ModuleCall | None:
+    """A layer's run; None where it takes no part in text generation, such as cross-attention that reads images.
+
+    Raises:
+        UnreadableLayer: it runs more than once, or does not keep its tokens as [batch, tokens, hidden].
+    """
+    if len(calls) > 1:
+        raise UnreadableLayer(f"it runs {len(calls)} times in one forward pass, so a token has no single activation")
+    given = calls[0].input if calls else None
+    # Layers that keep several residual streams may put them first.
+    if calls and (given is None or given.dim() < 3 or DUMMY_SHAPE not in (given.shape[:2], given.shape[-3:-1])):
+        raise UnreadableLayer("it does not get its tokens as [batch, tokens, hidden], so their positions are not known")
+    return calls[0] if calls else None
 
 
 def dummy_input(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -201,10 +195,9 @@ def mixes_positions(call: ModuleCall) -> bool:
     if before.numel() % rows:
         return False
     moved = (after - before).reshape(rows, -1).norm(dim=1)
-    moved[1] = 0
     # Kernels may round other rows differently when one changes.
-    tolerance = max(1e-3, 4 * torch.finfo(given.dtype).eps)
-    return bool((moved > tolerance * before.reshape(rows, -1).norm(dim=1) + 1e-6).any())
+    rounding = 4 * torch.finfo(given.dtype).eps * before.reshape(rows, -1).norm(dim=1)
+    return bool(((moved > 1e-3 * moved[1] + rounding) & (torch.arange(rows, device=moved.device) != 1)).any())
 
 
 def _looks_like_an_mlp(call: ModuleCall, hidden: int) -> bool:
