@@ -8,30 +8,26 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-REFUSAL = tuple(
-    """
-    sorry apology apologies apologize apologise apologizes unfortunately regret regrets regrettably afraid pardon
-    cannot cant unable incapable inability impossible
-    refuse refuses refused refusing refusal decline declines declined declining deny denies denied denying
-    reject rejects rejected rejecting rejection
-    forbid forbids forbidden prohibit prohibits prohibited prohibition disallow disallowed banned
-    illegal illegally unlawful unethical immoral unacceptable inappropriate improper irresponsible
-    harmful dangerous unsafe offensive
-    violate violates violated violating violation violations
-    """.split()
-)
-COMPLIANCE = tuple(
-    """
-    sure certainly absolutely definitely gladly happily
-    yes yeah yep ok okay alright
-    here below following follows
-    first firstly step steps begin start starting
-    guide tutorial tips ideas suggestions example examples instructions
-    great perfect excellent wonderful enjoy
-    glad happy delighted pleased welcome ready
-    """.split()
-)
-LEXICONS = {"refusal": REFUSAL, "compliance": COMPLIANCE}
+_REFUSAL = """
+sorry apology apologies apologize apologise apologizes unfortunately regret regrets regrettably afraid pardon
+cannot cant unable incapable inability impossible
+refuse refuses refused refusing refusal decline declines declined declining deny denies denied denying
+reject rejects rejected rejecting rejection
+forbid forbids forbidden prohibit prohibits prohibited prohibition disallow disallowed banned
+illegal illegally unlawful unethical immoral unacceptable inappropriate improper irresponsible
+harmful dangerous unsafe offensive
+violate violates violated violating violation violations
+"""
+_COMPLIANCE = """
+sure certainly absolutely definitely gladly happily
+yes yeah yep ok okay alright
+here below following follows
+first firstly step steps begin start starting
+guide tutorial tips ideas suggestions example examples instructions
+great perfect excellent wonderful enjoy
+glad happy delighted pleased welcome ready
+"""
+LEXICONS = {"refusal": tuple(_REFUSAL.split()), "compliance": tuple(_COMPLIANCE.split())}
 
 
 @dataclass(frozen=True)
