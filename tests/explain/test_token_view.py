@@ -46,6 +46,30 @@ def kept(model: ChatModel) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+def lean(neurons: NeuronSet, vectors: list[Tensor], activations: list[Tensor]) -> float:
+    """Neuron by neuron."""
+    assert neurons.directions is not None
+    above = below = 0.0
+    for layer, indices in enumerate(neurons.both):
+        for neuron in indices.tolist():
+            harmful, benign = (
+                float(means[layer][-1, neuron]) for means in (neurons.directions.harmful, neurons.directions.benign)
+            )
+            size = float(vectors[layer][neuron].double().square().sum())
+            above += size * (float(activations[layer][neuron]) - benign) * (harmful - benign)
+            below += size * (harmful - benign) ** 2
+    return above / below
+
+
+def test_prompts_lean_to_their_own_side_at_their_end(model: ChatModel, harmful: list[str], benign: list[str]) -> None:
+    """On average over the prompts the means themselves come out: 1 for harmful ones, 0 for benign ones."""
+    neurons = find(model, harmful, benign, percent=15)
+    for prompts, expected in ((harmful, 1.0), (benign, 0.0)):
+        ends = [trace_tokens(model, neurons, prompt, top=1).tokens[-1].lean for prompt in prompts]
+        assert None not in ends
+        assert sum(end for end in ends if end is not None) / len(ends) == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
 def test_the_strongest_neurons_of_every_token(
     name: str, harmful: list[str], benign: list[str], make_model: Callable[..., ChatModel]
@@ -68,6 +92,9 @@ def test_the_strongest_neurons_of_every_token(
         }
         assert [firing.strength for firing in one.firings] == pytest.approx(
             sorted(strengths.values(), reverse=True)[:4], rel=1e-3
+        )
+        assert one.lean == pytest.approx(
+            lean(neurons, vectors, [layer[token] for layer in activations]), rel=1e-3, abs=1e-3
         )
         for firing in one.firings:
             value = float(activations[firing.site][token, firing.neuron])
@@ -137,6 +164,7 @@ def test_nothing_of_the_trace_is_left_and_directions_are_not_needed(
 ) -> None:
     neurons = dataclasses.replace(find(model, harmful, benign, percent=10), directions=None)
     trace = trace_tokens(model, neurons, "Hello")
+    assert all(one.lean is None for one in trace.tokens)
     assert all(firing.mean is None and firing.relative is None for one in trace.tokens for firing in one.firings)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
 

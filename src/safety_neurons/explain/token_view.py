@@ -43,10 +43,16 @@ class Firing:
 
 @dataclass(frozen=True)
 class TokenFirings:
-    """One token and its strongest safety neurons, the strongest first; position -1 is the prompt's last token."""
+    """One token and its strongest safety neurons, the strongest first; position -1 is the prompt's last token.
+
+    `lean` places all the set's activations on the line from their means on benign prompts (0) to those on harmful
+    ones (1), both at the prompt's last position: the sum of |r_i|^2 (a_i - mean_B) (mean_H - mean_B) over the sum of
+    |r_i|^2 (mean_H - mean_B)^2. It is made for the prompt's last tokens; None where there are no means.
+    """
 
     position: int
     token: str
+    lean: float | None
     firings: tuple[Firing, ...]
 
 
@@ -60,16 +66,16 @@ class TokenTrace:
     def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
         table = Table(title="Which safety neurons fire on which token", title_justify="left", box=SIMPLE_HEAD)
         table.add_column("token", overflow="fold")
-        for column in ("layer", "neuron", "activation", "of mean"):
+        for column in ("lean", "layer", "neuron", "activation", "of mean"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("side", no_wrap=True)
         table.add_column("writes", overflow="fold")
         for one in self.tokens:
             if not one.firings:
-                table.add_row(escape(readable(one.token)))
+                table.add_row(*_named(one))
             for number, firing in enumerate(one.firings):
                 table.add_row(
-                    escape(readable(one.token)) if number == 0 else "",
+                    *(_named(one) if number == 0 else ("", "")),
                     str(firing.layer),
                     str(firing.neuron),
                     f"{firing.activation:.2f}",
@@ -84,6 +90,10 @@ class TokenTrace:
         with console.capture() as captured:
             console.print(self)
         return captured.get()
+
+
+def _named(one: TokenFirings) -> tuple[str, str]:
+    return escape(readable(one.token)), "-" if one.lean is None else f"{one.lean:.2f}"
 
 
 def trace_tokens(model: ChatModel, neurons: NeuronSet, prompt: str, *, top: int = 3, words: int = 5) -> TokenTrace:
@@ -118,6 +128,7 @@ def trace_tokens(model: ChatModel, neurons: NeuronSet, prompt: str, *, top: int 
     strengths = torch.cat([gather.strengths for gather in gathered], 1)
     best = strengths.topk(min(top, len(places)), 1).indices.tolist()
     chosen = [[index for index in row if strengths[token, index] > 0] for token, row in enumerate(best)]
+    lean = _lean(neurons, activations, vectors)
     said = _words(readout, vectors, activations, chosen, words)
     return TokenTrace(
         text,
@@ -125,6 +136,7 @@ def trace_tokens(model: ChatModel, neurons: NeuronSet, prompt: str, *, top: int 
             TokenFirings(
                 token - len(ids),
                 model.tokenizer.decode([ids[token]]),
+                None if lean is None else float(lean[token]),
                 tuple(
                     _firing(
                         neurons,
@@ -163,6 +175,19 @@ class _Gather:
         routing = torch.ones(len(rows)) if shown.routing is None else shown.routing.float().cpu()
         self.activations[rows[:, None], mine] = values
         self.strengths[rows[:, None], mine] = (values * routing[:, None]).abs() * self.vectors.norm(dim=1).cpu()[mine]
+
+
+def _lean(neurons: NeuronSet, activations: Tensor, vectors: Tensor) -> Tensor | None:
+    """`TokenFirings.lean` [tokens] of the set's activations [tokens, neurons]."""
+    if neurons.directions is None:
+        return None
+    harmful, benign = (
+        torch.cat([mean[-1, indices] for mean, indices in zip(means, neurons.both, strict=True)])
+        for means in (neurons.directions.harmful, neurons.directions.benign)
+    )
+    weights = (harmful - benign) * vectors.square().sum(1)
+    whole = float(weights @ (harmful - benign))
+    return (activations - benign) @ weights / whole if whole else None
 
 
 def _words(

@@ -136,7 +136,8 @@ class VocabularyTest:
         table = Table(
             title=f"Do {side} neurons say {lexicon}? AUROC of {lexicon} words among others",
             caption=f"First readable layer: {'none' if first is None else first}. "
-            f"* p <= {SIGNIFICANT} after adjusting for the layers; {self.random_sets:,} random sets.",
+            f"* p <= {SIGNIFICANT} against {self.random_sets:,} random sets, adjusted for the layers. Alone: the mean "
+            "of single neurons; above: how many of them beat 95% of random ones (5% is chance).",
             title_justify="left",
             caption_justify="left",
             box=SIMPLE_HEAD,
