@@ -235,7 +235,7 @@ def test_vocabulary_test_is_shown_in_the_weighting_of_the_run(tmp_path: Path) ->
     assert "1 of 2 layers differ" in shown.text
     assert "the first is layer 1" in shown.text
     assert "1,234 random sets" in shown.text
-    assert "0.0123" in shown.text
+    assert "0.012" in shown.text
     assert "57%" in shown.text
     assert "away from" in shown.text
     assert "gladly" in shown.text
