@@ -246,3 +246,35 @@ def harmful() -> list[str]:
 @pytest.fixture
 def benign() -> list[str]:
     return list(BENIGN)
+
+
+REFUSAL_TOKENS = (" sorry", "Sorry", " illegal", "Illegal", " CANNOT", "refuse")
+COMPLIANCE_TOKENS = (" sure", "Sure", " yes", " here", "HERE")
+OTHER_TOKENS = tuple(f" {start}{end}" for start in ("wo", "ta", "lu", "mi", "Ba") for end in ("rd", "ble", "na", "x"))
+
+
+@pytest.fixture
+def make_worded(make_model: Callable[..., ChatModel]) -> Callable[..., ChatModel]:
+    """Tiny models with whole words in their vocabulary: some of each lexicon, and others."""
+
+    def make(architecture: str = "llama", seed: int = 0) -> ChatModel:
+        model = make_model(architecture, seed)
+        model.tokenizer.add_tokens([*REFUSAL_TOKENS, *COMPLIANCE_TOKENS, *OTHER_TOKENS])
+        # Some rows more than there are tokens, as in many models.
+        model.model.resize_token_embeddings(len(model.tokenizer) + 7, mean_resizing=False)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for embeddings in (model.model.get_input_embeddings(), model.model.get_output_embeddings()):
+                embeddings.weight.normal_(0, 0.15, generator=generator)
+            for parameter in model.model.parameters():
+                # A gain and a bias of its own for every norm.
+                if parameter.dim() == 1:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def worded(make_worded: Callable[..., ChatModel]) -> ChatModel:
+    return make_worded()

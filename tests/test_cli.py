@@ -74,7 +74,7 @@ def one_paragraph(text: str) -> bool:
 def test_help_names_every_command() -> None:
     done = outside("--help")
     assert done.returncode == 0
-    for command in ("run", "find", "explain", "calibrate", "tune", "evaluate", "report", "merge", "models"):
+    for command in ("run", "find", "explain", "calibrate", "tune", "evaluate", "report", "tokens", "merge", "models"):
         assert f" {command} " in done.stdout
 
 
@@ -129,6 +129,8 @@ def test_model_that_cannot_be_fetched_is_told_and_the_folder_stays_usable(tmp_pa
         (["no-such-command"], "no-such-command"),
         (["report", "missing-folder"], "missing-folder"),
         (["merge", "missing-folder", "merged"], "missing-folder"),
+        (["tokens", "missing-folder", "Hello"], "missing-folder"),
+        (["tokens", "missing-folder", "Hello", "--top", "0"], "top"),
         (["prepare", "no-such-model"], "no-such-model"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safety_neurons.calibrate.calibration import calibrate
     from safety_neurons.errors import SafetyNeuronsError
-    from safety_neurons.explain.projection import Explanation, explain
+    from safety_neurons.explain.explanation import Explanation
+    from safety_neurons.explain.projection import explain
+    from safety_neurons.explain.residual import ResidualMeans, mean_residuals
+    from safety_neurons.explain.token_view import TokenTrace, trace_tokens
+    from safety_neurons.explain.vocabulary import vocabulary_test
+    from safety_neurons.explain.vocabulary_scores import VocabularyTest
     from safety_neurons.find.find import find
     from safety_neurons.find.neuron_set import Directions, NeuronSet
     from safety_neurons.models.chat import ChatModel
@@ -34,20 +39,26 @@ _HOMES = {
     "ChatModel": "models.chat",
     "Corpus": "tune.corpus",
     "Directions": "find.neuron_set",
-    "Explanation": "explain.projection",
+    "Explanation": "explain.explanation",
     "NeuronDelta": "tune.delta",
     "NeuronSet": "find.neuron_set",
     "Pair": "tune.corpus",
     "PromptSet": "prompts",
+    "ResidualMeans": "explain.residual",
     "SafetyNeuronsError": "errors",
     "Settings": "settings",
+    "TokenTrace": "explain.token_view",
+    "VocabularyTest": "explain.vocabulary_scores",
     "calibrate": "calibrate.calibration",
     "explain": "explain.projection",
     "find": "find.find",
     "load": "models.load",
     "load_prompts": "prompts",
+    "mean_residuals": "explain.residual",
     "run": "run.pipeline",
+    "trace_tokens": "explain.token_view",
     "tune": "tune.safetune",
+    "vocabulary_test": "explain.vocabulary",
 }
 
 __all__ = [
@@ -59,15 +70,21 @@ __all__ = [
     "NeuronSet",
     "Pair",
     "PromptSet",
+    "ResidualMeans",
     "SafetyNeuronsError",
     "Settings",
+    "TokenTrace",
+    "VocabularyTest",
     "calibrate",
     "explain",
     "find",
     "load",
     "load_prompts",
+    "mean_residuals",
     "run",
+    "trace_tokens",
     "tune",
+    "vocabulary_test",
 ]
 
 

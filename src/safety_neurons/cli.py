@@ -36,6 +36,7 @@ Examples:
 )
 
 SettingsArgument = Annotated[Settings | None, Parameter(name="*")]
+Count = Annotated[int, Parameter(validator=cyclopts.validators.Number(gte=1))]
 RunFolderArgument = Annotated[Path, Parameter(help="The run's folder.")]
 
 
@@ -103,6 +104,44 @@ _stage_command("explain", "Say in words what the neurons promote.")
 _stage_command("calibrate", "Test that the neurons cause refusals: move their activations, and random ones.")
 _stage_command("tune", "Fine-tune only the safety neurons on the model's own refusals and benign answers.")
 _stage_command("evaluate", "Attack success and over-refusal, before and after tuning.")
+
+
+@app.command
+def tokens(
+    run_dir: RunFolderArgument, prompt: str, *, top: Count = 3, words: Count = 5, json: Path | None = None
+) -> None:
+    """Which of a run's safety neurons fire on which token of a prompt, and what each of them writes.
+
+    Parameters
+    ----------
+    prompt
+        What a user would type.
+    top
+        How many neurons per token, those that write most first.
+    words
+        How many words per neuron.
+    json
+        Write the numbers to this file, too.
+    """
+    from dataclasses import asdict
+
+    from safety_neurons.explain.token_view import trace_tokens
+    from safety_neurons.find.neuron_set import NeuronSet
+    from safety_neurons.run.folder import RunFolder, merged_settings
+    from safety_neurons.run.workplace import load_model
+    from safety_neurons.storage import write_json
+
+    folder = RunFolder(run_dir)
+    neurons = NeuronSet.load(folder.neurons, folder.directions)
+    settings = merged_settings(folder.record()["settings"], {})
+    with ConsoleListener() as listener, listener.task(f"loading {settings.model}", 1) as advance:
+        model = load_model(settings)
+        advance(1)
+    trace = trace_tokens(model, neurons, prompt, top=top, words=words)
+    console.print(trace)
+    if json is not None:
+        write_json(json, asdict(trace))
+        console.print(f"Numbers: {json}", soft_wrap=True)
 
 
 @app.command

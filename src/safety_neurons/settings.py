@@ -33,9 +33,15 @@ class ExplainSettings(Section):
     """What the neurons say."""
 
     words: int = Field(10, ge=1, le=100)
-    """How many words per layer and side."""
+    """How many words per layer, side and direction (promoted, suppressed)."""
     weighting: Literal["difference", "mean"] = "difference"
     """Weigh write vectors with the mean activation (the paper) or with what it adds over the other prompts."""
+    neurons: int = Field(3, ge=0, le=100)
+    """How many single neurons per layer and side are read in words, too."""
+    random_sets: int = Field(1000, ge=0)
+    """With how many random sets of as many neurons the vocabulary is compared; 0 leaves that test out."""
+    lens_prompts: int = Field(40, ge=0)
+    """From how many prompts of each set the residual stream is read, to compare with; 0 leaves that out."""
 
 
 class CalibrateSettings(Section):

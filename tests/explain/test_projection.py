@@ -1,6 +1,7 @@
 """Words, against the projection written out by hand; and what is shown of them."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.explain.projection import Explanation, LayerWords, explain, final_norm, readable
+from safety_neurons.explain.explanation import Explanation, LayerWords, NeuronWords
+from safety_neurons.explain.projection import explain
+from safety_neurons.explain.readout import final_norm, readable
 from safety_neurons.find.find import find
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
@@ -61,7 +64,7 @@ def test_words_are_the_top_of_the_projection(
     model = shake(make_model(name))
     neurons = find(model, harmful, benign, percent=20)
     assert neurons.directions is not None
-    explanation = explain(model, neurons, top=6, weighting=weighting)  # type: ignore[arg-type]
+    explanation = explain(model, neurons, top=6, strongest=2, random_sets=0, weighting=weighting)  # type: ignore[arg-type]
     found = {(layer.layer, layer.side): layer for layer in explanation.layers}
     sides = {
         "rejection": (neurons.rejection, neurons.directions.harmful, neurons.directions.benign),
@@ -79,10 +82,33 @@ def test_words_are_the_top_of_the_projection(
                 if weighting == "difference":
                     weight -= float(other[layer][-1, neuron])
                 write += weight * vectors[neuron]
+            # A write's length does not count: small ones must not drown in the norm's epsilon.
+            write /= write.square().mean().sqrt()
             logits = normed(name, model, write) @ model.model.get_output_embeddings().weight.detach().double().T
+            worst = logits.argsort()[:6]
+            assert found[layer, side].suppressed == tuple(model.tokenizer.decode([token]) for token in worst.tolist())  # type: ignore[index]
+            assert found[layer, side].suppressed_logits == pytest.approx(logits[worst].tolist(), rel=1e-3, abs=1e-3)  # type: ignore[index]
             best = logits.argsort(descending=True)[:6]
             assert found[layer, side].words == tuple(model.tokenizer.decode([token]) for token in best.tolist())  # type: ignore[index]
             assert found[layer, side].logits == pytest.approx(logits[best].tolist(), rel=1e-3, abs=1e-3)  # type: ignore[index]
+            strengths = {
+                neuron: abs(
+                    float(own[layer][-1, neuron]) - float(other[layer][-1, neuron]) * (weighting == "difference")
+                )
+                * float(vectors[neuron].norm())
+                for neuron in indices[layer].tolist()
+            }
+            strongest = sorted(strengths, key=lambda neuron: -strengths[neuron])[:2]
+            single = found[layer, side].neurons  # type: ignore[index]
+            assert [(one.layer, one.side, one.site, one.neuron) for one in single] == [
+                (layer, side, layer, neuron) for neuron in strongest
+            ]
+            for one in single:
+                assert one.strength == pytest.approx(strengths[one.neuron], rel=1e-3)
+                alone = normed(name, model, one.weight * vectors[one.neuron] * 1e3)
+                order = (alone @ model.model.get_output_embeddings().weight.detach().double().T).argsort()
+                assert one.promoted == tuple(model.tokenizer.decode([token]) for token in order.flip(0)[:6].tolist())
+                assert one.suppressed == tuple(model.tokenizer.decode([token]) for token in order[:6].tolist())
             checked += 1
     assert checked == len(found) > 2
     assert explanation.weighting == weighting
@@ -119,6 +145,54 @@ def test_nothing_of_the_search_for_the_norm_is_left(model: ChatModel) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
 
 
+def last_tokens(model: ChatModel, layer: int, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Mean input and mean output of a layer's write matrix at the prompt's last token."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = model.model.model.layers[layer].mlp.down_proj.register_forward_hook(
+        lambda _module, args, output: seen.append((args[0][0, -1].double(), output[0, -1].double()))
+    )
+    for prompt in prompts:
+        inputs = model.tokenizer(model.render(prompt), return_tensors="pt", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            model.model(input_ids=inputs, use_cache=False)
+    handle.remove()
+    read, written = (torch.stack(part).mean(0) for part in zip(*seen, strict=True))
+    return read, written
+
+
+def test_shares_are_of_what_the_mlps_write(model: ChatModel, harmful: list[str], benign: list[str]) -> None:
+    neurons = find(model, harmful, benign, percent=20)
+    shares = {(share.layer, share.weighting): share for share in explain(model, neurons, random_sets=0).shares}
+    assert len(shares) == 2 * len(model.sites)
+    for layer, found in enumerate(neurons.both):
+        (read, whole), (benign_read, benign_whole) = (last_tokens(model, layer, side) for side in (harmful, benign))
+        weight = model.model.model.layers[layer].mlp.down_proj.weight.detach().double()
+        for weighting, activations, written in (
+            ("mean", read, whole),
+            ("difference", read - benign_read, whole - benign_whole),
+        ):
+            mine = weight[:, found] @ activations[found]
+            share = shares[layer, weighting]  # type: ignore[index]
+            assert share.neurons == pytest.approx(len(found) / 48)
+            assert share.norm == pytest.approx(float(mine.norm() / written.norm()), rel=1e-3)
+            assert share.cosine == pytest.approx(float(mine @ written / mine.norm() / written.norm()), abs=1e-3)
+            assert share.projection == pytest.approx(share.norm * share.cosine, abs=1e-6)
+
+
+def test_shares_of_a_set_and_of_all_others_make_one(model: ChatModel, harmful: list[str], benign: list[str]) -> None:
+    neurons = find(model, harmful, benign, percent=20)
+    others = []
+    for found in neurons.both:
+        free = torch.ones(48, dtype=torch.bool)
+        free[found] = False
+        others.append(free.nonzero().flatten())
+    rest = dataclasses.replace(neurons, rejection=tuple(others), conformity=(torch.zeros(0, dtype=torch.int64),) * 3)
+    both = zip(*(explain(model, each, random_sets=0).shares for each in (neurons, rest)), strict=True)
+    for mine, theirs in both:
+        assert mine.projection + theirs.projection == pytest.approx(1)
+        assert mine.neurons + theirs.neurons == pytest.approx(1)
+
+
 def test_layers_without_neurons_are_left_out(model: ChatModel, neurons: NeuronSet) -> None:
     empty = torch.zeros(0, dtype=torch.int64)
     one = dataclasses.replace(
@@ -136,6 +210,18 @@ def test_layers_without_neurons_are_left_out(model: ChatModel, neurons: NeuronSe
 def test_logits_fall(model: ChatModel, neurons: NeuronSet) -> None:
     for layer in explain(model, neurons).layers:
         assert list(layer.logits) == sorted(layer.logits, reverse=True)
+
+
+def test_json_holds_every_word_and_share(model: ChatModel, neurons: NeuronSet) -> None:
+    explanation = explain(model, neurons, top=4, strongest=1, random_sets=0)
+    written = json.loads(json.dumps(explanation.to_json()))
+    assert set(written) == {"words", "write_share"}
+    for layer, entry in zip(explanation.layers, written["words"], strict=True):
+        assert (entry["layer"], entry["side"]) == (layer.layer, layer.side)
+        assert tuple(entry["words"]) == layer.words
+        assert tuple(entry["suppressed"]) == layer.suppressed
+        assert tuple(entry["neurons"][0]["promoted"]) == layer.neurons[0].promoted
+    assert [entry["projection"] for entry in written["write_share"]] == [one.projection for one in explanation.shares]
 
 
 def test_low_precision_models_are_explained(harmful: list[str], benign: list[str], one_of_each: ChatModel) -> None:
@@ -200,9 +286,11 @@ def test_everything_readable_is_printable() -> None:
 
 def test_a_printed_explanation_cannot_steer_the_terminal() -> None:
     words = ("[bold red]I", "\x1b[2J", "\u202e", "[/]", " can't")
-    shown = Explanation((LayerWords(4, "rejection", words, (5.0, 4.0, 3.0, 2.0, 1.0)),), "mean")
+    alone = NeuronWords(4, "rejection", 4, 7, 1.0, 1.0, words, words)
+    logits = (5.0, 4.0, 3.0, 2.0, 1.0)
+    shown = Explanation((LayerWords(4, "rejection", words, logits, words, logits, (alone,)),), "mean")
     text = str(shown)
-    assert "[bold red]I \\x1b[2J \\u202e [/] can't" in text
+    assert text.count("[bold red]I \\x1b[2J \\u202e [/] can't") == 4
     assert "\u202e" not in text
     console = Console(width=110, force_terminal=True, color_system="truecolor")
     with console.capture() as captured:

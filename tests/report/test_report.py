@@ -31,6 +31,24 @@ def example(prompt: str, response: str | None, verdict: str) -> dict[str, Any]:
     return named | {"prompt": prompt, "response": response, "verdict": verdict}
 
 
+def vocabulary() -> dict[str, Any]:
+    """A test of both weightings; only one of them is the run's."""
+    scores, overall, lens, first = [], [], [], []
+    for weighting, shift in (("difference", 0.0), ("mean", 0.05)):
+        for side, lexicon in (("rejection", "refusal"), ("conformity", "compliance"), ("rejection", "compliance")):
+            key = {"weighting": weighting, "side": side, "lexicon": lexicon}
+            rates = {"random": 0.51, "random_low": 0.4, "random_high": 0.62, "single": 0.53, "random_single": 0.52}
+            overall.append(
+                key | rates | {"layers": 2, "significant": 1, "together": 0.71 + shift, "p": 0.001, "lens": 0.88}
+            )
+            lens += [key | {"layer": layer, "auroc": 0.8 + 0.05 * layer} for layer in (0, 1, 2)]
+            for layer, together in ((0, 0.55), (1, 0.87)):
+                entry = {"layer": layer, "neurons": 12, "together": together + shift, "p_adjusted": 0.0123}
+                scores.append(key | rates | entry | {"single_above": 3})
+        first += [{"side": side, "weighting": weighting, "layer": 1} for side in ("rejection", "conformity")]
+    return {"random_sets": 1234, "scores": scores, "overall": overall, "lens": lens, "first_readable": first}
+
+
 def whole_run() -> dict[str, Any]:
     rows = [
         row("calibrate", "untouched", "none", "harmful", "direct", "none", value=0.7),
@@ -75,9 +93,14 @@ def whole_run() -> dict[str, Any]:
         },
         "words": [
             {"layer": 0, "side": "rejection", "words": ["qz", " x"]},
-            {"layer": 1, "side": "rejection", "words": [" Sorry", " cannot"]},
+            {"layer": 1, "side": "rejection", "words": [" Sorry", " cannot"], "suppressed": [" gladly"]},
             {"layer": 1, "side": "conformity", "words": [" Sure"]},
         ],
+        "write_share": [
+            {"layer": layer, "weighting": weighting, "neurons": 0.1, "norm": 0.9, "projection": value, "cosine": 0.5}
+            for layer, weighting, value in ((0, "difference", 0.21), (1, "difference", 0.57), (1, "mean", 0.93))
+        ],
+        "vocabulary": vocabulary(),
         "training": {
             "loss": [{"step": step, "epoch": step / 9, "loss": 2.3 / step} for step in range(1, 10)],
             "corpus": {"refusals": 120, "benign": 80},
@@ -104,7 +127,7 @@ def poisoned(value: Any, key: str = "") -> Any:
         return {name: poisoned(content, name) for name, content in value.items()}
     if isinstance(value, list):
         return [poisoned(content, key) for content in value]
-    kept = {"stage", "subject", "condition", "prompts", "defense", "metric", "side"}
+    kept = {"stage", "subject", "condition", "prompts", "defense", "metric", "side", "weighting", "lexicon"}
     if not isinstance(value, str) or key in kept or value == "mean":
         return value
     # The megabyte tests the cut, the value in front keeps attacks apart.
@@ -158,6 +181,8 @@ def test_whole_run_has_all_sections_figures_and_numbers(tmp_path: Path) -> None:
     assert shown.ids() == SECTIONS
     assert set(shown.json) == {
         "data-layers",
+        "data-vocabulary-rejection",
+        "data-vocabulary-conformity",
         "data-causes-harmful",
         "data-causes-benign",
         "data-loss",
@@ -195,10 +220,48 @@ def test_figures_show_the_rows_with_their_intervals(tmp_path: Path) -> None:
 def test_figures_have_text_alternatives(tmp_path: Path) -> None:
     shown = page(tmp_path, whole_run())
     plots = [attributes for _, attributes in shown.tags if "data-figure" in attributes]
-    assert len(plots) == 6
+    assert len(plots) == 8
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in plots)
     attacks = next(attributes for attributes in plots if attributes["data-figure"] == "data-attacks")
     assert "a-new-attack, after: 10%" in str(attacks["aria-label"])
+
+
+def test_vocabulary_test_is_shown_in_the_weighting_of_the_run(tmp_path: Path) -> None:
+    results = whole_run()
+    shown = page(tmp_path, results)
+    assert "The rejection neurons together score 0.71 on refusal words" in shown.text
+    assert "random sets 0.51 (0.40\N{EN DASH}0.62), p = 0.001" in shown.text
+    assert "The residual stream itself scores 0.88" in shown.text
+    assert "1 of 2 layers differ" in shown.text
+    assert "the first is layer 1" in shown.text
+    assert "1,234 random sets" in shown.text
+    assert "0.012" in shown.text
+    assert "57%" in shown.text
+    assert "away from" in shown.text
+    assert "gladly" in shown.text
+    low, high, together, single, lens = shown.json["data-vocabulary-rejection"]["data"]
+    assert (low["y"], high["y"], high["fill"]) == ([0.4, 0.4], [0.62, 0.62], "tonexty")
+    assert together["y"] == [0.55, 0.87]
+    assert single["y"] == [0.53, 0.53]
+    assert (lens["x"], lens["y"]) == ([0, 1, 2], pytest.approx([0.8, 0.85, 0.9]))
+    results["run"]["settings"]["explain"] = {"weighting": "mean"}
+    paper = page(tmp_path, results)
+    assert "together score 0.76 on refusal words" in paper.text
+    assert "93%" in paper.text
+    for one in results["vocabulary"]["overall"]:
+        one["lens"] = None
+    results["vocabulary"]["lens"] = []
+    unread = page(tmp_path, results)
+    assert "residual stream itself" not in unread.text
+    assert len(unread.json["data-vocabulary-rejection"]["data"]) == 4
+
+
+def test_words_of_an_older_run_are_shown_without_the_test(tmp_path: Path) -> None:
+    results = whole_run()
+    del results["vocabulary"], results["write_share"]
+    shown = page(tmp_path, results)
+    assert "Sorry" in shown.text
+    assert "random sets" not in shown.text
 
 
 def test_partial_run_says_which_stage_is_missing(tmp_path: Path) -> None:

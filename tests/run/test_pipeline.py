@@ -221,7 +221,7 @@ def same_work(one: Path, other: Path) -> None:
         assert same_tensors(one / name, other / name), name
     assert (one / "corpus.jsonl").read_bytes() == (other / "corpus.jsonl").read_bytes()
     first, second = results_of(one), results_of(other)
-    for part in ("rows", "examples", "neurons", "words"):
+    for part in ("rows", "examples", "neurons", "words", "write_share", "vocabulary"):
         assert first[part] == second[part], part
     assert first["training"]["loss"] == second["training"]["loss"]
     for name in ("responses.jsonl", "judgements.jsonl"):
@@ -333,7 +333,7 @@ def test_changed_evaluation_redoes_evaluation_and_report_alone(
     assert after["run"]["settings"]["evaluate"]["attacks"] == ["direct"]
     assert after["run"]["settings"]["evaluate"]["answer_tokens"] == 4
     assert {row["attack"] for row in after["rows"] if row["stage"] == "evaluate"} == {"direct", "mean"}
-    for part in ("neurons", "words", "training"):
+    for part in ("neurons", "words", "write_share", "vocabulary", "training"):
         assert after[part] == before[part]
     assert [row for row in after["rows"] if row["stage"] == "calibrate"] == [
         row for row in before["rows"] if row["stage"] == "calibrate"
@@ -387,6 +387,7 @@ def test_answers_of_old_directions_are_not_taken_for_new_ones(given: dict[str, A
         ("untouched, before: prefill harmful", 2),
         ("tuned, after: direct borderline", 2),
         ("finding", 3),
+        ("reading the residual stream", 2),
         ("projecting", 1),
     ],
 )

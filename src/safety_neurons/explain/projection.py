@@ -1,159 +1,103 @@
-"""Words that a neuron set promotes: its activation-weighted write, projected to the vocabulary.
+"""`explain`: the words that a neuron set and its strongest single neurons promote and suppress, layer by layer.
 
-p = sum over the set of w_i * r_i per layer, then the top tokens of the unembedding after the model's final norm (the
-paper, section 3.2). The weights w_i are the mean activations on the side's own prompts ("mean", the paper's), or
-what they add over the other side's prompts ("difference").
+A set is read as its activation-weighted write, p = sum over the set of w_i * r_i, through the model's final norm and
+unembedding (the paper, section 3.2); see `writes` for the weights. How much of that is more than chance, and more
+than single neurons say, is tested in `vocabulary`.
 """
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
-from rich.table import Table
-from torch import Tensor, nn
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.explain.explanation import Explanation, LayerWords, NeuronWords, WriteShare
+from safety_neurons.explain.readout import Readout
+from safety_neurons.explain.residual import ResidualMeans
+from safety_neurons.explain.vocabulary import vocabulary_test
+from safety_neurons.explain.writes import SIDES, WEIGHTINGS, LayerWrites, Side, Weighting, layer_writes
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.forward import forward
-from safety_neurons.models.trace import decoder_layers
-
-Weighting = Literal["mean", "difference"]
-Side = Literal["rejection", "conformity"]
+from safety_neurons.progress import Advance, ignore
 
 
-@dataclass(frozen=True)
-class LayerWords:
-    """The top tokens of one layer and side, most promoted first, with their logits."""
+def explain(
+    model: ChatModel,
+    neurons: NeuronSet,
+    *,
+    top: int = 10,
+    weighting: Weighting = "difference",
+    strongest: int = 3,
+    random_sets: int = 200,
+    residuals: ResidualMeans | None = None,
+    seed: int = 0,
+    advance: Advance = ignore,
+) -> Explanation:
+    """Read what the rejection and the conformity neurons write at the prompt's last position.
 
-    layer: int
-    side: Side
-    words: tuple[str, ...]
-    logits: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Words per layer; layers without neurons are left out. Prints as a table."""
-
-    layers: tuple[LayerWords, ...]
-    weighting: Weighting
-
-    def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
-        table = Table(title="What the safety neurons say", title_justify="left")
-        table.add_column("layer", justify="right")
-        table.add_column("rejection neurons promote")
-        table.add_column("conformity neurons promote")
-        sides: dict[int, dict[str, str]] = {}
-        for layer in self.layers:
-            sides.setdefault(layer.layer, {})[layer.side] = " ".join(readable(word) for word in layer.words)
-        for number, words in sides.items():
-            table.add_row(str(number), escape(words.get("rejection", "")), escape(words.get("conformity", "")))
-        yield table
-
-    def __str__(self) -> str:
-        console = Console(width=110)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()
-
-
-def readable(token: str) -> str:
-    """A token as it can be shown: control characters, which could steer a terminal, become escapes."""
-    stripped = token.strip() or token
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in stripped)
-
-
-def explain(model: ChatModel, neurons: NeuronSet, *, top: int = 10, weighting: Weighting = "difference") -> Explanation:
-    """Project what the rejection and the conformity neurons write at the prompt's last position.
+    Args:
+        top: how many words per layer, side and direction.
+        strongest: how many single neurons per layer and side are read, too.
+        random_sets: with how many random sets of the same size the vocabulary is compared (see `vocabulary_test`);
+            0 leaves that test out.
+        residuals: the residual stream's means (`mean_residuals`), for the logit lens beside the test.
+        advance: told of every layer when it is done.
 
     Raises:
         SafetyNeuronsError: the neurons came without directions or fit another model, or there is no unembedding.
     """
-    directions = neurons.directions
-    if directions is None:
-        raise SafetyNeuronsError(
-            "These neurons came without directions; load them with directions=, or run find again."
+    readout = Readout.of(model)
+    words: list[LayerWords] = []
+    shares: list[WriteShare] = []
+    for layer in layer_writes(model, neurons):
+        words += [
+            _layer_words(readout, layer, side, weighting, top, strongest) for side in SIDES if len(layer.found(side))
+        ]
+        shares += [_share(layer, each) for each in WEIGHTINGS]
+        if not random_sets:
+            advance(1)
+    vocabulary = None
+    if random_sets:
+        vocabulary = vocabulary_test(
+            model, neurons, random_sets=random_sets, residuals=residuals, seed=seed, advance=advance, readout=readout
         )
-    neurons.check_fits(model)
-    unembedding = model.model.get_output_embeddings()
-    if unembedding is None:
-        raise SafetyNeuronsError(f"{model.name} has no unembedding, so its neurons cannot be read in words.")
-    norm = final_norm(model)
-    found = []
-    sides: tuple[Side, ...] = ("rejection", "conformity")
-    for layer in dict.fromkeys(neurons.layers):
-        for side in sides:
-            write = set_write(model, neurons, layer, side, weighting)
-            if write is None:
-                continue
-            with torch.no_grad():
-                logits = unembedding(norm(write.to(model.model.dtype)[None]))[0].float()
-            best = logits.topk(top)
-            words = tuple(model.tokenizer.decode([token]) for token in best.indices.tolist())
-            found.append(LayerWords(layer, side, words, tuple(best.values.tolist())))
-    return Explanation(tuple(found), weighting)
+    return Explanation(tuple(words), weighting, tuple(shares), vocabulary)
 
 
-def set_write(
-    model: ChatModel, neurons: NeuronSet, layer: int, side: Side, weighting: Weighting = "difference"
-) -> Tensor | None:
-    """What one side's neurons of a layer write together at the prompt's last position: float32 [hidden].
-
-    None where the layer has no neurons of this side.
-    """
-    assert neurons.directions is not None
-    own, other = neurons.directions.harmful, neurons.directions.benign
-    if side == "conformity":
-        own, other = other, own
-    chosen = neurons.rejection if side == "rejection" else neurons.conformity
-    total = None
-    for number, site in enumerate(model.sites):
-        indices = chosen[number]
-        if site.layer == layer and len(indices):
-            weights = own[number][-1, indices] - (other[number][-1, indices] if weighting == "difference" else 0)
-            vectors = site.write_vectors(indices)
-            write = weights.to(vectors.device) @ vectors
-            total = write if total is None else total + write
-    return total
-
-
-def final_norm(model: ChatModel) -> nn.Module:
-    """The module between the last layer and the unembedding, found by what it returns.
-
-    Raises:
-        SafetyNeuronsError: the unembedding reads something that no single module returns.
-    """
-    inside_layers = {module for layer in decoder_layers(model.model) for module in layer.modules()}
-    returned: list[tuple[nn.Module, Tensor]] = []
-    read: list[Tensor] = []
-    with contextlib.ExitStack() as stack:
-        for module in model.model.modules():
-            if module not in inside_layers and not list(module.children()):
-                stack.enter_context(_watch(module, returned))
-        unembedding = model.model.get_output_embeddings()
-        handle = unembedding.register_forward_pre_hook(lambda _module, args: read.append(args[0]))
-        stack.callback(handle.remove)
-        with torch.no_grad():
-            forward(model.model, model.encode([model.render("Hello")]), last_logits=0)
-    for module, output in reversed(returned):
-        if module is not unembedding and output.shape == read[0].shape and torch.equal(output, read[0]):
-            return module
-    raise SafetyNeuronsError(f"The final norm of {model.name} was not found, so its neurons cannot be read in words.")
+def _layer_words(
+    readout: Readout, layer: LayerWrites, side: Side, weighting: Weighting, top: int, strongest: int
+) -> LayerWords:
+    found = layer.found(side)
+    weights = layer.weights(side, weighting)[found]
+    strengths = weights.abs() * layer.vectors[found].norm(dim=1)
+    best = strengths.topk(min(strongest, len(found))).indices
+    single = weights[best].sign()[:, None] * layer.vectors[found[best]]
+    (promoted, suppressed), *read = readout.words(torch.cat([layer.write(found, side, weighting)[None], single]), top)
+    neurons = tuple(
+        NeuronWords(
+            layer.layer,
+            side,
+            *layer.place(int(found[index])),
+            float(weights[index]),
+            float(strengths[index]),
+            up.words,
+            down.words,
+        )
+        for index, (up, down) in zip(best.tolist(), read, strict=True)
+    )
+    return LayerWords(layer.layer, side, *promoted, *suppressed, neurons)
 
 
-@contextlib.contextmanager
-def _watch(module: nn.Module, returned: list[tuple[nn.Module, Tensor]]) -> Iterator[None]:
-    def note(module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(output, Tensor):
-            returned.append((module, output))
-
-    handle = module.register_forward_hook(note)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _share(layer: LayerWrites, weighting: Weighting) -> WriteShare:
+    everyone = torch.arange(len(layer.vectors), device=layer.vectors.device)
+    both = torch.cat([layer.rejection, layer.conformity])
+    # "rejection" says which means are subtracted from which; the neurons of both sides are weighted alike.
+    mine, whole = (layer.write(indices, "rejection", weighting).double() for indices in (both, everyone))
+    small, large = float(mine.norm()), float(whole.norm())
+    if not small or not large:
+        return WriteShare(layer.layer, weighting, len(both) / len(everyone), 0.0, 0.0, 0.0)
+    product = float(mine @ whole)
+    return WriteShare(
+        layer.layer,
+        weighting,
+        len(both) / len(everyone),
+        small / large,
+        product / large**2,
+        product / (small * large),
+    )

@@ -1,6 +1,7 @@
 """The figures as Plotly specifications. Colours of text and grid come from the page's CSS, so that they follow the
 reader's theme and the printer; colours of data are from Okabe and Ito's colour-blind-safe set and fit both themes."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import plotly.graph_objects as go
 from safety_neurons.report import rates, text
 from safety_neurons.report.rates import Rate
 from safety_neurons.report.summary import where
+from safety_neurons.report.tables import vocabulary_sides
 
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
 # The order that a student reads from left to right: fewer refusals, as it is, more refusals.
@@ -35,6 +37,7 @@ def figures(results: dict[str, Any]) -> dict[str, Figure]:
     """Every figure that the results have data for."""
     makers: list[Callable[[dict[str, Any]], Figure | None]] = [
         _layers,
+        *(functools.partial(_vocabulary, side=side) for side in ("rejection", "conformity")),
         lambda all_results: _causes(all_results, "harmful"),
         lambda all_results: _causes(all_results, "benign"),
         _loss,
@@ -93,6 +96,53 @@ def _layers(results: dict[str, Any]) -> Figure | None:
         bargap=0.18,
         xaxis={"title": {"text": "layer (0 is next to the input)"}, "showgrid": False},
         yaxis={"title": {"text": "neurons"}, "rangemode": "tozero"},
+    )
+
+
+def _vocabulary(results: dict[str, Any], side: str) -> Figure | None:
+    one = next((found for found in vocabulary_sides(results) if found.side == side), None)
+    if one is None:
+        return None
+    layers = [score["layer"] for score in one.scores]
+    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+    traces = [
+        go.Scatter(x=layers, y=[score["random_low"] for score in one.scores], showlegend=False, **edge),
+        go.Scatter(
+            x=layers,
+            y=[score["random_high"] for score in one.scores],
+            name="random sets, 95%",
+            fill="tonexty",
+            fillcolor="rgba(140,140,140,0.3)",
+            **edge,
+        ),
+    ]
+    lines = [
+        ("found neurons together", layers, [score["together"] for score in one.scores], BLUE, "solid", "circle"),
+        ("one by one, mean", layers, [score["single"] for score in one.scores], GREEN, "dot", "square"),
+        ("residual stream", list(one.lens), list(one.lens.values()), VERMILLION, "dash", "diamond"),
+    ]
+    for name, x, y, colour, dash, symbol in lines:
+        if x:
+            traces.append(
+                go.Scatter(
+                    x=x,
+                    y=y,
+                    name=name,
+                    mode="lines+markers",
+                    line={"color": colour, "width": 2, "dash": dash},
+                    marker={"color": colour, "symbol": symbol, "size": 6},
+                    hovertemplate=f"layer %{{x}}, {name}: %{{y:.2f}}<extra></extra>",
+                )
+            )
+    return _figure(
+        f"vocabulary-{side}",
+        f"Lines: how far {one.lexicon} words stand out in each layer, 0.5 is chance. On average the {side} neurons "
+        f"together {text.score(one.overall['together'])}, random sets {text.score(one.overall['random'])}, one by one "
+        f"{text.score(one.overall['single'])}, residual stream {text.score(one.overall['lens'])}.",
+        340,
+        traces,
+        xaxis={"title": {"text": "layer (0 is next to the input)"}, "showgrid": False},
+        yaxis={"tickformat": ".2f", "range": [0, 1.02], "tickvals": [0, 0.25, 0.5, 0.75, 1]},
     )
 
 

@@ -41,22 +41,88 @@ def comparisons(rows: list[dict[str, Any]]) -> tuple[list[Arm], list[Comparison]
 
 @dataclass(frozen=True)
 class LayerWords:
-    """What one layer's neurons promote."""
+    """What one layer's neurons promote and suppress on either side, and their share of what its MLPs write."""
 
     layer: int
+    share: float | None
     rejection: tuple[str, ...]
     conformity: tuple[str, ...]
+    rejection_suppressed: tuple[str, ...]
+    conformity_suppressed: tuple[str, ...]
 
 
-def layer_words(words: list[dict[str, Any]]) -> list[LayerWords]:
+def layer_words(results: dict[str, Any]) -> list[LayerWords]:
     """The words of each layer, deepest first: near the output they read best."""
-    sides: dict[int, dict[str, tuple[str, ...]]] = {}
-    for entry in words:
-        sides.setdefault(entry["layer"], {})[entry["side"]] = tuple(entry["words"][:10])
+    shares = {
+        entry["layer"]: entry["projection"]
+        for entry in results.get("write_share") or []
+        if entry["weighting"] == weighting(results)
+    }
+    sides: dict[int, dict[str, dict[str, Any]]] = {}
+    for entry in results.get("words") or []:
+        sides.setdefault(entry["layer"], {})[entry["side"]] = entry
+
+    def words(layer: int, side: str, kind: str, most: int) -> tuple[str, ...]:
+        return tuple(sides[layer].get(side, {}).get(kind, ())[:most])
+
     return [
-        LayerWords(layer, sides[layer].get("rejection", ()), sides[layer].get("conformity", ()))
+        LayerWords(
+            layer,
+            shares.get(layer),
+            words(layer, "rejection", "words", 10),
+            words(layer, "conformity", "words", 10),
+            words(layer, "rejection", "suppressed", 5),
+            words(layer, "conformity", "suppressed", 5),
+        )
         for layer in sorted(sides, reverse=True)[:_MOST_LAYERS]
     ]
+
+
+def weighting(results: dict[str, Any]) -> str:
+    """How write vectors were weighted where the settings had a choice."""
+    explain = (results["run"].get("settings") or {}).get("explain") or {}
+    return str(explain.get("weighting", "difference"))
+
+
+@dataclass(frozen=True)
+class VocabularySide:
+    """One side's vocabulary test with its own lexicon: its mean over the layers, and its layers."""
+
+    side: str
+    lexicon: str
+    first_readable: int | None
+    overall: dict[str, Any]
+    scores: tuple[dict[str, Any], ...]
+    lens: dict[int, float]
+
+
+def vocabulary_sides(results: dict[str, Any]) -> list[VocabularySide]:
+    """The sides that were tested, in the run's weighting."""
+    vocabulary = results.get("vocabulary") or {}
+    found = []
+    for side, lexicon in (("rejection", "refusal"), ("conformity", "compliance")):
+        wanted = {"weighting": weighting(results), "side": side, "lexicon": lexicon}
+        overall, scores, lens = (
+            [entry for entry in vocabulary.get(part) or [] if wanted.items() <= entry.items()]
+            for part in ("overall", "scores", "lens")
+        )
+        first = [
+            entry["layer"]
+            for entry in vocabulary.get("first_readable") or []
+            if (entry["side"], entry["weighting"]) == (side, wanted["weighting"])
+        ]
+        if overall:
+            found.append(
+                VocabularySide(
+                    side,
+                    lexicon,
+                    first[0] if first else None,
+                    overall[0],
+                    tuple(scores[:_MOST_LAYERS]),
+                    {entry["layer"]: entry["auroc"] for entry in lens[:_MOST_LAYERS]},
+                )
+            )
+    return found
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,11 @@ def share(value: float | None) -> str:
     return f"{points:.0f}%" if points >= 9.95 else f"{points:.1f}%" if points >= 0.995 else f"{points:.2g}%"
 
 
+def score(value: float | None) -> str:
+    """An AUROC, or another number around 0 to 1, with two digits."""
+    return _NOTHING if value is None else f"{value:.2f}"
+
+
 def interval(low: float | None, high: float | None) -> str:
     """A 95% interval, its ends joined by a dash and one percent sign after them."""
     if low is None or high is None:

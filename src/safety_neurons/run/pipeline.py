@@ -231,7 +231,13 @@ def _describe_model(model: "ChatModel") -> dict[str, Any]:
     }
 
 
-SECTIONS = {"neurons": "find", "words": "explain", "training": "tune"}
+SECTIONS = {
+    "neurons": "find",
+    "words": "explain",
+    "write_share": "explain",
+    "vocabulary": "explain",
+    "training": "tune",
+}
 
 
 def _kept_results(folder: RunFolder) -> dict[str, Any] | None:

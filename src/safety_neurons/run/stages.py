@@ -10,6 +10,7 @@ from safety_neurons.calibrate.calibration import Toward, calibrate
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.rows import Row, mean_rate
 from safety_neurons.explain.projection import explain
+from safety_neurons.explain.residual import mean_residuals
 from safety_neurons.find import scores
 from safety_neurons.find.find import find
 from safety_neurons.find.neuron_set import NeuronSet
@@ -72,12 +73,28 @@ def find_stage(work: Workplace) -> StageResult:
 def explain_stage(work: Workplace) -> StageResult:
     settings = work.settings.explain
     model, neurons = work.model, work.neurons
-    with work.listener.task("projecting to the vocabulary", 1) as advance:
-        explanation = explain(model, neurons, top=settings.words, weighting=settings.weighting)
-        advance(1)
+    residuals = None
+    if settings.random_sets and settings.lens_prompts:
+        harmful, benign = (
+            [prompt.text for prompt in work.chosen(name, "train", settings.lens_prompts)]
+            for name in ("harmful", "benign")
+        )
+        with work.listener.task("reading the residual stream", len(harmful) + len(benign)) as advance:
+            residuals = mean_residuals(model, harmful, benign, batch_size=work.settings.batch_size, advance=advance)
+    with work.listener.task("projecting to the vocabulary", len(set(neurons.layers))) as advance:
+        explanation = explain(
+            model,
+            neurons,
+            top=settings.words,
+            weighting=settings.weighting,
+            strongest=settings.neurons,
+            random_sets=settings.random_sets,
+            residuals=residuals,
+            seed=work.settings.seed,
+            advance=advance,
+        )
     work.listener.say(explanation)
-    words = [{"layer": found.layer, "side": found.side, "words": list(found.words)} for found in explanation.layers]
-    return StageResult(sections={"words": words})
+    return StageResult(sections=explanation.to_json())
 
 
 def calibrate_stage(work: Workplace) -> StageResult:
