@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from safety_neurons.models.sites import ActivationHook, Activations, NeuronSite
+from safety_neurons.models.sites import ActivationHook, Activations, NeuronSite, fetched
 
 IMPLEMENTATION = "safety-neurons"
 
@@ -72,7 +72,8 @@ class ExpertSite(NeuronSite):
                 self.experts.config = _open.pop(self.experts).config
 
     def raw_write_vectors(self, neurons: Tensor | None = None) -> Tensor:
-        down = self.experts.down_proj.detach()
+        with fetched(self.experts):
+            down = self.experts.down_proj.detach()
         by_neuron = down if self.experts.is_transposed else down.transpose(1, 2)
         if neurons is None:
             return by_neuron.reshape(self.width, -1).float()

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.ablation import check_identity, find_reads, fold, observe
 from safety_neurons.models.experts import ExpertSite, expert_neurons, is_experts
+from safety_neurons.models.quantized import without_rounding
 from safety_neurons.models.sites import DenseSite, NeuronSite, is_matrix, matrix_shape
 from safety_neurons.models.trace import (
     ModuleCall,
@@ -66,7 +67,8 @@ def find_neurons(
         calls = trace_layers(model)
         for index, call in enumerate(calls):
             try:
-                found = _layer_sites(index, call, names, write_matrices)
+                with without_rounding(call.module):
+                    found = _layer_sites(index, call, names, write_matrices)
             except UnreadableLayer as problem:
                 message = f"Layer {index} of {type(model).__name__} ({names[call.module]}) cannot be read: {problem}."
                 if not allow_partial:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.models.sites import is_matrix
+from safety_neurons.models.sites import device_of, is_matrix
 
 # Two different sequences: a layer that orders its rows in another way than [batch, tokens] shows itself.
 DUMMY_SHAPE = (2, 6)
@@ -98,11 +98,10 @@ def trace_layers(model: PreTrainedModel) -> list[ModuleCall]:
 
 def dummy_input(model: PreTrainedModel) -> dict[str, Tensor]:
     """Token ids [2, 6], all different where the vocabulary allows, and their attention mask."""
-    embeddings = model.get_input_embeddings().weight
-    size = min(embeddings.shape[0], 1000)
-    tokens = (torch.arange(2, 2 + DUMMY_SHAPE[0] * DUMMY_SHAPE[1], device=embeddings.device) * 7 % size).view(
-        DUMMY_SHAPE
-    )
+    embeddings = model.get_input_embeddings()
+    size = min(embeddings.weight.shape[0], 1000)
+    tokens = torch.arange(2, 2 + DUMMY_SHAPE[0] * DUMMY_SHAPE[1], device=device_of(embeddings)) * 7 % size
+    tokens = tokens.view(DUMMY_SHAPE)
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
