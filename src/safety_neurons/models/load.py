@@ -149,7 +149,7 @@ def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
         raise SafetyNeuronsError(unknown_name("quantization", quantize, list(QUANTIZATIONS)))
     if importlib.util.find_spec("bitsandbytes") is None:
         raise SafetyNeuronsError(
-            f"Loading in {quantize} needs bitsandbytes, which is not installed: pip install 'safety-neurons[quantized]'."
+            f"Loading in {quantize} needs bitsandbytes, which is not here: pip install 'safety-neurons[quantized]'."
         )
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)

@@ -128,5 +128,7 @@ class SliceTrainee(nn.Module):
         inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
         with slices_added(self._base[0], self.neurons, self.delta):
             logits = forward(self._base[0].model, inputs, last_logits=kept + 1).logits[:, -kept - 1 : -1]
-        loss = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten().to(logits.device), ignore_index=-100)
+        loss = functional.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten().to(logits.device), ignore_index=-100
+        )
         return {"loss": loss}
