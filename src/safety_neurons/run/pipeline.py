@@ -178,8 +178,8 @@ def _run(
         return kept or {}
     if settings.quantize is not None and "tune" in todo:
         raise SafetyNeuronsError(
-            f"Neurons of weights in {settings.quantize} can be found, explained and calibrated, not tuned yet. Run these "
-            f"stages (safety-neurons calibrate {folder.path}), or choose another --out without --quantize."
+            f"Neurons of weights in {settings.quantize} can be found, explained and calibrated, not tuned yet. Run "
+            f"these stages (safety-neurons calibrate {folder.path}), or choose another --out without --quantize."
         )
     if again := [stage for stage in changed if stage != "report"]:
         listener.say(f"Settings changed, so these stages are redone: {', '.join(again)}.")
