@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -151,6 +152,8 @@ def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
         raise SafetyNeuronsError(
             f"Loading in {quantize} needs bitsandbytes, which is not here: pip install 'safety-neurons[quantized]'."
         )
+    # It would say at every step that it rounds its inputs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
