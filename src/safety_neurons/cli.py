@@ -1,5 +1,7 @@
 """The command line: arguments in, tables out; no logic."""
 
+import contextlib
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -207,14 +209,31 @@ def main() -> None:
     """Entry point: expected failures are one paragraph and exit code 2, never a traceback."""
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"Note: {message}\n"
     try:
-        app(exit_on_error=False, print_error=False)
+        with _processes() as owner:
+            if owner:
+                _app()
     except SafetyNeuronsError as error:
         _fail(str(error))
-    except cyclopts.CycloptsError as error:
-        cause = error.__cause__
-        _fail(explain_problems(cause) if isinstance(cause, pydantic.ValidationError) else str(error))
     except KeyboardInterrupt:
         _fail("Stopped. What was finished is kept: run the same command again and it goes on from there.")
+
+
+def _processes() -> contextlib.AbstractContextManager[bool]:
+    """Whether this process owns the run: all do that torchrun did not start, and the first of those that it did."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return contextlib.nullcontext(True)
+    from safety_neurons.run.helpers import together
+
+    return together()
+
+
+def _app() -> None:
+    try:
+        app(exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        cause = error.__cause__
+        problem = explain_problems(cause) if isinstance(cause, pydantic.ValidationError) else str(error)
+        raise SafetyNeuronsError(problem) from error
 
 
 def _fail(message: str) -> NoReturn:

@@ -83,13 +83,20 @@ def _print_calibration(results: dict[str, Any]) -> None:
     rows = [row for row in results["rows"] if row["stage"] == "calibrate"]
     if not rows:
         return
-    title = "Do the neurons cause refusals? Share refused (95% interval)"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = _table(results, "Do the neurons cause refusals? Share refused (95% interval)")
     for column in ("prompts", "calibration", "neurons", "refused", "n"):
         table.add_column(column, justify="right" if column == "n" else "left")
     for row in rows:
         table.add_row(row["prompts"], row["condition"], _subject(row), percent(row), str(row["n"]))
     console.print(Padding(table, (1, 0, 0, 0)))
+
+
+def _table(results: dict[str, Any], title: str) -> Table:
+    """A table that says so where the neurons are those of some layers only."""
+    from safety_neurons.report.summary import partial
+
+    caption = partial(results) or None
+    return Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD)
 
 
 def _subject(row: dict[str, Any]) -> str:
@@ -100,7 +107,7 @@ def _print_evaluation(results: dict[str, Any]) -> None:
     rows = [row for row in results["rows"] if row["stage"] == "evaluate"]
     if not rows:
         return
-    table = Table(title="What tuning did (95% interval)", title_justify="left", box=SIMPLE_HEAD)
+    table = _table(results, "What tuning did (95% interval)")
     for column in ("measure", "attack", "before", "after", "n"):
         table.add_column(column, justify="right" if column == "n" else "left")
     after = {(row["prompts"], row["attack"], row["metric"]): row for row in rows if row["condition"] == "after"}

@@ -117,6 +117,12 @@ class Settings(Section):
     """Precision; bfloat16 where it is fast when left out."""
     device_map: Literal["auto", "balanced", "sequential"] | None = None
     """Spread a large model over several devices."""
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Load the weights packed by bitsandbytes; such neurons can be found, explained and calibrated, not tuned."""
+    write_matrices: str | None = None
+    """Where the neurons are not found: a pattern of the matrices that write them ('model.layers.*.mlp.down_proj')."""
+    allow_partial: bool = False
+    """Go on without the layers that cannot be read; every output says so."""
     system: str | None = None
     """A system prompt."""
     chat_template: Path | None = None

@@ -102,7 +102,7 @@ def test_unscored_answers_and_skipped_layers_are_told() -> None:
     results = run(*sides("harmful", 0.48, 0.06, unscored=100), run={"coverage": {"layers": 20, "layers_total": 24}})
     notes = summary.verdict(results).notes
     assert any("100 of 200 answers to attacks after tuning could not be judged" in note for note in notes)
-    assert "Only 20 of 24 layers were searched for neurons." in notes
+    assert "Partial: only 20 of 24 layers were searched for neurons." in notes
 
 
 @pytest.mark.parametrize(

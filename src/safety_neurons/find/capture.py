@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from safety_neurons.find.processes import add_over_processes, my_share
+from safety_neurons.find.processes import add_over_processes, all_or_none, is_mine
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import BATCH_SIZE, batches_by_length, halve_when_full
@@ -145,7 +145,8 @@ def capture(
 ) -> ActivationStatistics:
     """Run rendered texts through the model once and gather the statistics of all neurons.
 
-    Where several processes run together (torchrun), each takes a share of the batches and all get the same result.
+    Where several processes run together (see `find.processes`), each takes a share of the batches and all get the
+    same result.
 
     Args:
         tail: how many tokens at the end of each text count (one number, or one per text); None counts all.
@@ -172,11 +173,13 @@ def capture(
             site_sums.top += count
         return part
 
-    for batch in my_share(batches_by_length(texts, batch_size)):
-        for part in halve_when_full(run, batch):
-            for total, more in zip(sums, part, strict=True):
-                total.add(more)
-        advance(len(batch))
+    with all_or_none():
+        for number, batch in enumerate(batches_by_length(texts, batch_size)):
+            if is_mine(number):
+                for part in halve_when_full(run, batch):
+                    for total, more in zip(sums, part, strict=True):
+                        total.add(more)
+            advance(len(batch))
     for total in sums:
         add_over_processes(vars(total).values())
 

@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find import scores
 from safety_neurons.find.capture import ActivationStatistics, capture
 from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance, sorted_indices
+from safety_neurons.find.processes import all_or_none, from_all_processes, is_mine
 from safety_neurons.find.select import select
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import BATCH_SIZE, generate
+from safety_neurons.models.generate import BATCH_SIZE, batches_by_length, generate, halve_when_full
+from safety_neurons.models.sites import NeuronSite
 from safety_neurons.progress import Advance, ignore
 
 # What a harmful prompt is paired with where a response is needed and the model complied: scores over response tokens
@@ -32,6 +37,9 @@ def find(
 ) -> NeuronSet:
     """Find the neurons that set harmful prompts apart from benign ones.
 
+    In a script that torchrun started, `torch.distributed.init_process_group()` before it makes the processes share
+    the work; each of them calls `find` with a model of its own, and all get the same neurons.
+
     Args:
         harmful, benign: requests, as a user would type them.
         score: the ranking's name (`safety_neurons.find.scores.names()`).
@@ -54,19 +62,17 @@ def find(
         tail = None if chosen.positions == "prompt" else 1
         sides.append(capture(model, texts, tail=tail, positions=positions, batch_size=batch_size, advance=advance))
         if chosen.positions == "response":
-            responses = [PLAIN_REFUSAL] * len(texts)
-            if not is_harmful:
-                for index, answer in generate(model, texts, max_new_tokens=response_tokens, batch_size=batch_size):
-                    responses[index] = answer.text or PLAIN_REFUSAL
+            responses = (
+                [PLAIN_REFUSAL] * len(texts) if is_harmful else _respond(model, texts, response_tokens, batch_size)
+            )
             answered.append(_capture_responses(model, texts, responses, batch_size))
     counted = (answered[0], answered[1]) if answered else (sides[0], sides[1])
-    # One layer at a time: all write vectors in float32 would be as large as a third of the model.
-    norms = [[site.write_vectors().norm(p=p, dim=1).cpu() for site in model.sites] for p in (1, 2)]
+    norms = [_write_norms(site) for site in model.sites]
     evidence = scores.Evidence(
         harmful=counted[0],
         benign=counted[1],
-        write_norm_1=norms[0],
-        write_norm_2=norms[1],
+        write_norm_1=[norm[0] for norm in norms],
+        write_norm_2=[norm[1] for norm in norms],
         seed=seed,
     )
     on_harmful, on_benign = chosen.compute(evidence)
@@ -94,6 +100,32 @@ def find(
         ),
         Directions(tuple(sides[0].by_position), tuple(sides[1].by_position)),
     )
+
+
+def _write_norms(site: NeuronSite) -> Tensor:
+    """The sum norms and the lengths of a site's write vectors: float32 [2, neurons].
+
+    One site at a time, in parts where memory runs out: all in float32 would be as large as a third of the model.
+    """
+
+    def norms(neurons: list[int]) -> Tensor:
+        vectors = site.write_vectors(None if len(neurons) == site.width else torch.tensor(neurons))
+        return torch.stack([vectors.norm(p=p, dim=1).cpu() for p in (1, 2)])
+
+    return torch.cat(halve_when_full(norms, list(range(site.width))), 1)
+
+
+def _respond(model: ChatModel, texts: Sequence[str], tokens: int, batch_size: int) -> list[str]:
+    """The model's own answers, or a plain refusal where it says nothing; each process generates a share of them."""
+    batches = batches_by_length(texts, batch_size)
+    others = frozenset(index for number, batch in enumerate(batches) if not is_mine(number) for index in batch)
+    answers: dict[int, str] = {}
+    with all_or_none():
+        for index, answer in generate(model, texts, max_new_tokens=tokens, batch_size=batch_size, done=others):
+            answers[index] = answer.text
+    for part in from_all_processes(answers):
+        answers |= part
+    return [answers[index] or PLAIN_REFUSAL for index in range(len(texts))]
 
 
 def _capture_responses(

@@ -130,9 +130,11 @@ class NeuronSet:
 
     def __str__(self) -> str:
         rejection, conformity = (sum(len(layer) for layer in side) for side in (self.rejection, self.conformity))
+        partial = f"; {self.provenance.coverage}" if "PARTIAL" in self.provenance.coverage else ""
         return (
             f"{len(self):,} neurons ({self.share_of_neurons:.2%} of neurons, {self.share_of_parameters:.2%} of "
             f"parameters): {rejection:,} rejection, {conformity:,} conformity, found by {self.provenance.score}"
+            f"{partial}"
         )
 
     def random_like(self, seed: int) -> "NeuronSet":

@@ -1,9 +1,16 @@
-"""Finding with several processes at once, started by torchrun: each reads a share of the prompts."""
+"""Finding with several processes at once (torchrun): each reads a share of the prompts, all get the same result.
 
-from collections.abc import Iterable, Sequence
+What is exchanged are sums in float64 and texts, both in the CPU's memory, so a gloo group serves on GPUs, too. As with
+every collective operation of torch.distributed, all processes of the group have to call `find`.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from torch import Tensor, distributed
+
+from safety_neurons.errors import SafetyNeuronsError
 
 T = TypeVar("T")
 
@@ -13,13 +20,44 @@ def process_count() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def my_share(items: Sequence[T]) -> Sequence[T]:
-    """Every n-th item, so that no item is read twice."""
-    return items if process_count() == 1 else items[distributed.get_rank() :: process_count()]
+def is_mine(number: int) -> bool:
+    """Whether this process does item `number` of a list: every n-th, so that no item is done twice."""
+    return process_count() == 1 or number % process_count() == distributed.get_rank()
 
 
 def add_over_processes(tensors: Iterable[Tensor]) -> None:
     """Add up each tensor over all processes, in place."""
     if process_count() > 1:
         for tensor in tensors:
-            distributed.all_reduce(tensor)
+            shared = tensor.cuda() if distributed.get_backend() == "nccl" else tensor
+            distributed.all_reduce(shared)
+            tensor.copy_(shared)
+
+
+def from_all_processes(mine: T) -> list[T]:
+    """What each process gives, in their order, for all of them."""
+    if process_count() == 1:
+        return [mine]
+    given: list[T | None] = [None] * process_count()
+    distributed.all_gather_object(given, mine)
+    return given  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """Where one process fails in this context, all fail: otherwise the others would wait for it.
+
+    Raises:
+        SafetyNeuronsError: this process failed, or another one.
+    """
+    own: SafetyNeuronsError | None = None
+    try:
+        yield
+    except SafetyNeuronsError as error:
+        own = error
+    problems = from_all_processes(None if own is None else str(own))
+    if own is not None:
+        raise own
+    for number, problem in enumerate(problems):
+        if problem is not None:
+            raise SafetyNeuronsError(f"Process {number} failed: {problem}")

@@ -72,7 +72,8 @@ def contributions(call: ModuleCall, site: NeuronSite) -> Tensor:
             write = write * routing[:, None].float()
         if not len(total):
             total = torch.zeros(tokens, write.shape[-1], device=write.device)
-        total.index_add_(0, torch.arange(tokens, device=total.device) if rows is None else rows, write)
+        rows = torch.arange(tokens) if rows is None else rows
+        total.index_add_(0, rows.to(total.device), write.to(total.device))
 
     with activation_hooks([(site, add)]):
         call.run()
@@ -173,8 +174,8 @@ def _constant(factor: Tensor) -> Tensor | float:
 
 def _gain(norm: nn.Module, like: Tensor) -> Tensor | None:
     """What a norm multiplies each residual dimension with, besides its division by the length; None for others."""
-    parameter = next(norm.parameters(), like)
-    ones = torch.ones(1, 1, like.shape[-1], device=parameter.device, dtype=parameter.dtype)
+    dtype = next(norm.parameters(), like).dtype
+    ones = torch.ones(1, 1, like.shape[-1], device=like.device, dtype=dtype)
     signs = ones.clone()
     signs[..., ::2] = -1
     gain = norm(ones).float().flatten()

@@ -12,7 +12,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.neurons import Coverage, find_neurons
-from safety_neurons.models.sites import NeuronSite
+from safety_neurons.models.sites import NeuronSite, device_of
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,13 @@ class ChatModel:
     @functools.cached_property
     def parameters(self) -> int:
         """How many weights the model has; tied ones count once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        # Not a sum over the tensors: quantized ones hold two weights in each byte.
+        return int(self.model.num_parameters())
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        """Where its inputs belong; a large model may have layers on other devices."""
+        return device_of(self.model.get_input_embeddings())
 
     def with_system(self, system: str | None) -> Self:
         """The same model with another system prompt."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from safety_neurons.models.sites import ActivationHook, Activations, NeuronSite
+from safety_neurons.models.sites import ActivationHook, Activations, NeuronSite, fetched
 
 
 class ExpertLayout(Protocol):
@@ -207,16 +207,17 @@ class ExpertSite(NeuronSite):
 
     def raw_write_vectors(self, neurons: Tensor | None = None) -> Tensor:
         inner = self.layout.inner
-        if neurons is None:
-            return torch.cat([self.layout.write_vectors(expert).detach().float() for expert in range(self.blocks)])
-        neurons = neurons.cpu()
-        rows = [
-            (chosen, self.layout.write_vectors(expert).detach()[(neurons[chosen] - expert * inner)].float())
-            for expert in (neurons // inner).unique().tolist()
-            for chosen in [(neurons // inner == expert).nonzero().flatten()]
-        ]
-        order = torch.cat([chosen for chosen, _ in rows] or [neurons]).argsort()
-        return torch.cat([vectors for _, vectors in rows] or [self.layout.write_vectors(0)[:0].detach().float()])[order]
+        chosen = torch.arange(self.width) if neurons is None else neurons.cpu()
+        with fetched(self.experts):
+            vectors = [
+                (places, self.layout.write_vectors(expert).detach()[chosen[places] - expert * inner].float())
+                for expert in range(self.blocks)
+                if len(places := (chosen // inner == expert).nonzero().flatten())
+            ]
+            if not vectors:
+                return self.layout.write_vectors(0)[:0].detach().float()
+        order = torch.cat([places for places, _ in vectors]).argsort()
+        return torch.cat([rows for _, rows in vectors])[order]
 
     @property
     def parameters_per_neuron(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
@@ -24,13 +25,16 @@ def halve_when_full(work: Callable[[list[int]], T], batch: list[int]) -> list[T]
     """Run `work` on the batch; where memory runs out, on its halves."""
     try:
         return [work(batch)]
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch reports the CPU's and other devices' full memory as a plain RuntimeError.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not should_reduce_batch_size(error):
+            raise
         if len(batch) == 1:
             raise SafetyNeuronsError(
-                "Memory ran out on a single prompt. Use a smaller model, shorter answers, or --dtype bfloat16."
+                "Memory ran out on a single prompt. Use a smaller model, shorter answers, --dtype bfloat16, "
+                "--quantize 4bit, or --device-map auto."
             ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache()
     middle = len(batch) // 2
     return halve_when_full(work, batch[:middle]) + halve_when_full(work, batch[middle:])
 

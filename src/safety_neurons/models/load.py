@@ -1,6 +1,9 @@
 """`load`: a preset, a hub id, a folder, a .gguf file or a transformers model becomes a `ChatModel`."""
 
 import hashlib
+import importlib.util
+import logging
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -12,21 +15,30 @@ import torch
 import transformers
 from huggingface_hub import constants
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.locate import hub_identity, locate
 from safety_neurons.models.presets import PRESETS, Preset
+from safety_neurons.models.sites import fetched
 from safety_neurons.plugins import unknown_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZATIONS = ("8bit", "4bit")
 
 
 def choose_device() -> torch.device:
-    """CUDA, then Apple's GPU, then the CPU."""
+    """CUDA (for each process that torchrun started a GPU of its own), then Apple's GPU, then the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        local = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda" if local is None else f"cuda:{int(local) % torch.cuda.device_count()}")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -65,9 +77,12 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
+    quantize: str | None = None,
     system: str | None = None,
     chat_template: str | None = None,
     template_options: Mapping[str, Any] | None = None,
+    write_matrices: str | None = None,
+    allow_partial: bool = False,
     trust_remote_code: bool = False,
 ) -> ChatModel:
     """Load a model to talk to.
@@ -77,14 +92,23 @@ def load(
             transformers model that is loaded already (then `tokenizer` is needed).
         device, dtype: chosen when left out; `dtype` is "float32", "bfloat16" or "float16".
         device_map: passed to transformers, for models that need several devices.
+        quantize: "8bit" or "4bit" to load the weights packed by bitsandbytes (LLM.int8(), Dettmers et al. 2022,
+            arXiv 2208.07339; NF4, Dettmers et al. 2023, arXiv 2305.14314). Such neurons can be found, explained and
+            calibrated, not tuned.
         system: a system prompt; folded into the user's turn where the template takes none.
         chat_template: a Jinja template that replaces the tokenizer's own.
         template_options: switches of the template, such as `{"enable_thinking": False}`.
+        write_matrices, allow_partial: for models whose neurons the structure does not show (see `find_neurons`).
 
     Raises:
         SafetyNeuronsError: the model is unknown, not to be had without a network, broken, or not readable.
     """
-    options: dict[str, Any] = {"system": system, "template_options": dict(template_options or {})}
+    options: dict[str, Any] = {
+        "system": system,
+        "template_options": dict(template_options or {}),
+        "write_matrices": write_matrices,
+        "allow_partial": allow_partial,
+    }
     if isinstance(model, PreTrainedModel):
         if tokenizer is None:
             raise SafetyNeuronsError("A transformers model needs its tokenizer: load(model, tokenizer).")
@@ -100,8 +124,12 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise SafetyNeuronsError(unknown_name("dtype", dtype, list(DTYPES)))
     chosen = DTYPES[dtype] if dtype else choose_dtype(target, preset.parameters if preset else None)
-    loaded = _from_pretrained(source, name, preset, chosen, device_map, trust_remote_code)
-    if device_map is None:
+    how: dict[str, Any] = {"dtype": chosen, "device_map": device_map, "trust_remote_code": trust_remote_code}
+    if quantize is not None:
+        # Packed weights cannot be moved afterwards.
+        how |= {"quantization_config": _packing(quantize, chosen), "device_map": device_map or {"": target}}
+    loaded = _from_pretrained(source, name, preset, how)
+    if how["device_map"] is None:
         loaded[0].to(target)
     if chat_template is None and preset is not None:
         chat_template = preset.chat_template
@@ -112,26 +140,39 @@ def load(
     return ChatModel(loaded[0].eval(), loaded[1], name, identity, **options)
 
 
+def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How bitsandbytes is to pack the weights.
+
+    Raises:
+        SafetyNeuronsError: the name is unknown, or bitsandbytes is not installed.
+    """
+    if quantize not in QUANTIZATIONS:
+        raise SafetyNeuronsError(unknown_name("quantization", quantize, list(QUANTIZATIONS)))
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SafetyNeuronsError(
+            f"Loading in {quantize} needs bitsandbytes, which is not here: pip install 'safety-neurons[quantized]'."
+        )
+    # It would say at every step that it rounds its inputs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
 def _from_pretrained(
-    source: str,
-    name: str,
-    preset: Preset | None,
-    dtype: torch.dtype,
-    device_map: str | Mapping[str, Any] | None,
-    trust_remote_code: bool,
+    source: str, name: str, preset: Preset | None, how: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     transformers.logging.disable_progress_bar()
     if not Path(source).is_dir() and hub_identity(source) is None:
         _check_hub(source, name, preset)
-    options = {"trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=how["trust_remote_code"])
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **options
+            source, use_safetensors=True, output_loading_info=True, **how
         )
     except OSError as error:
         raise SafetyNeuronsError(_not_available(name, source, preset, _first_line(error))) from error
-    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         message = f"{name} cannot be loaded as a causal language model: {_first_line(error)}"
         raise SafetyNeuronsError(message) from error
     if missing := sorted(info["missing_keys"]):
@@ -145,9 +186,13 @@ def _from_pretrained(
 def _identity_in_memory(model: PreTrainedModel) -> str:
     """A name for weights that came from no file we know: a hash of samples of every parameter."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()
-        sample = values[:: max(1, len(values) // 64)].double().cpu()
+    for name, _ in model.named_parameters():
+        owner, _, own_name = name.rpartition(".")
+        module = model.get_submodule(owner)
+        with fetched(module):
+            parameter = module.get_parameter(own_name)
+            values = parameter.detach().flatten()
+            sample = values[:: max(1, len(values) // 64)].double().cpu()
         digest.update(f"{name}:{tuple(parameter.shape)};".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.ablation import check_identity, find_reads, fold, observe
 from safety_neurons.models.experts import ExpertSite, expert_layout
+from safety_neurons.models.quantized import without_rounding
 from safety_neurons.models.sites import DenseSite, NeuronSite, is_matrix, matrix_shape
 from safety_neurons.models.trace import (
     ModuleCall,
@@ -71,7 +72,10 @@ def find_neurons(
         for index, layer in enumerate(layers):
             try:
                 call = only_run(calls[index])
-                found = _layer_sites(index, call, names, _residual_size(model, call), write_matrices) if call else []
+                with without_rounding(layer):
+                    found = (
+                        _layer_sites(index, call, names, _residual_size(model, call), write_matrices) if call else []
+                    )
             except UnreadableLayer as problem:
                 message = f"Layer {index} of {type(model).__name__} ({names[layer]}) cannot be read: {problem}."
                 if not allow_partial:

@@ -13,10 +13,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.models.quantized import dequantized, is_8bit
 
 # How many rows are pushed at once through a matrix whose weight cannot be read directly.
 PROBE_ROWS = 1024
@@ -117,9 +119,13 @@ class DenseSite(NeuronSite):
             handle.remove()
 
     def raw_write_vectors(self, neurons: Tensor | None = None) -> Tensor:
-        if not has_plain_weight(self.write):
-            return _probe(self.write, self.width, neurons)
-        weight = rows_by_neuron(self.write).detach()
+        with fetched(self.write):
+            if has_plain_weight(self.write):
+                weight = rows_by_neuron(self.write).detach()
+            elif is_8bit(self.write):
+                weight = dequantized(self.write).T
+            else:
+                return _probe(self.write, self.width, neurons)
         return (weight if neurons is None else weight[neurons.to(weight.device)]).float()
 
     @cached_property
@@ -160,6 +166,30 @@ def has_plain_weight(module: nn.Module) -> bool:
     return weight.shape == expected and weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta
 
 
+@contextlib.contextmanager
+def fetched(module: nn.Module) -> Iterator[None]:
+    """The module's own weights in memory while the context is open, also where accelerate keeps them elsewhere.
+
+    Raises:
+        SafetyNeuronsError: they are not in memory, and nothing is known that brings them there.
+    """
+    with align_module_device(module):
+        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            raise SafetyNeuronsError(
+                f"The weights of a {type(module).__name__} are not in memory and cannot be fetched. Load the model "
+                "with device_map, or let accelerate offload it (cpu_offload, disk_offload, dispatch_model)."
+            )
+        yield
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: where accelerate brings its weights if they are elsewhere, or where they are."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    hook = getattr(module, "_hf_hook", None)
+    return torch.device(hook.execution_device) if weight.is_meta and hook is not None else weight.device
+
+
 def rows_by_neuron(module: nn.Module) -> Tensor:
     """The write matrix as a view [neurons, hidden]: writing to it writes to the weight."""
     assert isinstance(module.weight, Tensor)
@@ -173,12 +203,19 @@ def rows_by_output(module: nn.Module) -> Tensor:
 
 
 def _probe(module: nn.Module, width: int, neurons: Tensor | None) -> Tensor:
-    """The write vectors of a matrix of any storage format: what it returns for one unit of each neuron alone."""
+    """The write vectors of a matrix of any storage format: what it returns for one unit of each neuron alone.
+
+    It is what the model itself computes with, whatever the format, as the rows of a packed weight are not. Formats
+    that round activations, too, round a unit vector to itself.
+    """
     chosen = torch.arange(width) if neurons is None else neurons.cpu()
     buffer = next(iter([*module.parameters(), *module.buffers()]))
     dtype = buffer.dtype if buffer.is_floating_point() and buffer.element_size() > 1 else torch.float32
-    device = None if buffer.is_meta else buffer.device
+    rows = []
     with torch.no_grad():
-        nothing = module(torch.zeros(1, width, device=device, dtype=dtype)).float()
-        units = (torch.eye(width, dtype=dtype)[part].to(device) for part in chosen.split(PROBE_ROWS))
-        return torch.cat([module(unit).float() - nothing for unit in units])
+        # Not through the hooks: one of them may be asking.
+        nothing = module.forward(torch.zeros(1, width, device=buffer.device, dtype=dtype)).float()
+        for part in chosen.split(PROBE_ROWS):
+            units = torch.zeros(len(part), width, dtype=dtype).scatter_(1, part[:, None], 1)
+            rows.append(module.forward(units.to(buffer.device)).float() - nothing)
+    return torch.cat(rows)

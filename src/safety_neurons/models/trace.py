@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.experts import expert_layout
-from safety_neurons.models.sites import is_matrix
+from safety_neurons.models.sites import device_of, is_matrix
 
 # Two different sequences: a layer that orders its rows in another way than [batch, tokens] shows itself.
 DUMMY_SHAPE = (2, 6)
@@ -107,10 +107,11 @@ def dummy_input(model: PreTrainedModel) -> dict[str, Tensor]:
     Raises:
         SafetyNeuronsError: the model takes no plain text.
     """
-    weight = getattr(model.get_input_embeddings(), "weight", None)
+    embeddings = model.get_input_embeddings()
+    weight = getattr(embeddings, "weight", None)
     if weight is None:
         raise SafetyNeuronsError(f"{type(model).__name__} has no embedding of plain text: it is no language model.")
-    numbers = torch.arange(2, 2 + DUMMY_SHAPE[0] * DUMMY_SHAPE[1], device=weight.device)
+    numbers = torch.arange(2, 2 + DUMMY_SHAPE[0] * DUMMY_SHAPE[1], device=device_of(embeddings))
     tokens = (numbers * 7 % min(weight.shape[0], 1000)).view(DUMMY_SHAPE)
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 

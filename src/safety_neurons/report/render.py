@@ -45,6 +45,7 @@ def render(results: dict[str, Any]) -> str:
             weighting=tables.weighting(results),
             training=results.get("training"),
             verdict=summary.verdict(results),
+            partial=summary.partial(results),
             tiles=summary.tiles(results),
             where=summary.where(results["neurons"]) if results.get("neurons") else "",
             cause=summary.causes(results["rows"]),

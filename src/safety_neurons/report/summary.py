@@ -1,6 +1,6 @@
 """What a run says in sentences and in four figures; computed from the results, worse results included."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from safety_neurons.report import rates, text
@@ -34,8 +34,21 @@ class Tile:
     lines: tuple[Line, ...] = ()
 
 
+def partial(results: dict[str, Any]) -> str:
+    """What is to be said beside every number where the neurons are those of some layers only; else nothing."""
+    coverage = results["run"].get("coverage") or {}
+    read, total = coverage.get("layers") or 0, coverage.get("layers_total") or 0
+    return f"Partial: only {read} of {total} layers were searched for neurons." if read < total else ""
+
+
 def verdict(results: dict[str, Any]) -> Verdict:
     """The run in one sentence: what tuning did, or how far the run has come."""
+    found = _verdict(results)
+    warning = partial(results)
+    return replace(found, notes=(warning, *found.notes)) if warning else found
+
+
+def _verdict(results: dict[str, Any]) -> Verdict:
     attacks = rates.attack_change(results["rows"])
     if attacks.before and attacks.after and attacks.measured:
         return _tuning_verdict(results, attacks.before, attacks.after)
@@ -90,9 +103,6 @@ def _tuning_verdict(results: dict[str, Any], rate_before: Rate, rate_after: Rate
             cost = cost or rose >= 0.1
     if (results.get("training") or {}).get("unchanged_outside") is False:
         notes.append("Weights outside the tuned neurons changed: do not trust these numbers.")
-    coverage = results["run"].get("coverage") or {}
-    if (coverage.get("layers") or 0) < (coverage.get("layers_total") or 0):
-        notes.append(f"Only {coverage['layers']} of {coverage['layers_total']} layers were searched for neurons.")
     notes += _unscored_notes(Change(rate_before, rate_after))
     tone = "good" if improved and certain and not cost else "mixed" if improved else "bad"
     return Verdict(sentence, tone, tuple(notes))

@@ -155,6 +155,10 @@ def small_print(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]
             f"{text.count(coverage.get('layers'))} of {text.count(coverage.get('layers_total'))} layers, "
             f"{text.count(coverage.get('neurons'))} neurons"
         )
+        if coverage.get("without_mlp"):
+            model["layers without an MLP"] = coverage["without_mlp"]
+        for number, message in enumerate(coverage.get("unread") or [], 1):
+            model[f"not read {number}"] = message
     neurons = results.get("neurons") or {}
     stages = {
         name: f"{text.duration(stage.get('seconds'))}, finished {text.date(stage.get('finished'))}"

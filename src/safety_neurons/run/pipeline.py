@@ -37,7 +37,10 @@ INPUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tune": (("find",), ("tune", "calibrate", "evaluate.judge")),
     "evaluate": (("tune",), ("evaluate", "show_responses")),
 }
-COMMON = ("seed", "dtype", "system", "chat_template", "thinking", "batch_size")
+COMMON = (
+    *("seed", "dtype", "quantize", "system", "chat_template", "thinking", "write_matrices", "allow_partial"),
+    "batch_size",
+)
 
 
 def run(
@@ -173,6 +176,11 @@ def _run(
     if not todo:
         listener.say(f"{folder.path} is up to date: nothing to do.")
         return kept or {}
+    if settings.quantize is not None and "tune" in todo:
+        raise SafetyNeuronsError(
+            f"Neurons of weights in {settings.quantize} can be found, explained and calibrated, not tuned yet. Run "
+            f"these stages (safety-neurons calibrate {folder.path}), or choose another --out without --quantize."
+        )
     if again := [stage for stage in changed if stage != "report"]:
         listener.say(f"Settings changed, so these stages are redone: {', '.join(again)}.")
     if skipped := [stage for stage in wanted if stage not in todo]:
@@ -194,6 +202,8 @@ def _run(
     results = _current_results(kept or {}, current)
     results["run"] = record
     for stage in todo:
+        if work is not None and stage != "find":
+            _go_on_alone(stage, listener)
         started = time.monotonic()
         if work is not None and stage != "report":
             _merge(results, stage, _perform(stage, work))
@@ -209,10 +219,26 @@ def _run(
 def _workplace(folder: RunFolder, settings: Settings, prompts: dict[str, PromptSet], listener: Listener) -> "Workplace":
     # Imported late: a finished run answers without waiting for torch.
     from safety_neurons.find import scores
+    from safety_neurons.find.processes import process_count
     from safety_neurons.run.workplace import Workplace
 
+    if settings.device_map is not None and process_count() > 1:
+        raise SafetyNeuronsError(
+            "device_map spreads one model over all devices, and torchrun gives each process a model and a device of "
+            "its own: leave one of the two out."
+        )
     scores.get(settings.find.score)
     return Workplace(folder, settings, prompts, listener)
+
+
+def _go_on_alone(stage: str, listener: Listener) -> None:
+    """Of several processes, started by torchrun, only the first does the stages after `find`."""
+    from safety_neurons.find.processes import process_count
+    from safety_neurons.run.helpers import dismiss
+
+    if process_count() > 1:
+        listener.say(f"Only find is shared among the {process_count()} processes: the first goes on alone ({stage}).")
+        dismiss()
 
 
 def _perform(stage: str, work: "Workplace") -> "StageResult":

@@ -12,11 +12,11 @@ from safety_neurons.evaluate.rows import Row, mean_rate
 from safety_neurons.explain.projection import explain
 from safety_neurons.explain.residual import mean_residuals
 from safety_neurons.find import scores
-from safety_neurons.find.find import find
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.run.answers import Answer, Condition
 from safety_neurons.run.folder import fingerprint
+from safety_neurons.run.helpers import find_as_set
 from safety_neurons.run.workplace import StageResult, Workplace
 from safety_neurons.tune.corpus import Corpus, Kind, Pair
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
@@ -29,17 +29,8 @@ def find_stage(work: Workplace) -> StageResult:
     harmful, benign = (work.chosen(name, "train", settings.prompts) for name in ("harmful", "benign"))
     model = work.model
     with work.listener.task(f"finding neurons ({settings.score})", len(harmful) + len(benign)) as advance:
-        neurons = find(
-            model,
-            [prompt.text for prompt in harmful],
-            [prompt.text for prompt in benign],
-            score=settings.score,
-            percent=settings.percent,
-            scope=settings.scope,
-            positions=settings.positions,
-            seed=work.settings.seed,
-            batch_size=work.settings.batch_size,
-            advance=advance,
+        neurons = find_as_set(
+            model, work.settings, [prompt.text for prompt in harmful], [prompt.text for prompt in benign], advance
         )
     if not len(neurons):
         raise SafetyNeuronsError(

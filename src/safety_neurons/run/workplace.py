@@ -40,9 +40,12 @@ def load_model(settings: Settings) -> ChatModel:
         device=settings.device,
         dtype=settings.dtype,
         device_map=settings.device_map,
+        quantize=settings.quantize,
         system=settings.system,
         chat_template=settings.chat_template.read_text(encoding="utf-8") if settings.chat_template else None,
         template_options=None if settings.thinking is None else {"enable_thinking": settings.thinking},
+        write_matrices=settings.write_matrices,
+        allow_partial=settings.allow_partial,
         trust_remote_code=settings.trust_remote_code,
     )
 
@@ -63,7 +66,10 @@ class Workplace:
             model.render("Hello")
             covered = model.coverage
             advance(1)
-        self.listener.say(f"{model.name}: {covered}, {str(model.model.dtype).removeprefix('torch.')} on {model.device}")
+        precision = self.settings.quantize or str(model.model.dtype).removeprefix("torch.")
+        self.listener.say(f"{model.name}: {covered}, {precision} on {model.device}")
+        for message in covered.unread:
+            self.listener.say(message)
         return model
 
     @functools.cached_property
@@ -74,7 +80,8 @@ class Workplace:
     def answering(self) -> str:
         """The fingerprint of what all answers depend on."""
         settings = self.settings
-        return fingerprint(self.model.identity, str(self.model.model.dtype), settings.system, settings.thinking)
+        precision = (str(self.model.model.dtype), settings.quantize)
+        return fingerprint(self.model.identity, precision, settings.system, settings.thinking)
 
     def chosen(self, name: str, split: str, count: int | None) -> list[Prompt]:
         return list(self.prompts[name].split(split).take(count))

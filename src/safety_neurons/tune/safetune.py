@@ -88,6 +88,9 @@ def tune(
             seed=seed,
             use_cpu=model.device.type == "cpu",
         )
+        if arguments.n_gpu > 1:
+            # As the trainer does for models on several GPUs: copies of the slices would not find the base on theirs.
+            arguments._n_gpu = 1
         trainer = Trainer(
             trainee,
             arguments,

@@ -16,7 +16,7 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
-from safety_neurons.models.sites import DenseSite, rows_by_neuron
+from safety_neurons.models.sites import DenseSite, device_of, has_plain_weight, rows_by_neuron
 
 DeltaTensors = dict[str, Tensor]
 
@@ -25,7 +25,8 @@ def trainable_sites(model: ChatModel, neurons: NeuronSet) -> Iterator[tuple[str,
     """(prefix of the slices' names, site, indices) of every site that has chosen neurons.
 
     Raises:
-        SafetyNeuronsError: the rows that feed some of the neurons are not known, so they cannot be tuned.
+        SafetyNeuronsError: the rows that feed some of the neurons are not known, or their weights are packed or
+            elsewhere, so they cannot be tuned.
     """
     for number, (site, indices) in enumerate(zip(model.sites, neurons.both, strict=True)):
         if not len(indices):
@@ -35,6 +36,12 @@ def trainable_sites(model: ChatModel, neurons: NeuronSet) -> Iterator[tuple[str,
                 f"The neurons of {site.name} can be found, explained and calibrated, but not tuned yet: "
                 "only MLPs that are no mixture of experts, and whose read matrices are known, can."
             )
+        for module in (site.write, *(read.module for read in site.reads)):
+            if not has_plain_weight(module):
+                raise SafetyNeuronsError(
+                    f"The neurons of {site.name} cannot be tuned: their weights are quantized or not in memory. Load "
+                    "the model without quantize, on devices that hold all of it."
+                )
         yield f"site{number}", site, indices
 
 
@@ -56,9 +63,8 @@ def slices_added(model: ChatModel, neurons: NeuronSet, delta: DeltaTensors | nn.
     """Add the slices' part to every forward pass while the context is open; gradients flow into `delta`."""
     with contextlib.ExitStack() as stack:
         for prefix, site, indices in trainable_sites(model, neurons):
-            chosen = indices.to(model.device)
-            _hook_reads(stack, prefix, site, chosen, delta)
-            _hook_write(stack, prefix, site, chosen, delta)
+            _hook_reads(stack, prefix, site, indices, delta)
+            _hook_write(stack, prefix, site, indices, delta)
         yield
 
 
@@ -66,10 +72,12 @@ def _hook_reads(
     stack: contextlib.ExitStack, prefix: str, site: DenseSite, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
 ) -> None:
     for number, read in enumerate(site.reads):
-        weight = delta[f"{prefix}_read{number}_weight"]
-        bias_name = f"{prefix}_read{number}_bias"
-        bias = delta.get(bias_name, None)
-        rows = indices + read.offset
+        # A large model has layers on several devices; the slices follow each layer's results.
+        device = device_of(read.module)
+        weight = delta[f"{prefix}_read{number}_weight"].to(device)
+        bias = delta.get(f"{prefix}_read{number}_bias", None)
+        bias = None if bias is None else bias.to(device)
+        rows = (indices + read.offset).to(device)
 
         def add(
             _module: nn.Module,
@@ -87,10 +95,11 @@ def _hook_reads(
 def _hook_write(
     stack: contextlib.ExitStack, prefix: str, site: DenseSite, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
 ) -> None:
-    weight = delta[f"{prefix}_write"]
+    device = device_of(site.write)
+    weight, columns = delta[f"{prefix}_write"].to(device), indices.to(device)
 
     def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + (args[0][..., indices].float() @ weight).to(output.dtype)
+        return output + (args[0][..., columns].float() @ weight).to(output.dtype)
 
     stack.callback(site.write.register_forward_hook(add).remove)
 
@@ -114,8 +123,12 @@ class SliceTrainee(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """`labels` [batch, kept] belong to the last `kept` tokens; -100 takes no part in the loss."""
         kept = labels.shape[1]
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        # The trainer has a device of its own choice.
+        device = self._base[0].device
+        inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
         with slices_added(self._base[0], self.neurons, self.delta):
             logits = forward(self._base[0].model, inputs, last_logits=kept + 1).logits[:, -kept - 1 : -1]
-        loss = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+        loss = functional.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten().to(logits.device), ignore_index=-100
+        )
         return {"loss": loss}

@@ -1,0 +1,210 @@
+"""Packed weights: bitsandbytes' own where it is installed, and a format of our own that always runs."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from safety_neurons.calibrate.calibration import calibrate
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.explain.projection import explain
+from safety_neurons.find.find import find
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.load import load
+from safety_neurons.models.sites import DenseSite
+from safety_neurons.run.pipeline import run
+from safety_neurons.tune.corpus import Corpus, Pair
+from safety_neurons.tune.safetune import tune
+
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (the extra `quantized`)"
+)
+CORPUS = Corpus((Pair("refusal", "1", "Hello", "", "No."),))
+
+
+class Packed(nn.Linear):
+    """A weight in whole steps of one size, two of them in each byte: codes from -7 to 7."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        values = linear.weight.detach()
+        self.step = float(values.abs().max() / 7)
+        codes = ((values / self.step).round() + 8).to(torch.uint8).flatten()
+        self.weight = nn.Parameter((codes[::2] * 16 + codes[1::2])[:, None], requires_grad=False)
+        self.bias = linear.bias
+
+    def unpacked(self) -> Tensor:
+        codes = torch.stack([self.weight[:, 0] // 16, self.weight[:, 0] % 16], 1).flatten().float() - 8
+        return (codes * self.step).view(self.out_features, self.in_features)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.unpacked().to(input.dtype), self.bias)
+
+
+def pack(model: ChatModel) -> ChatModel:
+    for module in list(model.model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear) and name != "lm_head":
+                setattr(module, name, Packed(child))
+    return model
+
+
+def check_stages(model: ChatModel, harmful: list[str], benign: list[str]) -> None:
+    """Find, explain and calibrate run; tuning says why it does not."""
+    neurons = find(model, harmful, benign, percent=10)
+    assert len(neurons)
+    assert explain(model, neurons).layers
+    text = model.encode([model.render(harmful[0])])
+    with torch.no_grad():
+        before = model.model(**text).logits[0, -1]
+        with calibrate(model, neurons, toward="conformity", alpha=20):
+            after = model.model(**text).logits[0, -1]
+    assert torch.isfinite(after).all()
+    assert not torch.allclose(before, after)
+    # Stacked experts are not packed by bitsandbytes.
+    if all(isinstance(site, DenseSite) for site in model.sites):
+        with pytest.raises(SafetyNeuronsError, match=r"cannot be tuned: their weights are quantized"):
+            tune(model, neurons, CORPUS)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "phi3"])
+def test_weights_in_a_format_of_our_own(
+    name: str, make_model: Callable[..., ChatModel], harmful: list[str], benign: list[str]
+) -> None:
+    model = pack(make_model(name))
+    assert model.coverage == make_model(name).coverage
+    for site in model.sites:
+        assert isinstance(site, DenseSite)
+        assert isinstance(site.write, Packed)
+        expected = site.write.unpacked().T
+        assert torch.allclose(site.raw_write_vectors(), expected, atol=1e-6)
+        some = torch.tensor([3, 0, site.width - 1])
+        assert torch.allclose(site.raw_write_vectors(some), expected[some], atol=1e-6)
+    check_stages(model, harmful, benign)
+
+
+def test_a_hook_may_ask_for_the_write_vectors_while_the_matrix_runs(make_model: Callable[..., ChatModel]) -> None:
+    site = pack(make_model()).sites[0]
+    seen = []
+    with site.hooked(lambda activations: seen.append(site.raw_write_vectors())):
+        site.write(torch.zeros(1, site.width))  # type: ignore[attr-defined]
+    assert len(seen) == 1
+
+
+def test_a_delta_cannot_be_merged_into_packed_weights(
+    make_model: Callable[..., ChatModel], harmful: list[str], benign: list[str], tmp_path: Path
+) -> None:
+    plain = make_model()
+    delta = tune(plain, find(plain, harmful, benign, percent=5), CORPUS)
+    with pytest.raises(SafetyNeuronsError, match="quantized"):
+        delta.merge(pack(make_model()), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_without_bitsandbytes_the_error_says_how_to_get_it(
+    model: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.model.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else original(name))
+    with pytest.raises(SafetyNeuronsError, match=r"4bit needs bitsandbytes.*safety-neurons\[quantized\]"):
+        load(tmp_path, quantize="4bit")
+    with pytest.raises(SafetyNeuronsError, match="3bit"):
+        load(tmp_path, quantize="3bit")
+
+
+def test_a_run_that_would_tune_packed_weights_is_refused_before_it_loads_them(model: ChatModel, tmp_path: Path) -> None:
+    model.model.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(SafetyNeuronsError, match=r"8bit.*not tuned yet.*safety-neurons calibrate"):
+        run(tmp_path / "run", {"model": str(tmp_path / "model"), "quantize": "8bit"})
+    assert not (tmp_path / "run").exists()
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 261,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+}
+
+
+@pytest.fixture(params=["LlamaConfig", "Gemma2Config", "MixtralConfig"])
+def folder(request: pytest.FixtureRequest, model: ChatModel, tmp_path: Path) -> Path:
+    """A model whose sizes bitsandbytes can pack on CPUs, with activations on both sides of its outlier threshold."""
+    torch.manual_seed(0)
+    extra = {"num_local_experts": 4} if "Mixtral" in request.param else {}
+    config = getattr(transformers, request.param)(**SIZES, **extra)
+    other = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+    other.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@installed
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bitsandbytes(quantize: str, dtype: str, folder: Path, harmful: list[str], benign: list[str]) -> None:
+    plain = load(folder, device="cpu", dtype=dtype)
+    model = load(folder, device="cpu", dtype=dtype, quantize=quantize)
+    assert model.parameters == plain.parameters
+    expected = {site: dequantized(site) for site in model_writes(model)}
+    assert model.coverage == plain.coverage
+    for site, weight in expected.items():
+        dense = DenseSite(0, "site", weight.shape[0], site)
+        found = dense.raw_write_vectors()
+        # On CPUs bitsandbytes keeps the scales of 4-bit blocks in bfloat16.
+        assert (found - weight).norm() < 4e-3 * weight.norm()
+    check_stages(model, harmful, benign)
+
+
+def model_writes(model: ChatModel) -> list[nn.Linear]:
+    return [
+        module
+        for name, module in model.model.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith("mlp.down_proj")
+    ]
+
+
+def dequantized(module: Any) -> Tensor:
+    """By bitsandbytes itself, before it reorders the weight at the first run on a CPU: [inputs, outputs]."""
+    import bitsandbytes
+
+    if isinstance(module, bitsandbytes.nn.Linear4bit):
+        return bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float().T
+    scale = module.weight.SCB if module.state.SCB is None else module.state.SCB
+    return (module.weight.data.float() * scale.view(-1, 1) / 127).T
+
+
+@installed
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 6.0])
+def test_units_pushed_through_8_bit_matrices_are_its_weight(threshold: float) -> None:
+    """Also where a unit is larger than the threshold above which inputs are not rounded."""
+    import bitsandbytes
+
+    from safety_neurons.models.sites import _probe
+
+    torch.manual_seed(0)
+    plain = nn.Linear(64, 96)
+    module = bitsandbytes.nn.Linear8bitLt(64, 96, has_fp16_weights=False, threshold=threshold)
+    module.load_state_dict(plain.state_dict())
+    module = module.to("cpu")
+    module(torch.zeros(1, 64))
+    assert torch.allclose(
+        _probe(module, 64, None), dequantized(module), atol=1e-3 * float(plain.weight.detach().abs().max())
+    )
