@@ -101,16 +101,17 @@ def fold(call: ModuleCall, site: NeuronSite, full: Observation, silent: Observat
     if not expected.any():
         raise UnreadableLayer(f"{site.name} writes nothing on the dummy input, so it cannot be checked")
     without = observe(call, {norm for norm, _ in full.from_norms}, (site,))
-    rounding = 8 * torch.finfo(_dtype(call)).eps * full.output.abs().max()
+    assert call.input is not None
+    epsilon = torch.finfo(call.input.dtype).eps
     gain: Tensor | float = 1.0
     post_norm = False
     for run, given in full.into.items():
         if run not in without.into or run not in silent.into or given.shape != without.into[run].shape:
             continue
-        factor = _factor(given - without.into[run], expected, rounding)
+        factor = _factor(given, without.into[run], expected, epsilon)
         if factor is None:
             continue
-        if not _same_for_all_tokens(silent.into[run], expected, rounding):
+        if not _same_for_all_tokens(silent.into[run], len(expected), epsilon):
             # Without neurons the module still sees something of each token: it reads the residual stream itself.
             return Fold(post_norm, gain * _constant(factor))
         if run in full.from_norms:
@@ -119,19 +120,19 @@ def fold(call: ModuleCall, site: NeuronSite, full: Observation, silent: Observat
                 raise UnreadableLayer(f"the norm after {site.name} is no root-mean-square norm of one residual stream")
             gain, post_norm = gain * of_norm, True
             expected = (full.from_norms[run] - without.from_norms[run]).reshape(expected.shape)
-    lost = full.output - without.output
-    factor = _factor(lost, expected, rounding)
+    factor = _factor(full.output, without.output, expected, epsilon)
     if factor is None:
-        off = "they do not reach its output" if not lost.any() else "the layer loses something else without them"
+        reached = not torch.equal(full.output, without.output)
+        off = "the layer loses something else without them" if reached else "they do not reach its output"
         raise UnreadableLayer(f"the contributions of {site.name} do not add up to what the MLP writes: {off}")
-    if _same_for_all_tokens(silent.output, expected, rounding):
+    if _same_for_all_tokens(silent.output, len(expected), epsilon):
         raise UnreadableLayer(f"what it returns is what {site.name} writes, not the residual stream")
     return Fold(post_norm, gain * _constant(factor))
 
 
-def _same_for_all_tokens(values: Tensor, expected: Tensor, rounding: Tensor) -> bool:
-    rows = _by_token(values, len(expected))
-    return torch.allclose(rows, rows[:1].expand_as(rows), atol=float(rounding))
+def _same_for_all_tokens(values: Tensor, tokens: int, epsilon: float) -> bool:
+    rows = _by_token(values, tokens)
+    return torch.allclose(rows, rows[:1].expand_as(rows), rtol=8 * epsilon, atol=1e-6)
 
 
 def _by_token(values: Tensor, tokens: int) -> Tensor:
@@ -141,35 +142,34 @@ def _by_token(values: Tensor, tokens: int) -> Tensor:
     return values.reshape(tokens, -1)
 
 
-def _dtype(call: ModuleCall) -> torch.dtype:
-    assert call.input is not None
-    return call.input.dtype
-
-
-def _factor(change: Tensor, expected: Tensor, rounding: Tensor) -> Tensor | None:
-    """The factor by which `change` is `expected` [tokens, hidden]: per token, or per residual dimension; or None."""
+def _factor(full: Tensor, without: Tensor, expected: Tensor, epsilon: float) -> Tensor | None:
+    """The factor by which what is lost is `expected` [tokens, hidden]: one, or one per token or dimension; or None."""
     tokens, hidden = expected.shape
-    if change.shape[-1] % hidden or change.numel() % expected.numel():
+    if full.shape[-1] % hidden or full.numel() % expected.numel():
         return None
     # Layers that keep several residual streams write to each of them with a weight of its own.
-    change = _by_token(change, tokens).reshape(tokens, -1, hidden)
+    change, seen = (_by_token(values, tokens).reshape(tokens, -1, hidden) for values in (full - without, full))
+    if not change.any():
+        return None
     expected = expected[:, None].to(change.device)
-    # What can be seen of the write is limited by the rounding of the residual stream.
-    tolerance = 1e-2 * change.norm() + rounding * change.numel() ** 0.5
-    for dimension in (-1, 0):
-        squares = expected.square().sum(dimension, keepdim=True).clamp_min(1e-30)
-        factor = (change * expected).sum(dimension, keepdim=True) / squares
-        if change.any() and (change - factor * expected).norm() <= tolerance:
+    # What can be seen of the write is limited by the rounding of the residual stream, whose few massive activations
+    # are rounded by more than a whole write: each element counts as far as it is known.
+    noise = 2 * epsilon * seen.abs() + 1e-2 * change.square().mean().sqrt()
+    weight = noise.square().reciprocal()
+    for dimensions in ((0, 1, 2), (2,), (0,)):
+        squares = (weight * expected.square()).sum(dimensions, keepdim=True).clamp_min(1e-30)
+        factor = (weight * change * expected).sum(dimensions, keepdim=True) / squares
+        if ((change - factor * expected) / noise).square().mean() <= 0.5:
             return factor
     return None
 
 
 def _constant(factor: Tensor) -> Tensor | float:
-    """A factor that is the same for all tokens, as one number or one per residual dimension; otherwise 1."""
-    if factor.shape[-1] > 1:
-        return factor.flatten() if factor.shape[1] == 1 else 1.0
-    mean = float(factor.mean())
-    return mean if abs(mean - 1) > 1e-2 and bool(((factor - mean).abs() < 1e-2 * abs(mean)).all()) else 1.0
+    """One number, or one per residual dimension; 1 stands for a factor that every token has of its own."""
+    if factor.numel() == 1:
+        value = float(factor)
+        return 1.0 if abs(value - 1) < 1e-2 else value
+    return factor.flatten() if factor.shape[:2] == (1, 1) else 1.0
 
 
 def _gain(norm: nn.Module, like: Tensor) -> Tensor | None:
@@ -183,7 +183,7 @@ def _gain(norm: nn.Module, like: Tensor) -> Tensor | None:
     return gain if same else None
 
 
-def check_identity(call: ModuleCall, sites: Sequence[NeuronSite], full: Observation) -> None:
+def check_identity(call: ModuleCall, sites: Sequence[NeuronSite], full: Observation, silent: Observation) -> None:
     """A hook that changes nothing must change nothing: experts run in another way while they are hooked.
 
     Raises:
@@ -191,8 +191,10 @@ def check_identity(call: ModuleCall, sites: Sequence[NeuronSite], full: Observat
     """
     with activation_hooks((site, lambda _activations: None) for site in sites):
         hooked = call.run()
-    tolerance = 1e-2 * full.output.norm() if _dtype(call) != torch.float32 else 1e-4 * full.output.norm()
-    if (hooked - full.output).norm() > tolerance:
+    assert call.input is not None
+    written = (full.output - silent.output).square().mean().sqrt()
+    noise = 8 * torch.finfo(call.input.dtype).eps * (full.output.abs() + written)
+    if ((hooked - full.output) / noise).square().mean() > 1:
         raise UnreadableLayer("its experts compute something else than transformers' registry of experts describes")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.sites import ActivationHook, Activations, NeuronSite, fetched
 
 
@@ -156,6 +157,8 @@ class ExpertSite(NeuronSite):
 
     @contextlib.contextmanager
     def hooked(self, hook: ActivationHook) -> Iterator[None]:
+        if any(parameter.is_meta for child in self.experts.children() for parameter in child.parameters()):
+            raise SafetyNeuronsError(f"The experts {self.name} are kept on another device: load the model without.")
         hooks = _open.setdefault(self.experts, [])
         # Where the weights are kept on another device, accelerate wraps the forward pass that it finds here.
         name = "_old_forward" if hasattr(self.experts, "_old_forward") else "forward"

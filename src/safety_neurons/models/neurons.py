@@ -156,7 +156,7 @@ def _checked(
         return []
     full, silent = observe(layer, norming), observe(layer, norming, tuple(candidates))
     if experts := [site for site in candidates if isinstance(site, ExpertSite)]:
-        check_identity(layer, experts, full)
+        check_identity(layer, experts, full, silent)
     sites: list[NeuronSite] = []
     failed: dict[nn.Module, UnreadableLayer] = {}
     for site in candidates:

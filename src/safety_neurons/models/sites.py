@@ -173,8 +173,13 @@ def fetched(module: nn.Module) -> Iterator[None]:
     Raises:
         SafetyNeuronsError: they are not in memory, and nothing is known that brings them there.
     """
-    with align_module_device(module):
-        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+
+    def elsewhere() -> bool:
+        return any(parameter.is_meta for parameter in module.parameters(recurse=False))
+
+    # Within the module's own forward pass they are here already, and must stay.
+    with align_module_device(module) if elsewhere() else contextlib.nullcontext():
+        if elsewhere():
             raise SafetyNeuronsError(
                 f"The weights of a {type(module).__name__} are not in memory and cannot be fetched. Load the model "
                 "with device_map, or let accelerate offload it (cpu_offload, disk_offload, dispatch_model)."
