@@ -9,8 +9,9 @@ from torch import Tensor
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find import scores
 from safety_neurons.find.capture import capture
-from safety_neurons.find.find import PLAIN_REFUSAL, find
+from safety_neurons.find.find import find
 from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.find.read import PLAIN_REFUSAL
 from safety_neurons.models.chat import ChatModel
 
 WIDTH, LAYERS = 48, 3

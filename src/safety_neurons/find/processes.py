@@ -23,3 +23,10 @@ def add_over_processes(tensors: Iterable[Tensor]) -> None:
     if process_count() > 1:
         for tensor in tensors:
             distributed.all_reduce(tensor)
+
+
+def max_over_processes(tensors: Iterable[Tensor]) -> None:
+    """The largest of each tensor's entries over all processes, in place."""
+    if process_count() > 1:
+        for tensor in tensors:
+            distributed.all_reduce(tensor, distributed.ReduceOp.MAX)

@@ -67,6 +67,17 @@ class Workplace:
         return model
 
     @functools.cached_property
+    def other_model(self) -> ChatModel | None:
+        """The second checkpoint that the settings name, if any."""
+        name = self.settings.find.other_model
+        if name is None:
+            return None
+        with self.listener.task(f"loading {name}", 1) as advance:
+            model = load_model(self.settings.model_copy(update={"model": name}))
+            advance(1)
+        return model
+
+    @functools.cached_property
     def neurons(self) -> NeuronSet:
         return NeuronSet.load(self.folder.neurons, self.folder.directions)
 
