@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safety_neurons.calibrate.calibration import calibrate
+    from safety_neurons.compare.compare import compare_scores
     from safety_neurons.errors import SafetyNeuronsError
     from safety_neurons.explain.projection import Explanation, explain
     from safety_neurons.find.find import find
@@ -42,6 +43,7 @@ _HOMES = {
     "SafetyNeuronsError": "errors",
     "Settings": "settings",
     "calibrate": "calibrate.calibration",
+    "compare_scores": "compare.compare",
     "explain": "explain.projection",
     "find": "find.find",
     "load": "models.load",
@@ -62,6 +64,7 @@ __all__ = [
     "SafetyNeuronsError",
     "Settings",
     "calibrate",
+    "compare_scores",
     "explain",
     "find",
     "load",

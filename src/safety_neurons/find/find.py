@@ -117,7 +117,6 @@ def compute_score(
     return ScoredNeurons(reading.model, score, tokens, seed, on_harmful, on_benign, where, counts)
 
 
-
 def find(
     model: ChatModel,
     harmful: Sequence[str],
