@@ -15,6 +15,7 @@ from safety_neurons.find.read import PLAIN_REFUSAL
 from safety_neurons.models.chat import ChatModel
 
 WIDTH, LAYERS = 48, 3
+ONE_MODEL = [name for name in scores.names() if not scores.get(name).compares_models]
 
 
 def rows(model: ChatModel, text: str, last: int) -> list[Tensor]:
@@ -107,7 +108,7 @@ def test_wanda_looks_at_the_tokens_of_the_answers(model: ChatModel, harmful: lis
     assert len(found)
 
 
-@pytest.mark.parametrize("score", scores.names())
+@pytest.mark.parametrize("score", ONE_MODEL)
 def test_directions_are_those_of_the_prompts_whatever_the_score(
     score: str, model: ChatModel, harmful: list[str], benign: list[str]
 ) -> None:
@@ -120,7 +121,7 @@ def test_directions_are_those_of_the_prompts_whatever_the_score(
             torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("score", scores.names())
+@pytest.mark.parametrize("score", ONE_MODEL)
 def test_what_a_set_says_of_itself(score: str, model: ChatModel, harmful: list[str], benign: list[str]) -> None:
     found = find(model, harmful, benign, score=score, percent=10, seed=4, response_tokens=3)
     provenance = found.provenance
@@ -155,7 +156,7 @@ def test_batches_change_nothing(any_model: ChatModel, harmful: list[str], benign
     )
 
 
-@pytest.mark.parametrize("score", scores.names())
+@pytest.mark.parametrize("score", ONE_MODEL)
 def test_the_same_seed_finds_the_same_neurons(
     score: str, model: ChatModel, harmful: list[str], benign: list[str]
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import filelock
 
 from safety_neurons.compare.effects import DIRECTIONS, Effect, effect, rows, verdicts
+from safety_neurons.compare.kept_prompts import KeptPrompts
 from safety_neurons.compare.scored import Scored, Training, score_all
 from safety_neurons.compare.sets import jaccard, mean_jaccard, mean_spearman, of_size
 from safety_neurons.compare.tables import markdown
@@ -148,17 +149,18 @@ def _measure_effects(
     """Ask under every condition, budget by budget; the files are written after each."""
     test = {name: work.chosen(name, "test", work.settings.evaluate.prompts) for name in ("harmful", "benign")}
     each = sum(len(prompts) for prompts in test.values())
+    kept = KeptPrompts(max(1, work.settings.calibrate.prompt_positions))
     effects: list[Effect] = []
     with work.listener.task("untouched model", each) as advance:
         for toward, name, moved in DIRECTIONS:
-            found = verdicts(work, work.untouched(), name, test[name], advance)
+            found = verdicts(work, kept, work.untouched(), name, test[name], advance)
             effects.append(Effect(None, None, None, toward, name, moved, found))
     for percent in budgets:
         with work.listener.task(f"calibrating {percent:g}% of the neurons", each * len(scored)) as advance:
             for score, one in scored.items():
                 neurons = of_size(one.whole, percent)
                 for direction in DIRECTIONS:
-                    effects.append(effect(work, score, percent, neurons, direction, test[direction[1]], advance))
+                    effects.append(effect(work, kept, score, percent, neurons, direction, test[direction[1]], advance))
         results["rows"] = rows(effects)
         results["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_json(work.folder.path / "scores.json", results)

@@ -12,6 +12,7 @@ from scipy.stats import binomtest, false_discovery_control
 import safety_neurons.attacks as attacks
 import safety_neurons.judges as judges
 from safety_neurons.calibrate.calibration import Toward
+from safety_neurons.compare.kept_prompts import KeptPrompts
 from safety_neurons.evaluate.rows import rate
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.judges import Verdict
@@ -59,7 +60,7 @@ class Effect:
 
 
 def verdicts(
-    work: Workplace, condition: Condition, name: str, prompts: Sequence[Prompt], advance: Advance
+    work: Workplace, kept: KeptPrompts, condition: Condition, name: str, prompts: Sequence[Prompt], advance: Advance
 ) -> tuple[Verdict, ...]:
     """The judged answers to plain requests."""
     settings = work.settings
@@ -75,12 +76,14 @@ def verdicts(
         judge=judges.get(settings.evaluate.judge),
         answer_tokens=settings.evaluate.answer_tokens,
         batch_size=settings.batch_size,
+        answering=kept.generate,
     )
     return tuple(answer.verdict for answer in answers)
 
 
 def effect(
     work: Workplace,
+    kept: KeptPrompts,
     score: str,
     percent: float,
     neurons: NeuronSet,
@@ -93,7 +96,8 @@ def effect(
     knobs = work.settings.calibrate.model_dump()
     context = fingerprint(work.answering, toward, digest(neurons), knobs)
     with calibrated(work, toward, neurons):
-        found = verdicts(work, Condition(score, f"toward {toward}, {percent:g}%", context), name, prompts, advance)
+        condition = Condition(score, f"toward {toward}, {percent:g}%", context)
+        found = verdicts(work, kept, condition, name, prompts, advance)
     return Effect(score, percent, neurons, toward, name, moved, found)
 
 

@@ -90,7 +90,7 @@ def score_all(
     groups: dict[tuple[str, bool], list[Score]] = {}
     for name in names:
         score = scores.get(name)
-        check_reading(score, score.tokens, 1, settings.find.positions, other)
+        check_reading(model, score, score.tokens, 1, settings.find.positions, other)
         kept = _load(folder / f"{name}.safetensors", key, model, score, training)
         if kept is not None:
             found[name] = kept

@@ -79,7 +79,7 @@ def score_neurons(
     counted = tokens or chosen.tokens
     if not harmful or not benign:
         raise SafetyNeuronsError("Finding needs harmful and benign prompts: one of the two sets is empty.")
-    check_reading(chosen, counted, last_tokens, positions, other)
+    check_reading(model, chosen, counted, last_tokens, positions, other)
     sides = read_both(
         model,
         harmful,

@@ -33,7 +33,9 @@ class BothSides:
     benign: Side
 
 
-def check_reading(score: Score, tokens: Tokens, last_tokens: int, positions: int, other: ChatModel | None) -> None:
+def check_reading(
+    model: ChatModel, score: Score, tokens: Tokens, last_tokens: int, positions: int, other: ChatModel | None
+) -> None:
     """Raises SafetyNeuronsError where a score cannot be computed from these tokens."""
     if tokens not in ("last", "prompt", "response"):
         raise SafetyNeuronsError(f"The tokens that count are 'last', 'prompt' or 'response', not {tokens!r}.")
@@ -52,6 +54,23 @@ def check_reading(score: Score, tokens: Tokens, last_tokens: int, positions: int
         raise SafetyNeuronsError(
             f"The score {score.name} compares two checkpoints: name the second with find.other_model "
             "(in Python: other=, a loaded model)."
+        )
+    if score.compares_models and other is not None:
+        _check_comparable(model, other)
+
+
+def _check_comparable(model: ChatModel, other: ChatModel) -> None:
+    """Raises SafetyNeuronsError where two models have other neurons or read other tokens."""
+    shapes = [[(site.layer, site.width) for site in chat.sites] for chat in (model, other)]
+    if shapes[0] != shapes[1]:
+        raise SafetyNeuronsError(
+            f"{model.name} and {other.name} have other layers or other widths, so their neurons cannot be compared. "
+            "Give two checkpoints of one model, before and after a training."
+        )
+    if model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise SafetyNeuronsError(
+            f"The tokenizers of {model.name} and {other.name} differ, so they cannot read the same tokens. Give two "
+            "checkpoints of one model, before and after a training."
         )
 
 

@@ -7,8 +7,10 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel
 
 
-def forward(model: PreTrainedModel, inputs: BatchEncoding | dict[str, Tensor], last_logits: int = 1) -> Any:
-    """Run left-padded inputs without a cache; only the last `last_logits` logits, where the model can spare the others.
+def forward(
+    model: PreTrainedModel, inputs: BatchEncoding | dict[str, Tensor], last_logits: int = 1, use_cache: bool = False
+) -> Any:
+    """Run left-padded inputs; only the last `last_logits` logits, where the model can spare the others.
 
     Without position ids, models with absolute positions would count the padding too.
     """
@@ -20,4 +22,4 @@ def forward(model: PreTrainedModel, inputs: BatchEncoding | dict[str, Tensor], l
         extra["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)
     if "logits_to_keep" in known:
         extra["logits_to_keep"] = last_logits
-    return model(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False, **extra)
+    return model(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=use_cache, **extra)

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.capture import counted_rows, stream, tails_of
 from safety_neurons.find.processes import add_over_processes
 from safety_neurons.find.scores.score import Evidence, Layers, Reading, Score
@@ -35,14 +34,9 @@ class _Keep:
 
 
 def measure(reading: Reading) -> Layers:
-    """Mean square over the counted tokens of the difference of both models' activations: [neurons] per site.
-
-    Raises:
-        SafetyNeuronsError: the models have other neurons or other tokens.
-    """
+    """Mean square over the counted tokens of the difference of both models' activations: [neurons] per site."""
     model, other = reading.model, reading.other
     assert other is not None
-    check_comparable(model, other)
 
     def run(batch: list[int]) -> tuple[list[Tensor], int]:
         inputs = model.encode([reading.texts[index] for index in batch])
@@ -68,21 +62,6 @@ def _activations(chat: ChatModel, inputs: BatchEncoding, tails: Tensor) -> list[
         with activation_hooks(zip(chat.sites, kept, strict=True)):
             forward(chat.model, inputs)
     return [site.values for site in kept]
-
-
-def check_comparable(model: ChatModel, other: ChatModel) -> None:
-    """Raises SafetyNeuronsError where two models have other neurons or read other tokens."""
-    shapes = [[(site.layer, site.width) for site in chat.sites] for chat in (model, other)]
-    if shapes[0] != shapes[1]:
-        raise SafetyNeuronsError(
-            f"{model.name} and {other.name} have other layers or other widths, so their neurons cannot be compared. "
-            "Give two checkpoints of one model, before and after a training."
-        )
-    if model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
-        raise SafetyNeuronsError(
-            f"The tokenizers of {model.name} and {other.name} differ, so they cannot read the same tokens. Give two "
-            "checkpoints of one model, before and after a training."
-        )
 
 
 def compute(evidence: Evidence) -> tuple[Layers, Layers]:
