@@ -32,25 +32,25 @@ def test_answers_are_those_of_prompts_read_anew(
     model = make_model(name)
     texts = [model.render(prompt) for prompt in [*harmful, "Hi", *benign]]
     neurons = find(model, harmful, benign, percent=30)
-    keep = KeptPrompts(3)
+    keep = KeptPrompts.read(model, [texts[:2], texts], 3, 3)
     before = plain(model, texts)
     assert kept(model, keep, texts) == before
     changed = set()
     for toward in ("conformity", "rejection"):
-        with calibrate(model, neurons, toward=toward, alpha=8, prompt_positions=3, generated_tokens=1):  # type: ignore[arg-type]
+        with calibrate(model, neurons, toward=toward, alpha=8, prompt_positions=3, generated_tokens=1):
             expected = plain(model, texts)
             assert kept(model, keep, texts) == expected
         changed |= {index for index in before if expected[index] != before[index]}
     # The calibration does something here, or the test would show nothing.
     assert changed
-    assert keep.caches
+    assert None not in keep.caches.values()
     assert kept(model, keep, texts) == before
 
 
 def test_the_beginnings_are_read_once(model: ChatModel, harmful: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [model.render(prompt) for prompt in harmful]
-    keep = KeptPrompts(2)
-    first = kept(model, keep, texts)
+    keep = KeptPrompts.read(model, [texts], 2, 3)
+    first = plain(model, texts)
     monkeypatch.setattr(kept_prompts, "forward", None)
     assert kept(model, keep, texts) == first
 
@@ -58,14 +58,15 @@ def test_the_beginnings_are_read_once(model: ChatModel, harmful: list[str], monk
 def test_done_prompts_are_not_answered_again(model: ChatModel, harmful: list[str]) -> None:
     texts = [model.render(prompt) for prompt in harmful]
     everything = plain(model, texts)
-    assert kept(model, KeptPrompts(2), texts, frozenset({0, 4})) == {
+    assert kept(model, KeptPrompts.read(model, [texts], 2, 3), texts, frozenset({0, 4})) == {
         index: answer for index, answer in everything.items() if index not in (0, 4)
     }
 
 
 def test_prompts_without_a_beginning_are_answered_all_the_same(model: ChatModel) -> None:
-    keep = KeptPrompts(500)
     texts = [model.render("Hi"), model.render("Hello there")]
+    keep = KeptPrompts.read(model, [texts], 500, 3)
+    assert set(keep.caches.values()) == {None}
     assert kept(model, keep, texts) == plain(model, texts)
 
 
@@ -79,4 +80,4 @@ def test_full_memory_falls_back_to_smaller_batches(
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(kept_prompts, "complete", full)
-    assert kept(model, KeptPrompts(2), texts) == expected
+    assert kept(model, KeptPrompts.read(model, [texts], 2, 3), texts) == expected

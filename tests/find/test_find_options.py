@@ -70,7 +70,7 @@ def test_the_last_tokens_that_count_can_be_chosen(
 def test_the_whole_prompt_and_the_response_can_count(model: ChatModel, harmful: list[str], benign: list[str]) -> None:
     sides = {
         tokens: score_neurons(model, harmful, benign, score="magnitude", tokens=tokens, response_tokens=4).harmful
-        for tokens in ("last", "prompt", "response")  # type: ignore[arg-type]
+        for tokens in ("last", "prompt", "response")
     }
     everything = capture(model, [model.render(prompt) for prompt in harmful], tail=None).mean_absolute
     for site, mean, mine in zip(model.sites, everything, sides["prompt"], strict=True):

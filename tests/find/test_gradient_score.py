@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.find.capture import ActivationStatistics
 from safety_neurons.find.find import find
 from safety_neurons.find.read import write_norms
 from safety_neurons.find.scores import Evidence, Reading, get
@@ -88,7 +89,8 @@ def test_experts_too_by_finite_differences(model: ChatModel) -> None:
     mixture.model.set_experts_implementation("eager")
     found = measure(reading(mixture, 1))
     refusing = first_tokens(mixture, mixture.render(PROMPTS[0])).tolist()
-    step = 1e-4
+    # Hooked experts add up in float32, so smaller steps would drown in its rounding.
+    step = 1e-2
 
     def total(number: int, neuron: int, shift: float) -> float:
         def nudge(activations: Activations) -> Tensor | None:
@@ -112,7 +114,7 @@ def test_experts_too_by_finite_differences(model: ChatModel) -> None:
     for number, gradient in enumerate(found):
         for neuron in range(0, gradient.shape[1], 7):
             difference = (total(number, neuron, step) - total(number, neuron, -step)) / (2 * step)
-            assert float(gradient[0, neuron]) == pytest.approx(difference, rel=1e-3, abs=1e-7)
+            assert float(gradient[0, neuron]) == pytest.approx(difference, rel=2e-2, abs=1e-4)
             seen += difference != 0
     # Two of four experts see a token.
     assert seen > 5
@@ -149,7 +151,7 @@ def test_full_memory_halves_the_batch(model: ChatModel, monkeypatch: pytest.Monk
         sizes.append(len(inputs["input_ids"]))
         if sizes[-1] > 1:
             raise torch.OutOfMemoryError("full")
-        return original(network, inputs)  # type: ignore[arg-type]
+        return original(network, inputs)
 
     monkeypatch.setattr(gradient_module, "forward", forward)
     for mine, theirs in zip(measure(reading(model, 1)), expected, strict=True):
@@ -164,8 +166,6 @@ def test_the_best_position_counts_for_the_side_that_is_more_active(model: ChatMo
 
     def draw() -> list[Tensor]:
         return [torch.randn(2, width, generator=generator) for width in widths]
-
-    from safety_neurons.find.capture import ActivationStatistics
 
     def statistics(by_position: list[Tensor]) -> ActivationStatistics:
         zeros = [torch.zeros(width) for width in widths]

@@ -34,6 +34,10 @@ def losses(model: ChatModel, text: str, tail: int) -> list[Tensor]:
     return found
 
 
+def best(ranks: list[int], count: int) -> list[int]:
+    return sorted(range(len(ranks)), key=lambda neuron: (ranks[neuron], neuron))[:count]
+
+
 def reading(model: ChatModel, prompts: list[str], tail: int) -> Reading:
     return Reading(model, [model.render(prompt) for prompt in prompts], tail, write_norms(model), batch_size=4)
 
@@ -74,7 +78,7 @@ def test_found_are_the_common_ones_of_harmful_and_not_of_benign_prompts(
             ]
         )
     for site in range(3):
-        mine, theirs = (set(sorted(range(48), key=lambda i, r=side[site]: (r[i], i))[:12]) for side in ranks)
+        mine, theirs = (set(best(side[site], 12)) for side in ranks)
         assert set(found.rejection[site].tolist()) == mine - theirs
         assert set(found.conformity[site].tolist()) == theirs - mine
     assert len(found)

@@ -149,7 +149,9 @@ def _measure_effects(
     """Ask under every condition, budget by budget; the files are written after each."""
     test = {name: work.chosen(name, "test", work.settings.evaluate.prompts) for name in ("harmful", "benign")}
     each = sum(len(prompts) for prompts in test.values())
-    kept = KeptPrompts(max(1, work.settings.calibrate.prompt_positions))
+    texts = [[work.model.render(prompt.text) for prompt in prompts] for prompts in test.values()]
+    positions = max(1, work.settings.calibrate.prompt_positions)
+    kept = KeptPrompts.read(work.model, texts, positions, work.settings.batch_size)
     effects: list[Effect] = []
     with work.listener.task("untouched model", each) as advance:
         for toward, name, moved in DIRECTIONS:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import gc
 import sys
 import threading
 import time
@@ -36,23 +35,28 @@ def costing() -> Iterator[Cost]:
     allocator kept of earlier work and gives out again is not seen.
     """
     cost = Cost()
-    started = time.monotonic()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        yield cost
+        with _clock(cost):
+            yield cost
         cost.peak = torch.cuda.max_memory_allocated() - before
     else:
         _give_back()
-        with _resident_peak() as above:
+        with _resident_peak() as above, _clock(cost):
             yield cost
         cost.peak = above[0]
+
+
+@contextlib.contextmanager
+def _clock(cost: Cost) -> Iterator[None]:
+    started = time.monotonic()
+    yield
     cost.seconds = time.monotonic() - started
 
 
 def _give_back() -> None:
     """Let the C library return what is free to the system, where it can (glibc)."""
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

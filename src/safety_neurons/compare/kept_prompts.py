@@ -5,8 +5,8 @@ Calibration changes only a prompt's last positions, so the keys and values of al
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 
@@ -17,13 +17,22 @@ from safety_neurons.models.generate import Completion, batches_by_length, comple
 
 @dataclass(frozen=True)
 class KeptPrompts:
-    """The caches of batches of prompts, without their last `positions` tokens.
+    """The caches of batches of rendered prompts, without their last tokens; None where a model keeps something else."""
 
-    The first batch of prompts must be answered outside of any calibration that reaches further back.
-    """
+    caches: dict[tuple[str, ...], Any]
 
-    positions: int
-    caches: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    @classmethod
+    def read(cls, model: ChatModel, sets: Sequence[Sequence[str]], positions: int, batch_size: int) -> Self:
+        """Read the beginnings of several sets of prompts, up to their last `positions` tokens.
+
+        The model must not be calibrated meanwhile: what is the end of a beginning is not the end of the prompt.
+        """
+        caches = {}
+        for texts in sets:
+            for batch in batches_by_length(texts, batch_size):
+                group = tuple(texts[index] for index in batch)
+                caches[group] = _beginnings(model, group, positions)
+        return cls(caches)
 
     def generate(
         self, model: ChatModel, texts: Sequence[str], *, max_new_tokens: int, batch_size: int, done: frozenset[int]
@@ -39,23 +48,21 @@ class KeptPrompts:
 
     def _answer(self, model: ChatModel, texts: tuple[str, ...], tokens: int) -> list[tuple[int, Completion]]:
         try:
-            if texts not in self.caches:
-                self.caches[texts] = self._read(model, texts)
             # Generating writes into the cache.
-            cache = copy.deepcopy(self.caches[texts])
+            cache = copy.deepcopy(self.caches.get(texts))
             return list(enumerate(complete(model, texts, tokens, past_key_values=cache)))
         except (torch.OutOfMemoryError, MemoryError):
             self.caches.clear()
             return list(generate(model, texts, max_new_tokens=tokens, batch_size=max(1, len(texts) // 2)))
 
-    def _read(self, model: ChatModel, texts: Sequence[str]) -> Any:
-        """The keys and values of the texts' beginnings, or None for models that keep something else."""
-        inputs = model.encode(texts)
-        lengths = inputs["attention_mask"].sum(1)
-        end = inputs["input_ids"].shape[1] - self.positions
-        if int(lengths.min()) <= self.positions:
-            return None
-        beginnings = {name: inputs[name][:, :end] for name in ("input_ids", "attention_mask")}
-        with torch.inference_mode():
-            cache = getattr(forward(model.model, beginnings, use_cache=True), "past_key_values", None)
-        return cache if cache is not None and cache.get_seq_length() == end else None
+
+def _beginnings(model: ChatModel, texts: Sequence[str], positions: int) -> Any:
+    """The keys and values of a batch's beginnings, where the model keeps such and every text has a beginning."""
+    inputs = model.encode(texts)
+    end = inputs["input_ids"].shape[1] - positions
+    if int(inputs["attention_mask"].sum(1).min()) <= positions:
+        return None
+    beginnings = {name: inputs[name][:, :end] for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        cache = getattr(forward(model.model, beginnings, use_cache=True), "past_key_values", None)
+    return cache if cache is not None and cache.get_seq_length() == end else None
