@@ -125,6 +125,7 @@ def compare_scores(
     budgets: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
     overlap_at: float = 0.5,
     seeds: int = 5,
+    equal_dose: bool = False,
     settings: SettingsArgument = None,
     config: Path | None = None,
 ) -> None:
@@ -148,6 +149,8 @@ def compare_scores(
         The budget at which the sets are compared with each other.
     seeds
         On how many random halves of the training prompts each score is computed again.
+    equal_dose
+        Scale alpha for each set so that as much is added as with write-contrast, instead of one alpha for all.
     config
         A TOML file with the same fields as the options.
     """
@@ -161,6 +164,7 @@ def compare_scores(
             budgets=budgets or BUDGETS,
             overlap_at=overlap_at,
             seeds=seeds,
+            equal_dose=equal_dose,
             listener=listener,
             command=_command(),
         )

@@ -3,8 +3,10 @@
 import hashlib
 import importlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,20 @@ from scipy.stats import binomtest
 
 import safety_neurons.console as console_module
 import safety_neurons.judges as judges
+from safety_neurons.calibrate.calibration import calibrate
 from safety_neurons.compare.compare import compare_scores
 from safety_neurons.compare.cost import costing
 from safety_neurons.compare.effects import mcnemar
 from safety_neurons.compare.scored import Training
-from safety_neurons.compare.sets import jaccard, mean_spearman, of_size
+from safety_neurons.compare.sets import dose, jaccard, mean_spearman, of_size
 from safety_neurons.compare.tables import markdown, tables
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find import scores
 from safety_neurons.find.find import find, score_neurons
+from safety_neurons.find.read import write_norms
 from safety_neurons.judges import Judge, Judgement, Verdict
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.sites import activation_hooks
 from safety_neurons.progress import Advance, Silence
 from safety_neurons.settings import Settings
 
@@ -251,6 +256,41 @@ def test_sets_of_every_score_have_the_budgets_size(model: ChatModel, harmful: li
             size = len(of_size(scored, percent))
             # A set difference grows by a few neurons of each of three layers at a time.
             assert abs(size - wanted) <= (1 if scored.score.contrastive else 9)
+
+
+def test_equal_doses_scale_alpha(whole: Path, given: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "equal").mkdir()
+    shutil.copytree(whole / "scores", tmp_path / "equal" / "scores")
+    equal = compare_scores(tmp_path / "equal", given, budgets=(10.0,), overlap_at=10.0, seeds=3, equal_dose=True)
+    same = {(row["score"], row["toward"]): row for row in read(whole)["rows"] if row["percent"] == 10.0}
+    assert {row["alpha"] for row in same.values()} == {30.0}
+    for row in equal["rows"]:
+        if row["score"] is None:
+            assert row["alpha"] is row["dose"] is None
+            continue
+        before = same[row["score"], row["toward"]]
+        assert row["neurons"] == before["neurons"]
+        # The dose is alpha times what one alpha adds, and the same for all sets.
+        assert row["dose"] / row["alpha"] == pytest.approx(before["dose"] / before["alpha"])
+        assert row["dose"] == pytest.approx(same["write-contrast", row["toward"]]["dose"])
+    assert "same dose" in (tmp_path / "equal" / "scores.md").read_text()
+
+
+def test_the_dose_is_the_summed_length_of_the_shifts(model: ChatModel, harmful: list[str], benign: list[str]) -> None:
+    neurons = find(model, harmful, benign, percent=20)
+    seen: list[list[torch.Tensor]] = [[], []]
+    text = model.render("Hi")
+    for number, alpha in enumerate((0.0, 2.0)):
+        hooks = [(site, lambda seen_, kept=seen[number]: kept.append(seen_.values[-1])) for site in model.sites]
+        # Of one layer at a time: a shift moves the layers above it, too.
+        with calibrate(model, neurons, toward="conformity", alpha=alpha), activation_hooks(hooks), torch.no_grad():
+            model.model(**model.encode([text]))
+    norms = write_norms(model).norm_2
+    first = neurons.both[0]
+    one_layer = replace(neurons, rejection=(first, *[first[:0]] * 2), conformity=(first[:0],) * 3)
+    moved = (seen[1][0] - seen[0][0]).abs() @ norms[0]
+    assert float(moved) == pytest.approx(2 * dose(one_layer, norms), rel=1e-4)
+    assert dose(neurons, norms) > dose(one_layer, norms) > 0
 
 
 def test_jaccard_counts_shared_neurons(model: ChatModel, harmful: list[str], benign: list[str]) -> None:

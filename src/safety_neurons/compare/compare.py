@@ -8,13 +8,14 @@ from typing import Any
 
 import filelock
 
-from safety_neurons.compare.effects import DIRECTIONS, Effect, effect, rows, verdicts
+from safety_neurons.compare.effects import DIRECTIONS, Effect, effect, moved_by, rows, verdicts
 from safety_neurons.compare.kept_prompts import KeptPrompts
 from safety_neurons.compare.scored import Scored, Training, score_all
-from safety_neurons.compare.sets import jaccard, mean_jaccard, mean_spearman, of_size
+from safety_neurons.compare.sets import dose, jaccard, mean_jaccard, mean_spearman, of_size
 from safety_neurons.compare.tables import markdown
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find import scores
+from safety_neurons.find.read import write_norms
 from safety_neurons.progress import Listener, Silence
 from safety_neurons.prompts import load_prompts
 from safety_neurons.run.folder import RunFolder, merged_settings
@@ -24,6 +25,8 @@ from safety_neurons.storage import disk_errors, write_json, write_text
 BUDGETS = (0.05, 0.1, 0.5, 1.0, 3.0)
 SEEDS = 5
 SCHEMA = 1
+# The score whose doses the others get where doses are equal.
+REFERENCE = "write-contrast"
 
 
 def compare_scores(
@@ -33,6 +36,7 @@ def compare_scores(
     budgets: Sequence[float] = BUDGETS,
     overlap_at: float = 0.5,
     seeds: int = SEEDS,
+    equal_dose: bool = False,
     listener: Listener | None = None,
     command: str = "",
 ) -> dict[str, Any]:
@@ -46,6 +50,8 @@ def compare_scores(
         budgets: sizes of the sets, in percent of the model's neurons.
         overlap_at: the budget at which sets are compared with each other.
         seeds: on how many random halves of the training prompts each score is computed again.
+        equal_dose: scale alpha for each set so that calibration adds as much (see `sets.dose`) as it does with the
+            write-contrast set of the same budget, instead of giving all sets the same alpha.
 
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
@@ -63,7 +69,7 @@ def compare_scores(
     work = Workplace(folder, settings, prompts, listener)
     try:
         with disk_errors(path), filelock.FileLock(path / ".lock", timeout=0):
-            return _compare(work, list(budgets), overlap_at, seeds, command)
+            return _compare(work, list(budgets), overlap_at, seeds, equal_dose, command)
     except filelock.Timeout as error:
         raise SafetyNeuronsError(f"Another process is working on {path}. Wait for it, or choose another.") from error
 
@@ -77,7 +83,9 @@ def _check(budgets: Sequence[float], seeds: int) -> None:
         raise SafetyNeuronsError(f"The number of seeds cannot be {seeds}.")
 
 
-def _compare(work: Workplace, budgets: list[float], overlap_at: float, seeds: int, command: str) -> dict[str, Any]:
+def _compare(
+    work: Workplace, budgets: list[float], overlap_at: float, seeds: int, equal_dose: bool, command: str
+) -> dict[str, Any]:
     settings, other = work.settings, work.other_model
     names = [name for name in scores.names() if other is not None or not scores.get(name).compares_models]
     harmful, benign = (
@@ -101,6 +109,7 @@ def _compare(work: Workplace, budgets: list[float], overlap_at: float, seeds: in
         "command": command,
         "versions": {name: importlib.metadata.version(name) for name in ("safety-neurons", "torch", "transformers")},
         "budgets": budgets,
+        "equal_dose": equal_dose,
         "left_out": {
             name: "it compares two checkpoints, and no second was given (--find.other-model)"
             for name in scores.names()
@@ -156,13 +165,19 @@ def _measure_effects(
     with work.listener.task("untouched model", each) as advance:
         for toward, name, moved in DIRECTIONS:
             found = verdicts(work, kept, work.untouched(), name, test[name], advance)
-            effects.append(Effect(None, None, None, toward, name, moved, found))
+            effects.append(Effect(None, toward, name, moved, found))
+    norms = write_norms(work.model).norm_2
     for percent in budgets:
+        sets = {score: of_size(one.whole, percent) for score, one in scored.items()}
+        units = {score: dose(neurons, norms) for score, neurons in sets.items()}
         with work.listener.task(f"calibrating {percent:g}% of the neurons", each * len(scored)) as advance:
-            for score, one in scored.items():
-                neurons = of_size(one.whole, percent)
+            for score in scored:
+                # An empty set adds nothing, whatever the alpha.
+                scaled = results["equal_dose"] and units[score] > 0
+                factor = units[REFERENCE] / units[score] if scaled else 1.0
+                by = moved_by(work, score, percent, sets[score], units[score], factor)
                 for direction in DIRECTIONS:
-                    effects.append(effect(work, kept, score, percent, neurons, direction, test[direction[1]], advance))
+                    effects.append(effect(work, kept, by, direction, test[direction[1]], advance))
         results["rows"] = rows(effects)
         results["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_json(work.folder.path / "scores.json", results)

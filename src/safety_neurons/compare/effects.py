@@ -11,7 +11,7 @@ from scipy.stats import binomtest, false_discovery_control
 
 import safety_neurons.attacks as attacks
 import safety_neurons.judges as judges
-from safety_neurons.calibrate.calibration import Toward
+from safety_neurons.calibrate.calibration import Toward, calibrate
 from safety_neurons.compare.kept_prompts import KeptPrompts
 from safety_neurons.evaluate.rows import rate
 from safety_neurons.find.neuron_set import NeuronSet
@@ -20,7 +20,6 @@ from safety_neurons.progress import Advance, Silence
 from safety_neurons.prompts import Prompt
 from safety_neurons.run.answers import Condition, ask
 from safety_neurons.run.folder import fingerprint
-from safety_neurons.run.stages import calibrated
 from safety_neurons.run.workplace import Workplace
 
 FALSE_DISCOVERY_RATE = 0.05
@@ -42,12 +41,21 @@ class _Within(Silence):
 
 
 @dataclass(frozen=True)
-class Effect:
-    """The verdicts on one side's prompts under one condition; `score` is None for the untouched model."""
+class Moved:
+    """A score's neurons, the alpha with which they are moved, and how much that adds (see `sets.dose`)."""
 
-    score: str | None
-    percent: float | None
-    neurons: NeuronSet | None
+    score: str
+    percent: float
+    neurons: NeuronSet
+    alpha: dict[Toward, float]
+    dose: dict[Toward, float]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The verdicts on one side's prompts under one condition; nothing is `by` which the untouched model is moved."""
+
+    by: Moved | None
     toward: Toward
     prompts: str
     moved: Verdict
@@ -84,21 +92,39 @@ def verdicts(
 def effect(
     work: Workplace,
     kept: KeptPrompts,
-    score: str,
-    percent: float,
-    neurons: NeuronSet,
+    by: Moved,
     direction: tuple[Toward, str, Verdict],
     prompts: Sequence[Prompt],
     advance: Advance,
 ) -> Effect:
     """Calibrate a score's neurons and ask."""
     toward, name, moved = direction
-    knobs = work.settings.calibrate.model_dump()
-    context = fingerprint(work.answering, toward, digest(neurons), knobs)
-    with calibrated(work, toward, neurons):
-        condition = Condition(score, f"toward {toward}, {percent:g}%", context)
-        found = verdicts(work, kept, condition, name, prompts, advance)
-    return Effect(score, percent, neurons, toward, name, moved, found)
+    settings = work.settings.calibrate
+    knobs = settings.model_dump() | {f"alpha_{toward}": by.alpha[toward]}
+    condition = Condition(
+        by.score,
+        f"toward {toward}, {by.percent:g}%",
+        fingerprint(work.answering, toward, digest(by.neurons), knobs),
+    )
+    with calibrate(
+        work.model,
+        by.neurons,
+        toward=toward,
+        alpha=by.alpha[toward],
+        prompt_positions=settings.prompt_positions,
+        generated_tokens=settings.generated_tokens,
+    ):
+        return Effect(by, toward, name, moved, verdicts(work, kept, condition, name, prompts, advance))
+
+
+def moved_by(work: Workplace, score: str, percent: float, neurons: NeuronSet, unit: float, factor: float) -> Moved:
+    """A set that is calibrated with `factor` times the settings' alpha; `unit` is the dose of alpha 1."""
+    settings = work.settings.calibrate
+    alpha: dict[Toward, float] = {
+        "conformity": factor * settings.alpha_conformity,
+        "rejection": factor * settings.alpha_rejection,
+    }
+    return Moved(score, percent, neurons, alpha, {toward: unit * value for toward, value in alpha.items()})
 
 
 def digest(neurons: NeuronSet) -> str:
@@ -117,9 +143,9 @@ def rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
     random neurons do is McNemar's exact test on the same prompts, its p-values controlled over all rows (Benjamini
     and Hochberg, 5%).
     """
-    base = {one.toward: one for one in effects if one.score is None}
-    random = {(one.toward, one.percent): one for one in effects if one.score == "random"}
-    found = [_row(one, base[one.toward], random.get((one.toward, one.percent))) for one in effects]
+    base = {one.toward: one for one in effects if one.by is None}
+    random = {(one.toward, one.by.percent): one for one in effects if one.by is not None and one.by.score == "random"}
+    found = [_row(one, base[one.toward], random[one.toward, one.by.percent] if one.by else None) for one in effects]
     tested = [row for row in found if row["p_value"] is not None]
     if tested:
         for row, value in zip(tested, false_discovery_control([row["p_value"] for row in tested]), strict=True):
@@ -130,11 +156,13 @@ def rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
 def _row(one: Effect, base: Effect, random: Effect | None) -> dict[str, Any]:
     other: Verdict = "refused" if one.moved == "complied" else "complied"
     share = rate([one.moved if hit else other for hit in one.hits], one.moved)
-    value, neurons = sum(one.hits) / len(one.hits), one.neurons
+    value, by = sum(one.hits) / len(one.hits), one.by
     row: dict[str, Any] = {
-        "score": one.score,
-        "percent": one.percent,
-        "neurons": None if neurons is None else len(neurons),
+        "score": None if by is None else by.score,
+        "percent": None if by is None else by.percent,
+        "neurons": None if by is None else len(by.neurons),
+        "alpha": None if by is None else by.alpha[one.toward],
+        "dose": None if by is None else by.dose[one.toward],
         "toward": one.toward,
         "prompts": one.prompts,
         "counted": one.moved,
@@ -148,7 +176,7 @@ def _row(one: Effect, base: Effect, random: Effect | None) -> dict[str, Any]:
         "p_value": None,
         "differs_from_random": None,
     }
-    if random is not None and one.score != "random":
+    if random is not None and random is not one:
         row["against_random"] = value - sum(random.hits) / len(random.hits)
         row["p_value"] = mcnemar(one.hits, random.hits)
     return row

@@ -34,14 +34,28 @@ def notes(results: dict[str, Any]) -> list[str]:
         f"{prompts['harmful']} harmful and {prompts['benign']} benign training prompts; answers to up to "
         f"{evaluate['prompts']} test prompts a side, {evaluate['answer_tokens']} tokens, greedy, judge "
         f"`{evaluate['judge']}`.",
-        f"The same alpha for all scores: {calibrate['alpha_conformity']:g} towards conformity, "
-        f"{calibrate['alpha_rejection']:g} towards rejection, at {where}. A score that picks neurons whose activations "
-        "differ more therefore gives a larger dose.",
+        _strength(results, where),
         "Percent of all prompts, with Wilson's 95% interval; an answer that could not be judged counts as not moved, "
         "`?n` says how many there were. `*`: other prompts are moved than by as many random neurons (McNemar's exact "
         "test, false discovery rate 5% over all cells).",
     ]
     return found + [f"`{name}` is left out: {why}." for name, why in results["left_out"].items()]
+
+
+def _strength(results: dict[str, Any], where: str) -> str:
+    calibrate = results["settings"]["calibrate"]
+    alphas = (
+        f"{calibrate['alpha_conformity']:g} towards conformity, {calibrate['alpha_rejection']:g} towards rejection, "
+        f"at {where}"
+    )
+    if results["equal_dose"]:
+        return (
+            f"The same dose for all scores: that of write-contrast with alpha {alphas}; alpha is scaled for the others."
+        )
+    return (
+        f"The same alpha for all scores: {alphas}. A score that picks neurons whose activations differ more therefore "
+        "gives a larger dose."
+    )
 
 
 def _effects(results: dict[str, Any], toward: str) -> TextTable:
@@ -63,10 +77,17 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def _sizes(results: dict[str, Any]) -> TextTable:
-    sizes = {(row["score"], row["percent"]): row["neurons"] for row in results["rows"]}
-    budgets = [budget for budget in sorted(results["budgets"]) if any(percent == budget for _, percent in sizes)]
-    rows = [[one["score"], *(f"{sizes[one['score'], budget]:,}" for budget in budgets)] for one in results["scores"]]
-    return TextTable("Neurons in each set", ["score", *(f"{budget:g}%" for budget in budgets)], rows)
+    rows = {(row["score"], row["percent"]): row for row in results["rows"] if row["toward"] == "conformity"}
+    budgets = [budget for budget in sorted(results["budgets"]) if any(percent == budget for _, percent in rows)]
+
+    def cell(score: str, budget: float) -> str:
+        row, reference = rows[score, budget], rows["write-contrast", budget]
+        share = f" ({row['dose'] / reference['dose']:.2f})" if reference["dose"] else ""
+        return f"{row['neurons']:,}{share}"
+
+    cells = [[one["score"], *(cell(one["score"], budget) for budget in budgets)] for one in results["scores"]]
+    title = "Neurons in each set, and its dose (summed length of what is added) as a multiple of write-contrast's"
+    return TextTable(title, ["score", *(f"{budget:g}%" for budget in budgets)], cells)
 
 
 def _overlap(results: dict[str, Any]) -> TextTable:
