@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safety_neurons.calibrate.calibration import calibrate
+    from safety_neurons.compare.compare import compare_scores
     from safety_neurons.errors import SafetyNeuronsError
     from safety_neurons.explain.explanation import Explanation
     from safety_neurons.explain.projection import explain
@@ -50,6 +51,7 @@ _HOMES = {
     "TokenTrace": "explain.token_view",
     "VocabularyTest": "explain.vocabulary_scores",
     "calibrate": "calibrate.calibration",
+    "compare_scores": "compare.compare",
     "explain": "explain.projection",
     "find": "find.find",
     "load": "models.load",
@@ -76,6 +78,7 @@ __all__ = [
     "TokenTrace",
     "VocabularyTest",
     "calibrate",
+    "compare_scores",
     "explain",
     "find",
     "load",

@@ -11,7 +11,15 @@ import cyclopts
 import pydantic
 from cyclopts import Parameter
 
-from safety_neurons.console import ConsoleListener, console, print_error, print_models, print_results, print_stage
+from safety_neurons.console import (
+    ConsoleListener,
+    console,
+    print_comparison,
+    print_error,
+    print_models,
+    print_results,
+    print_stage,
+)
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.settings import Settings, explain_problems
 
@@ -29,6 +37,7 @@ Examples:
     safety-neurons run --harmful my-prompts.csv --benign alpaca --find.percent 1
     safety-neurons run --harmful advbench --benign alpaca --data-dir my-copies
     safety-neurons calibrate runs/demo --calibrate.alpha-rejection 2
+    safety-neurons compare-scores runs/scores       which neuron score finds neurons that matter
     safety-neurons models                           presets, and what each needs
 """,
     help_format="plaintext",
@@ -43,22 +52,27 @@ RunFolderArgument = Annotated[Path, Parameter(help="The run's folder.")]
 
 
 def _run(out: Path, settings: Settings | None, config: Path | None, until: str) -> None:
-    from safety_neurons.run.folder import overridden
     from safety_neurons.run.pipeline import run
 
-    given: dict[str, Any] = {}
-    if config is not None:
-        given = _read_config(config)
-    if settings is not None:
-        given = overridden(given, settings.model_dump(mode="json", exclude_unset=True))
-    command = f"safety-neurons {' '.join(sys.argv[1:])}"
     with ConsoleListener() as listener:
-        results = run(out, given, until=until, listener=listener, command=command)
+        results = run(out, _given(settings, config), until=until, listener=listener, command=_command())
     if until == "report":
         print_results(results)
         console.print(f"Report: {out / 'report.html'}   Numbers: {out / 'results.json'}", soft_wrap=True)
     else:
         print_stage(results, until)
+
+
+def _given(settings: Settings | None, config: Path | None) -> dict[str, Any]:
+    """What the settings file says, and over it what the options say."""
+    from safety_neurons.run.folder import overridden
+
+    given = {} if config is None else _read_config(config)
+    return given if settings is None else overridden(given, settings.model_dump(mode="json", exclude_unset=True))
+
+
+def _command() -> str:
+    return f"safety-neurons {' '.join(sys.argv[1:])}"
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -106,6 +120,60 @@ _stage_command("explain", "Say in words what the neurons promote.")
 _stage_command("calibrate", "Test that the neurons cause refusals: move their activations, and random ones.")
 _stage_command("tune", "Fine-tune only the safety neurons on the model's own refusals and benign answers.")
 _stage_command("evaluate", "Attack success and over-refusal, before and after tuning.")
+
+
+@app.command(name="compare-scores")
+def compare_scores(
+    out_dir: Annotated[Path, Parameter(help="Where the tables, the scores and the answers are kept.")],
+    *,
+    budgets: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
+    overlap_at: float = 0.5,
+    seeds: int = 5,
+    equal_dose: bool = False,
+    settings: SettingsArgument = None,
+    config: Path | None = None,
+) -> None:
+    """All neuron scores on one model, side by side: causal effect, overlap, stability and cost.
+
+    Each score's neurons are calibrated at each budget: harmful prompts towards conformity, benign ones towards
+    rejection. Random neurons are the control. The folder gets scores.md and scores.json; what it holds already is
+    not computed again. The score `change` needs a second checkpoint.
+
+    Examples:
+
+        safety-neurons compare-scores runs/scores
+        safety-neurons compare-scores runs/scores --budgets 0.1 1 --evaluate.prompts 20
+        safety-neurons compare-scores runs/pair --model folder/after --find.other-model folder/before
+
+    Parameters
+    ----------
+    budgets
+        Sizes of the sets, in percent of the model's neurons; 0.05 0.1 0.5 1 3 when left out.
+    overlap_at
+        The budget at which the sets are compared with each other.
+    seeds
+        On how many random halves of the training prompts each score is computed again.
+    equal_dose
+        Scale alpha for each set so that as much is added as with write-contrast, instead of one alpha for all.
+    config
+        A TOML file with the same fields as the options.
+    """
+    from safety_neurons.compare.compare import BUDGETS
+    from safety_neurons.compare.compare import compare_scores as compare
+
+    with ConsoleListener() as listener:
+        results = compare(
+            out_dir,
+            _given(settings, config),
+            budgets=budgets or BUDGETS,
+            overlap_at=overlap_at,
+            seeds=seeds,
+            equal_dose=equal_dose,
+            listener=listener,
+            command=_command(),
+        )
+    print_comparison(results)
+    console.print(f"Tables: {out_dir / 'scores.md'}   Numbers: {out_dir / 'scores.json'}", soft_wrap=True)
 
 
 @app.command

@@ -120,6 +120,21 @@ def _print_evaluation(results: dict[str, Any]) -> None:
     console.print(Padding(table, (1, 0, 1, 0)))
 
 
+def print_comparison(results: dict[str, Any]) -> None:
+    """The tables of a comparison of scores."""
+    from safety_neurons.compare.tables import notes, tables
+
+    for found in tables(results):
+        table = Table(title=escape(found.title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for number, column in enumerate(found.columns):
+            table.add_column(column, justify="right" if number else "left")
+        for row in found.rows:
+            table.add_row(*map(escape, row))
+        console.print(Padding(table, (1, 0, 0, 0)))
+    for note in notes(results):
+        console.print(escape(note))
+
+
 def print_models() -> None:
     """All presets, and how to get each."""
     from safety_neurons.models.locate import availability

@@ -18,11 +18,21 @@ class FindSettings(Section):
     """Which neurons are safety neurons."""
 
     score: str = "write-contrast"
-    """How neurons are ranked: contrast, magnitude, random, wanda, write-contrast."""
+    """How neurons are ranked: change, contrast, effect-size, gradient, magnitude, random, removal, wanda,
+    write-contrast. The table of docs/scores.md compares them."""
     percent: float = Field(2.0, gt=0, le=100)
     """Budget in percent of the neurons."""
     scope: Literal["layer", "model"] | None = None
     """Spend the budget in each layer or over the whole model; the score's own habit when left out."""
+    selection: Literal["difference", "none"] = "difference"
+    """The top of harmful prompts minus the top of benign ones, and the reverse, or the top of harmful prompts alone."""
+    tokens: Literal["last", "prompt", "response"] | None = None
+    """Whose activations count: the last of the prompt, the whole prompt, or the response's; the score's own habit when
+    left out."""
+    last_tokens: int = Field(1, ge=1, le=64)
+    """How many tokens at the prompt's end are the last."""
+    other_model: str | None = None
+    """A second checkpoint of the model for the score `change`: a preset, a hub id, a folder or a .gguf file."""
     prompts: int = Field(100, ge=1)
     """How many training prompts of each set are read, at most."""
     positions: int = Field(5, ge=1, le=64)

@@ -72,7 +72,10 @@ def difference(evidence: Evidence, layer: int, index: int) -> float:
 
 
 def test_the_scores_that_there_are() -> None:
-    assert set(scores.names()) == {"contrast", "magnitude", "random", "wanda", "write-contrast"}
+    forward_only = {"contrast", "effect-size", "magnitude", "random", "wanda", "write-contrast"}
+    assert set(scores.names()) == forward_only | {"change", "gradient", "removal"}
+    # Scores that need no more than the statistics cost no more than one reading.
+    assert {name for name in scores.names() if scores.get(name).measure is None} == forward_only
     assert all(scores.get(name).name == name for name in scores.names())
 
 
@@ -130,5 +133,5 @@ def test_random_follows_the_seed_and_not_the_activations(evidence: Evidence) -> 
 def test_an_unknown_score_is_an_error_with_near_names() -> None:
     with pytest.raises(SafetyNeuronsError, match=r"no score called 'write_contrast'.*Did you mean write-contrast"):
         scores.get("write_contrast")
-    with pytest.raises(SafetyNeuronsError, match=r"Known: contrast, magnitude, random, wanda, write-contrast"):
+    with pytest.raises(SafetyNeuronsError, match=r"Known: change, contrast, effect-size, gradient, magnitude, random"):
         scores.get("xyzzy")

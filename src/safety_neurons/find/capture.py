@@ -1,7 +1,9 @@
 """One streaming pass over prompts: statistics of every neuron's activation, never the activations themselves."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from safety_neurons.progress import Advance, ignore
 # A neuron among this share of all neurons on a prompt counts as one of that prompt's top neurons (CNA, 2605.12290).
 TOP_SHARE = 0.001
 EVERY_TOKEN = torch.iinfo(torch.long).max
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class ActivationStatistics:
     by_position: list[Tensor] | None
 
 
-class _Sums:
+class Sums:
     """Running sums of one site, in float64 so that the order of the batches does not matter.
 
     Neurons of one block (one expert) see the same tokens, so tokens are counted per block.
@@ -54,7 +58,7 @@ class _Sums:
         self.by_position = torch.zeros(positions, site.width, dtype=torch.float64)
         self.position_count = torch.zeros(positions, site.blocks, dtype=torch.float64)
 
-    def add(self, other: "_Sums") -> None:
+    def add(self, other: "Sums") -> None:
         """Take in the sums of another batch."""
         for name, value in vars(other).items():
             getattr(self, name).add_(value)
@@ -76,6 +80,30 @@ class _Sums:
             "by_position": self.by_position / self.position_count.clamp_min(1).repeat_interleave(size, 1),
         }
         return {name: value.float() for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class CapturedSums:
+    """The sums of one prompt set, one entry per site."""
+
+    prompts: int
+    sites: tuple[Sums, ...]
+
+    @classmethod
+    def merged(cls, parts: Sequence[Self]) -> Self:
+        """The sums of several prompt sets of one model together, as if they had been one."""
+        sites = tuple(copy.deepcopy(site) for site in parts[0].sites)
+        for part in parts[1:]:
+            for total, more in zip(sites, part.sites, strict=True):
+                total.add(more)
+        return cls(sum(part.prompts for part in parts), sites)
+
+    def statistics(self) -> ActivationStatistics:
+        found = [total.statistics(self.prompts) for total in self.sites]
+        by_name: dict[str, Any] = {name: [site[name] for site in found] for name in found[0]}
+        if not len(self.sites[0].by_position):
+            by_name["by_position"] = None
+        return ActivationStatistics(self.prompts, **by_name)
 
 
 class _TopNeurons:
@@ -106,14 +134,13 @@ class _TopNeurons:
 class _Gather:
     """The hook of one site: reduces a pass' activations to sums before the next layer runs."""
 
-    def __init__(self, where: PromptPositions, tails: Tensor, sums: _Sums, top: _TopNeurons, first: int) -> None:
+    def __init__(self, where: PromptPositions, tails: Tensor, sums: Sums, top: _TopNeurons, first: int) -> None:
         self.where, self.tails, self.sums, self.top, self.first = where, tails, sums, top, first
 
     def __call__(self, activations: Activations) -> None:
         values, sums = activations.values, self.sums
         offsets = activations.of_tokens(self.where.offsets).to(values.device)
-        tails = activations.of_tokens(self.tails.expand(self.where.offsets.shape)).to(values.device)
-        counted = (offsets < 0) & (offsets >= -tails)
+        counted = counted_rows(activations, self.where, self.tails)
         columns = slice(activations.first, activations.first + values.shape[1])
         block = activations.first // values.shape[1]
         # Apple's GPUs know no float64.
@@ -130,8 +157,38 @@ class _Gather:
             sums.by_position[:, columns].index_add_(0, rows, values[near].to(exact).cpu().double())
             sums.position_count[:, block] += torch.bincount(rows, minlength=positions)
         last = offsets == -1
-        prompts = activations.of_tokens(torch.arange(len(self.tails))[:, None].expand(self.where.offsets.shape))
-        self.top.offer(prompts.to(values.device)[last], values[last], self.first + activations.first)
+        prompts = prompts_of_rows(activations, self.where)
+        self.top.offer(prompts[last], values[last], self.first + activations.first)
+
+
+def counted_rows(activations: Activations, where: PromptPositions, tails: Tensor) -> Tensor:
+    """Which rows belong to the last `tails` [prompts, 1] tokens of their prompts: bool [rows]."""
+    offsets = activations.of_tokens(where.offsets)
+    wanted = activations.of_tokens(tails.expand(where.offsets.shape)).to(offsets.device)
+    return ((offsets < 0) & (offsets >= -wanted)).to(activations.values.device)
+
+
+def prompts_of_rows(activations: Activations, where: PromptPositions) -> Tensor:
+    """To which prompt of the batch each row belongs: int64 [rows]."""
+    prompts = torch.arange(len(where.offsets))[:, None].expand(where.offsets.shape)
+    return activations.of_tokens(prompts).to(activations.values.device)
+
+
+def tails_of(tail: int | Sequence[int] | None, batch: Sequence[int]) -> Tensor:
+    """How many tokens count at the end of each text of a batch: int64 [texts, 1]."""
+    each = [EVERY_TOKEN if tail is None else tail if isinstance(tail, int) else tail[index] for index in batch]
+    return torch.tensor(each)[:, None]
+
+
+def stream(
+    texts: Sequence[str], work: Callable[[list[int]], T], batch_size: int, advance: Advance = ignore
+) -> Iterator[T]:
+    """What `work` makes of this process' share of the batches (of indices), halved where memory runs out."""
+    with all_or_none():
+        for number, batch in enumerate(batches_by_length(texts, batch_size)):
+            if is_mine(number):
+                yield from halve_when_full(work, batch)
+            advance(len(batch))
 
 
 def capture(
@@ -152,14 +209,29 @@ def capture(
         tail: how many tokens at the end of each text count (one number, or one per text); None counts all.
         positions: for how many positions at the prompt's end to keep separate means.
     """
-    sums = [_Sums(site, positions) for site in model.sites]
+    return capture_sums(
+        model, texts, tail=tail, positions=positions, batch_size=batch_size, advance=advance
+    ).statistics()
+
+
+def capture_sums(
+    model: ChatModel,
+    texts: Sequence[str],
+    *,
+    tail: int | Sequence[int] | None = 1,
+    positions: int = 0,
+    batch_size: int = BATCH_SIZE,
+    advance: Advance = ignore,
+) -> CapturedSums:
+    """The sums from which `capture` makes its statistics; those of several sets of texts add up."""
+    sums = [Sums(site, positions) for site in model.sites]
     widths = [site.width for site in model.sites]
 
-    def run(batch: list[int]) -> list[_Sums]:
+    def run(batch: list[int]) -> list[Sums]:
         inputs = model.encode([texts[index] for index in batch])
-        tails = torch.tensor([_tail(tail, index) for index in batch])[:, None]
+        tails = tails_of(tail, batch)
         # Sums of this batch alone: if memory runs out on the way, nothing of it has been counted yet.
-        part = [_Sums(site, positions) for site in model.sites]
+        part = [Sums(site, positions) for site in model.sites]
         top = _TopNeurons(model.sites)
         with torch.inference_mode(), follow_positions(model.model) as where:
             hooks = [
@@ -173,25 +245,9 @@ def capture(
             site_sums.top += count
         return part
 
-    with all_or_none():
-        for number, batch in enumerate(batches_by_length(texts, batch_size)):
-            if is_mine(number):
-                for part in halve_when_full(run, batch):
-                    for total, more in zip(sums, part, strict=True):
-                        total.add(more)
-            advance(len(batch))
+    for part in stream(texts, run, batch_size, advance):
+        for total, more in zip(sums, part, strict=True):
+            total.add(more)
     for total in sums:
         add_over_processes(vars(total).values())
-
-    found = [total.statistics(len(texts)) for total in sums]
-    by_name = {name: [site[name] for site in found] for name in found[0]}
-    return ActivationStatistics(
-        prompts=len(texts),
-        **(by_name | {"by_position": by_name["by_position"] if positions else None}),  # type: ignore[arg-type]
-    )
-
-
-def _tail(tail: int | Sequence[int] | None, index: int) -> int:
-    if tail is None:
-        return EVERY_TOKEN
-    return tail if isinstance(tail, int) else tail[index]
+    return CapturedSums(len(texts), tuple(sums))

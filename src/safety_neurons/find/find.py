@@ -1,24 +1,120 @@
 """`find`: the safety knowledge neurons of a model, from harmful and benign prompts."""
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find import scores
-from safety_neurons.find.capture import ActivationStatistics, capture
 from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance, sorted_indices
-from safety_neurons.find.processes import all_or_none, from_all_processes, is_mine
-from safety_neurons.find.select import select
+from safety_neurons.find.read import BothSides, check_reading, directions, gather, measure_both, read_both, write_norms
+from safety_neurons.find.scores import Layers, Score, Tokens
+from safety_neurons.find.select import check_budget, select
+from safety_neurons.find.significance import significant
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import BATCH_SIZE, batches_by_length, generate, halve_when_full
-from safety_neurons.models.sites import NeuronSite
+from safety_neurons.models.generate import BATCH_SIZE
 from safety_neurons.progress import Advance, ignore
 
-# What a harmful prompt is paired with where a response is needed and the model complied: scores over response tokens
-# need (harmful prompt, refusal) pairs.
-PLAIN_REFUSAL = "I'm sorry, but I can't assist with that."
+
+@dataclass(frozen=True)
+class ScoredNeurons:
+    """A score of every neuron on both sides, float32 [neurons] per site, from which sets of any size are taken.
+
+    `significant` is how many neurons of each site differ between the sides, for scores that test it.
+    """
+
+    model: ChatModel
+    score: Score
+    tokens: Tokens
+    seed: int
+    harmful: Layers
+    benign: Layers
+    directions: Directions
+    significant: tuple[int, ...] | None = None
+
+    def top(self, percent: float, scope: str | None = None, selection: str = "difference") -> NeuronSet:
+        """The neurons that a budget pays for; the scope is the score's own when left out."""
+        model, sites = self.model, self.model.sites
+        layers = tuple(site.layer for site in sites)
+        scope = scope or self.score.scope
+        rejection, conformity = select(
+            self.harmful, self.benign, percent, scope, self.score.contrastive, layers, selection
+        )
+        provenance = Provenance(
+            model=model.name,
+            identity=model.identity,
+            score=self.score.name,
+            percent=percent,
+            scope=scope,
+            seed=self.seed,
+            parameters_per_neuron=tuple(site.parameters_per_neuron for site in sites),
+            parameters_total=model.parameters,
+            coverage=str(model.coverage),
+            tokens=self.tokens,
+            selection=selection,
+            significant=self.significant,
+        )
+        widths = tuple(site.width for site in sites)
+        return NeuronSet(
+            sorted_indices(rejection), sorted_indices(conformity), widths, layers, provenance, self.directions
+        )
+
+
+def score_neurons(
+    model: ChatModel,
+    harmful: Sequence[str],
+    benign: Sequence[str],
+    *,
+    score: str = "write-contrast",
+    tokens: Tokens | None = None,
+    last_tokens: int = 1,
+    positions: int = 5,
+    other: ChatModel | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    response_tokens: int = 32,
+    advance: Advance = ignore,
+) -> ScoredNeurons:
+    """Score every neuron of the model; the arguments are those of `find`."""
+    chosen = scores.get(score)
+    counted = tokens or chosen.tokens
+    if not harmful or not benign:
+        raise SafetyNeuronsError("Finding needs harmful and benign prompts: one of the two sets is empty.")
+    check_reading(model, chosen, counted, last_tokens, positions, other)
+    sides = read_both(
+        model,
+        harmful,
+        benign,
+        write_norms(model),
+        tokens=counted,
+        last_tokens=last_tokens,
+        positions=positions,
+        own_answers=chosen.own_answers,
+        response_tokens=response_tokens,
+        batch_size=batch_size,
+        other=other,
+        advance=advance,
+    )
+    return compute_score([sides], [measure_both(sides, chosen)], chosen, counted, positions, seed)
+
+
+def compute_score(
+    parts: Sequence[BothSides],
+    measured: Sequence[tuple[Layers, Layers] | None],
+    score: Score,
+    tokens: Tokens,
+    positions: int,
+    seed: int,
+) -> ScoredNeurons:
+    """Score every neuron from prompts that were read already, in one or several parts."""
+    evidence = gather(parts, measured, score, seed)
+    on_harmful, on_benign = score.compute(evidence)
+    reading = parts[0].harmful.reading
+    counts: tuple[int, ...] | None = None
+    # Only one token a prompt is independent of the others, as the test wants it.
+    if score.tested and reading.tail == 1:
+        counts = tuple(int(site.sum()) for site in significant(evidence.harmful, evidence.benign))
+    where = directions(parts, positions)
+    return ScoredNeurons(reading.model, score, tokens, seed, on_harmful, on_benign, where, counts)
 
 
 def find(
@@ -29,7 +125,11 @@ def find(
     score: str = "write-contrast",
     percent: float = 0.5,
     scope: str | None = None,
+    selection: str = "difference",
+    tokens: Tokens | None = None,
+    last_tokens: int = 1,
     positions: int = 5,
+    other: ChatModel | None = None,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     response_tokens: int = 32,
@@ -45,96 +145,32 @@ def find(
         score: the ranking's name (`safety_neurons.find.scores.names()`).
         percent: the budget, in percent of the neurons of a layer or of the model.
         scope: "layer" or "model"; the score's own default when left out.
+        selection: "difference" takes the top of harmful minus the top of benign prompts and the reverse (scores that
+            compare the sides themselves take one top over both); "none" takes the top of harmful prompts alone.
+        tokens: whose activations count: the "last" of the prompt, the whole "prompt", or the "response"; the score's
+            own habit when left out.
+        last_tokens: how many tokens at the prompt's end the "last" are.
         positions: for how many positions at the prompt's end the directions for calibration are kept.
+        other: a second checkpoint of the model, for scores that compare two.
+        response_tokens: the longest response, where responses count.
 
     Raises:
-        SafetyNeuronsError: a set is empty, the score is unknown, or the model cannot be read.
+        SafetyNeuronsError: a set is empty, the score is unknown, an option does not fit it, or the model cannot be
+            read.
     """
-    chosen = scores.get(score)
-    if not harmful or not benign:
-        raise SafetyNeuronsError("Finding needs harmful and benign prompts: one of the two sets is empty.")
-    if positions < 1:
-        raise SafetyNeuronsError(f"Directions need at least one position at the prompt's end, not {positions}.")
-    sides: list[ActivationStatistics] = []
-    answered: list[ActivationStatistics] = []
-    for prompts, is_harmful in ((harmful, True), (benign, False)):
-        texts = [model.render(prompt) for prompt in prompts]
-        tail = None if chosen.positions == "prompt" else 1
-        sides.append(capture(model, texts, tail=tail, positions=positions, batch_size=batch_size, advance=advance))
-        if chosen.positions == "response":
-            responses = (
-                [PLAIN_REFUSAL] * len(texts) if is_harmful else _respond(model, texts, response_tokens, batch_size)
-            )
-            answered.append(_capture_responses(model, texts, responses, batch_size))
-    counted = (answered[0], answered[1]) if answered else (sides[0], sides[1])
-    norms = [_write_norms(site) for site in model.sites]
-    evidence = scores.Evidence(
-        harmful=counted[0],
-        benign=counted[1],
-        write_norm_1=[norm[0] for norm in norms],
-        write_norm_2=[norm[1] for norm in norms],
+    check_budget(percent, scope or scores.get(score).scope, selection)
+    scored = score_neurons(
+        model,
+        harmful,
+        benign,
+        score=score,
+        tokens=tokens,
+        last_tokens=last_tokens,
+        positions=positions,
+        other=other,
         seed=seed,
+        batch_size=batch_size,
+        response_tokens=response_tokens,
+        advance=advance,
     )
-    on_harmful, on_benign = chosen.compute(evidence)
-    used_scope = scope or chosen.scope
-    rejection, conformity = select(
-        on_harmful, on_benign, percent, used_scope, chosen.contrastive, [site.layer for site in model.sites]
-    )
-    assert sides[0].by_position is not None
-    assert sides[1].by_position is not None
-    return NeuronSet(
-        sorted_indices(rejection),
-        sorted_indices(conformity),
-        tuple(site.width for site in model.sites),
-        tuple(site.layer for site in model.sites),
-        Provenance(
-            model=model.name,
-            identity=model.identity,
-            score=score,
-            percent=percent,
-            scope=used_scope,
-            seed=seed,
-            parameters_per_neuron=tuple(site.parameters_per_neuron for site in model.sites),
-            parameters_total=model.parameters,
-            coverage=str(model.coverage),
-        ),
-        Directions(tuple(sides[0].by_position), tuple(sides[1].by_position)),
-    )
-
-
-def _write_norms(site: NeuronSite) -> Tensor:
-    """The sum norms and the lengths of a site's write vectors: float32 [2, neurons].
-
-    One site at a time, in parts where memory runs out: all in float32 would be as large as a third of the model.
-    """
-
-    def norms(neurons: list[int]) -> Tensor:
-        vectors = site.write_vectors(None if len(neurons) == site.width else torch.tensor(neurons))
-        return torch.stack([vectors.norm(p=p, dim=1).cpu() for p in (1, 2)])
-
-    return torch.cat(halve_when_full(norms, list(range(site.width))), 1)
-
-
-def _respond(model: ChatModel, texts: Sequence[str], tokens: int, batch_size: int) -> list[str]:
-    """The model's own answers, or a plain refusal where it says nothing; each process generates a share of them."""
-    batches = batches_by_length(texts, batch_size)
-    others = frozenset(index for number, batch in enumerate(batches) if not is_mine(number) for index in batch)
-    answers: dict[int, str] = {}
-    with all_or_none():
-        for index, answer in generate(model, texts, max_new_tokens=tokens, batch_size=batch_size, done=others):
-            answers[index] = answer.text
-    for part in from_all_processes(answers):
-        answers |= part
-    return [answers[index] or PLAIN_REFUSAL for index in range(len(texts))]
-
-
-def _capture_responses(
-    model: ChatModel, texts: Sequence[str], responses: Sequence[str], batch_size: int
-) -> ActivationStatistics:
-    """Statistics over the tokens of the responses alone."""
-    pairs = [text + response for text, response in zip(texts, responses, strict=True)]
-    tails = [
-        len(model.encode([pair])["input_ids"][0]) - len(model.encode([text])["input_ids"][0])
-        for pair, text in zip(pairs, texts, strict=True)
-    ]
-    return capture(model, pairs, tail=tails, batch_size=batch_size)
+    return scored.top(percent, scope, selection)

@@ -55,7 +55,9 @@ class Directions:
 class Provenance:
     """Where a neuron set comes from. `percent` of the neurons was the budget of each ranking.
 
-    `parameters_per_neuron` has one number per site; `coverage` says what part of the model was searched.
+    `parameters_per_neuron` has one number per site; `coverage` says what part of the model was searched. `tokens` are
+    those whose activations counted. `significant` is, for scores that test it, how many neurons of each site differ
+    between the two prompt sets at a false discovery rate of 5%; it is None for the others.
     """
 
     model: str
@@ -67,6 +69,9 @@ class Provenance:
     parameters_per_neuron: tuple[int, ...]
     parameters_total: int
     coverage: str = ""
+    tokens: str = ""
+    selection: str = "difference"
+    significant: tuple[int, ...] | None = None
 
 
 class LayerCount(NamedTuple):
@@ -190,7 +195,12 @@ class NeuronSet:
             described = json.loads(metadata["neurons"])
             widths, layers = described["widths"], described["layers"]
             provenance = Provenance(**described["provenance"])
-            provenance = replace(provenance, parameters_per_neuron=tuple(provenance.parameters_per_neuron))
+            significant = provenance.significant
+            provenance = replace(
+                provenance,
+                parameters_per_neuron=tuple(provenance.parameters_per_neuron),
+                significant=None if significant is None else tuple(significant),
+            )
             rejection, conformity = (
                 tuple(tensors[f"{side}.{site}"] for site in range(len(widths))) for side in ("rejection", "conformity")
             )

@@ -27,10 +27,19 @@ def is_mine(number: int) -> bool:
 
 def add_over_processes(tensors: Iterable[Tensor]) -> None:
     """Add up each tensor over all processes, in place."""
+    _over_processes(tensors, distributed.ReduceOp.SUM)
+
+
+def max_over_processes(tensors: Iterable[Tensor]) -> None:
+    """The largest of each tensor's entries over all processes, in place."""
+    _over_processes(tensors, distributed.ReduceOp.MAX)
+
+
+def _over_processes(tensors: Iterable[Tensor], operation: distributed.ReduceOp.RedOpType) -> None:
     if process_count() > 1:
         for tensor in tensors:
             shared = tensor.cuda() if distributed.get_backend() == "nccl" else tensor
-            distributed.all_reduce(shared)
+            distributed.all_reduce(shared, operation)
             tensor.copy_(shared)
 
 

@@ -8,15 +8,24 @@ from torch import Tensor
 from safety_neurons.errors import SafetyNeuronsError
 
 
+def check_budget(percent: float, scope: str, selection: str = "difference") -> None:
+    """Raises SafetyNeuronsError where a selection has no meaning."""
+    if not 0 < percent <= 100:
+        raise SafetyNeuronsError(f"The budget must be above 0 and at most 100 percent of the neurons, not {percent}.")
+    if scope not in ("layer", "model"):
+        raise SafetyNeuronsError(f"The budget is spent per 'layer' or over the 'model', not per {scope!r}.")
+    if selection not in ("difference", "none"):
+        raise SafetyNeuronsError(
+            f"The selection is the 'difference' of both sides or 'none' (harmful prompts alone), not {selection!r}."
+        )
+
+
 def top_percent(scores: Sequence[Tensor], percent: float, scope: str, layers: Sequence[int]) -> list[Tensor]:
     """Masks of the neurons with the highest scores, per site; `layers` says in which layer each site stands.
 
     Negative scores are never chosen; ties go to the lower index.
     """
-    if not 0 < percent <= 100:
-        raise SafetyNeuronsError(f"The budget must be above 0 and at most 100 percent of the neurons, not {percent}.")
-    if scope not in ("layer", "model"):
-        raise SafetyNeuronsError(f"The budget is spent per 'layer' or over the 'model', not per {scope!r}.")
+    check_budget(percent, scope)
     masks: list[Tensor] = [torch.empty(0)] * len(scores)
     for group in dict.fromkeys(layers) if scope == "layer" else [None]:
         mine = [site for site, layer in enumerate(layers) if group is None or layer == group]
@@ -41,12 +50,18 @@ def select(
     scope: str,
     contrastive: bool,
     layers: Sequence[int],
+    selection: str = "difference",
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Masks of the rejection and the conformity neurons, per site.
 
     For scores that rank each side by itself: top-k on harmful minus top-k on benign, and the other way round
-    (the paper, section 3.1). For contrastive scores: one top-k over both sides.
+    (the paper, section 3.1). For contrastive scores: one top-k over both sides. With the selection "none": the top-k
+    on harmful prompts alone, and no conformity neurons.
     """
+    check_budget(percent, scope, selection)
+    if selection == "none":
+        alone = top_percent(harmful, percent, scope, layers)
+        return alone, [torch.zeros_like(mask) for mask in alone]
     if contrastive:
         chosen = top_percent(
             [torch.maximum(*pair) for pair in zip(harmful, benign, strict=True)], percent, scope, layers

@@ -7,8 +7,10 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel
 
 
-def forward(model: PreTrainedModel, inputs: BatchEncoding | dict[str, Tensor], last_logits: int = 1) -> Any:
-    """Run left-padded inputs without a cache; only the last `last_logits` logits, where the model can spare the others.
+def forward(
+    model: PreTrainedModel, inputs: BatchEncoding | dict[str, Tensor], last_logits: int = 1, use_cache: bool = False
+) -> Any:
+    """Run left-padded inputs; only the last `last_logits` logits, where the model can spare the others.
 
     Without position ids, models with absolute positions would count the padding too.
     """
@@ -21,4 +23,4 @@ def forward(model: PreTrainedModel, inputs: BatchEncoding | dict[str, Tensor], l
     # Models whose last layers share keys and values run these on the kept positions alone (Gemma 4).
     if "logits_to_keep" in known and not getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
         extra["logits_to_keep"] = last_logits
-    return model(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False, **extra)
+    return model(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=use_cache, **extra)

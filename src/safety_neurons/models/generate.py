@@ -1,7 +1,7 @@
 """Answers in batches: greedy, in a fixed order of batches, so that a killed run that goes on gives the same text."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -57,35 +57,40 @@ def generate(
 ) -> Iterator[tuple[int, Completion]]:
     """Yield (index, answer) for every rendered text that is not `done`, batch by batch, as they are finished."""
 
-    named = model.model.generation_config.eos_token_id
-    ends = named if isinstance(named, list) else [model.tokenizer.eos_token_id if named is None else named]
-
     def answer(batch: list[int]) -> list[tuple[int, Completion]]:
-        inputs = model.encode([texts[index] for index in batch])
-        with torch.inference_mode():
-            output = model.model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                use_cache=use_cache,
-                pad_token_id=padding_token(model),
-            )
-        new = output[:, inputs["input_ids"].shape[1] :]
-        answers = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-        ended = torch.isin(new, torch.tensor(ends, device=new.device)).any(1).tolist()
-        return [
-            (index, Completion(text, not end))
-            for index, text, end in zip(batch, answers, ended, strict=True)
-            if index not in done
-        ]
+        answers = complete(model, [texts[index] for index in batch], max_new_tokens, use_cache=use_cache)
+        return [(index, found) for index, found in zip(batch, answers, strict=True) if index not in done]
 
     for batch in batches_by_length(texts, batch_size):
         if not done.issuperset(batch):
             for part in halve_when_full(answer, batch):
                 yield from part
+
+
+def complete(
+    model: ChatModel, texts: Sequence[str], max_new_tokens: int, use_cache: bool = True, past_key_values: Any = None
+) -> list[Completion]:
+    """The answers to one batch of rendered texts; `past_key_values` may hold the texts' beginnings already."""
+    named = model.model.generation_config.eos_token_id
+    ends = named if isinstance(named, list) else [model.tokenizer.eos_token_id if named is None else named]
+    inputs = model.encode(texts)
+    known = {} if past_key_values is None else {"past_key_values": past_key_values}
+    with torch.inference_mode():
+        output = model.model.generate(
+            **inputs,
+            **known,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=use_cache,
+            pad_token_id=padding_token(model),
+        )
+    new = output[:, inputs["input_ids"].shape[1] :]
+    answers = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    ended = torch.isin(new, torch.tensor(ends, device=new.device)).any(1).tolist()
+    return [Completion(text, not end) for text, end in zip(answers, ended, strict=True)]
 
 
 def padding_token(model: ChatModel) -> int:

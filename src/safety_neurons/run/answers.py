@@ -1,16 +1,25 @@
 """Answers that are kept as they come, so that a killed run goes on, and that are judged once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.judges import Judge, Verdict
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import generate
+from safety_neurons.models.generate import Completion, generate
 from safety_neurons.progress import Listener
 from safety_neurons.prompts import Prompt
 from safety_neurons.run.folder import RunFolder, fingerprint
 from safety_neurons.storage import append_line, read_lines
+
+
+class Generate(Protocol):
+    """What answers rendered texts: `models.generate.generate`, or something that gives the same."""
+
+    def __call__(
+        self, model: ChatModel, texts: Sequence[str], *, max_new_tokens: int, batch_size: int, done: frozenset[int]
+    ) -> Iterator[tuple[int, Completion]]: ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ def ask(
     judge: Judge,
     answer_tokens: int,
     batch_size: int,
+    answering: Generate | None = None,
 ) -> list[Answer]:
     """The model's answers to what is sent for each prompt, judged; only those that are missing are generated."""
     texts = [model.render(request.user, request.prefill) for request in sent]
@@ -60,7 +70,9 @@ def ask(
     title = f"{condition.subject}, {condition.name}: {attack} {set_name} prompts"
     with listener.task(title, len(texts)) as advance:
         advance(len(done))
-        for index, answer in generate(model, texts, max_new_tokens=answer_tokens, batch_size=batch_size, done=done):
+        for index, answer in (answering or generate)(
+            model, texts, max_new_tokens=answer_tokens, batch_size=batch_size, done=done
+        ):
             line = {
                 "key": keys[index],
                 "subject": condition.subject,

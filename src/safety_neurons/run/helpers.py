@@ -12,12 +12,13 @@ import transformers
 from torch import distributed
 
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.find import scores
 from safety_neurons.find.find import find
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.find.processes import all_or_none, process_count
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.progress import Advance, ignore
-from safety_neurons.run.workplace import load_model
+from safety_neurons.run.workplace import load_model, load_other_model
 from safety_neurons.settings import Settings
 
 # A process that dies closes its connections, and torchrun then ends the others. This is for one that hangs, or that
@@ -64,9 +65,17 @@ def dismiss() -> None:
 
 
 def find_as_set(
-    model: ChatModel, settings: Settings, harmful: Sequence[str], benign: Sequence[str], advance: Advance = ignore
+    model: ChatModel,
+    settings: Settings,
+    harmful: Sequence[str],
+    benign: Sequence[str],
+    other: ChatModel | None = None,
+    advance: Advance = ignore,
 ) -> NeuronSet:
-    """`find` as a run's settings say, with the help of the other processes where there are any."""
+    """`find` as a run's settings say, with the help of the other processes where there are any.
+
+    `other` is the second checkpoint, for scores that compare two.
+    """
     if process_count() > 1 and distributed.get_rank() == 0:
         _tell({"settings": settings.model_dump(mode="json"), "harmful": list(harmful), "benign": list(benign)})
         with all_or_none():
@@ -78,6 +87,10 @@ def find_as_set(
         score=settings.find.score,
         percent=settings.find.percent,
         scope=settings.find.scope,
+        selection=settings.find.selection,
+        tokens=settings.find.tokens,
+        last_tokens=settings.find.last_tokens,
+        other=other,
         positions=settings.find.positions,
         seed=settings.seed,
         batch_size=settings.batch_size,
@@ -94,7 +107,8 @@ def _serve() -> None:
             with all_or_none():
                 model = load_model(settings)
                 model.coverage  # noqa: B018
-            find_as_set(model, settings, request["harmful"], request["benign"])
+                other = load_other_model(settings) if scores.get(settings.find.score).compares_models else None
+            find_as_set(model, settings, request["harmful"], request["benign"], other)
 
 
 def _tell(message: dict[str, Any] | None) -> dict[str, Any] | None:

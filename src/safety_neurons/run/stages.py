@@ -13,6 +13,8 @@ from safety_neurons.explain.projection import explain
 from safety_neurons.explain.residual import mean_residuals
 from safety_neurons.find import scores
 from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.find.read import passes
+from safety_neurons.find.significance import FALSE_DISCOVERY_RATE
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.run.answers import Answer, Condition
 from safety_neurons.run.folder import fingerprint
@@ -28,9 +30,17 @@ def find_stage(work: Workplace) -> StageResult:
     settings = work.settings.find
     harmful, benign = (work.chosen(name, "train", settings.prompts) for name in ("harmful", "benign"))
     model = work.model
-    with work.listener.task(f"finding neurons ({settings.score})", len(harmful) + len(benign)) as advance:
+    score = scores.get(settings.score)
+    times = passes(score, settings.tokens or score.tokens)
+    other = work.other_model if score.compares_models else None
+    with work.listener.task(f"finding neurons ({score.name})", times * (len(harmful) + len(benign))) as advance:
         neurons = find_as_set(
-            model, work.settings, [prompt.text for prompt in harmful], [prompt.text for prompt in benign], advance
+            model,
+            work.settings,
+            [prompt.text for prompt in harmful],
+            [prompt.text for prompt in benign],
+            other,
+            advance,
         )
     if not len(neurons):
         raise SafetyNeuronsError(
@@ -41,8 +51,14 @@ def find_stage(work: Workplace) -> StageResult:
     neurons.directions.save(work.folder.directions)
     neurons.save(work.folder.neurons)
     work.listener.say(str(neurons))
-    score = scores.get(settings.score)
     per_layer = [count._asdict() for count in neurons.per_layer()]
+    significance = _significance(neurons)
+    if significance is not None:
+        work.listener.say(
+            f"{significance['total']:,} of {sum(neurons.widths):,} neurons differ between harmful and benign prompts "
+            f"(Welch's t-test, false discovery rate {FALSE_DISCOVERY_RATE:.0%}); by layer: "
+            + ", ".join(f"{layer} {count:,}" for layer, count in significance["per_layer"].items())
+        )
     return StageResult(
         sections={
             "neurons": {
@@ -55,10 +71,28 @@ def find_stage(work: Workplace) -> StageResult:
                 "formula": score.formula,
                 "percent": settings.percent,
                 "scope": neurons.provenance.scope,
+                "selection": neurons.provenance.selection,
+                "tokens": neurons.provenance.tokens,
                 "per_layer": per_layer,
+                "significant": significance,
             }
         }
     )
+
+
+def _significance(neurons: NeuronSet) -> dict[str, Any] | None:
+    """How many neurons of each layer and in all differ between the sides, where the score tests it."""
+    counts = neurons.provenance.significant
+    if counts is None:
+        return None
+    per_layer = dict.fromkeys(neurons.layers, 0)
+    for layer, count in zip(neurons.layers, counts, strict=True):
+        per_layer[layer] += count
+    return {
+        "false_discovery_rate": FALSE_DISCOVERY_RATE,
+        "total": sum(counts),
+        "per_layer": {str(layer): count for layer, count in per_layer.items()},
+    }
 
 
 def explain_stage(work: Workplace) -> StageResult:

@@ -50,6 +50,12 @@ def load_model(settings: Settings) -> ChatModel:
     )
 
 
+def load_other_model(settings: Settings) -> ChatModel | None:
+    """The second checkpoint that the settings name, loaded like the first; None where they name none."""
+    name = settings.find.other_model
+    return None if name is None else load_model(settings.model_copy(update={"model": name}))
+
+
 @dataclass(frozen=True)
 class Workplace:
     """What the stages share. The model is loaded when a stage first needs it."""
@@ -70,6 +76,17 @@ class Workplace:
         self.listener.say(f"{model.name}: {covered}, {precision} on {model.device}")
         for message in covered.unread:
             self.listener.say(message)
+        return model
+
+    @functools.cached_property
+    def other_model(self) -> ChatModel | None:
+        """The second checkpoint that the settings name, if any."""
+        name = self.settings.find.other_model
+        if name is None:
+            return None
+        with self.listener.task(f"loading {name}", 1) as advance:
+            model = load_other_model(self.settings)
+            advance(1)
         return model
 
     @functools.cached_property

@@ -2,10 +2,10 @@
 
 import sys
 
-from safety_neurons.find.scores.score import Evidence, Layers, Score
+from safety_neurons.find.scores.score import Evidence, Layers, Reading, Score, Tokens, WriteNorms
 from safety_neurons.plugins import choose, discover
 
-__all__ = ["Evidence", "Layers", "Score", "get", "names"]
+__all__ = ["Evidence", "Layers", "Reading", "Score", "Tokens", "WriteNorms", "get", "names"]
 
 
 def names() -> list[str]:

@@ -1,4 +1,8 @@
-"""The difference of mean activations at the last prompt token, without the neurons that are busy on every prompt."""
+"""The difference of mean activations at the last prompt token, without the neurons that are busy on every prompt.
+
+As in the source, a neuron is busy where it is among the model's top 0.1% by size on at least 80% of the prompts. There
+such neurons are taken out of the chosen ones; here they are left out before, so that the budget is met.
+"""
 
 from safety_neurons.find.scores.score import Evidence, Layers, Score, by_side
 
@@ -21,7 +25,7 @@ SCORE = Score(
     name="contrast",
     formula="|mean a_i(H) - mean a_i(B)|, universal neurons dropped",
     source="CNA, arXiv 2605.12290",
-    positions="last",
+    tokens="last",
     scope="model",
     contrastive=True,
     compute=compute,
