@@ -101,8 +101,7 @@ def fold(call: ModuleCall, site: NeuronSite, full: Observation, silent: Observat
     if not expected.any():
         raise UnreadableLayer(f"{site.name} writes nothing on the dummy input, so it cannot be checked")
     without = observe(call, {norm for norm, _ in full.from_norms}, (site,))
-    assert call.input is not None
-    epsilon = torch.finfo(call.input.dtype).eps
+    epsilon = _epsilon(call)
     gain: Tensor | float = 1.0
     post_norm = False
     for run, given in full.into.items():
@@ -140,6 +139,12 @@ def _by_token(values: Tensor, tokens: int) -> Tensor:
     if values.dim() > 3 and values.shape[:2] != DUMMY_SHAPE:
         values = values.movedim(0, -2)
     return values.reshape(tokens, -1)
+
+
+def _epsilon(call: ModuleCall) -> float:
+    """The rounding of the layer's numbers, which are looked at in float32."""
+    assert call.input is not None
+    return max(torch.finfo(call.input.dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def _factor(full: Tensor, without: Tensor, expected: Tensor, epsilon: float) -> Tensor | None:
@@ -191,9 +196,8 @@ def check_identity(call: ModuleCall, sites: Sequence[NeuronSite], full: Observat
     """
     with activation_hooks((site, lambda _activations: None) for site in sites):
         hooked = call.run()
-    assert call.input is not None
     written = (full.output - silent.output).square().mean().sqrt()
-    noise = 8 * torch.finfo(call.input.dtype).eps * (full.output.abs() + written)
+    noise = 8 * _epsilon(call) * (full.output.abs() + written)
     if ((hooked - full.output) / noise).square().mean() > 1:
         raise UnreadableLayer("its experts compute something else than transformers' registry of experts describes")
 

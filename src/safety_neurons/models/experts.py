@@ -186,15 +186,15 @@ class ExpertSite(NeuronSite):
             copies = hidden_states.view(layout.count, -1, hidden_states.shape[-1])
             return torch.cat([self._run(copy, expert, _routed(copy), None) for expert, copy in enumerate(copies)])
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-        written = torch.zeros_like(flat, dtype=torch.float32)
+        written = torch.zeros_like(flat, dtype=torch.promote_types(flat.dtype, torch.float32))
         for expert in top_k_index.unique().tolist():
             tokens, slot = (top_k_index == expert).nonzero(as_tuple=True)
             routing = top_k_weights[tokens, slot]
             if expert < layout.count:
-                written += self._run(flat, expert, tokens, routing).float()
+                written += self._run(flat, expert, tokens, routing)
             elif hasattr(self.experts, "identity_expert"):
                 # LongCat's experts without matrices; elsewhere larger numbers are slots that the router left empty.
-                written.index_add_(0, tokens, (flat[tokens] * routing[:, None]).float())
+                written.index_add_(0, tokens, (flat[tokens] * routing[:, None]).to(written.dtype))
         return written.to(hidden_states.dtype).view(hidden_states.shape)
 
     def _run(self, hidden: Tensor, expert: int, tokens: Tensor, routing: Tensor | None) -> Tensor:
