@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from safety_neurons.find import capture as capturing
 from safety_neurons.find.capture import ActivationStatistics, capture
@@ -14,13 +15,14 @@ from safety_neurons.models.chat import ChatModel
 
 TEXTS = ["Hi there", "A text of middle length", "Tell me about the sea and its fish.", "What?", "Hi there"]
 POSITIONS = 3
+FIELDS = ("count", "mean", "mean_absolute", "mean_square", "variance", "by_position", "top_share")
 
 
 @contextlib.contextmanager
 def kept(model: ChatModel) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
     handles = [
-        site.write.register_forward_pre_hook(
+        site.write.register_forward_pre_hook(  # type: ignore[attr-defined]
             lambda _module, args, width=site.width: found.append(args[0].detach().reshape(-1, width).double())
         )
         for site in model.sites
@@ -50,17 +52,18 @@ def average(rows: Iterable[Tensor]) -> Tensor:
 
 def naive(model: ChatModel, texts: list[str], tails: list[int | None], top: int) -> dict[str, Any]:
     everything = [activations(model, text) for text in texts]
-    result: dict[str, Any] = {"tokens": 0, "mean": [], "mean_absolute": [], "mean_square": [], "by_position": []}
+    result: dict[str, Any] = {name: [] for name in FIELDS}
     for layer in range(len(model.sites)):
         chosen = [
             row
             for layers, tail in zip(everything, tails, strict=True)
             for row in (layers[layer] if tail is None else layers[layer][-tail:])
         ]
-        result["tokens"] = len(chosen)
+        result["count"].append(torch.full((model.sites[layer].width,), float(len(chosen))))
         result["mean"].append(average(chosen))
         result["mean_absolute"].append(average(row.abs() for row in chosen))
         result["mean_square"].append(average(row * row for row in chosen))
+        result["variance"].append(torch.stack(chosen).var(0, correction=0).float())
         result["by_position"].append(
             torch.stack([average(layers[layer][place] for layers in everything) for place in range(-POSITIONS, 0)])
         )
@@ -74,8 +77,7 @@ def naive(model: ChatModel, texts: list[str], tails: list[int | None], top: int)
 
 
 def check(found: ActivationStatistics, expected: dict[str, Any]) -> None:
-    assert found.tokens == expected["tokens"]
-    for name in ("mean", "mean_absolute", "mean_square", "by_position", "top_share"):
+    for name in FIELDS:
         for mine, theirs in zip(getattr(found, name), expected[name], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
@@ -102,7 +104,7 @@ def test_statistics_on_every_architecture(any_model: ChatModel) -> None:
 
 def test_a_tail_longer_than_the_text_is_the_whole_text(model: ChatModel) -> None:
     expected, found = capture(model, TEXTS, tail=None), capture(model, TEXTS, tail=1000)
-    assert found.tokens == expected.tokens == sum(map(len, TEXTS))
+    assert found.count[0][0] == expected.count[0][0] == sum(map(len, TEXTS))
     for mine, theirs in zip(found.mean, expected.mean, strict=True):
         assert torch.equal(mine, theirs)
 
@@ -114,7 +116,7 @@ def test_batches_and_order_change_nothing(make_model: Callable[..., ChatModel]) 
     for texts, size in ((TEXTS, 5), (TEXTS[::-1], 2)):
         batched = capture(model, texts, positions=POSITIONS, batch_size=size)
         assert batched.by_position is not None
-        for name in ("mean", "mean_absolute", "mean_square", "top_share", "by_position"):
+        for name in FIELDS:
             for mine, theirs in zip(getattr(batched, name), getattr(single, name), strict=True):
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
@@ -156,28 +158,63 @@ def test_no_hook_is_left_also_after_an_exception(model: ChatModel, monkeypatch: 
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.model.modules())
 
 
-@pytest.mark.parametrize("place", ["forward", "statistics"])
+@pytest.mark.parametrize(("owner", "name", "failing"), [(capturing, "forward", 1), (capturing._Sums, "take", 2)])
 def test_a_batch_that_does_not_fit_is_counted_once(
-    place: str, model: ChatModel, monkeypatch: pytest.MonkeyPatch
+    owner: Any, name: str, failing: int, model: ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory may run out in the model as well as after it, where activations are widened to float32."""
+    """Memory may run out in the model as well as in the second layer's sums, when the first were counted."""
     expected = capture(model, TEXTS, tail=2, positions=POSITIONS)
-    owner, name = (capturing, "forward") if place == "forward" else (torch, "bincount")
     original, calls = getattr(owner, name), 0
 
     def fails_once(*args: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 1:
+        if calls == failing:
             raise torch.OutOfMemoryError
         return original(*args, **options)
 
     monkeypatch.setattr(owner, name, fails_once)
     found = capture(model, TEXTS, tail=2, positions=POSITIONS)
-    assert calls == 3
-    assert found.tokens == expected.tokens
+    assert calls > failing
     assert found.by_position is not None
     assert expected.by_position is not None
-    for field in ("mean", "mean_absolute", "mean_square", "top_share", "by_position"):
+    for field in FIELDS:
         for mine, theirs in zip(getattr(found, field), getattr(expected, field), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_experts_count_the_tokens_that_were_routed_to_them(make_model: Callable[..., ChatModel]) -> None:
+    """Against the activations of each expert, worked out from what reaches it one text at a time."""
+    dense = make_model("qwen3")
+    torch.manual_seed(0)
+    experts_alone = {"moe_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2}
+    config = Qwen3MoeConfig(**(dense.model.config.to_dict() | {"model_type": "qwen3_moe"} | experts_alone))
+    network = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.15)
+    model = ChatModel(network, dense.tokenizer, "tiny-moe", "tiny-moe-0")
+    experts = network.model.layers[1].mlp.experts
+    rows: dict[int, list[Tensor]] = {expert: [] for expert in range(4)}
+
+    def keep(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        for token in range(len(args[0]))[-2:]:
+            for expert in args[1][token].tolist():
+                gate, up = (experts.gate_up_proj[expert] @ args[0][token]).chunk(2)
+                rows[expert].append((torch.nn.functional.silu(gate) * up).double())
+
+    handle = experts.register_forward_pre_hook(keep)
+    with torch.no_grad():
+        for text in TEXTS:
+            network(model.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"])
+    handle.remove()
+    found = capture(model, TEXTS, tail=2, positions=POSITIONS, batch_size=2)
+    assert len({len(seen) for seen in rows.values()}) > 1
+    for expert, seen in rows.items():
+        mine = slice(8 * expert, 8 * expert + 8)
+        assert found.count[1][mine].tolist() == [len(seen)] * 8
+        if seen:
+            torch.testing.assert_close(found.mean[1][mine], average(seen), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(
+                found.mean_absolute[1][mine], average(row.abs() for row in seen), rtol=1e-3, atol=1e-5
+            )
+    assert torch.isclose(torch.cat(found.top_share).sum(), torch.tensor(1.0))

@@ -1,7 +1,9 @@
 """One streaming pass over prompts: statistics of every neuron's activation, never the activations themselves."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,12 +12,14 @@ from safety_neurons.find.processes import add_over_processes, my_share
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import BATCH_SIZE, batches_by_length, halve_when_full
-from safety_neurons.models.positions import PromptPositions, follow_positions
 from safety_neurons.models.sites import Activations, NeuronSite, activation_hooks
 from safety_neurons.progress import Advance, ignore
 
 # A neuron among this share of all neurons on a prompt counts as one of that prompt's top neurons (CNA, 2605.12290).
 TOP_SHARE = 0.001
+# How many rows are widened to float64 at once: on a CPU few enough to stay in its cache, elsewhere few launches.
+ROWS_AT_ONCE = {"cpu": 32}
+MANY_ROWS = 1024
 EVERY_TOKEN = torch.iinfo(torch.long).max
 
 
@@ -45,21 +49,38 @@ class _Sums:
     Neurons of one block (one expert) see the same tokens, so tokens are counted per block.
     """
 
-    def __init__(self, site: NeuronSite, positions: int) -> None:
-        self.total = torch.zeros(site.width, dtype=torch.float64)
-        self.absolute = torch.zeros(site.width, dtype=torch.float64)
-        self.square = torch.zeros(site.width, dtype=torch.float64)
-        self.top = torch.zeros(site.width, dtype=torch.float64)
-        self.count = torch.zeros(site.blocks, dtype=torch.float64)
-        self.by_position = torch.zeros(positions, site.width, dtype=torch.float64)
-        self.position_count = torch.zeros(positions, site.blocks, dtype=torch.float64)
+    def __init__(self, site: NeuronSite, positions: int, device: torch.device | None = None) -> None:
+        # Apple's GPUs know no float64.
+        exact = torch.float32 if device is not None and device.type == "mps" else torch.float64
+        self.total = torch.zeros(site.width, dtype=exact, device=device)
+        self.absolute = torch.zeros(site.width, dtype=exact, device=device)
+        self.square = torch.zeros(site.width, dtype=exact, device=device)
+        self.count = torch.zeros(site.blocks, dtype=exact, device=device)
+        self.by_position = torch.zeros(positions, site.width, dtype=exact, device=device)
+        self.position_count = torch.zeros(positions, site.blocks, dtype=exact, device=device)
+
+    def take(self, activations: Activations, rows: "_Rows") -> None:
+        """Count what the sites' neurons `first` ... are on these rows."""
+        values, first = activations.values, activations.first
+        columns, block = slice(first, first + values.shape[1]), first // values.shape[1]
+        exact = self.total.dtype
+        self.count[block] += len(rows.counted)
+        for part in rows.counted.split(ROWS_AT_ONCE.get(values.device.type, MANY_ROWS)):
+            chosen = values.index_select(0, part).to(exact)
+            self.total[columns] += chosen.sum(0)
+            self.absolute[columns] += chosen.abs_().sum(0)
+            self.square[columns] += chosen.square_().sum(0)
+        if len(self.by_position):
+            self.by_position[:, columns].index_add_(0, rows.position, values[rows.near].to(exact))
+            self.position_count[:, block] += rows.position.bincount(minlength=len(self.by_position))
 
     def add(self, other: "_Sums") -> None:
         """Take in the sums of another batch."""
         for name, value in vars(other).items():
-            getattr(self, name).add_(value)
+            mine = getattr(self, name)
+            mine.add_(value.to(mine.device))
 
-    def statistics(self, prompts: int) -> dict[str, Tensor]:
+    def statistics(self) -> dict[str, Tensor]:
         """Every mean, with zeros for neurons that saw no token."""
         size = len(self.total) // len(self.count)
         count = self.count.repeat_interleave(size)
@@ -72,66 +93,69 @@ class _Sums:
             "mean_absolute": self.absolute / seen,
             "mean_square": square,
             "variance": (square - mean.square()).clamp_min(0),
-            "top_share": self.top / prompts,
             "by_position": self.by_position / self.position_count.clamp_min(1).repeat_interleave(size, 1),
         }
         return {name: value.float() for name, value in found.items()}
 
 
 class _TopNeurons:
-    """The candidates for each prompt's top neurons, site by site: never all activations of a prompt at once."""
+    """Each prompt's top neurons among the sites seen so far: never all activations of a prompt at once."""
 
-    def __init__(self, sites: Sequence[NeuronSite]) -> None:
-        self.limit = max(1, round(TOP_SHARE * sum(site.width for site in sites)))
-        self.found: list[tuple[Tensor, Tensor, Tensor]] = []
+    def __init__(self, prompts: int, limit: int, device: torch.device) -> None:
+        self.values = torch.full((prompts, limit), -1.0, device=device)
+        self.neurons = torch.zeros(prompts, limit, dtype=torch.long, device=device)
 
     def offer(self, prompts: Tensor, values: Tensor, first: int) -> None:
-        """Activations [rows, neurons] of prompts' last tokens; `first` counts over the whole model."""
-        best = values.abs().topk(min(self.limit, values.shape[1]), 1)
-        prompts = prompts[:, None].expand_as(best.indices)
-        self.found.append((prompts.flatten(), best.values.float().flatten(), (best.indices + first).flatten()))
+        """Activations [rows, neurons] of the last tokens of `prompts` [rows]; `first` counts over the whole model."""
+        known, names = self.values.to(values.device), self.neurons.to(values.device)
+        limit = known.shape[1]
+        both = torch.cat([known[prompts], values.abs().float()], 1)
+        best = both.topk(limit, 1, sorted=False)
+        earlier = names[prompts].gather(1, best.indices.clamp_max(limit - 1))
+        names[prompts] = torch.where(best.indices < limit, earlier, best.indices - limit + first)
+        known[prompts] = best.values
+        self.values, self.neurons = known, names
 
     def counts(self, neurons: int) -> Tensor:
         """For how many prompts each neuron of the model is a top neuron."""
-        prompts, values, indices = (
-            torch.cat([part.cpu() for part in parts]) for parts in zip(*self.found, strict=True)
-        )
-        counts = torch.zeros(neurons, dtype=torch.float64)
-        for prompt in prompts.unique():
-            mine = (prompts == prompt).nonzero().flatten()
-            counts[indices[mine[values[mine].topk(min(self.limit, len(mine))).indices]]] += 1
-        return counts
+        return self.neurons[self.values >= 0].cpu().bincount(minlength=neurons)
 
 
-class _Gather:
-    """The hook of one site: reduces a pass' activations to sums before the next layer runs."""
+class _Rows(NamedTuple):
+    """Rows of activations: those that count, those near a prompt's end and where, and prompts' last tokens."""
 
-    def __init__(self, where: PromptPositions, tails: Tensor, sums: _Sums, top: _TopNeurons, first: int) -> None:
-        self.where, self.tails, self.sums, self.top, self.first = where, tails, sums, top, first
+    counted: Tensor
+    near: Tensor
+    position: Tensor
+    last: Tensor
+    prompt: Tensor
 
-    def __call__(self, activations: Activations) -> None:
-        values, sums = activations.values, self.sums
-        offsets = activations.of_tokens(self.where.offsets).to(values.device)
-        tails = activations.of_tokens(self.tails.expand(self.where.offsets.shape)).to(values.device)
-        counted = (offsets < 0) & (offsets >= -tails)
-        columns = slice(activations.first, activations.first + values.shape[1])
-        block = activations.first // values.shape[1]
-        # Apple's GPUs know no float64.
-        exact = torch.float32 if values.device.type == "mps" else torch.float64
-        chosen = values[counted]
-        sums.total[columns] += chosen.sum(0, dtype=exact).cpu()
-        sums.absolute[columns] += torch.linalg.vector_norm(chosen, 1, 0, dtype=exact).cpu()
-        sums.square[columns] += torch.linalg.vector_norm(chosen, 2, 0, dtype=exact).square().cpu()
-        sums.count[block] += len(chosen)
-        positions = len(sums.by_position)
-        if positions:
-            near = (offsets >= -positions) & (offsets < 0)
-            rows = (offsets[near] + positions).cpu()
-            sums.by_position[:, columns].index_add_(0, rows, values[near].to(exact).cpu().double())
-            sums.position_count[:, block] += torch.bincount(rows, minlength=positions)
-        last = offsets == -1
-        prompts = activations.of_tokens(torch.arange(len(self.tails))[:, None].expand(self.where.offsets.shape))
-        self.top.offer(prompts.to(values.device)[last], values[last], self.first + activations.first)
+
+class _Tokens:
+    """What each token of the flattened batch is for the statistics. The same for all layers, so found out once."""
+
+    def __init__(self, mask: Tensor, tails: Tensor, positions: int) -> None:
+        real = mask.bool()
+        from_end = mask.flip(1).cumsum(1).flip(1)
+        prompts = torch.arange(len(mask), device=mask.device)[:, None]
+        self.counted = (real & (from_end <= tails)).flatten()
+        # -1 for tokens that are at none of the positions, and for those that are not the last of a prompt.
+        self.position = torch.where(real & (from_end <= positions), positions - from_end, -1).flatten()
+        self.prompt = torch.where(real & (from_end == 1), prompts, -1).flatten()
+        self.all = self._rows(self.counted, self.position, self.prompt)
+
+    def rows(self, activations: Activations) -> _Rows:
+        """Which rows of these activations are what."""
+        device = activations.values.device
+        if activations.tokens is None:
+            return _Rows(*(index.to(device) for index in self.all))
+        per_token = (self.counted, self.position, self.prompt)
+        return self._rows(*(value.to(device)[activations.tokens.to(device)] for value in per_token))
+
+    @staticmethod
+    def _rows(counted: Tensor, position: Tensor, prompt: Tensor) -> _Rows:
+        near, last = (position >= 0).nonzero().flatten(), (prompt >= 0).nonzero().flatten()
+        return _Rows(counted.nonzero().flatten(), near, position[near], last, prompt[last])
 
 
 def capture(
@@ -151,39 +175,53 @@ def capture(
         tail: how many tokens at the end of each text count (one number, or one per text); None counts all.
         positions: for how many positions at the prompt's end to keep separate means.
     """
-    sums = [_Sums(site, positions) for site in model.sites]
     widths = [site.width for site in model.sites]
+    neurons = sum(widths)
+    sums = [_Sums(site, positions) for site in model.sites]
+    top_counts = torch.zeros(neurons, dtype=torch.long)
 
-    def run(batch: list[int]) -> list[_Sums]:
+    def run(batch: list[int]) -> tuple[dict[int, _Sums], Tensor]:
         inputs = model.encode([texts[index] for index in batch])
-        tails = torch.tensor([_tail(tail, index) for index in batch])[:, None]
+        mask = inputs["attention_mask"]
+        assert isinstance(mask, Tensor)
         # Sums of this batch alone: if memory runs out on the way, nothing of it has been counted yet.
-        part = [_Sums(site, positions) for site in model.sites]
-        top = _TopNeurons(model.sites)
-        with torch.inference_mode(), follow_positions(model.model) as where:
+        part: dict[int, _Sums] = {}
+
+        def gather(activations: Activations, number: int, first: int) -> None:
+            device = activations.values.device
+            if number not in part:
+                part[number] = _Sums(model.sites[number], positions, device)
+            rows = tokens.rows(activations)
+            part[number].take(activations, rows)
+            top.offer(rows.prompt, activations.values[rows.last], first + activations.first)
+
+        with torch.inference_mode():
+            tails = torch.tensor([_tail(tail, index) for index in batch], device=mask.device)[:, None]
+            tokens = _Tokens(mask, tails, positions)
+            top = _TopNeurons(len(batch), max(1, round(TOP_SHARE * neurons)), mask.device)
             hooks = [
-                (site, _Gather(where, tails, site_sums, top, sum(widths[:number])))
-                for number, (site, site_sums) in enumerate(zip(model.sites, part, strict=True))
+                (site, functools.partial(gather, number=number, first=sum(widths[:number])))
+                for number, site in enumerate(model.sites)
             ]
             with activation_hooks(hooks):
-                forward(model.model, inputs)
-            counts = top.counts(sum(widths)).split(widths)
-        for site_sums, count in zip(part, counts, strict=True):
-            site_sums.top += count
-        return part
+                forward(model.model.base_model, inputs)
+            return part, top.counts(neurons)
 
     for batch in my_share(batches_by_length(texts, batch_size)):
-        for part in halve_when_full(run, batch):
-            for total, more in zip(sums, part, strict=True):
-                total.add(more)
+        for part, counts in halve_when_full(run, batch):
+            for number, more in part.items():
+                sums[number].add(more)
+            top_counts += counts
         advance(len(batch))
     for total in sums:
         add_over_processes(vars(total).values())
+    add_over_processes([top_counts])
 
-    found = [total.statistics(len(texts)) for total in sums]
+    found = [total.statistics() for total in sums]
     by_name = {name: [site[name] for site in found] for name in found[0]}
     return ActivationStatistics(
         prompts=len(texts),
+        top_share=list((top_counts / len(texts)).float().split(widths)),
         **(by_name | {"by_position": by_name["by_position"] if positions else None}),  # type: ignore[arg-type]
     )
 
