@@ -5,7 +5,6 @@ has them: `pip install nnsight transformer-lens`.
 """
 
 import argparse
-import contextlib
 import copy
 import importlib.util
 import itertools
@@ -22,11 +21,13 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel
 
 import safety_neurons
+from safety_neurons.console import errors
 from safety_neurons.find.capture import capture
 from safety_neurons.find.find import find
 from safety_neurons.models.chat import ChatModel
@@ -176,7 +177,7 @@ CONTENDERS: dict[str, Callable[[ChatModel], Work]] = {
 def take_turns(works: dict[str, Work], prompts: tuple[list[str], list[str]], rounds: int) -> dict[str, list[Spent]]:
     """Every contender once a round, each round beginning with the next one."""
     spent: dict[str, list[Spent]] = {name: [] for name in works}
-    for number in range(rounds):
+    for number in track(range(rounds), "taking turns", console=errors):
         start = number % len(works)
         for name in [*works][start:] + [*works][:start]:
             before = Spent(time.perf_counter(), time.process_time())
@@ -231,33 +232,42 @@ def check_same(works: dict[str, Work], prompts: tuple[list[str], list[str]]) -> 
             torch.testing.assert_close(theirs, mine, rtol=1e-2, atol=1e-3, msg=f"{name} read other activations")
 
 
-def compare(model_name: str, count: int, rounds: int) -> list[Row]:
-    """All rows of the table."""
+def compare(model_name: str, count: int, rounds: int, only: str | None) -> list[Row]:
+    """All rows of the table, or "only" their "time" or "memory"."""
     prompts = (load_prompts("harmful").texts[:count], load_prompts("benign").texts[:count])
     names = [name for name in CONTENDERS if name not in RIVALS or importlib.util.find_spec(RIVALS[name])]
     names.remove("unrendered")
-    model = safety_neurons.load(model_name)
-    works = {name: CONTENDERS[name](model) for name in names}
-    check_same(works, ([*prompts[0][:3]], [*prompts[1][:3]]))
-    spent = take_turns(works, prompts, rounds)
-    del model, works
-    peak = {name: in_fresh_process(model_name, name, prompts) for name in names}
+    spent: dict[str, list[Spent]] = {}
+    if only != "memory":
+        model = safety_neurons.load(model_name)
+        works = {name: CONTENDERS[name](model) for name in names}
+        check_same(works, ([*prompts[0][:3]], [*prompts[1][:3]]))
+        spent = take_turns(works, prompts, rounds)
+        del model, works
+    alone = track([] if only == "time" else names, "peak memory, one process after the other", console=errors)
+    peak = {name: in_fresh_process(model_name, name, prompts) for name in alone}
 
     def row(of: str, over: str, bar: float) -> Row:
         if over not in names:
             return Row(of, over, bar, note=f"not installed: pip install {RIVALS[over].replace('_', '-')}")
-        times = [ratio(spent, of, over, clock) for clock in Spent._fields]
-        note = f"{peak[of] / 2**20:.0f} MiB over {peak[over] / 2**20:.0f}"
-        return Row(of, over, bar, times[0], times[1], peak[of] / peak[over], note)
+        times = [ratio(spent, of, over, clock) if spent else None for clock in Spent._fields]
+        if not peak:
+            return Row(of, over, bar, *times)
+        return Row(of, over, bar, *times, peak[of] / peak[over], _mebibytes(peak[of], peak[over]))
 
     rows = [row(of, "forward pass", 1.1) for of in ("find", "capture, last token", "capture, all tokens")]
     rows += [row("capture, last token", rival, 1.0) for rival in RIVALS]
-    # All of one length, so that nothing but their number differs.
-    numbered = [f"Number {number:04}" for number in range(MANY)]
-    few, many = (in_fresh_process(model_name, "unrendered", (numbered[:size], [])) for size in (FEW, MANY))
-    note = f"{many / 2**20:.0f} MiB over {few / 2**20:.0f}"
-    rows.append(Row(f"capture, {MANY:,} prompts", f"{FEW} prompts", FLAT, memory=many / few, note=note))
+    if peak:
+        # All of one length, so that nothing but their number differs.
+        numbered = [f"Number {number:04}" for number in range(MANY)]
+        few, many = (in_fresh_process(model_name, "unrendered", (numbered[:size], [])) for size in (FEW, MANY))
+        note = _mebibytes(many, few)
+        rows.append(Row(f"capture, {MANY:,} prompts", f"{FEW} prompts", FLAT, memory=many / few, note=note))
     return rows
+
+
+def _mebibytes(of: int, over: int) -> str:
+    return f"{of / 2**20:.0f} MiB over {over / 2**20:.0f}"
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -282,13 +292,13 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a preset or another Llama-like model")
     parser.add_argument("--prompts", type=int, default=BATCH_SIZE, help="prompts a set (default: one batch)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds in which the contenders take turns")
+    parser.add_argument("--only", choices=["time", "memory"], help="measure only one of the two")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows to this file as well")
     options = parser.parse_args()
-    with contextlib.suppress(KeyboardInterrupt):
-        rows = compare(options.model, options.prompts, options.rounds)
-        Console().print(table(rows))
-        if options.json:
-            options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    rows = compare(options.model, options.prompts, options.rounds, options.only)
+    Console().print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

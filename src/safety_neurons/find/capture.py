@@ -17,9 +17,9 @@ from safety_neurons.progress import Advance, ignore
 
 # A neuron among this share of all neurons on a prompt counts as one of that prompt's top neurons (CNA, 2605.12290).
 TOP_SHARE = 0.001
-# How many rows are widened to float64 at once: on a CPU few enough to stay in its cache, elsewhere few launches.
-ROWS_AT_ONCE = {"cpu": 32}
-MANY_ROWS = 1024
+# How many rows are widened to float64 at once. Fewer would stay in a CPU's cache, but each call makes its threads meet,
+# which is slow where other programs use the cores too.
+ROWS_AT_ONCE = 128
 EVERY_TOKEN = torch.iinfo(torch.long).max
 
 
@@ -65,7 +65,7 @@ class _Sums:
         columns, block = slice(first, first + values.shape[1]), first // values.shape[1]
         exact = self.total.dtype
         self.count[block] += len(rows.counted)
-        for part in rows.counted.split(ROWS_AT_ONCE.get(values.device.type, MANY_ROWS)):
+        for part in rows.counted.split(ROWS_AT_ONCE):
             chosen = values.index_select(0, part).to(exact)
             self.total[columns] += chosen.sum(0)
             self.absolute[columns] += chosen.abs_().sum(0)
