@@ -250,10 +250,9 @@ def compare(model_name: str, count: int, rounds: int, only: str | None) -> list[
     def row(of: str, over: str, bar: float) -> Row:
         if over not in names:
             return Row(of, over, bar, note=f"not installed: pip install {RIVALS[over].replace('_', '-')}")
-        times = [ratio(spent, of, over, clock) if spent else None for clock in Spent._fields]
-        if not peak:
-            return Row(of, over, bar, *times)
-        return Row(of, over, bar, *times, peak[of] / peak[over], _mebibytes(peak[of], peak[over]))
+        wall, processor = (ratio(spent, of, over, clock) if spent else None for clock in Spent._fields)
+        memory = peak[of] / peak[over] if peak else None
+        return Row(of, over, bar, wall, processor, memory, _mebibytes(peak[of], peak[over]) if peak else "")
 
     rows = [row(of, "forward pass", 1.1) for of in ("find", "capture, last token", "capture, all tokens")]
     rows += [row("capture, last token", rival, 1.0) for rival in RIVALS]
