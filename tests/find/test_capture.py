@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from safety_neurons.find import capture as capturing
-from safety_neurons.find.capture import ActivationStatistics, capture
+from safety_neurons.find.capture import capture
+from safety_neurons.find.sums import ActivationStatistics
 from safety_neurons.models.chat import ChatModel
 
 TEXTS = ["Hi there", "A text of middle length", "Tell me about the sea and its fish.", "What?", "Hi there"]
@@ -197,23 +198,22 @@ def test_no_hook_is_left_also_after_an_exception(model: ChatModel, monkeypatch: 
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.model.modules())
 
 
-@pytest.mark.parametrize(("place", "at", "needed"), [("forward", 1, 3), ("statistics", 2, 2 + 2 * 3)])
+@pytest.mark.parametrize(("owner", "name", "failing"), [(capturing, "forward", 1), (capturing.Sums, "take", 2)])
 def test_a_batch_that_does_not_fit_is_counted_once(
-    place: str, at: int, needed: int, model: ChatModel, monkeypatch: pytest.MonkeyPatch
+    owner: Any, name: str, failing: int, model: ChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory may run out in the model as well as in a layer's statistics, after those of the layer before."""
+    """Memory may run out in the model as well as in the second layer's sums, when the first were counted."""
     expected = capture(model, TEXTS, tail=2, positions=POSITIONS)
-    owner, name = (capturing, "forward") if place == "forward" else (torch, "bincount")
     original, calls = getattr(owner, name), 0
 
     def fails_once(*args: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == at:
+        if calls == failing:
             raise torch.OutOfMemoryError
         return original(*args, **options)
 
     monkeypatch.setattr(owner, name, fails_once)
     found = capture(model, TEXTS, tail=2, positions=POSITIONS)
-    assert calls == needed
+    assert calls > failing
     check(found, vars(expected))

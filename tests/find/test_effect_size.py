@@ -9,11 +9,11 @@ import torch
 from scipy.stats import ttest_ind
 from torch import Tensor
 
-from safety_neurons.find.capture import ActivationStatistics
 from safety_neurons.find.find import find
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.find.scores import Evidence, get
 from safety_neurons.find.significance import significant
+from safety_neurons.find.sums import ActivationStatistics
 from safety_neurons.models.chat import ChatModel
 
 WIDTHS = (60, 40)

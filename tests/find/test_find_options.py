@@ -8,9 +8,10 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find import scores
-from safety_neurons.find.capture import CapturedSums, capture, capture_sums
+from safety_neurons.find.capture import capture, capture_sums
 from safety_neurons.find.find import find, score_neurons
 from safety_neurons.find.read import passes
+from safety_neurons.find.sums import CapturedSums
 from safety_neurons.models.chat import ChatModel
 
 NAMES = scores.names()

@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.find.capture import ActivationStatistics
 from safety_neurons.find.find import find
 from safety_neurons.find.read import write_norms
 from safety_neurons.find.scores import Evidence, Reading, get
 from safety_neurons.find.scores import gradient as gradient_module
 from safety_neurons.find.scores.gradient import first_tokens, loss, measure
+from safety_neurons.find.sums import ActivationStatistics
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.sites import Activations, DenseSite, activation_hooks
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find import scores
-from safety_neurons.find.capture import ActivationStatistics
 from safety_neurons.find.scores import Evidence
+from safety_neurons.find.sums import ActivationStatistics
 
 WIDTHS = (11, 7)
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.find.capture import CapturedSums, capture_sums
+from safety_neurons.find.capture import capture_sums
 from safety_neurons.find.neuron_set import Directions
 from safety_neurons.find.processes import all_or_none, from_all_processes, is_mine
 from safety_neurons.find.scores import Evidence, Layers, Reading, Score, Tokens, WriteNorms
+from safety_neurons.find.sums import CapturedSums
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import batches_by_length, generate, halve_when_full
 from safety_neurons.models.sites import NeuronSite

@@ -5,7 +5,7 @@ import torch
 from scipy.stats import false_discovery_control, ttest_ind_from_stats
 from torch import Tensor
 
-from safety_neurons.find.capture import ActivationStatistics
+from safety_neurons.find.sums import ActivationStatistics
 
 FALSE_DISCOVERY_RATE = 0.05
 

@@ -68,8 +68,12 @@ class PromptPositions:
 def follow_positions(model: PreTrainedModel) -> Iterator[PromptPositions]:
     """Follow `model` while the context is open."""
     positions = PromptPositions()
-    handle = model.register_forward_pre_hook(positions.enter, with_kwargs=True)
+    # The body too, which may be run without the head; where both run, the second time changes nothing.
+    handles = [
+        module.register_forward_pre_hook(positions.enter, with_kwargs=True) for module in {model, model.base_model}
+    ]
     try:
         yield positions
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from safety_neurons.find.capture import ActivationStatistics
+from safety_neurons.find.sums import ActivationStatistics
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.progress import Advance, ignore
 
