@@ -165,8 +165,8 @@ def capture_sums(
             with activation_hooks(hooks):
                 forward(model.model.base_model, inputs)
             counts = top.counts(neurons).split(widths)
-        for number, site_sums in part.items():
-            site_sums.top += counts[number].to(site_sums.top.device)
+            for number, site_sums in part.items():
+                site_sums.top += counts[number].to(site_sums.top.device)
         return part
 
     for part in stream(texts, run, batch_size, advance):
