@@ -352,6 +352,18 @@ def test_tables_fit_a_terminal_and_say_everything(whole: Path, monkeypatch: pyte
     assert "change` is left out" in text
 
 
+@pytest.mark.parametrize(("differs", "against", "mark"), [(True, 0.2, "*"), (True, -0.2, "<"), (False, 0.2, "")])
+def test_cells_say_which_way_a_score_differs_from_random_neurons(
+    differs: bool, against: float, mark: str, whole: Path
+) -> None:
+    results = read(whole)
+    for row in results["rows"]:
+        if row["score"] == "wanda":
+            row.update(value=0.6, low=0.23, high=0.88, unscored=1, differs_from_random=differs, against_random=against)
+    cells = next(row for row in tables(results)[0].rows if row[0] == "wanda")
+    assert set(cells[1:]) == {f"60 (23-88){mark} ?1"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
