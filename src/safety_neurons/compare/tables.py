@@ -36,8 +36,8 @@ def notes(results: dict[str, Any]) -> list[str]:
         f"`{evaluate['judge']}`.",
         _strength(results, where),
         "Percent of all prompts, with Wilson's 95% interval; an answer that could not be judged counts as not moved, "
-        "`?n` says how many there were. `*`: more prompts are moved than by as many random neurons, `<`: fewer (McNemar's "
-        "exact test, false discovery rate 5% over all cells).",
+        "`?n` says how many there were. `*`: more prompts are moved than by as many random neurons, `<`: fewer "
+        "(McNemar's exact test, false discovery rate 5% over all cells).",
     ]
     return found + [f"`{name}` is left out: {why}." for name, why in results["left_out"].items()]
 
