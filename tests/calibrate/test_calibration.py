@@ -32,7 +32,9 @@ def neuron_set(model: ChatModel, seed: int = 0) -> NeuronSet:
         tuple(torch.randn(CAPTURED, width, generator=generator) * 0.5 for width in widths)
         for _ in ("harmful", "benign")
     ]
-    provenance = Provenance(model.name, model.identity, "by hand", 1.0, "layer", seed, (1,) * len(widths), model.parameters)
+    provenance = Provenance(
+        model.name, model.identity, "by hand", 1.0, "layer", seed, (1,) * len(widths), model.parameters
+    )
     layers = tuple(site.layer for site in model.sites)
     return NeuronSet(rejection, conformity, widths, layers, provenance, Directions(*means))
 

@@ -26,7 +26,9 @@ def neuron_set(model: ChatModel, count: int = 12) -> NeuronSet:
     generator = torch.Generator().manual_seed(0)
     widths = tuple(site.width for site in model.sites)
     drawn = [torch.randperm(width, generator=generator)[:count] for width in widths]
-    provenance = Provenance(model.name, model.identity, "by hand", 1.0, "layer", 0, (1,) * len(widths), model.parameters)
+    provenance = Provenance(
+        model.name, model.identity, "by hand", 1.0, "layer", 0, (1,) * len(widths), model.parameters
+    )
     return NeuronSet(
         tuple(layer[: count // 2].sort().values for layer in drawn),
         tuple(layer[count // 2 :].sort().values for layer in drawn),
