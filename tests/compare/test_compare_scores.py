@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -352,6 +353,18 @@ def test_tables_fit_a_terminal_and_say_everything(whole: Path, monkeypatch: pyte
     assert "change` is left out" in text
 
 
+@pytest.mark.parametrize(("differs", "against", "mark"), [(True, 0.2, "*"), (True, -0.2, "<"), (False, 0.2, "")])
+def test_cells_say_which_way_a_score_differs_from_random_neurons(
+    differs: bool, against: float, mark: str, whole: Path
+) -> None:
+    results = read(whole)
+    for row in results["rows"]:
+        if row["score"] == "wanda":
+            row.update(value=0.6, low=0.23, high=0.88, unscored=1, differs_from_random=differs, against_random=against)
+    cells = next(row for row in tables(results)[0].rows if row[0] == "wanda")
+    assert set(cells[1:]) == {f"60 (23-88){mark} ?1"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -372,6 +385,7 @@ def test_bad_options_are_errors_before_any_work(
 def test_cost_sees_time_and_memory() -> None:
     with costing() as cost:
         held = torch.ones(32 * 2**20)
+        time.sleep(0.2)
         del held
         small = torch.ones(1)
     assert small

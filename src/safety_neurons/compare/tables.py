@@ -36,8 +36,8 @@ def notes(results: dict[str, Any]) -> list[str]:
         f"`{evaluate['judge']}`.",
         _strength(results, where),
         "Percent of all prompts, with Wilson's 95% interval; an answer that could not be judged counts as not moved, "
-        "`?n` says how many there were. `*`: other prompts are moved than by as many random neurons (McNemar's exact "
-        "test, false discovery rate 5% over all cells).",
+        "`?n` says how many there were. `*`: more prompts are moved than by as many random neurons, `<`: fewer "
+        "(McNemar's exact test, false discovery rate 5% over all cells).",
     ]
     return found + [f"`{name}` is left out: {why}." for name, why in results["left_out"].items()]
 
@@ -73,7 +73,8 @@ def _effects(results: dict[str, Any], toward: str) -> TextTable:
 
 def _cell(row: dict[str, Any]) -> str:
     text = f"{row['value'] * 100:.0f} ({row['low'] * 100:.0f}-{row['high'] * 100:.0f})"
-    return text + ("*" if row["differs_from_random"] else "") + (f" ?{row['unscored']}" if row["unscored"] else "")
+    mark = "" if not row["differs_from_random"] else "*" if row["against_random"] > 0 else "<"
+    return text + mark + (f" ?{row['unscored']}" if row["unscored"] else "")
 
 
 def _sizes(results: dict[str, Any]) -> TextTable:
