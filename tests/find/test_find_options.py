@@ -1,10 +1,10 @@
 """Whose tokens count, and what is selected: every option, on dense models and on experts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find import scores
@@ -18,24 +18,8 @@ NAMES = scores.names()
 
 
 @pytest.fixture
-def experts(model: ChatModel) -> ChatModel:
-    """Four experts of 24 neurons in each of two layers; two of them see a token."""
-    torch.manual_seed(3)
-    config = MixtralConfig(
-        vocab_size=model.model.config.vocab_size,
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    network = MixtralForCausalLM(config).eval()
-    return ChatModel(network, model.tokenizer, "tiny-mixtral", "tiny-mixtral")
+def experts(make_model: Callable[..., ChatModel]) -> ChatModel:
+    return make_model("mixtral")
 
 
 @pytest.mark.parametrize("score", NAMES)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.find import find
@@ -19,27 +18,6 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.sites import Activations, DenseSite, activation_hooks
 
 PROMPTS = ["Hi", "Tell me about the sea.", "What is a very long question about nothing at all?"]
-
-
-def tiny_mixtral(like: ChatModel) -> ChatModel:
-    torch.manual_seed(3)
-    config = MixtralConfig(
-        vocab_size=like.model.config.vocab_size,
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        max_position_embeddings=512,
-    )
-    model = MixtralForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.15)
-    return ChatModel(model, like.tokenizer, "tiny-mixtral", "tiny-mixtral")
 
 
 def reading(model: ChatModel, tail: int, batch_size: int = 2) -> Reading:
@@ -82,8 +60,8 @@ def test_mean_gradients_are_those_of_autograd(name: str, positions: int, make_mo
         torch.testing.assert_close(gradient, expected.float(), rtol=1e-3, atol=1e-6)
 
 
-def test_experts_too_by_finite_differences(model: ChatModel) -> None:
-    mixture = tiny_mixtral(model)
+def test_experts_too_by_finite_differences(make_model: Callable[..., ChatModel]) -> None:
+    mixture = make_model("mixtral")
     mixture.model.double()
     # Grouped matrix products know no float64.
     mixture.model.set_experts_implementation("eager")

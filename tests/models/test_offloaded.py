@@ -8,7 +8,6 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from safety_neurons.calibrate.calibration import calibrate
@@ -24,32 +23,6 @@ from safety_neurons.tune.safetune import tune
 
 CPU = torch.device("cpu")
 MODELS = ["llama", "gpt2", "gemma2", "mixtral"]
-
-
-def tiny(name: str, make_model: Callable[..., ChatModel]) -> ChatModel:
-    """A tiny model of the fixture, or a tiny mixture of experts in its place."""
-    model = make_model("llama" if name == "mixtral" else name)
-    if name != "mixtral":
-        return model
-    torch.manual_seed(0)
-    config = transformers.MixtralConfig(
-        vocab_size=model.model.config.vocab_size,
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    mixture = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in mixture.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.15)
-    return ChatModel(mixture, model.tokenizer, "tiny-mixtral", "tiny-mixtral-0")
 
 
 def to_cpu(model: Any, _folder: Path) -> None:
@@ -80,7 +53,7 @@ def pair(
     """The same model twice: in memory and offloaded."""
 
     def make(offload: Callable[[Any, Path], None]) -> tuple[ChatModel, ChatModel]:
-        plain, other = tiny(request.param, make_model), tiny(request.param, make_model)
+        plain, other = make_model(request.param), make_model(request.param)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             offload(other.model, tmp_path / "offload")
