@@ -141,7 +141,7 @@ def test_cause_needs_random_neurons_that_do_less() -> None:
     shown = summary.causes([*rows, pushed("random", "toward conformity", 0.66)])
     assert shown is not None
     assert shown.sentence.endswith(
-        "from 70% to 4%; the same push on as many random neurons gave 66%. So these neurons do cause refusals."
+        "from 70% to 4%; the same alpha on as many random neurons gave 66%. So these neurons do cause refusals."
     )
     not_shown = summary.causes([*rows, pushed("random", "toward conformity", 0.05)])
     assert not_shown is not None

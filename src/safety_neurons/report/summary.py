@@ -147,7 +147,7 @@ def causes(rows: list[dict[str, Any]]) -> Verdict | None:
     )
     if random is None or random.value is None:
         return Verdict(f"{sentence}; without random neurons to compare with, this shows no cause.", "open")
-    sentence += f"; the same push on as many random neurons gave {text.percent(random.value)}."
+    sentence += f"; the same alpha on as many random neurons gave {text.percent(random.value)}."
     if fell and found.value < random.value and rates.apart(found, random):
         return Verdict(f"{sentence} So these neurons do cause refusals.", "good")
     return Verdict(f"{sentence} So this run does not show that these neurons cause refusals.", "bad")
