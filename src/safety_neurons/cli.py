@@ -290,7 +290,7 @@ def _processes() -> contextlib.AbstractContextManager[bool]:
     """Whether this process owns the run: all do that torchrun did not start, and the first of those that it did."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return contextlib.nullcontext(True)
-    from safety_neurons.run.helpers import together
+    from safety_neurons.run.torchrun import together
 
     return together()
 

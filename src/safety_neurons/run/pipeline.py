@@ -234,7 +234,7 @@ def _workplace(folder: RunFolder, settings: Settings, prompts: dict[str, PromptS
 def _go_on_alone(stage: str, listener: Listener) -> None:
     """Of several processes, started by torchrun, only the first does the stages after `find`."""
     from safety_neurons.find.processes import process_count
-    from safety_neurons.run.helpers import dismiss
+    from safety_neurons.run.torchrun import dismiss
 
     if process_count() > 1:
         listener.say(f"Only find is shared among the {process_count()} processes: the first goes on alone ({stage}).")

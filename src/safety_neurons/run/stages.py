@@ -18,7 +18,7 @@ from safety_neurons.find.significance import FALSE_DISCOVERY_RATE
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.run.answers import Answer, Condition
 from safety_neurons.run.folder import fingerprint
-from safety_neurons.run.helpers import find_as_set
+from safety_neurons.run.torchrun import find_as_set
 from safety_neurons.run.workplace import StageResult, Workplace
 from safety_neurons.tune.corpus import Corpus, Kind, Pair
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
