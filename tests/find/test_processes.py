@@ -191,7 +191,7 @@ def test_a_helper_that_dies_ends_the_run(tmp_path: Path) -> None:
         f"""{MODELS}
 import os
 from pathlib import Path
-from safety_neurons.run import helpers
+from safety_neurons.run import torchrun
 from safety_neurons.settings import Settings
 
 asked = []
@@ -202,11 +202,11 @@ def load_model(settings):
         os._exit(9)
     return tiny_model()
 
-helpers.load_model = load_model
-with helpers.together() as owner:
+torchrun.load_model = load_model
+with torchrun.together() as owner:
     assert owner
     for number in range(2):
-        helpers.find_as_set(tiny_model(), Settings(find={{"percent": 5}}, seed=3), HARMFUL, BENIGN)
+        torchrun.find_as_set(tiny_model(), Settings(find={{"percent": 5}}, seed=3), HARMFUL, BENIGN)
         Path({str(tmp_path)!r}, f"done.{{number}}").touch()
 """
     )
