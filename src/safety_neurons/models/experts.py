@@ -183,30 +183,31 @@ class ExpertSite(NeuronSite):
         """[tokens, hidden] with the router's indices and weights [tokens, top k], or with all experts' copies."""
         layout = self.layout
         if top_k_index is None or top_k_weights is None:
-            copies = hidden_states.view(layout.count, -1, hidden_states.shape[-1])
-            return torch.cat([self._run(copy, expert, _routed(copy), None) for expert, copy in enumerate(copies)])
+            written = torch.zeros_like(hidden_states).view(layout.count, -1, hidden_states.shape[-1])
+            for expert, copy in enumerate(hidden_states.view(written.shape)):
+                tokens = _routed(copy)
+                written[expert].index_add_(0, tokens, self._run(copy, expert, tokens, None))
+            return written.view(hidden_states.shape)
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
         written = torch.zeros_like(flat, dtype=torch.promote_types(flat.dtype, torch.float32))
         for expert in top_k_index.unique().tolist():
             tokens, slot = (top_k_index == expert).nonzero(as_tuple=True)
             routing = top_k_weights[tokens, slot]
             if expert < layout.count:
-                written += self._run(flat, expert, tokens, routing)
+                written.index_add_(0, tokens, self._run(flat, expert, tokens, routing).to(written.dtype))
             elif hasattr(self.experts, "identity_expert"):
                 # LongCat's experts without matrices; elsewhere larger numbers are slots that the router left empty.
                 written.index_add_(0, tokens, (flat[tokens] * routing[:, None]).to(written.dtype))
         return written.to(hidden_states.dtype).view(hidden_states.shape)
 
     def _run(self, hidden: Tensor, expert: int, tokens: Tensor, routing: Tensor | None) -> Tensor:
-        """What one expert writes for its tokens, as [all tokens, hidden]."""
+        """What one expert writes for its tokens: [its tokens, hidden]."""
         values = self.layout.activations(hidden[tokens], expert)
         for hook in _open[self.experts]:
             changed = hook(Activations(values, expert * self.layout.inner, tokens, routing))
             values = values if changed is None else changed
         write = self.layout.write(values, expert)
-        if routing is not None:
-            write = write * routing[:, None]
-        return torch.zeros_like(hidden, dtype=write.dtype).index_add(0, tokens, write)
+        return write if routing is None else write * routing[:, None]
 
     def raw_write_vectors(self, neurons: Tensor | None = None) -> Tensor:
         inner = self.layout.inner

@@ -15,7 +15,6 @@ from safety_neurons.models.sites import DenseSite, NeuronSite, is_matrix, matrix
 from safety_neurons.models.trace import (
     ModuleCall,
     UnreadableLayer,
-    decoder_layers,
     mixers,
     mixes_positions,
     norms,
@@ -68,10 +67,9 @@ def find_neurons(
     read_layers = empty = 0
     with torch.no_grad():
         calls = trace_layers(model)
-        layers = decoder_layers(model)
-        for index, layer in enumerate(layers):
+        for index, (layer, runs) in enumerate(calls.items()):
             try:
-                call = only_run(calls[index])
+                call = only_run(runs)
                 with without_rounding(layer):
                     found = (
                         _layer_sites(index, call, names, _residual_size(model, call), write_matrices) if call else []

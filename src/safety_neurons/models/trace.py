@@ -75,15 +75,15 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return max(lists, key=lambda layers: sum(parameter.numel() for parameter in layers.parameters()))
 
 
-def trace_layers(model: PreTrainedModel) -> list[list[ModuleCall]]:
-    """Run a dummy input through the model and keep each decoder layer's runs."""
+def trace_layers(model: PreTrainedModel) -> dict[nn.Module, list[ModuleCall]]:
+    """Run a dummy input through the model and keep each decoder layer's runs, in the order of the layers."""
     layers = decoder_layers(model)
     calls: dict[nn.Module, list[ModuleCall]] = {layer: [] for layer in layers}
     with contextlib.ExitStack() as stack:
         for layer in layers:
             _watch(stack, layer, calls[layer])
         model(**dummy_input(model), use_cache=False)
-    return [calls[layer] for layer in layers]
+    return calls
 
 
 def only_run(calls: list[ModuleCall]) -> ModuleCall | None:
