@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.forward import forward
+from safety_neurons.models.forward import cache_of, forward
 
 TEXTS = ["Hi", "A prompt of some length", "Another one"]
 
@@ -31,4 +31,4 @@ def test_only_the_last_logits_are_computed(count: int, model: ChatModel) -> None
 
 def test_no_cache_is_kept(any_model: ChatModel) -> None:
     with torch.no_grad():
-        assert forward(any_model.model, any_model.encode(["text"])).get("past_key_values") is None
+        assert cache_of(forward(any_model.model, any_model.encode(["text"]))) is None

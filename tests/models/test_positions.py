@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.forward import cache_argument, cache_of
 from safety_neurons.models.positions import PADDING, PromptPositions, follow_positions
 
 LEFT = {"input_ids": torch.tensor([[0, 0, 9, 8, 7], [6, 5, 4, 3, 2]]), "mask": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]}
@@ -112,12 +114,21 @@ def test_a_new_prompt_that_extends_the_old_one_starts_anew(model: ChatModel) -> 
 def test_a_prompt_after_a_cached_prefix_starts_anew(model: ChatModel) -> None:
     """The prefix was read before anybody followed; what comes now is the prompt."""
     with torch.no_grad():
-        cache = model.model(input_ids=torch.tensor([[5, 6, 7, 8]]), use_cache=True).past_key_values
+        cache = cache_of(model.model(input_ids=torch.tensor([[5, 6, 7, 8]]), use_cache=True))
+        known = {cache_argument(model.model): cache}
         with steps_of(model) as (_, steps):
-            model.model(input_ids=torch.tensor([[9, 10, 11]]), past_key_values=cache, use_cache=True)
-            model.model(input_ids=torch.tensor([[12]]), past_key_values=cache, use_cache=True)
-            model.model(input_ids=torch.tensor([[13, 14]]), past_key_values=cache, use_cache=True)
+            model.model(input_ids=torch.tensor([[9, 10, 11]]), **known, use_cache=True)
+            model.model(input_ids=torch.tensor([[12]]), **known, use_cache=True)
+            model.model(input_ids=torch.tensor([[13, 14]]), **known, use_cache=True)
     assert [step.tolist() for step in steps] == [[[-3, -2, -1]], [[0]], [[1, 2]]]
+
+
+def test_a_pass_that_continues_from_what_cannot_be_seen_is_an_error(model: ChatModel) -> None:
+    """As when a new release of transformers gives the cache another name: no position would be right."""
+    where = PromptPositions()
+    hidden = {"input_ids": torch.tensor([[7]]), "attention_mask": torch.ones(1, 5), "their_cache": object()}
+    with pytest.raises(SafetyNeuronsError, match="cannot be followed"):
+        where.enter(model.model, (), hidden)
 
 
 def test_a_batch_of_another_size_starts_anew(model: ChatModel) -> None:

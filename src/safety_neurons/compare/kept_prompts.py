@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.forward import forward
+from safety_neurons.models.forward import cache_of, forward
 from safety_neurons.models.generate import Completion, batches_by_length, complete, generate
 
 
@@ -50,7 +50,7 @@ class KeptPrompts:
         try:
             # Generating writes into the cache.
             cache = copy.deepcopy(self.caches.get(texts))
-            return list(enumerate(complete(model, texts, tokens, past_key_values=cache)))
+            return list(enumerate(complete(model, texts, tokens, cache=cache)))
         except (torch.OutOfMemoryError, MemoryError):
             self.caches.clear()
             return list(generate(model, texts, max_new_tokens=tokens, batch_size=max(1, len(texts) // 2)))
@@ -64,5 +64,5 @@ def _beginnings(model: ChatModel, texts: Sequence[str], positions: int) -> Any:
         return None
     beginnings = {name: inputs[name][:, :end] for name in ("input_ids", "attention_mask")}
     with torch.inference_mode():
-        cache = getattr(forward(model.model, beginnings, use_cache=True), "past_key_values", None)
+        cache = cache_of(forward(model.model, beginnings, use_cache=True))
     return cache if cache is not None and cache.get_seq_length() == end else None

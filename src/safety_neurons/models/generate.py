@@ -8,6 +8,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.forward import cache_argument
 
 T = TypeVar("T")
 
@@ -68,13 +69,13 @@ def generate(
 
 
 def complete(
-    model: ChatModel, texts: Sequence[str], max_new_tokens: int, use_cache: bool = True, past_key_values: Any = None
+    model: ChatModel, texts: Sequence[str], max_new_tokens: int, use_cache: bool = True, cache: Any = None
 ) -> list[Completion]:
-    """The answers to one batch of rendered texts; `past_key_values` may hold the texts' beginnings already."""
+    """The answers to one batch of rendered texts; `cache` may hold the texts' beginnings already."""
     named = model.model.generation_config.eos_token_id
     ends = named if isinstance(named, list) else [model.tokenizer.eos_token_id if named is None else named]
     inputs = model.encode(texts)
-    known = {} if past_key_values is None else {"past_key_values": past_key_values}
+    known = {} if cache is None else {cache_argument(model.model): cache}
     with torch.inference_mode():
         output = model.model.generate(
             **inputs,

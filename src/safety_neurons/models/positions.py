@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from safety_neurons.errors import SafetyNeuronsError
+
 PADDING = torch.iinfo(torch.long).min
 
 
@@ -19,32 +21,43 @@ class PromptPositions:
     """Follows a model's forward passes; `offsets` [batch, tokens] belongs to the pass that is running.
 
     A pass starts a new prompt unless it continues the last one: with the same key-value cache, or, without a
-    cache, with an input that extends the last input.
+    cache, with an input that extends the last input. `generated` is how many tokens came between the prompt and a
+    pass that continues from a cache, and None for a pass that reads the prompt: known without a look at the tensors,
+    for which a GPU would have to be waited for.
     """
 
     def __init__(self) -> None:
         self.offsets: Tensor = torch.empty(0, 0, dtype=torch.long)
+        self.generated: int | None = None
         self._prompt: Tensor = torch.empty(0, 0, dtype=torch.long)
         self._cached = 0
         self._cache: Any = None
         self._inputs: Tensor | None = None
 
-    def enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
         shape = inputs.shape if inputs is not None else kwargs["inputs_embeds"].shape[:2]
         device = inputs.device if inputs is not None else kwargs["inputs_embeds"].device
-        cache = kwargs.get("past_key_values")
+        # transformers 5.24 calls it "cache".
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         cached = int(cache.get_seq_length()) if cache is not None else 0
         if cached and cache is self._cache:
-            new = torch.arange(shape[1], device=device) + cached - self._cached - self._prompt.shape[1]
+            self.generated = cached - self._cached - self._prompt.shape[1]
+            new = torch.arange(self.generated, self.generated + shape[1], device=device)
             self.offsets = new.expand(shape[0], -1)
             return
+        self.generated = None
         if cache is None and self._extends(inputs):
             new = torch.arange(shape[1] - self._prompt.shape[1], device=device)
             self.offsets = torch.cat([self._prompt, new.expand(shape[0], -1)], 1)
             return
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2:
+            if mask.shape[1] > shape[1] and not cached:
+                raise SafetyNeuronsError(
+                    f"A pass of {type(module).__name__} continues from tokens that cannot be followed: its attention "
+                    f"mask is for {mask.shape[1]} tokens, its input has {shape[1]}, and no cache is known."
+                )
             real = mask[:, -shape[1] :].long()
         else:
             real = torch.ones(shape, dtype=torch.long, device=device)

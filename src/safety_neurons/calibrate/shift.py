@@ -1,0 +1,76 @@
+"""What calibration does to the activations of one site."""
+
+import torch
+from torch import Tensor
+
+from safety_neurons.calibrate.knobs import Edit
+from safety_neurons.calibrate.window import TokenWindow
+from safety_neurons.models.sites import Activations
+
+
+class Shift:
+    """Moves one site's neurons `indices` at the tokens of the window; everything else passes as the same bits.
+
+    `away` and `target` are the mean activations [table rows, neurons] on the prompts of the class that is left and
+    of the one that is aimed at, a row for each row of the window's table.
+    """
+
+    def __init__(
+        self,
+        window: TokenWindow,
+        indices: Tensor,
+        away: Tensor,
+        target: Tensor,
+        alpha: float,
+        edit: Edit,
+        keep_norm: bool,
+    ) -> None:
+        self.window, self.indices, self.alpha, self.edit, self.keep_norm = window, indices, alpha, edit, keep_norm
+        self.chosen = torch.zeros(target.shape[1], dtype=torch.bool)
+        self.chosen[indices] = True
+        if edit == "add":
+            shift = alpha * (target - away)
+            # Adding -0.0 leaves every number as it is; adding 0.0 would make 0.0 of -0.0.
+            self.table = torch.where(self.chosen & (shift != 0), shift, -0.0)
+        else:
+            self.table = target
+        self._placed: dict[tuple[torch.device, torch.dtype, int], tuple[Tensor, Tensor] | None] = {}
+
+    def __call__(self, activations: Activations) -> Tensor | None:
+        tokens = self.window.tokens()
+        if tokens is None:
+            return None
+        placed = self._place(activations)
+        if placed is None:
+            return None
+        steps, rows = tokens.of(activations)
+        if rows is None:
+            return self._moved(activations.values, steps, *placed)
+        changed = activations.values.clone()
+        changed[rows] = self._moved(changed[rows], steps, *placed)
+        return changed
+
+    def _place(self, activations: Activations) -> tuple[Tensor, Tensor] | None:
+        """The part of the table and of the chosen neurons that these activations are, on their device; None where no
+        neuron is chosen."""
+        values, first = activations.values, activations.first
+        key = (values.device, values.dtype, first)
+        if key not in self._placed:
+            columns = slice(first, first + values.shape[1])
+            chosen = self.chosen[columns]
+            table = self.table[:, columns].to(values.device, values.dtype)
+            self._placed[key] = (table, chosen.to(values.device)) if chosen.any() else None
+        return self._placed[key]
+
+    def _moved(self, values: Tensor, steps: Tensor, table: Tensor, chosen: Tensor) -> Tensor:
+        """What these rows [tokens, neurons] become."""
+        if self.edit == "add":
+            moved = values + table[steps]
+        else:
+            moved = torch.where(chosen, values + self.alpha * (table[steps] - values), values)
+        if not self.keep_norm:
+            return moved
+        # Of the calibrated neurons alone: the others must not move.
+        before, after = (torch.where(chosen, part, 0).float().norm(dim=1, keepdim=True) for part in (values, moved))
+        scale = (before / after.clamp_min(torch.finfo(torch.float32).tiny)).to(values.dtype)
+        return torch.where(chosen, moved * scale, values)
