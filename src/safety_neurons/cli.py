@@ -15,9 +15,12 @@ from safety_neurons.console import (
     ConsoleListener,
     console,
     print_comparison,
+    print_dose_response,
     print_error,
+    print_guard,
     print_models,
     print_results,
+    print_search,
     print_stage,
 )
 from safety_neurons.errors import SafetyNeuronsError
@@ -37,6 +40,9 @@ Examples:
     safety-neurons run --harmful my-prompts.csv --benign alpaca --find.percent 1
     safety-neurons run --harmful advbench --benign alpaca --data-dir my-copies
     safety-neurons calibrate runs/demo --calibrate.alpha-rejection 2
+    safety-neurons calibrate runs/demo --alpha -6:6:2   refusals over the dose
+    safety-neurons search runs/demo                 the smallest set and dose that move behaviour
+    safety-neurons guard runs/demo                  steer only what the neurons find harmful
     safety-neurons compare-scores runs/scores       which neuron score finds neurons that matter
     safety-neurons models                           presets, and what each needs
 """,
@@ -58,7 +64,7 @@ def _run(out: Path, settings: Settings | None, config: Path | None, until: str) 
         results = run(out, _given(settings, config), until=until, listener=listener, command=_command())
     if until == "report":
         print_results(results)
-        console.print(f"Report: {out / 'report.html'}   Numbers: {out / 'results.json'}", soft_wrap=True)
+        _print_where(out)
     else:
         print_stage(results, until)
 
@@ -117,9 +123,159 @@ def _stage_command(stage: str, text: str) -> None:
 
 _stage_command("find", "Find the safety neurons.")
 _stage_command("explain", "Say in words what the neurons promote.")
-_stage_command("calibrate", "Test that the neurons cause refusals: move their activations, and random ones.")
 _stage_command("tune", "Fine-tune only the safety neurons on the model's own refusals and benign answers.")
 _stage_command("evaluate", "Attack success and over-refusal, before and after tuning.")
+
+
+On = Annotated[list[str] | None, Parameter(consume_multiple=True)]
+
+
+@app.command
+def calibrate(
+    run_dir: RunFolderArgument,
+    *,
+    alpha: str | None = None,
+    on: str | None = None,
+    settings: SettingsArgument = None,
+    config: Path | None = None,
+) -> None:
+    """Test that the neurons cause refusals: move their activations, and random ones.
+
+    With --alpha, a dose-response: refusals, broken answers and the distance to the untouched model at each alpha, for
+    the found neurons and for random ones of the same number, at the same alpha and at the same dose.
+    Stages that it needs are run first where they are missing.
+
+    Examples:
+
+        safety-neurons calibrate runs/demo
+        safety-neurons calibrate runs/demo --alpha -6:6:2
+        safety-neurons calibrate runs/demo --alpha -4,0,4 --on jailbreakbench:alpaca --calibrate.generated-tokens 4
+
+    Parameters
+    ----------
+    alpha
+        LOW:HIGH, LOW:HIGH:STEP or a list; below zero leads towards rejection, above towards conformity.
+    on
+        A HARMFUL:BENIGN pair of prompt sets to ask instead of the run's test split, with --alpha.
+    config
+        A TOML file with the same fields as the options.
+    """
+    if alpha is None:
+        if on is not None:
+            raise SafetyNeuronsError("--on goes with --alpha: the plain test asks the run's own test split.")
+        _run(run_dir, settings, config, "calibrate")
+        return
+    from safety_neurons.causal.dose_response import dose_response, parse_alphas
+
+    alphas = parse_alphas(alpha)
+    with ConsoleListener() as listener:
+        results = dose_response(run_dir, alphas, _given(settings, config), on=on, listener=listener, command=_command())
+    print_dose_response(results)
+    _print_where(run_dir)
+
+
+@app.command
+def search(
+    run_dir: RunFolderArgument,
+    *,
+    trials: Count = 40,
+    on: On = None,
+    target: float = 0.97,
+    max_broken: float = 0.03,
+    max_divergence: float = 1.0,
+    max_percent: float = 0.5,
+    max_alpha: float = 6.0,
+    settings: SettingsArgument = None,
+    config: Path | None = None,
+) -> None:
+    """The smallest set of neurons and the smallest dose that move behaviour, in each direction.
+
+    Chosen on the run's validation prompts, reported on its test prompts and on other sets, beside random neurons. The
+    ranking is the run's own (--find.score); set size, alpha, prompt positions and generated tokens are searched.
+
+    Examples:
+
+        safety-neurons search runs/demo --find.score gradient
+        safety-neurons search runs/demo --trials 20 --on jailbreakbench:alpaca xstest-unsafe:xstest-safe
+
+    Parameters
+    ----------
+    trials
+        How many combinations are tried in each direction.
+    on
+        Further HARMFUL:BENIGN pairs of prompt sets to test on.
+    target
+        The share of the prompts that should be answered, or refused.
+    max_broken
+        The largest share of answers that may be broken.
+    max_divergence
+        How far prompts of the other kind may be moved, in nats per token.
+    max_percent
+        The largest set, in percent of the model's neurons.
+    max_alpha
+        The largest alpha.
+    config
+        A TOML file with the same fields as the options.
+    """
+    from safety_neurons.causal.search import Limits
+    from safety_neurons.causal.search import search as find_smallest
+
+    limits = Limits(target, max_broken, max_divergence, max_percent, max_alpha)
+    with ConsoleListener() as listener:
+        results = find_smallest(
+            run_dir,
+            _given(settings, config),
+            trials=trials,
+            limits=limits,
+            on=on or (),
+            listener=listener,
+            command=_command(),
+        )
+    print_search(results)
+    _print_where(run_dir)
+
+
+@app.command
+def guard(
+    run_dir: RunFolderArgument,
+    *,
+    on: On = None,
+    answers: bool = True,
+    settings: SettingsArgument = None,
+    config: Path | None = None,
+) -> None:
+    """Fit and test a guard: calibrate towards rejection only where the neurons say that the prompt is harmful.
+
+    The folder gets guard.safetensors. In Python: `with sn.guard(model, sn.Guard.load(path)): model.generate(...)`.
+
+    Examples:
+
+        safety-neurons guard runs/demo
+        safety-neurons guard runs/demo --guard.false-positive-rate 0.05 --on jailbreakbench:alpaca
+        safety-neurons guard runs/demo --on my-attacks.jsonl:alpaca --no-answers
+
+    Parameters
+    ----------
+    on
+        HARMFUL:BENIGN pairs of prompt sets to test on, besides the run's own.
+    answers
+        Also let the guarded model answer; without, only what it would flag is measured.
+    config
+        A TOML file with the same fields as the options.
+    """
+    from safety_neurons.causal.detection import guard_run
+
+    with ConsoleListener() as listener:
+        results = guard_run(
+            run_dir, _given(settings, config), on=on or (), answers=answers, listener=listener, command=_command()
+        )
+    print_guard(results)
+    console.print(f"Guard: {run_dir / 'guard.safetensors'}", soft_wrap=True)
+    _print_where(run_dir)
+
+
+def _print_where(run_dir: Path) -> None:
+    console.print(f"Report: {run_dir / 'report.html'}   Numbers: {run_dir / 'results.json'}", soft_wrap=True)
 
 
 @app.command(name="compare-scores")

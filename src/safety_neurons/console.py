@@ -135,6 +135,110 @@ def print_comparison(results: dict[str, Any]) -> None:
         console.print(escape(note))
 
 
+def print_dose_response(results: dict[str, Any]) -> None:
+    """What each dose did, harmful and benign prompts side by side."""
+    found = results["dose_response"]
+    table = _table(results, f"Dose-response: shares of {found['on']} (95% interval)")
+    for column in ("alpha", "neurons", *(f"{name}\n{what}" for name in _SIDES for what in _TOLD)):
+        table.add_column(column, justify="left" if column == "neurons" else "right")
+    by_cell: dict[tuple[float, str], dict[str, dict[str, Any]]] = {}
+    for row in found["rows"]:
+        by_cell.setdefault((row["alpha"], row["subject"]), {})[row["prompts"]] = row
+    for (alpha, subject), sides in by_cell.items():
+        cells = [cell for name in _SIDES for cell in _cells(sides[name])]
+        table.add_row(f"{alpha:+g}" if alpha else "0", "-" if subject == "untouched" else escape(subject), *cells)
+    console.print(Padding(table, (1, 0, 0, 0)))
+    console.print(
+        "Below 0 towards rejection, above 0 towards conformity. Equal dose: alpha "
+        f"{found['equal_dose_factor']:.1f} times as high, so that random neurons are pushed as hard. KL: to the "
+        "untouched model on its own answers, in nats per token. Broken answers count as neither."
+    )
+
+
+_SIDES = ("harmful", "benign")
+_TOLD = ("answered", "refused", "broken", "KL")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    shares = [_interval(row[name]) for name in ("answered", "refused")]
+    return [*shares, f"{row['broken']['value']:.0%}", _number(row["divergence"]["value"])]
+
+
+def _interval(share: dict[str, float]) -> str:
+    return f"{share['value']:.0%} ({share['low'] * 100:.0f}-{share['high'] * 100:.0f})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def print_search(results: dict[str, Any]) -> None:
+    """The chosen pushes, and what they and random neurons do on prompts that nothing was chosen on."""
+    found = results["search"]
+    for direction in found["directions"]:
+        chosen, push = direction["chosen"], direction["push"]
+        console.print(
+            f"\nTowards {direction['toward']}: {push['neurons']:,} neurons ({push['share_of_neurons']:.2%}; "
+            f"{push['share_of_parameters']:.2%} of the weights) by {escape(found['score'])}, alpha "
+            f"{chosen['alpha']:.2f}, the last {chosen['prompt_positions']} prompt positions and "
+            f"{chosen['generated_tokens']} generated tokens. On validation prompts it moves {chosen['moved']:.0%}, "
+            f"{chosen['broken']:.0%} broken."
+        )
+        for test in direction["tests"]:
+            verb = "answered" if direction["toward"] == "conformity" else "refused"
+            title = f"{escape(test['on'])}: {test['moving']} prompts {verb} (95% interval)"
+            table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+            for column in ("neurons", "alpha", verb, "broken", "moved", f"KL on {test['staying']}", "p"):
+                table.add_column(column, justify="left" if column == "neurons" else "right")
+            for row in test["rows"]:
+                alpha = {"untouched": "", "found": f"{chosen['alpha']:.1f}"}.get(row["subject"])
+                table.add_row(
+                    escape(row["subject"]),
+                    f"{row['alpha']:.1f}" if alpha is None else alpha,
+                    _interval(row["moving"][verb]),
+                    f"{row['moving']['broken']['value']:.0%}",
+                    _interval(row["moved"]),
+                    _number(row["staying"]["divergence"]["value"]),
+                    f"{row['p_value']:.2g}" if "p_value" in row else "",
+                )
+            console.print(table)
+
+
+def print_guard(results: dict[str, Any]) -> None:
+    """The guard as a detector beside others, and in action."""
+    found = results["guard"]
+    table = _table(results, "Does it tell harmful from safe prompts? (95% interval)")
+    for column in ("test", "detector", "AUROC", "caught at 1%", "at 5%", "flagged harmful", "flagged safe"):
+        table.add_column(column, justify="left" if column in ("test", "detector") else "right")
+    for row in sorted(found["detectors"], key=lambda row: str(row["on"])):
+        auroc = row["auroc"]
+        table.add_row(
+            escape(row["on"]),
+            escape(row["detector"]),
+            f"{auroc['value']:.3f} ({auroc['low']:.2f}-{auroc['high']:.2f})",
+            f"{row['tpr_at_0.01']['value']:.0%}",
+            f"{row['tpr_at_0.05']['value']:.0%}",
+            _interval(row["flagged_harmful"]) if "flagged_harmful" in row else "",
+            _interval(row["flagged_benign"]) if "flagged_benign" in row else "",
+        )
+    console.print(Padding(table, (1, 0, 0, 0)))
+    console.print(
+        f"It decides in layer {found['layer']} by {found['deciding_neurons']:,} neurons; flagged: with the threshold "
+        f"for {found['false_positive_rate']:.0%} false positives among the training prompts. Caught at 1% and 5%: "
+        "with the threshold that gives so many false positives on the test itself."
+    )
+    if not found["rows"]:
+        return
+    table = _table(results, "In action: what is refused (95% interval)")
+    for column in ("test", "prompts", "untouched", "guarded", "unscored", "n"):
+        table.add_column(column, justify="left" if column in ("test", "prompts") else "right")
+    for row in found["rows"]:
+        refused = [_interval(row[subject]["refused"]) for subject in ("untouched", "guarded")]
+        unscored = f"{row['untouched']['unscored']} / {row['guarded']['unscored']}"
+        table.add_row(escape(row["on"]), row["prompts"], *refused, unscored, str(row["n"]))
+    console.print(Padding(table, (1, 0, 0, 0)))
+
+
 def print_models() -> None:
     """All presets, and how to get each."""
     from safety_neurons.models.locate import availability

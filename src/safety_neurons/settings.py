@@ -1,10 +1,11 @@
 """All settings of a run: the TOML file, the command line and the documentation are these fields."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from safety_neurons.calibrate.knobs import Direction, Edit, Knobs, Subset, Toward
 from safety_neurons.models.presets import DEFAULT_MODEL
 
 
@@ -61,10 +62,42 @@ class CalibrateSettings(Section):
     """Strength towards conformity: how many times the difference of the mean activations is added."""
     alpha_rejection: float = Field(3.0, ge=0)
     """Strength towards rejection; the tuning corpus' refusals are made with it, too."""
-    prompt_positions: int = Field(5, ge=0, le=64)
-    """At how many positions at the prompt's end."""
-    generated_tokens: int = Field(0, ge=0)
+    subset: Subset = "both"
+    """Which of the found neurons are calibrated."""
+    prompt_positions: Annotated[int, Field(ge=0, le=64)] | Literal["template", "all"] = 5
+    """At how many positions at the prompt's end; template: what the chat template puts after the user's words."""
+    generated_tokens: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     """Also while so many of the first generated tokens are read."""
+    direction: Direction = "position"
+    """Each position's own difference of means, or one pooled over positions."""
+    edit: Edit = "add"
+    """Add the difference, or clamp: go the share alpha of the way to the other class's mean."""
+    keep_norm: bool = False
+    """Scale the calibrated neurons of a layer back to the length that they had together."""
+    layers: tuple[int, int] | None = None
+    """The first and the last layer that are calibrated; all when left out."""
+
+    def knobs(self) -> Knobs:
+        """All but the two strengths."""
+        return Knobs(**{name: getattr(self, name) for name in Knobs.__dataclass_fields__})
+
+    def alpha(self, toward: Toward) -> float:
+        return self.alpha_conformity if toward == "conformity" else self.alpha_rejection
+
+
+class GuardSettings(Section):
+    """Calibration towards rejection for the prompts that the neurons find harmful."""
+
+    false_positive_rate: float = Field(0.01, gt=0, lt=1)
+    """Which share of ordinary prompts may be flagged; the threshold follows from it."""
+    layer: int | None = Field(None, ge=0)
+    """The layer in which it is decided; the earliest one that is nearly as good as the best when left out."""
+    alpha: float = Field(3.0, ge=0)
+    """Strength of the calibration towards rejection; its other knobs are those of calibrate."""
+    generated_tokens: Annotated[int, Field(ge=0)] | Literal["all"] = 4
+    """Also while so many of the first generated tokens are read."""
+    contrast: str = "contrast"
+    """Unsafe prompts that look like the borderline ones: ours, a public set (xstest-unsafe), or a file."""
 
 
 class TuneSettings(Section):
@@ -148,6 +181,7 @@ class Settings(Section):
     find: FindSettings = FindSettings()
     explain: ExplainSettings = ExplainSettings()
     calibrate: CalibrateSettings = CalibrateSettings()
+    guard: GuardSettings = GuardSettings()
     tune: TuneSettings = TuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 

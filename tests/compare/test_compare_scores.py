@@ -20,13 +20,14 @@ from scipy.stats import binomtest
 import safety_neurons.console as console_module
 import safety_neurons.judges as judges
 from safety_neurons.calibrate.calibration import calibrate
+from safety_neurons.calibrate.dose import dose
 from safety_neurons.compare.compare import compare_scores
 from safety_neurons.compare.cost import costing
-from safety_neurons.compare.effects import mcnemar
 from safety_neurons.compare.scored import Training
-from safety_neurons.compare.sets import dose, jaccard, mean_spearman, of_size
+from safety_neurons.compare.sets import jaccard, mean_spearman, of_size
 from safety_neurons.compare.tables import markdown, tables
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.evaluate.rows import mcnemar
 from safety_neurons.find import scores
 from safety_neurons.find.find import find, score_neurons
 from safety_neurons.find.read import write_norms

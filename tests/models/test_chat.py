@@ -106,6 +106,20 @@ def test_no_special_token_is_added_to_what_the_template_wrote(model: ChatModel) 
     assert torch.equal(model.encode(["ab"])["input_ids"], plain)
 
 
+@pytest.mark.parametrize("system", [None, SYSTEM])
+@pytest.mark.parametrize("added", [[], ["[answer]"], ["[ans", "wer]"]])
+@pytest.mark.parametrize("end", ["", "\n", "<|end|><|assistant|>", "[/user]\n[answer]", " {{ messages | length }}: "])
+def test_template_tail_counts_the_tokens_behind_the_users_words(
+    end: str, added: list[str], system: str | None, model: ChatModel
+) -> None:
+    model.tokenizer.add_tokens(added)
+    template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}" + end
+    asked = with_template(model, template).with_system(system)
+    for words in ("Hello there", "What is it?", "1, 2, 3"):
+        behind = asked.render(words).rpartition(words)[2]
+        assert asked.template_tail == (len(model.tokenizer.tokenize(behind)) if behind else 0)
+
+
 def test_chat_is_the_greedy_answer(model: ChatModel) -> None:
     expected = dict(generate(model, [model.render("Hello")], max_new_tokens=6))[0].text
     assert model.chat("Hello", max_new_tokens=6) == expected

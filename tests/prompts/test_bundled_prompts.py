@@ -7,7 +7,7 @@ import pytest
 from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.prompts.prompt_set import SPLITS, normalised
 
-BUNDLED = ("harmful", "benign", "borderline")
+BUNDLED = ("harmful", "benign", "borderline", "contrast")
 
 
 @pytest.fixture(scope="module", name="sets")
@@ -19,7 +19,8 @@ def test_sizes(sets: dict[str, PromptSet]) -> None:
     assert len(sets["harmful"]) >= 240
     assert len(sets["benign"]) >= 240
     assert len(sets["borderline"]) >= 120
-    assert [prompts.duplicates for prompts in sets.values()] == [0, 0, 0]
+    assert len(sets["contrast"]) == len(sets["borderline"])
+    assert [prompts.duplicates for prompts in sets.values()] == [0] * len(BUNDLED)
 
 
 def test_categories(sets: dict[str, PromptSet]) -> None:
@@ -42,6 +43,13 @@ def test_twins_share_their_split_and_length(sets: dict[str, PromptSet]) -> None:
         assert harmful.id.removeprefix("harmful") == benign.id.removeprefix("benign")
         assert harmful.split == benign.split, harmful.id
         assert abs(len(harmful.text.split()) - len(benign.text.split())) <= 3, harmful.id
+
+
+def test_contrast_prompts_match_the_borderline_ones(sets: dict[str, PromptSet]) -> None:
+    for borderline, contrast in zip(sets["borderline"], sets["contrast"], strict=True):
+        assert borderline.id.removeprefix("borderline") == contrast.id.removeprefix("contrast")
+        assert (borderline.split, borderline.category) == (contrast.split, contrast.category), contrast.id
+        assert abs(len(borderline.text.split()) - len(contrast.text.split())) <= 3, contrast.id
 
 
 @pytest.mark.parametrize("name", BUNDLED)

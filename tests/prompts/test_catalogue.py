@@ -86,8 +86,8 @@ def values(prompts: PromptSet) -> list[tuple[str, str, str]]:
 
 def test_the_names() -> None:
     names = [row.name for row in named_sets()]
-    assert names[:3] == ["harmful", "benign", "borderline"]
-    assert set(names[3:]) == set(SAMPLES)
+    assert names[:4] == ["harmful", "benign", "borderline", "contrast"]
+    assert set(names[4:]) == set(SAMPLES)
     assert len(names) == len(set(names))
 
 

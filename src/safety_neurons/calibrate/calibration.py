@@ -6,18 +6,18 @@ and the reverse towards rejection (section 3.3). It is the causal test of the ne
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from safety_neurons.calibrate.knobs import AnswerReach, Direction, Edit, Knobs, PromptReach, Subset, Toward
+from safety_neurons.calibrate.shift import Shift
+from safety_neurons.calibrate.window import TokenWindow
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.find.neuron_set import Directions, NeuronSet
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.positions import PromptPositions, follow_positions
-from safety_neurons.models.sites import Activations, activation_hooks
-
-Toward = Literal["rejection", "conformity"]
+from safety_neurons.models.sites import NeuronSite, activation_hooks
 
 
 @contextlib.contextmanager
@@ -27,73 +27,94 @@ def calibrate(
     *,
     toward: Toward,
     alpha: float,
-    prompt_positions: int = 5,
-    generated_tokens: int = 0,
+    subset: Subset = "both",
+    prompt_positions: PromptReach = 5,
+    generated_tokens: AnswerReach = 0,
+    direction: Direction = "position",
+    edit: Edit = "add",
+    keep_norm: bool = False,
+    layers: tuple[int, int] | None = None,
 ) -> Iterator[ChatModel]:
     """Calibrate the neurons while the context is open; the model itself is left as it was.
 
     Args:
         toward: "rejection" makes benign prompts refused, "conformity" makes harmful prompts answered.
-        alpha: how many times the difference of the mean activations is added.
-        prompt_positions: at how many positions at the prompt's end; 0 leaves the prompt alone.
-        generated_tokens: also while that many of the first generated tokens are read; they use the direction of the
-            prompt's last position. The prompt's last position is the one that produces the first token.
+        alpha: how many times the difference of the mean activations is added. 0 changes no bit.
+        subset: which of the neurons: "rejection", "conformity", or "both".
+        prompt_positions: at how many positions at the prompt's end; 0 leaves the prompt alone, "template" takes what
+            the chat template puts after the user's words, "all" the whole prompt (before the positions for which
+            directions are known, with their mean).
+        generated_tokens: also while that many of the first generated tokens are read, or "all"; they use the
+            direction of the prompt's last position, which is the one that produces the first token.
+        direction: each "position" its own, or one that is "pooled" over the known positions.
+        edit: "add" the difference alpha times, or "clamp": go the share alpha of the way from what the activation is
+            to the mean of the class that is aimed at, which 1 makes it.
+        keep_norm: scale the calibrated neurons of a layer back to the length that they had together, token by token.
+        layers: the first and the last layer that are calibrated; all when left out.
 
     Raises:
-        SafetyNeuronsError: the neurons came without directions, or belong to a model of another shape.
+        SafetyNeuronsError: the neurons came without directions or belong to a model of another shape, or a knob's
+            value is not allowed or reaches further than the directions.
     """
-    directions = neurons.directions
-    if directions is None:
+    knobs = Knobs(subset, prompt_positions, generated_tokens, direction, edit, keep_norm, layers)
+    directions = directions_of(model, neurons)
+    with follow_positions(model.model) as where:
+        window = open_window(where, model, directions, knobs)
+        with activation_hooks(shifts(model, neurons, window, toward, alpha, knobs)):
+            yield model
+
+
+def directions_of(model: ChatModel, neurons: NeuronSet) -> Directions:
+    """The neurons' directions.
+
+    Raises:
+        SafetyNeuronsError: they came without, or belong to a model of another shape.
+    """
+    if neurons.directions is None:
         raise SafetyNeuronsError(
             "These neurons came without directions; load them with directions=, or run find again."
         )
     neurons.check_fits(model)
-    if prompt_positions > directions.positions:
+    return neurons.directions
+
+
+def open_window(where: PromptPositions, model: ChatModel, directions: Directions, knobs: Knobs) -> TokenWindow:
+    """The tokens that the knobs name.
+
+    Raises:
+        SafetyNeuronsError: they need directions for more positions than are known.
+    """
+    known = directions.positions
+    reach = model.template_tail if knobs.prompt_positions == "template" else knobs.prompt_positions
+    if isinstance(reach, int) and reach > known and knobs.direction == "position":
         raise SafetyNeuronsError(
-            f"Directions are known for the last {directions.positions} prompt positions, not for {prompt_positions}. "
-            "Run find with more positions."
+            f"Directions are known for the last {known} prompt positions, not for {reach}. Run find with more "
+            "positions, or pool the directions."
         )
-    sign = alpha if toward == "conformity" else -alpha
-    with contextlib.ExitStack() as stack:
-        where = stack.enter_context(follow_positions(model.model))
-        hooks = []
-        for site, indices, harmful, benign in zip(
-            model.sites, neurons.both, directions.harmful, directions.benign, strict=True
-        ):
-            if not len(indices):
-                continue
-            shift = (sign * (benign - harmful))[:, indices]
-            # One row for each position that is calibrated, and the last again for generated tokens.
-            table = torch.cat([shift[len(shift) - prompt_positions :], shift[-1:]])
-            hooks.append((site, _Shift(where, indices, table, prompt_positions, generated_tokens)))
-        stack.enter_context(activation_hooks(hooks))
-        yield model
+    answer = None if knobs.generated_tokens == "all" else knobs.generated_tokens
+    return TokenWindow(where, known, None if reach == "all" else reach, answer)
 
 
-class _Shift:
-    """Adds one site's shift at the calibrated positions; everything else passes untouched."""
+def shifts(
+    model: ChatModel, neurons: NeuronSet, window: TokenWindow, toward: Toward, alpha: float, knobs: Knobs
+) -> list[tuple[NeuronSite, Shift]]:
+    """A hook for every site that holds neurons to calibrate."""
+    directions = directions_of(model, neurons)
+    first, last = knobs.layers or (0, max(neurons.layers))
+    hooks = []
+    for site, indices, harmful, benign in zip(
+        model.sites, getattr(neurons, knobs.subset), directions.harmful, directions.benign, strict=True
+    ):
+        if len(indices) and first <= site.layer <= last:
+            away, target = (harmful, benign) if toward == "conformity" else (benign, harmful)
+            rows = [table(means, knobs.direction) for means in (away, target)]
+            hooks.append((site, Shift(window, indices, rows[0], rows[1], alpha, knobs)))
+    return hooks
 
-    def __init__(
-        self,
-        where: PromptPositions,
-        indices: Tensor,
-        table: Tensor,
-        prompt_positions: int,
-        generated_tokens: int,
-    ) -> None:
-        self.where, self.indices, self.table = where, indices, table
-        self.first, self.end = -prompt_positions, generated_tokens
 
-    def __call__(self, activations: Activations) -> Tensor | None:
-        offsets, values = activations.of_tokens(self.where.offsets), activations.values
-        calibrated = ((offsets >= self.first) & (offsets < self.end)).to(values.device)
-        mine = (self.indices >= activations.first) & (self.indices < activations.first + values.shape[-1])
-        if not calibrated.any() or not mine.any():
-            return None
-        columns = (self.indices[mine] - activations.first).to(values.device)
-        positions = offsets.to(values.device)[calibrated].clamp(max=0) - self.first
-        table = self.table[:, mine].to(values.device, values.dtype)
-        changed = values.clone()
-        rows = calibrated.nonzero()
-        changed[rows, columns] = changed[rows, columns] + table[positions]
-        return changed
+def table(means: Tensor, direction: Direction) -> Tensor:
+    """Means by position [positions, neurons] as a table for a `TokenWindow` [positions + 2, neurons]."""
+    pooled = means.mean(0, keepdim=True)
+    if direction == "pooled":
+        return pooled.expand(len(means) + 2, -1)
+    return torch.cat([pooled, means, means[-1:]])

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from safety_neurons.calibrate.knobs import Edit
+from safety_neurons.calibrate.knobs import Knobs
 from safety_neurons.calibrate.window import TokenWindow
 from safety_neurons.models.sites import Activations
 
@@ -22,13 +22,12 @@ class Shift:
         away: Tensor,
         target: Tensor,
         alpha: float,
-        edit: Edit,
-        keep_norm: bool,
+        knobs: Knobs,
     ) -> None:
-        self.window, self.indices, self.alpha, self.edit, self.keep_norm = window, indices, alpha, edit, keep_norm
+        self.window, self.alpha, self.knobs = window, alpha, knobs
         self.chosen = torch.zeros(target.shape[1], dtype=torch.bool)
         self.chosen[indices] = True
-        if edit == "add":
+        if knobs.edit == "add":
             shift = alpha * (target - away)
             # Adding -0.0 leaves every number as it is; adding 0.0 would make 0.0 of -0.0.
             self.table = torch.where(self.chosen & (shift != 0), shift, -0.0)
@@ -64,11 +63,11 @@ class Shift:
 
     def _moved(self, values: Tensor, steps: Tensor, table: Tensor, chosen: Tensor) -> Tensor:
         """What these rows [tokens, neurons] become."""
-        if self.edit == "add":
+        if self.knobs.edit == "add":
             moved = values + table[steps]
         else:
             moved = torch.where(chosen, values + self.alpha * (table[steps] - values), values)
-        if not self.keep_norm:
+        if not self.knobs.keep_norm:
             return moved
         # Of the calibrated neurons alone: the others must not move.
         before, after = (torch.where(chosen, part, 0).float().norm(dim=1, keepdim=True) for part in (values, moved))

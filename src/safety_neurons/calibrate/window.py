@@ -20,7 +20,7 @@ class Tokens:
     steps: Tensor
     rows: Tensor | None
 
-    def of(self, activations: Activations) -> "tuple[Tensor, Tensor | None]":
+    def of(self, activations: Activations) -> tuple[Tensor, Tensor | None]:
         """The table's row of each calibrated row of these activations, and which rows those are (None: all)."""
         device = activations.values.device
         if activations.tokens is None:
@@ -34,22 +34,29 @@ class Tokens:
 class TokenWindow:
     """The last positions of the prompt and the first generated tokens, of all sequences or of some.
 
-    A table of directions has a row for what lies before the known `positions` of the prompt's end, one for each of these, and one
-    for generated tokens. `prompt` and `answer` are how many tokens are calibrated; None stands for all of them.
+    A table of directions has a row for what lies before the known `positions` of the prompt's end, one for each of
+    these, and one for generated tokens. `prompt` and `answer` are how many tokens are calibrated; None stands for all.
     """
 
     def __init__(self, where: PromptPositions, positions: int, prompt: int | None, answer: int | None) -> None:
         self.where, self.positions, self.prompt, self.answer = where, positions, prompt, answer
         self._sequences: Tensor | None = None
+        self._closed = False
         self._pass: Tensor | None = None
         self._tokens: Tokens | None = None
 
-    def choose(self, sequences: Tensor | None) -> None:
-        """From now on, calibrate only these sequences of the batch (bool [batch]); None stands for all."""
-        self._sequences, self._pass = sequences, None
+    def choose(self, sequences: Tensor) -> None:
+        """From now on, calibrate only these sequences of the batch (bool [batch])."""
+        self._sequences, self._pass, self._closed = sequences, None, not bool(sequences.any())
+
+    def close(self) -> None:
+        """From now on, calibrate nothing, until sequences are chosen."""
+        self._closed = True
 
     def tokens(self) -> Tokens | None:
         """The calibrated tokens of the pass that is running, or None where there are none."""
+        if self._closed:
+            return None
         if self._pass is not self.where.offsets:
             self._pass, self._tokens = self.where.offsets, self._find()
         return self._tokens

@@ -8,10 +8,10 @@ from typing import Any
 
 import filelock
 
+from safety_neurons.calibrate.dose import dose
 from safety_neurons.compare.effects import DIRECTIONS, Effect, effect, moved_by, rows, verdicts
-from safety_neurons.compare.kept_prompts import KeptPrompts
 from safety_neurons.compare.scored import Scored, Training, score_all
-from safety_neurons.compare.sets import dose, jaccard, mean_jaccard, mean_spearman, of_size
+from safety_neurons.compare.sets import jaccard, mean_jaccard, mean_spearman, of_size
 from safety_neurons.compare.tables import markdown
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find import scores
@@ -19,6 +19,7 @@ from safety_neurons.find.read import write_norms
 from safety_neurons.progress import Listener, Silence
 from safety_neurons.prompts import load_prompts
 from safety_neurons.run.folder import RunFolder, merged_settings
+from safety_neurons.run.kept_prompts import KeptPrompts
 from safety_neurons.run.workplace import Workplace
 from safety_neurons.storage import disk_errors, write_json, write_text
 
@@ -50,7 +51,7 @@ def compare_scores(
         budgets: sizes of the sets, in percent of the model's neurons.
         overlap_at: the budget at which sets are compared with each other.
         seeds: on how many random halves of the training prompts each score is computed again.
-        equal_dose: scale alpha for each set so that calibration adds as much (see `sets.dose`) as it does with the
+        equal_dose: scale alpha for each set so that calibration adds as much (see `calibrate.dose`) as it does with the
             write-contrast set of the same budget, instead of giving all sets the same alpha.
 
     Raises:
@@ -123,6 +124,17 @@ def _compare(
     return results
 
 
+def _positions(work: Workplace) -> int:
+    """How many positions at the prompts' ends are read anew under each condition: those that are calibrated."""
+    reach = work.settings.calibrate.prompt_positions
+    if reach == "all":
+        raise SafetyNeuronsError(
+            "compare-scores reads the beginnings of the prompts once for all scores, so that it cannot calibrate the "
+            "whole prompt: give --calibrate.prompt-positions a number, or 'template'."
+        )
+    return max(1, work.model.template_tail if reach == "template" else reach)
+
+
 def _overlap(scored: Mapping[str, Scored], percent: float) -> dict[str, Any]:
     """Shared neurons of every two scores' sets at one budget, as Jaccard's index."""
     sets = [of_size(one.whole, percent) for one in scored.values()]
@@ -159,7 +171,7 @@ def _measure_effects(
     test = {name: work.chosen(name, "test", work.settings.evaluate.prompts) for name in ("harmful", "benign")}
     each = sum(len(prompts) for prompts in test.values())
     texts = [[work.model.render(prompt.text) for prompt in prompts] for prompts in test.values()]
-    positions = max(1, work.settings.calibrate.prompt_positions)
+    positions = _positions(work)
     kept = KeptPrompts.read(work.model, texts, positions, work.settings.batch_size)
     effects: list[Effect] = []
     with work.listener.task("untouched model", each) as advance:

@@ -1,25 +1,24 @@
 """What moving a score's neurons does: harmful prompts that comply, and benign prompts that are refused."""
 
-import contextlib
-import hashlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy.stats import binomtest, false_discovery_control
+from scipy.stats import false_discovery_control
 
 import safety_neurons.attacks as attacks
 import safety_neurons.judges as judges
-from safety_neurons.calibrate.calibration import Toward, calibrate
-from safety_neurons.compare.kept_prompts import KeptPrompts
-from safety_neurons.evaluate.rows import rate
+from safety_neurons.calibrate.calibration import calibrate
+from safety_neurons.calibrate.dose import digest
+from safety_neurons.calibrate.knobs import Toward
+from safety_neurons.evaluate.rows import mcnemar, rate
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.judges import Verdict
-from safety_neurons.progress import Advance, Silence
+from safety_neurons.progress import Advance, Within
 from safety_neurons.prompts import Prompt
 from safety_neurons.run.answers import Condition, ask
 from safety_neurons.run.folder import fingerprint
+from safety_neurons.run.kept_prompts import KeptPrompts
 from safety_neurons.run.workplace import Workplace
 
 FALSE_DISCOVERY_RATE = 0.05
@@ -31,18 +30,8 @@ DIRECTIONS: tuple[tuple[Toward, str, Verdict], ...] = (
 
 
 @dataclass(frozen=True)
-class _Within(Silence):
-    """Counts the answers of several questions on one bar."""
-
-    advance: Advance
-
-    def task(self, description: str, total: int) -> AbstractContextManager[Advance]:
-        return contextlib.nullcontext(self.advance)
-
-
-@dataclass(frozen=True)
 class Moved:
-    """A score's neurons, the alpha with which they are moved, and how much that adds (see `sets.dose`)."""
+    """A score's neurons, the alpha with which they are moved, and how much that adds (see `calibrate.dose`)."""
 
     score: str
     percent: float
@@ -75,7 +64,7 @@ def verdicts(
     answers = ask(
         work.model,
         work.folder,
-        _Within(advance),
+        Within(advance),
         condition=condition,
         set_name=name,
         prompts=prompts,
@@ -111,8 +100,7 @@ def effect(
         by.neurons,
         toward=toward,
         alpha=by.alpha[toward],
-        prompt_positions=settings.prompt_positions,
-        generated_tokens=settings.generated_tokens,
+        **asdict(settings.knobs()),
     ):
         return Effect(by, toward, name, moved, verdicts(work, kept, condition, name, prompts, advance))
 
@@ -121,19 +109,10 @@ def moved_by(work: Workplace, score: str, percent: float, neurons: NeuronSet, un
     """A set that is calibrated with `factor` times the settings' alpha; `unit` is the dose of alpha 1."""
     settings = work.settings.calibrate
     alpha: dict[Toward, float] = {
-        "conformity": factor * settings.alpha_conformity,
-        "rejection": factor * settings.alpha_rejection,
+        "conformity": factor * settings.alpha("conformity"),
+        "rejection": factor * settings.alpha("rejection"),
     }
     return Moved(score, percent, neurons, alpha, {toward: unit * value for toward, value in alpha.items()})
-
-
-def digest(neurons: NeuronSet) -> str:
-    """A name for exactly these neurons and what is added to them."""
-    assert neurons.directions is not None
-    content = hashlib.sha256()
-    for tensor in (*neurons.both, *neurons.directions.harmful, *neurons.directions.benign):
-        content.update(tensor.contiguous().numpy().tobytes())
-    return content.hexdigest()
 
 
 def rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
@@ -180,10 +159,3 @@ def _row(one: Effect, base: Effect, random: Effect | None) -> dict[str, Any]:
         row["against_random"] = value - sum(random.hits) / len(random.hits)
         row["p_value"] = mcnemar(one.hits, random.hits)
     return row
-
-
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """The exact two-sided p-value of McNemar's test (1947) on paired outcomes."""
-    gained = sum(one and not other for one, other in zip(first, second, strict=True))
-    lost = sum(other and not one for one, other in zip(first, second, strict=True))
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

@@ -9,7 +9,6 @@ from scipy.stats import spearmanr
 
 from safety_neurons.find.find import ScoredNeurons
 from safety_neurons.find.neuron_set import NeuronSet
-from safety_neurons.find.scores import Layers
 
 # Rankings of each side are cut at up to half the neurons, in steps of this factor.
 STEP = 1.1
@@ -35,20 +34,6 @@ def of_size(scored: ScoredNeurons, percent: float) -> NeuronSet:
             break
         cut *= STEP
     return best
-
-
-def dose(neurons: NeuronSet, norms: Layers) -> float:
-    """How much calibration adds for each unit of alpha: the summed length of all shifts at the prompt's last position.
-
-    That is the sum over the neurons of |mean a_i(B) - mean a_i(H)| * ||r_i||_2, and so of their write-contrast scores.
-    """
-    assert neurons.directions is not None
-    total = 0.0
-    for indices, harmful, benign, norm in zip(
-        neurons.both, neurons.directions.harmful, neurons.directions.benign, norms, strict=True
-    ):
-        total += float(((benign[-1] - harmful[-1]).abs() * norm)[indices].sum())
-    return total
 
 
 def jaccard(first: NeuronSet, second: NeuronSet) -> float:

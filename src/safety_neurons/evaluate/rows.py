@@ -82,3 +82,10 @@ def mean_rate(groups: Sequence[Sequence[Verdict]], counted: Verdict, seed: int) 
 def row(found: Rate, **names: str) -> Row:
     """A rate as a row of the table."""
     return Row(value=found.value, low=found.low, high=found.high, n=found.n, unscored=found.unscored, **names)
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """The exact two-sided p-value of McNemar's test (1947) on paired outcomes."""
+    gained = sum(one and not other for one, other in zip(first, second, strict=True))
+    lost = sum(other and not one for one, other in zip(first, second, strict=True))
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

@@ -14,6 +14,9 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.neurons import Coverage, find_neurons
 from safety_neurons.models.sites import NeuronSite, device_of
 
+# Texts that end in different tokens: what their rendered forms share at the end is the template's.
+_ENDS = ("word", "Why?", "12", "Go on.")
+
 
 @dataclass(frozen=True)
 class ChatModel:
@@ -57,6 +60,15 @@ class ChatModel:
     def device(self) -> torch.device:
         """Where its inputs belong; a large model may have layers on other devices."""
         return device_of(self.model.get_input_embeddings())
+
+    @functools.cached_property
+    def template_tail(self) -> int:
+        """How many tokens the chat template puts after the user's words, up to where the answer begins."""
+        first, *others = (self.encode([self.render(text)])["input_ids"][0].tolist() for text in _ENDS)
+        same = 0
+        while all(same < len(other) and other[-1 - same] == first[-1 - same] for other in others):
+            same += 1
+        return same
 
     def with_system(self, system: str | None) -> Self:
         """The same model with another system prompt."""

@@ -10,18 +10,26 @@ from transformers import BatchEncoding, PreTrainedModel
 
 
 def forward(
-    model: PreTrainedModel, inputs: BatchEncoding | dict[str, Tensor], last_logits: int = 1, use_cache: bool = False
+    model: PreTrainedModel,
+    inputs: BatchEncoding | dict[str, Tensor],
+    last_logits: int = 1,
+    use_cache: bool = False,
+    cache: Any = None,
 ) -> Any:
     """Run left-padded inputs; only the last `last_logits` logits, where the model can spare the others.
 
-    Without position ids, models with absolute positions would count the padding too.
+    With a cache of what came before, the input ids are what follows, and the attention mask is for both. Without
+    position ids, models with absolute positions would count the padding too.
     """
     extra: dict[str, Any] = {}
     known = inspect.signature(model.forward).parameters
     mask = inputs["attention_mask"]
     assert isinstance(mask, Tensor)
     if "position_ids" in known:
-        extra["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)
+        positions = (mask.long().cumsum(1) - 1).clamp_min(0)
+        extra["position_ids"] = positions[:, positions.shape[1] - inputs["input_ids"].shape[1] :]
+    if cache is not None:
+        extra[cache_argument(model)] = cache
     # Models whose last layers share keys and values run these on the kept positions alone (Gemma 4).
     if "logits_to_keep" in known and not getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
         extra["logits_to_keep"] = last_logits

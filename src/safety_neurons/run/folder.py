@@ -51,6 +51,14 @@ class RunFolder:
         return self.path / "judgements.jsonl"
 
     @property
+    def measurements(self) -> Path:
+        return self.path / "measurements.jsonl"
+
+    @property
+    def guard(self) -> Path:
+        return self.path / "guard.safetensors"
+
+    @property
     def results(self) -> Path:
         return self.path / "results.json"
 

@@ -263,6 +263,11 @@ SECTIONS = {
     "write_share": "explain",
     "vocabulary": "explain",
     "training": "tune",
+    # What other commands add to a run; each looks itself whether it is up to date.
+    "dose_response": "find",
+    "search": "find",
+    "guard": "find",
+    "adaptive": "tune",
 }
 
 

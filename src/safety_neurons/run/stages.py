@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
 
-from safety_neurons.calibrate.calibration import Toward, calibrate
+from safety_neurons.calibrate.calibration import calibrate
+from safety_neurons.calibrate.knobs import Toward
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.rows import Row, mean_rate
 from safety_neurons.explain.projection import explain
@@ -147,14 +148,7 @@ def calibrate_stage(work: Workplace) -> StageResult:
 def calibrated(work: Workplace, toward: Toward, neurons: NeuronSet) -> AbstractContextManager[ChatModel]:
     """The model calibrated as the settings say."""
     settings = work.settings.calibrate
-    return calibrate(
-        work.model,
-        neurons,
-        toward=toward,
-        alpha=settings.alpha_conformity if toward == "conformity" else settings.alpha_rejection,
-        prompt_positions=settings.prompt_positions,
-        generated_tokens=settings.generated_tokens,
-    )
+    return calibrate(work.model, neurons, toward=toward, alpha=settings.alpha(toward), **asdict(settings.knobs()))
 
 
 def make_corpus(work: Workplace) -> Corpus:

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import safety_neurons.attacks as attacks
 import safety_neurons.judges as judges
 from safety_neurons.attacks import AttackedPrompt
-from safety_neurons.calibrate.calibration import Toward
+from safety_neurons.calibrate.knobs import Toward
 from safety_neurons.evaluate.rows import Row, rate, row
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
@@ -132,8 +132,7 @@ class Workplace:
 
     def calibrated(self, toward: Toward, subject: str) -> Condition:
         settings = self.settings.calibrate
-        alpha = settings.alpha_conformity if toward == "conformity" else settings.alpha_rejection
-        knobs = (alpha, settings.prompt_positions, settings.generated_tokens)
+        knobs = (settings.alpha(toward), asdict(settings.knobs()))
         # What is added follows from the files of this run and, for random neurons, from the seed.
         found = [file_sha256(path) for path in (self.folder.neurons, self.folder.directions)]
         context = fingerprint(self.answering, toward, subject, self.settings.seed, found, knobs)

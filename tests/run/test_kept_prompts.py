@@ -7,10 +7,10 @@ import torch
 
 from safety_neurons.calibrate.calibration import calibrate
 from safety_neurons.compare import kept_prompts
-from safety_neurons.compare.kept_prompts import KeptPrompts
 from safety_neurons.find.find import find
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion, generate
+from safety_neurons.run.kept_prompts import KeptPrompts
 
 TOKENS = 6
 

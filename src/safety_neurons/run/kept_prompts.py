@@ -34,6 +34,10 @@ class KeptPrompts:
                 caches[group] = _beginnings(model, group, positions)
         return cls(caches)
 
+    def cache(self, texts: Sequence[str]) -> Any:
+        """A copy of a batch's cache, to be written to; None where none is kept of just this batch."""
+        return copy.deepcopy(self.caches.get(tuple(texts)))
+
     def generate(
         self, model: ChatModel, texts: Sequence[str], *, max_new_tokens: int, batch_size: int, done: frozenset[int]
     ) -> Iterator[tuple[int, Completion]]:
@@ -48,9 +52,7 @@ class KeptPrompts:
 
     def _answer(self, model: ChatModel, texts: tuple[str, ...], tokens: int) -> list[tuple[int, Completion]]:
         try:
-            # Generating writes into the cache.
-            cache = copy.deepcopy(self.caches.get(texts))
-            return list(enumerate(complete(model, texts, tokens, cache=cache)))
+            return list(enumerate(complete(model, texts, tokens, cache=self.cache(texts))))
         except (torch.OutOfMemoryError, MemoryError):
             self.caches.clear()
             return list(generate(model, texts, max_new_tokens=tokens, batch_size=max(1, len(texts) // 2)))

@@ -1,0 +1,29 @@
+"""How hard a calibration pushes, so that sets of neurons can be compared at equal pushes."""
+
+import hashlib
+
+from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.find.scores import Layers
+
+
+def dose(neurons: NeuronSet, norms: Layers) -> float:
+    """How much calibration adds for each unit of alpha: the summed length of all shifts at the prompt's last position.
+
+    That is the sum over the neurons of |mean a_i(B) - mean a_i(H)| * ||r_i||_2, and so of their write-contrast scores.
+    """
+    assert neurons.directions is not None
+    total = 0.0
+    for indices, harmful, benign, norm in zip(
+        neurons.both, neurons.directions.harmful, neurons.directions.benign, norms, strict=True
+    ):
+        total += float(((benign[-1] - harmful[-1]).abs() * norm)[indices].sum())
+    return total
+
+
+def digest(neurons: NeuronSet) -> str:
+    """A name for exactly these neurons and what is added to them."""
+    assert neurons.directions is not None
+    content = hashlib.sha256()
+    for tensor in (*neurons.both, *neurons.directions.harmful, *neurons.directions.benign):
+        content.update(tensor.contiguous().numpy().tobytes())
+    return content.hexdigest()

@@ -1,0 +1,268 @@
+"""The guard: calibrate towards rejection only where the safety neurons say that the prompt is harmful.
+
+One pass reads the prompt, as in any generation. The found neurons of the early layers decide at its last token; from
+there on the found neurons of the later layers are calibrated in the same pass, for the flagged prompts alone. What is
+not flagged passes as the same bits.
+"""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from safety_neurons.calibrate.calibration import directions_of, open_window, shifts
+from safety_neurons.calibrate.detector import Detector, check_rate, fit_detector
+from safety_neurons.calibrate.knobs import Knobs
+from safety_neurons.calibrate.last_token import LastTokens, last_token_activations
+from safety_neurons.calibrate.window import TokenWindow
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.find.neuron_set import Directions, NeuronSet, read_tensors
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.generate import BATCH_SIZE
+from safety_neurons.models.positions import follow_positions
+from safety_neurons.models.sites import Activations, activation_hooks
+from safety_neurons.progress import Advance, ignore
+from safety_neurons.storage import atomic_path
+
+# The earliest layer decides whose AUROC on prompts not learnt from is this near to the best layer's.
+NEAR_ENOUGH = 0.01
+# The penalty with which layers are compared; the detector's own is chosen afterwards.
+COMPARING_PENALTY = 1e-2
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A fitted guard: a file of its own, with all that `guard` needs besides the model.
+
+    The neurons of layers up to `layer` decide, those from `layer` on are calibrated towards rejection with `alpha`.
+    """
+
+    neurons: NeuronSet
+    detector: Detector
+    layer: int
+    false_positive_rate: float
+    alpha: float
+    knobs: Knobs
+
+    def at(self, false_positive_rate: float) -> Self:
+        """The same guard with the threshold for another false-positive rate.
+
+        Raises:
+            SafetyNeuronsError: it learnt from too few ordinary prompts for so small a rate.
+        """
+        check_rate(false_positive_rate, len(self.detector.ordinary))
+        return replace(self, false_positive_rate=false_positive_rate)
+
+    @property
+    def deciding(self) -> list[Tensor]:
+        """The neurons that decide, per site."""
+        return up_to(self.neurons, self.layer)
+
+    def scores(self, model: ChatModel, prompts: Sequence[str], batch_size: int = BATCH_SIZE) -> Tensor:
+        """How harmful the guard finds requests: float32 [prompts]; above `threshold` they are flagged."""
+        texts = [model.render(prompt) for prompt in prompts]
+        return self.detector.scores(last_token_activations(model, self.deciding, texts, batch_size))
+
+    @property
+    def threshold(self) -> float:
+        return self.detector.threshold(self.false_positive_rate)
+
+    def save(self, path: Path) -> None:
+        """Write the guard as safetensors."""
+        directions = self.neurons.directions
+        assert directions is not None
+        tensors = {"detector.weight": self.detector.weight, "detector.ordinary": self.detector.ordinary}
+        for name, sites in (
+            ("rejection", self.neurons.rejection),
+            ("conformity", self.neurons.conformity),
+            ("harmful", directions.harmful),
+            ("benign", directions.benign),
+        ):
+            tensors |= {f"{name}.{site}": value.contiguous() for site, value in enumerate(sites)}
+        about = {
+            "layer": self.layer,
+            "false_positive_rate": self.false_positive_rate,
+            "alpha": self.alpha,
+            "knobs": asdict(self.knobs),
+            "bias": self.detector.bias,
+            "auroc": self.detector.auroc,
+            "penalty": self.detector.penalty,
+        }
+        # One entry, because safetensors writes several in any order.
+        described = json.loads(self.neurons.metadata()["neurons"]) | {"guard": about}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, {"neurons": json.dumps(described)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            SafetyNeuronsError: the file is missing, broken, or no guard.
+        """
+        path = Path(path)
+        tensors, metadata = read_tensors(path)
+        try:
+            about = json.loads(metadata["neurons"])["guard"]
+            neurons = NeuronSet.load(path)
+            sites = range(len(neurons.widths))
+            directions = Directions(*(tuple(tensors[f"{side}.{site}"] for site in sites) for side in _SIDES))
+            known = about["knobs"]
+            knobs = Knobs(**known | {"layers": known["layers"] and tuple(known["layers"])})
+            detector = Detector(
+                tensors["detector.weight"],
+                about["bias"],
+                tensors["detector.ordinary"],
+                about["auroc"],
+                about["penalty"],
+            )
+            return cls(
+                replace(neurons, directions=directions),
+                detector,
+                about["layer"],
+                about["false_positive_rate"],
+                about["alpha"],
+                knobs,
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise SafetyNeuronsError(f"{path} is no guard ({error!r}). Make one: safety-neurons guard RUN.") from error
+
+
+_SIDES = ("harmful", "benign")
+
+
+def up_to(neurons: NeuronSet, layer: int) -> list[Tensor]:
+    """The neurons of the layers up to this one, per site."""
+    return [
+        indices if number <= layer else indices[:0]
+        for number, indices in zip(neurons.layers, neurons.both, strict=True)
+    ]
+
+
+def fit_guard(
+    model: ChatModel,
+    neurons: NeuronSet,
+    harmful: Sequence[str],
+    benign: Sequence[str],
+    borderline: Sequence[str] = (),
+    *,
+    false_positive_rate: float = 0.01,
+    layer: int | None = None,
+    alpha: float = 3.0,
+    knobs: Knobs | None = None,
+    batch_size: int = BATCH_SIZE,
+    advance: Advance = ignore,
+) -> Guard:
+    """Fit a guard on requests, as a user would type them.
+
+    Args:
+        borderline: safe requests that sound unsafe; they count as safe, but not for the threshold.
+        false_positive_rate: the share of ordinary prompts that may be flagged.
+        layer: the layer in which it is decided. When left out, the earliest one that is nearly as good as the best, so
+            that as many neurons as possible are left to act.
+        alpha, knobs: the calibration towards rejection; see `calibrate`.
+
+    Raises:
+        SafetyNeuronsError: too few prompts or neurons, or a rate that they cannot give.
+    """
+    directions_of(model, neurons)
+    check_rate(false_positive_rate, len(benign))
+    knobs = knobs or Knobs()
+    if knobs.prompt_positions == "template":
+        # A number needs no tokenizer, so that the guard can be used on a plain transformers model.
+        knobs = replace(knobs, prompt_positions=model.template_tail)
+    texts = [model.render(prompt) for prompt in (*harmful, *benign, *borderline)]
+    features = last_token_activations(model, neurons.both, texts, batch_size, advance)
+    layer_of = torch.cat([torch.full((len(found),), number) for number, found in _by_site(neurons)])
+
+    def fitted(last: int, **options: Any) -> Detector:
+        parts = features[:, layer_of <= last].split([len(harmful), len(benign), len(borderline)])
+        return fit_detector(parts[0], parts[1], parts[2], **options)
+
+    if layer is None:
+        candidates = sorted(set(layer_of.tolist()))
+        if not candidates:
+            raise SafetyNeuronsError("A guard needs neurons to decide by, and none was found. Raise find.percent.")
+        aurocs = {one: fitted(one, penalties=(COMPARING_PENALTY,)).auroc for one in candidates}
+        layer = next(one for one in candidates if aurocs[one] >= max(aurocs.values()) - NEAR_ENOUGH)
+    if not (layer_of <= layer).any():
+        raise SafetyNeuronsError(
+            f"No found neuron is in the layers up to {layer}, so nothing could decide there; the first is in layer "
+            f"{int(layer_of.min())}."
+        )
+    return Guard(neurons, fitted(layer), layer, false_positive_rate, alpha, knobs)
+
+
+def _by_site(neurons: NeuronSet) -> Iterator[tuple[int, Tensor]]:
+    return zip(neurons.layers, neurons.both, strict=True)
+
+
+@dataclass
+class Decisions:
+    """What the guard decided on the last batch of prompts: scores and flags [prompts]."""
+
+    scores: Tensor
+    flagged: Tensor
+
+
+@contextlib.contextmanager
+def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisions]:
+    """Guard a model while the context is open; whatever generates with it, `model.generate` too, is guarded.
+
+    Yields what was decided on the last batch of prompts.
+
+    Raises:
+        SafetyNeuronsError: the guard was fitted on a model of another shape.
+    """
+    if isinstance(model, PreTrainedModel):
+        nothing = cast(PreTrainedTokenizerBase, None)
+        model = ChatModel(model, nothing, model.config.name_or_path or type(model).__name__, "")
+    elif model.identity != fitted.neurons.provenance.identity:
+        warnings.warn(
+            f"This guard was fitted on {fitted.neurons.provenance.model}; the weights of {model.name} are others, and "
+            "its rates may not hold.",
+            stacklevel=3,
+        )
+    first, last = fitted.knobs.layers or (0, max(fitted.neurons.layers))
+    knobs = replace(fitted.knobs, layers=(max(first, fitted.layer), max(last, fitted.layer)))
+    directions = directions_of(model, fitted.neurons)
+    decisions = Decisions(torch.empty(0), torch.empty(0, dtype=torch.bool))
+    with contextlib.ExitStack() as stack:
+        where = stack.enter_context(follow_positions(model.model))
+        window = open_window(where, model, directions, knobs)
+        gathered = LastTokens(where, fitted.deciding)
+        body = model.model.base_model
+        # Until it is decided, the last prompts' flags must not count for the new ones.
+        handle = body.register_forward_pre_hook(lambda *_: window.close() if where.generated is None else None)
+        stack.callback(handle.remove)
+        stack.enter_context(activation_hooks(gathered.hooks(model.sites)))
+        deciding = max(number for number, indices in enumerate(fitted.deciding) if len(indices))
+        decide = _Decide(gathered, window, fitted.detector, fitted.threshold, decisions)
+        stack.enter_context(model.sites[deciding].hooked(decide))
+        stack.enter_context(activation_hooks(shifts(model, fitted.neurons, window, "rejection", fitted.alpha, knobs)))
+        yield decisions
+
+
+@dataclass(frozen=True)
+class _Decide:
+    """The hook after the last of the neurons that decide."""
+
+    gathered: LastTokens
+    window: TokenWindow
+    detector: Detector
+    threshold: float
+    decisions: Decisions
+
+    def __call__(self, _activations: Activations) -> None:
+        if self.gathered.where.generated is None:
+            scores = self.detector.scores(self.gathered.values)
+            self.decisions.scores, self.decisions.flagged = scores, scores > self.threshold
+            self.window.choose(self.decisions.flagged)

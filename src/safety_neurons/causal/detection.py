@@ -1,0 +1,268 @@
+"""A run's guard: fitted, kept, and tested as a detector and in action, beside other detectors."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from sklearn.metrics import roc_auc_score, roc_curve
+from torch import Tensor
+
+from safety_neurons.calibrate.detector import Detector, fit_detector
+from safety_neurons.calibrate.guard import Guard, fit_guard, guard
+from safety_neurons.calibrate.last_token import last_token_activations
+from safety_neurons.causal.summary import share
+from safety_neurons.evaluate.rows import CONFIDENCE, RESAMPLES
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.forward import forward
+from safety_neurons.models.generate import batches_by_length, halve_when_full
+from safety_neurons.models.weights import file_sha256
+from safety_neurons.progress import Advance, Listener
+from safety_neurons.prompts import Prompt, load_prompts
+from safety_neurons.run.answers import Condition
+from safety_neurons.run.folder import fingerprint
+from safety_neurons.run.opened import keep_section, opened, prompts_to_test
+from safety_neurons.run.workplace import Workplace
+
+FALSE_POSITIVE_RATES = (0.01, 0.05)
+# Logits of whole prompts are large: so many prompts at once.
+READ_AT_ONCE = 4
+
+# Requests to one number each, higher for harmful ones.
+Scorer = Callable[[Sequence[str], Advance], Tensor]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """The requests that detectors learn from."""
+
+    harmful: list[str]
+    benign: list[str]
+    borderline: list[str]
+
+    @property
+    def all(self) -> list[str]:
+        return [*self.harmful, *self.benign, *self.borderline]
+
+    def fit(self, features: Tensor) -> Detector:
+        """A detector on features [all requests, features]."""
+        parts = features.split([len(self.harmful), len(self.benign), len(self.borderline)])
+        return fit_detector(parts[0], parts[1], parts[2])
+
+
+def guard_run(
+    path: Path,
+    given: Mapping[str, Any] | None = None,
+    *,
+    on: Sequence[str] = (),
+    answers: bool = True,
+    listener: Listener | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Fit a guard on a run's training prompts, keep it, and test it; the section "guard" of the run's results.
+
+    Tested are the run's test split, unsafe twins of its borderline prompts against these, and the pairs `on`. As a
+    detector it stands beside the found neurons of all layers, as many random ones, the last hidden state, and the
+    prompt's perplexity.
+
+    Args:
+        given: settings that override the run's own.
+        on: further HARMFUL:BENIGN pairs of prompt sets.
+        answers: also let the guarded model answer.
+
+    Raises:
+        SafetyNeuronsError: bad input, or a failure that the message explains.
+    """
+    with opened(path, given, listener, command) as work:
+        settings = work.settings
+        contrast = load_prompts(settings.guard.contrast, settings.column, settings.data_dir)
+        tests = {name or "test": prompts_to_test(work, name) for name in (None, *on)}
+        tests["contrast"] = {
+            "harmful": list(contrast.split("test").take(settings.evaluate.prompts)),
+            "benign": work.chosen("borderline", "test", settings.evaluate.prompts),
+        }
+        learnt = Learnt(
+            [prompt.text for prompt in (*work.chosen("harmful", "train", None), *contrast.split("train"))],
+            [prompt.text for prompt in work.chosen("benign", "train", None)],
+            [prompt.text for prompt in work.chosen("borderline", "train", None)],
+        )
+        with work.listener.task("fitting the guard", len(learnt.all)) as advance:
+            fitted = fit_guard(
+                work.model,
+                work.neurons,
+                learnt.harmful,
+                learnt.benign,
+                learnt.borderline,
+                false_positive_rate=settings.guard.false_positive_rate,
+                layer=settings.guard.layer,
+                alpha=settings.guard.alpha,
+                knobs=replace(settings.calibrate.knobs(), generated_tokens=settings.guard.generated_tokens),
+                batch_size=settings.batch_size,
+                advance=advance,
+            )
+        fitted.save(work.folder.guard)
+        detected = _detect(work, fitted, learnt, tests)
+        section = {
+            "layer": fitted.layer,
+            "deciding_neurons": sum(map(len, fitted.deciding)),
+            "false_positive_rate": fitted.false_positive_rate,
+            "threshold": fitted.threshold,
+            "penalty": fitted.detector.penalty,
+            "learnt": {
+                "harmful": len(learnt.harmful),
+                "benign": len(learnt.benign),
+                "borderline": len(learnt.borderline),
+            },
+            "alpha": fitted.alpha,
+            "knobs": asdict(fitted.knobs),
+            "detectors": detected,
+            "rows": _in_action(work, fitted, tests) if answers else [],
+        }
+        return keep_section(work.folder, "guard", section)
+
+
+def _detect(
+    work: Workplace, fitted: Guard, learnt: Learnt, tests: Mapping[str, dict[str, list[Prompt]]]
+) -> list[dict[str, Any]]:
+    """Each detector on each test."""
+    random = work.neurons.random_like(work.settings.seed + 1)
+    scorers: dict[str, Callable[[], Scorer]] = {
+        f"guard (found neurons to layer {fitted.layer})": lambda: _by_guard(work, fitted),
+        "found neurons of all layers": lambda: _by_neurons(work, work.neurons.both, learnt),
+        "random neurons of all layers": lambda: _by_neurons(work, random.both, learnt),
+        "last hidden state": lambda: _by_hidden_state(work, learnt),
+        "perplexity of the prompt": lambda: _by_perplexity(work),
+    }
+    texts = {
+        name: {side: [prompt.text for prompt in prompts] for side, prompts in sets.items()}
+        for name, sets in tests.items()
+    }
+    total = sum(len(side) for sets in texts.values() for side in sets.values())
+    rows = []
+    for name, make in scorers.items():
+        scorer = make()
+        with work.listener.task(f"detecting: {name}", total) as advance:
+            for test, sets in tests.items():
+                harmful, benign = (
+                    scorer([prompt.text for prompt in sets[side]], advance) for side in ("harmful", "benign")
+                )
+                threshold = fitted.threshold if name.startswith("guard") else None
+                rows.append({"detector": name, "on": test} | described(harmful, benign, threshold, work.settings.seed))
+    return rows
+
+
+def described(harmful: Tensor, benign: Tensor, threshold: float | None, seed: int) -> dict[str, Any]:
+    """AUROC and true-positive rates at fixed false-positive rates of this very test, with bootstrap intervals.
+
+    With a threshold that was set beforehand, also what share of either side lies above it.
+    """
+    sides = [side.double().cpu().numpy() for side in (harmful, benign)]
+    value = _measures(sides)
+    drawn = numpy.random.default_rng(seed)
+    samples = [_measures([drawn.choice(side, len(side)) for side in sides]) for _ in range(RESAMPLES // 4)]
+    tail = (1 - CONFIDENCE) / 2
+    found: dict[str, Any] = {"harmful": len(sides[0]), "benign": len(sides[1])}
+    for name in value:
+        low, high = numpy.quantile([sample[name] for sample in samples], [tail, 1 - tail])
+        found[name] = {"value": value[name], "low": float(low), "high": float(high)}
+    if threshold is not None:
+        found["flagged_harmful"], found["flagged_benign"] = (share((side > threshold).tolist()) for side in sides)
+    return found
+
+
+def _measures(sides: Sequence[numpy.ndarray]) -> dict[str, float]:
+    labels = numpy.r_[numpy.ones(len(sides[0])), numpy.zeros(len(sides[1]))]
+    scores = numpy.concatenate(sides)
+    false, true, _ = roc_curve(labels, scores)
+    rates = {f"tpr_at_{rate:g}": float(true[false <= rate].max()) for rate in FALSE_POSITIVE_RATES}
+    return {"auroc": float(roc_auc_score(labels, scores)), **rates}
+
+
+def _by_guard(work: Workplace, fitted: Guard) -> Scorer:
+    return lambda prompts, advance: _told(fitted.scores(work.model, prompts, work.settings.batch_size), advance)
+
+
+def _by_neurons(work: Workplace, chosen: Sequence[Tensor], learnt: Learnt) -> Scorer:
+    def features(prompts: Sequence[str]) -> Tensor:
+        texts = [work.model.render(prompt) for prompt in prompts]
+        return last_token_activations(work.model, chosen, texts, work.settings.batch_size)
+
+    detector = learnt.fit(features(learnt.all))
+    return lambda prompts, advance: _told(detector.scores(features(prompts)), advance)
+
+
+def _by_hidden_state(work: Workplace, learnt: Learnt) -> Scorer:
+    def features(prompts: Sequence[str]) -> Tensor:
+        return _batched(work.model, prompts, _last_hidden, work.settings.batch_size)
+
+    detector = learnt.fit(features(learnt.all))
+    return lambda prompts, advance: _told(detector.scores(features(prompts)), advance)
+
+
+def _by_perplexity(work: Workplace) -> Scorer:
+    return lambda prompts, advance: _told(_batched(work.model, prompts, _surprise, READ_AT_ONCE).flatten(), advance)
+
+
+def _told(scores: Tensor, advance: Advance) -> Tensor:
+    advance(len(scores))
+    return scores
+
+
+def _batched(
+    model: ChatModel, prompts: Sequence[str], read: Callable[[ChatModel, list[str]], Tensor], batch_size: int
+) -> Tensor:
+    """What `read` makes of rendered requests, [requests, ...]."""
+    texts = [model.render(prompt) for prompt in prompts]
+    found: dict[int, Tensor] = {}
+
+    def run(batch: list[int]) -> None:
+        found.update(zip(batch, read(model, [texts[index] for index in batch]), strict=True))
+
+    for batch in batches_by_length(texts, batch_size):
+        halve_when_full(run, batch)
+    return torch.stack([found[index] for index in range(len(texts))])
+
+
+def _last_hidden(model: ChatModel, texts: list[str]) -> Tensor:
+    """The last layer's hidden state at the last token, after the final norm: float32 [texts, hidden]."""
+    with torch.inference_mode():
+        hidden: Tensor = forward(model.model.base_model, model.encode(texts)).last_hidden_state
+    return hidden[:, -1].float().cpu()
+
+
+def _surprise(model: ChatModel, texts: list[str]) -> Tensor:
+    """Nats per token of the rendered requests: float32 [texts, 1]."""
+    inputs = model.encode(texts)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    with torch.inference_mode():
+        logits = forward(model.model, inputs, ids.shape[1]).logits
+    found = []
+    for each, tokens, real in zip(logits, ids, mask, strict=True):
+        known = each[real][:-1].float().log_softmax(-1)
+        found.append(-known.gather(1, tokens[real][1:, None]).mean().cpu())
+    return torch.stack(found)[:, None]
+
+
+def _in_action(work: Workplace, fitted: Guard, tests: Mapping[str, dict[str, list[Prompt]]]) -> list[dict[str, Any]]:
+    """What the model answers without and with the guard; shares of all prompts."""
+    guarded = Condition("guarded", "guard", fingerprint(work.answering, file_sha256(work.folder.guard)))
+    rows = []
+    for test, sets in tests.items():
+        for side, prompts in sets.items():
+            row: dict[str, Any] = {"on": test, "prompts": side, "n": len(prompts)}
+            for condition in (work.untouched(), guarded):
+                if condition is guarded:
+                    with guard(work.model, fitted):
+                        answers = work.ask(condition, side, prompts)
+                else:
+                    answers = work.ask(condition, side, prompts)
+                verdicts = [answer.verdict for answer in answers]
+                row[condition.subject] = {
+                    "refused": share([verdict == "refused" for verdict in verdicts]),
+                    "answered": share([verdict == "complied" for verdict in verdicts]),
+                    "unscored": verdicts.count("unscored"),
+                }
+            rows.append(row)
+    return rows

@@ -1,0 +1,86 @@
+"""Answers read back by a model: how surprising it finds them, and how far a changed model is from the untouched one."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.forward import cache_of, forward
+from safety_neurons.models.generate import padding_token
+
+
+class Reading(NamedTuple):
+    """What a model says of given answers: logits [answers, tokens, vocabulary] before each token, the tokens, and
+    which of them are there [answers, tokens]."""
+
+    logits: Tensor
+    tokens: Tensor
+    real: Tensor
+
+
+def read_answers(
+    model: ChatModel, texts: Sequence[str], answers: Sequence[str], limit: int, cache: Any = None
+) -> Reading:
+    """Run rendered texts, then the first `limit` tokens of an answer to each, as if the model had just written them.
+
+    The prompt and the answer are two passes over one cache, as in generation, so that calibration meets the prompt's
+    end where it is. `cache` may hold the texts' beginnings already; it is written to.
+    """
+    prompts = model.encode(texts)
+    # Rendered again with its text, the answer could share a token with the template's end; generation never does.
+    ids = [model.tokenizer(answer, add_special_tokens=False)["input_ids"][:limit] for answer in answers]
+    longest = max(1, *map(len, ids))
+    device = prompts["input_ids"].device
+    padding = padding_token(model)
+    tokens = torch.tensor([[*one, *[padding] * (longest - len(one))] for one in ids], device=device)
+    real = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in ids], device=device)
+    with torch.inference_mode():
+        known = 0 if cache is None else int(cache.get_seq_length())
+        mask = prompts["attention_mask"]
+        first = forward(
+            model.model, {"input_ids": prompts["input_ids"][:, known:], "attention_mask": mask}, 1, True, cache
+        )
+        logits = [first.logits[:, -1:]]
+        if longest > 1:
+            read = {"input_ids": tokens[:, :-1], "attention_mask": torch.cat([mask, real[:, :-1]], 1)}
+            logits.append(forward(model.model, read, longest - 1, True, cache_of(first)).logits[:, -longest + 1 :])
+    return Reading(torch.cat(logits, 1), tokens, real.bool())
+
+
+def surprise(reading: Reading) -> list[float | None]:
+    """Nats per token of each answer, the logarithm of its perplexity; None for an answer without tokens."""
+    found: list[float | None] = []
+    # Answer by answer: in float32 the logits of a batch would take twice the memory.
+    for logits, tokens, real in zip(*reading, strict=True):
+        chosen = logits[real].float().log_softmax(-1).gather(1, tokens[real][:, None])
+        found.append(-float(chosen.mean()) if len(chosen) else None)
+    return found
+
+
+def divergence(
+    model: ChatModel,
+    texts: Sequence[str],
+    answers: Sequence[str],
+    changed: Callable[[], AbstractContextManager[Any]],
+    limit: int,
+    cache: Callable[[], Any] = lambda: None,
+) -> list[float | None]:
+    """KL(untouched || changed) in nats per token, over the first tokens of the untouched model's own answers.
+
+    Args:
+        changed: opens the context in which the model is changed.
+        cache: a new cache of the texts' beginnings at each call, where they are kept.
+    """
+    untouched = read_answers(model, texts, answers, limit, cache())
+    with changed():
+        moved = read_answers(model, texts, answers, limit, cache())
+    found: list[float | None] = []
+    for before, after, real in zip(untouched.logits, moved.logits, untouched.real, strict=True):
+        target, given = before[real].float().log_softmax(-1), after[real].float().log_softmax(-1)
+        each = torch.nn.functional.kl_div(given, target, log_target=True, reduction="none").sum(1)
+        # Rounding can make a sum of zeros slightly negative.
+        found.append(max(0.0, float(each.mean())) if len(each) else None)
+    return found
