@@ -6,18 +6,17 @@ has them: `pip install nnsight transformer-lens`.
 
 import argparse
 import copy
+import functools
 import importlib.util
 import itertools
 import json
 import os
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,6 +24,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel
+from turns import Spent, ratio, take_turns
 
 import safety_neurons
 from safety_neurons.console import errors
@@ -48,13 +48,6 @@ FEW, MANY = 64, 2048
 FLAT = 1.05
 RIVALS = {"nnsight": "nnsight", "nnsight, stopped": "nnsight", "TransformerLens": "transformer_lens"}
 Work = Callable[[Sequence[str], Sequence[str]], Any]
-
-
-class Spent(NamedTuple):
-    """Seconds that one turn took."""
-
-    wall: float
-    processor: float
 
 
 @dataclass(frozen=True)
@@ -174,26 +167,6 @@ CONTENDERS: dict[str, Callable[[ChatModel], Work]] = {
 }
 
 
-def take_turns(works: dict[str, Work], prompts: tuple[list[str], list[str]], rounds: int) -> dict[str, list[Spent]]:
-    """Every contender once a round, each round beginning with the next one."""
-    spent: dict[str, list[Spent]] = {name: [] for name in works}
-    for number in track(range(rounds), "taking turns", console=errors):
-        start = number % len(works)
-        for name in [*works][start:] + [*works][:start]:
-            before = Spent(time.perf_counter(), time.process_time())
-            works[name](*prompts)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            spent[name].append(Spent(time.perf_counter() - before.wall, time.process_time() - before.processor))
-    return spent
-
-
-def ratio(spent: dict[str, list[Spent]], of: str, over: str, clock: str) -> float:
-    """The median over the rounds of one contender's time over another's."""
-    pairs = zip(spent[of], spent[over], strict=True)
-    return statistics.median(getattr(one, clock) / getattr(other, clock) for one, other in pairs)
-
-
 def peak_memory(model_name: str, contender: str, prompts: tuple[list[str], list[str]]) -> int:
     """Bytes that a contender takes at its peak, above the loaded and warmed-up model. Run it in a fresh process."""
     model = safety_neurons.load(model_name)
@@ -242,7 +215,7 @@ def compare(model_name: str, count: int, rounds: int, only: str | None) -> list[
         model = safety_neurons.load(model_name)
         works = {name: CONTENDERS[name](model) for name in names}
         check_same(works, ([*prompts[0][:3]], [*prompts[1][:3]]))
-        spent = take_turns(works, prompts, rounds)
+        spent = take_turns({name: functools.partial(work, *prompts) for name, work in works.items()}, rounds)
         del model, works
     alone = track([] if only == "time" else names, "peak memory, one process after the other", console=errors)
     peak = {name: in_fresh_process(model_name, name, prompts) for name in alone}

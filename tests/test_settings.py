@@ -103,6 +103,7 @@ def test_defaults_survive_their_own_record() -> None:
 def test_defaults_fit_together() -> None:
     """Calibration asks for no more positions than finding keeps."""
     settings = Settings()
+    assert isinstance(settings.calibrate.prompt_positions, int)
     assert settings.calibrate.prompt_positions <= settings.find.positions
 
 

@@ -17,6 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safety_neurons.calibrate.calibration import calibrate
+    from safety_neurons.calibrate.guard import Guard, fit_guard, guard
+    from safety_neurons.causal.adaptive import adaptive
+    from safety_neurons.causal.detection import guard_run
+    from safety_neurons.causal.dose_response import dose_response
+    from safety_neurons.causal.search import search
     from safety_neurons.compare.compare import compare_scores
     from safety_neurons.errors import SafetyNeuronsError
     from safety_neurons.explain.explanation import Explanation
@@ -41,6 +46,7 @@ _HOMES = {
     "Corpus": "tune.corpus",
     "Directions": "find.neuron_set",
     "Explanation": "explain.explanation",
+    "Guard": "calibrate.guard",
     "NeuronDelta": "tune.delta",
     "NeuronSet": "find.neuron_set",
     "Pair": "tune.corpus",
@@ -50,14 +56,20 @@ _HOMES = {
     "Settings": "settings",
     "TokenTrace": "explain.token_view",
     "VocabularyTest": "explain.vocabulary_scores",
+    "adaptive": "causal.adaptive",
     "calibrate": "calibrate.calibration",
     "compare_scores": "compare.compare",
+    "dose_response": "causal.dose_response",
     "explain": "explain.projection",
     "find": "find.find",
+    "fit_guard": "calibrate.guard",
+    "guard": "calibrate.guard",
+    "guard_run": "causal.detection",
     "load": "models.load",
     "load_prompts": "prompts",
     "mean_residuals": "explain.residual",
     "run": "run.pipeline",
+    "search": "causal.search",
     "trace_tokens": "explain.token_view",
     "tune": "tune.safetune",
     "vocabulary_test": "explain.vocabulary",
@@ -68,6 +80,7 @@ __all__ = [
     "Corpus",
     "Directions",
     "Explanation",
+    "Guard",
     "NeuronDelta",
     "NeuronSet",
     "Pair",
@@ -77,14 +90,20 @@ __all__ = [
     "Settings",
     "TokenTrace",
     "VocabularyTest",
+    "adaptive",
     "calibrate",
     "compare_scores",
+    "dose_response",
     "explain",
     "find",
+    "fit_guard",
+    "guard",
+    "guard_run",
     "load",
     "load_prompts",
     "mean_residuals",
     "run",
+    "search",
     "trace_tokens",
     "tune",
     "vocabulary_test",

@@ -138,25 +138,19 @@ def print_comparison(results: dict[str, Any]) -> None:
 def print_dose_response(results: dict[str, Any]) -> None:
     """What each dose did, harmful and benign prompts side by side."""
     found = results["dose_response"]
-    table = _table(results, f"Dose-response: shares of {found['on']} (95% interval)")
-    for column in ("alpha", "neurons", *(f"{name}\n{what}" for name in _SIDES for what in _TOLD)):
-        table.add_column(column, justify="left" if column == "neurons" else "right")
-    by_cell: dict[tuple[float, str], dict[str, dict[str, Any]]] = {}
-    for row in found["rows"]:
-        by_cell.setdefault((row["alpha"], row["subject"]), {})[row["prompts"]] = row
-    for (alpha, subject), sides in by_cell.items():
-        cells = [cell for name in _SIDES for cell in _cells(sides[name])]
-        table.add_row(f"{alpha:+g}" if alpha else "0", "-" if subject == "untouched" else escape(subject), *cells)
-    console.print(Padding(table, (1, 0, 0, 0)))
+    for name in ("harmful", "benign"):
+        table = _table(results, f"Dose-response on {name} prompts of {escape(found['on'])} (95% interval)")
+        for column in ("alpha", "neurons", "answered", "refused", "broken", "KL"):
+            table.add_column(column, justify="left" if column == "neurons" else "right")
+        for row in (row for row in found["rows"] if row["prompts"] == name):
+            alpha = f"{row['alpha']:+g}" if row["alpha"] else "0"
+            table.add_row(alpha, escape(_subject(row)), *_cells(row))
+        console.print(Padding(table, (1, 0, 0, 0)))
     console.print(
         "Below 0 towards rejection, above 0 towards conformity. Equal dose: alpha "
         f"{found['equal_dose_factor']:.1f} times as high, so that random neurons are pushed as hard. KL: to the "
         "untouched model on its own answers, in nats per token. Broken answers count as neither."
     )
-
-
-_SIDES = ("harmful", "benign")
-_TOLD = ("answered", "refused", "broken", "KL")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -198,10 +192,21 @@ def print_search(results: dict[str, Any]) -> None:
                     _interval(row["moving"][verb]),
                     f"{row['moving']['broken']['value']:.0%}",
                     _interval(row["moved"]),
-                    _number(row["staying"]["divergence"]["value"]),
+                    _number(row["staying"]["divergence"]["value"]) if row["staying"] else "",
                     f"{row['p_value']:.2g}" if "p_value" in row else "",
                 )
             console.print(table)
+
+
+def print_adaptive(results: dict[str, Any]) -> None:
+    """What calibration towards conformity makes of the untouched and of the tuned model."""
+    found = results["adaptive"]
+    table = _table(results, f"Calibrated towards conformity: shares of {escape(found['on'])} (95% interval)")
+    for column in ("model", "neurons", "prompts", "answered", "refused", "broken", "KL"):
+        table.add_column(column, justify="left" if column in ("model", "neurons", "prompts") else "right")
+    for row in found["rows"]:
+        table.add_row(row["model"], row["calibrated"], row["prompts"], *_cells(row))
+    console.print(Padding(table, (1, 0, 0, 0)))
 
 
 def print_guard(results: dict[str, Any]) -> None:

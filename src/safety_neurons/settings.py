@@ -1,11 +1,12 @@
 """All settings of a run: the TOML file, the command line and the documentation are these fields."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from safety_neurons.calibrate.knobs import Direction, Edit, Knobs, Subset, Toward
+from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.presets import DEFAULT_MODEL
 
 
@@ -76,6 +77,14 @@ class CalibrateSettings(Section):
     """Scale the calibrated neurons of a layer back to the length that they had together."""
     layers: tuple[int, int] | None = None
     """The first and the last layer that are calibrated; all when left out."""
+
+    @model_validator(mode="after")
+    def _are_knobs(self) -> Self:
+        try:
+            self.knobs()
+        except SafetyNeuronsError as error:
+            raise ValueError(str(error)) from error
+        return self
 
     def knobs(self) -> Knobs:
         """All but the two strengths."""

@@ -292,7 +292,7 @@ def test_exactly_the_chosen_layers_move(one_of_each: ChatModel, layers: tuple[in
         ("edit", ["scale", None]),
         ("prompt_positions", [-1, 2.5, "some", None]),
         ("generated_tokens", [-1, 2.5, "template", None]),
-        ("layers", [(2, 1), (-1, 2)]),
+        ("layers", [(2, 1), (-1, 2), (1,), (0, 1, 2), (1.5, 2)]),
     ],
 )
 def test_a_bad_value_is_an_error_that_names_the_knob(model: ChatModel, knob: str, values: list[object]) -> None:
@@ -331,8 +331,7 @@ def test_only_the_chosen_sequences_of_a_batch_move(one_of_each_tunable: ChatMode
                     for row, is_chosen in enumerate(chosen):
                         assert torch.equal(bits(found[row]), bits((moved if is_chosen else without)[row]))
                         assert not torch.allclose(moved[row], without[row], atol=1e-2)
-            window.choose(torch.ones(len(TEXTS), dtype=torch.bool))
-            window.close()
+            window.choose(torch.zeros(len(TEXTS), dtype=torch.bool))
             assert torch.equal(bits(logits(model)), bits(plain[0]))
 
 
@@ -363,7 +362,7 @@ def test_choosing_other_sequences_counts_from_the_running_pass_on() -> None:
         window.choose(torch.tensor(chosen))
         tokens = window.tokens()
         seen.append(None if tokens is None else tokens.steps.tolist())
-    window.close()
+    window.defer(lambda: torch.tensor([False, False]))
     assert window.tokens() is None
     row, none = [-1, KNOWN], [-1, -1]
     assert seen == [[row, row], [row, none], None, [none, row]]

@@ -12,7 +12,7 @@ import pytest
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.report import write_report
 
-SECTIONS = ["where", "say", "cause", "tuning", "before-after", "examples", "small-print"]
+SECTIONS = ["where", "say", "cause", "guard", "tuning", "before-after", "examples", "small-print"]
 PAYLOAD = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u202egpj\u2028\x07\ud800 {{ 7 * 7 }}"
 
 
@@ -189,7 +189,7 @@ def test_whole_run_has_all_sections_figures_and_numbers(tmp_path: Path) -> None:
         "data-attacks",
         "data-refusals",
     }
-    assert "not here yet" not in shown.text
+    assert shown.text.count("not here yet") == 1, "only the guard, which is no stage of a run, is missing"
     for number in (
         "2,335",
         "48%",

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from safety_neurons.calibrate.calibration import calibrate
-from safety_neurons.compare import kept_prompts
 from safety_neurons.find.find import find
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion, generate
+from safety_neurons.run import kept_prompts
 from safety_neurons.run.kept_prompts import KeptPrompts
 
 TOKENS = 6

@@ -5,7 +5,9 @@ and the reverse towards rejection (section 3.3). It is the causal test of the ne
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -100,7 +102,13 @@ def shifts(
 ) -> list[tuple[NeuronSite, Shift]]:
     """A hook for every site that holds neurons to calibrate."""
     directions = directions_of(model, neurons)
+    if toward not in get_args(Toward):
+        raise SafetyNeuronsError(f"Calibration leads toward {' or '.join(get_args(Toward))}, not {toward!r}.")
+    if not math.isfinite(alpha):
+        raise SafetyNeuronsError(f"alpha is a finite number, not {alpha}.")
     first, last = knobs.layers or (0, max(neurons.layers))
+    if first > max(neurons.layers):
+        raise SafetyNeuronsError(f"There is no layer {first}: the layers are 0 to {max(neurons.layers)}.")
     hooks = []
     for site, indices, harmful, benign in zip(
         model.sites, getattr(neurons, knobs.subset), directions.harmful, directions.benign, strict=True

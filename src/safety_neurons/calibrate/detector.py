@@ -50,14 +50,14 @@ class Detector:
         count = len(self.ordinary)
         check_rate(false_positive_rate, count)
         rank = math.ceil((count + 1) * (1 - false_positive_rate) - 1e-9)
-        return float(self.ordinary[min(rank, count) - 1])
+        return float(self.ordinary[min(max(rank, 1), count) - 1])
 
 
 def check_rate(false_positive_rate: float, ordinary: int) -> None:
     """Raises SafetyNeuronsError where so many ordinary prompts cannot give a threshold for this rate."""
     if not 0 < false_positive_rate < 1:
         raise SafetyNeuronsError(f"A false-positive rate is above 0 and below 1, not {false_positive_rate}.")
-    if (ordinary + 1) * false_positive_rate < 1:
+    if (ordinary + 1) * false_positive_rate < 1 - 1e-9:
         raise SafetyNeuronsError(
             f"A false-positive rate of {false_positive_rate:g} needs at least {math.ceil(1 / false_positive_rate) - 1} "
             f"ordinary prompts to learn from; there are {ordinary}. Name a higher rate or give more benign prompts."

@@ -1,8 +1,8 @@
 """The guard: calibrate towards rejection only where the safety neurons say that the prompt is harmful.
 
-One pass reads the prompt, as in any generation. The found neurons of the early layers decide at its last token; from
-there on the found neurons of the later layers are calibrated in the same pass, for the flagged prompts alone. What is
-not flagged passes as the same bits.
+One pass reads the prompt, as in any generation. The found neurons of the early layers decide at its last token; the
+found neurons of the later layers are then calibrated in the same pass, for the flagged prompts alone. What is not
+flagged passes as the same bits.
 """
 
 import contextlib
@@ -22,13 +22,12 @@ from safety_neurons.calibrate.calibration import directions_of, open_window, shi
 from safety_neurons.calibrate.detector import Detector, check_rate, fit_detector
 from safety_neurons.calibrate.knobs import Knobs
 from safety_neurons.calibrate.last_token import LastTokens, last_token_activations
-from safety_neurons.calibrate.window import TokenWindow
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import Directions, NeuronSet, read_tensors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import BATCH_SIZE
-from safety_neurons.models.positions import follow_positions
-from safety_neurons.models.sites import Activations, activation_hooks
+from safety_neurons.models.positions import PromptPositions, follow_positions
+from safety_neurons.models.sites import activation_hooks
 from safety_neurons.progress import Advance, ignore
 from safety_neurons.storage import atomic_path
 
@@ -42,7 +41,7 @@ COMPARING_PENALTY = 1e-2
 class Guard:
     """A fitted guard: a file of its own, with all that `guard` needs besides the model.
 
-    The neurons of layers up to `layer` decide, those from `layer` on are calibrated towards rejection with `alpha`.
+    The neurons of layers up to `layer` decide, those of later layers are calibrated towards rejection with `alpha`.
     """
 
     neurons: NeuronSet
@@ -173,30 +172,35 @@ def fit_guard(
     Raises:
         SafetyNeuronsError: too few prompts or neurons, or a rate that they cannot give.
     """
-    directions_of(model, neurons)
+    directions = directions_of(model, neurons)
     check_rate(false_positive_rate, len(benign))
     knobs = knobs or Knobs()
+    open_window(PromptPositions(), model, directions, knobs)
     if knobs.prompt_positions == "template":
         # A number needs no tokenizer, so that the guard can be used on a plain transformers model.
         knobs = replace(knobs, prompt_positions=model.template_tail)
     texts = [model.render(prompt) for prompt in (*harmful, *benign, *borderline)]
     features = last_token_activations(model, neurons.both, texts, batch_size, advance)
     layer_of = torch.cat([torch.full((len(found),), number) for number, found in _by_site(neurons)])
+    # The last layer's neurons can decide nothing: none would be left to act.
+    candidates = sorted(set(layer_of.tolist()))[:-1]
+    if not candidates:
+        raise SafetyNeuronsError(
+            "A guard needs found neurons in at least two layers: some to decide by and later ones to act. Raise "
+            "find.percent."
+        )
 
     def fitted(last: int, **options: Any) -> Detector:
         parts = features[:, layer_of <= last].split([len(harmful), len(benign), len(borderline)])
         return fit_detector(parts[0], parts[1], parts[2], **options)
 
     if layer is None:
-        candidates = sorted(set(layer_of.tolist()))
-        if not candidates:
-            raise SafetyNeuronsError("A guard needs neurons to decide by, and none was found. Raise find.percent.")
         aurocs = {one: fitted(one, penalties=(COMPARING_PENALTY,)).auroc for one in candidates}
         layer = next(one for one in candidates if aurocs[one] >= max(aurocs.values()) - NEAR_ENOUGH)
-    if not (layer_of <= layer).any():
+    if not (layer_of <= layer).any() or not (layer_of > layer).any():
         raise SafetyNeuronsError(
-            f"No found neuron is in the layers up to {layer}, so nothing could decide there; the first is in layer "
-            f"{int(layer_of.min())}."
+            f"A guard cannot decide in layer {layer}: found neurons are needed up to it and after it, and they are in "
+            f"the layers {int(layer_of.min())} to {int(layer_of.max())}."
         )
     return Guard(neurons, fitted(layer), layer, false_positive_rate, alpha, knobs)
 
@@ -217,7 +221,8 @@ class Decisions:
 def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisions]:
     """Guard a model while the context is open; whatever generates with it, `model.generate` too, is guarded.
 
-    Yields what was decided on the last batch of prompts.
+    Yields what was decided on the last batch of prompts. It is decided when a prompt is read: a pass that goes on from
+    the cache of an earlier turn, and the later chunks of a prompt that is read in chunks, keep the first decision.
 
     Raises:
         SafetyNeuronsError: the guard was fitted on a model of another shape.
@@ -232,37 +237,21 @@ def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisio
             stacklevel=3,
         )
     first, last = fitted.knobs.layers or (0, max(fitted.neurons.layers))
-    knobs = replace(fitted.knobs, layers=(max(first, fitted.layer), max(last, fitted.layer)))
+    knobs = replace(fitted.knobs, layers=(max(first, fitted.layer + 1), max(last, fitted.layer + 1)))
     directions = directions_of(model, fitted.neurons)
     decisions = Decisions(torch.empty(0), torch.empty(0, dtype=torch.bool))
-    with contextlib.ExitStack() as stack:
-        where = stack.enter_context(follow_positions(model.model))
+
+    def decide() -> Tensor:
+        decisions.scores = fitted.detector.scores(gathered.values).detach()
+        decisions.flagged = decisions.scores > fitted.threshold
+        return decisions.flagged
+
+    # The first of the neurons that may be calibrated asks; by then all that decide have been read.
+    with follow_positions(model.model, at_prompt=lambda: window.defer(decide)) as where:
         window = open_window(where, model, directions, knobs)
         gathered = LastTokens(where, fitted.deciding)
-        body = model.model.base_model
-        # Until it is decided, the last prompts' flags must not count for the new ones.
-        handle = body.register_forward_pre_hook(lambda *_: window.close() if where.generated is None else None)
-        stack.callback(handle.remove)
-        stack.enter_context(activation_hooks(gathered.hooks(model.sites)))
-        deciding = max(number for number, indices in enumerate(fitted.deciding) if len(indices))
-        decide = _Decide(gathered, window, fitted.detector, fitted.threshold, decisions)
-        stack.enter_context(model.sites[deciding].hooked(decide))
-        stack.enter_context(activation_hooks(shifts(model, fitted.neurons, window, "rejection", fitted.alpha, knobs)))
-        yield decisions
-
-
-@dataclass(frozen=True)
-class _Decide:
-    """The hook after the last of the neurons that decide."""
-
-    gathered: LastTokens
-    window: TokenWindow
-    detector: Detector
-    threshold: float
-    decisions: Decisions
-
-    def __call__(self, _activations: Activations) -> None:
-        if self.gathered.where.generated is None:
-            scores = self.detector.scores(self.gathered.values)
-            self.decisions.scores, self.decisions.flagged = scores, scores > self.threshold
-            self.window.choose(self.decisions.flagged)
+        with (
+            activation_hooks(gathered.hooks(model.sites)),
+            activation_hooks(shifts(model, fitted.neurons, window, "rejection", fitted.alpha, knobs)),
+        ):
+            yield decisions

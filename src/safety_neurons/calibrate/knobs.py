@@ -34,7 +34,11 @@ class Knobs:
         reaches = {"prompt_positions": ("template", "all"), "generated_tokens": ("all",)}
         for name, names in reaches.items():
             value = getattr(self, name)
-            if value not in names and not (isinstance(value, int) and value >= 0):
+            if value not in names and not (type(value) is int and value >= 0):
                 raise SafetyNeuronsError(f"{name} is a number from 0 on or {' or '.join(names)}, not {value!r}.")
-        if self.layers is not None and not 0 <= self.layers[0] <= self.layers[1]:
-            raise SafetyNeuronsError(f"Layers go from the first to the last one, such as 8 20, not {self.layers}.")
+        if self.layers is not None and not _is_range(self.layers):
+            raise SafetyNeuronsError(f"layers are the first and the last one, such as 8 20, not {self.layers!r}.")
+
+
+def _is_range(layers: tuple[int, ...]) -> bool:
+    return len(layers) == 2 and all(type(layer) is int for layer in layers) and 0 <= layers[0] <= layers[1]

@@ -84,6 +84,8 @@ def last_token_activations(
 ) -> Tensor:
     """The chosen neurons' activations at the last token of rendered texts: float32 [texts, chosen neurons]."""
     found = torch.zeros(len(texts), sum(map(len, chosen)))
+    if not found.shape[1]:
+        return found
 
     def run(batch: list[int]) -> None:
         with torch.inference_mode(), follow_positions(model.model) as where:

@@ -36,7 +36,7 @@ class Shift:
         self._placed: dict[tuple[torch.device, torch.dtype, int], tuple[Tensor, Tensor] | None] = {}
 
     def __call__(self, activations: Activations) -> Tensor | None:
-        tokens = self.window.tokens()
+        tokens = self.window.tokens() if self.alpha else None
         if tokens is None:
             return None
         placed = self._place(activations)
@@ -70,6 +70,14 @@ class Shift:
         if not self.knobs.keep_norm:
             return moved
         # Of the calibrated neurons alone: the others must not move.
-        before, after = (torch.where(chosen, part, 0).float().norm(dim=1, keepdim=True) for part in (values, moved))
-        scale = (before / after.clamp_min(torch.finfo(torch.float32).tiny)).to(values.dtype)
-        return torch.where(chosen, moved * scale, values)
+        before, after = (_length(torch.where(chosen, part, 0).float()) for part in (values, moved))
+        # Where nothing is left there is no direction to be scaled.
+        scaled = torch.where(after > 0, moved.float() * (before / after), moved.float())
+        return torch.where(chosen, scaled.to(values.dtype), values)
+
+
+def _length(values: Tensor) -> Tensor:
+    """The Euclidean length of each row [rows, 1]; squares of very small numbers would be lost."""
+    largest = values.abs().amax(1, keepdim=True)
+    length: Tensor = (values / largest.clamp_min(torch.finfo(values.dtype).tiny)).norm(dim=1, keepdim=True) * largest
+    return length

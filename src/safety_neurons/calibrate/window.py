@@ -1,5 +1,6 @@
 """Which tokens of a forward pass are calibrated: worked out once a pass, not once a layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,21 +42,25 @@ class TokenWindow:
     def __init__(self, where: PromptPositions, positions: int, prompt: int | None, answer: int | None) -> None:
         self.where, self.positions, self.prompt, self.answer = where, positions, prompt, answer
         self._sequences: Tensor | None = None
-        self._closed = False
+        self._nobody = False
+        self._decide: Callable[[], Tensor] | None = None
         self._pass: Tensor | None = None
         self._tokens: Tokens | None = None
 
     def choose(self, sequences: Tensor) -> None:
         """From now on, calibrate only these sequences of the batch (bool [batch])."""
-        self._sequences, self._pass, self._closed = sequences, None, not bool(sequences.any())
+        self._sequences, self._nobody, self._pass = sequences, not bool(sequences.any()), None
 
-    def close(self) -> None:
-        """From now on, calibrate nothing, until sequences are chosen."""
-        self._closed = True
+    def defer(self, decide: Callable[[], Tensor]) -> None:
+        """When tokens are next asked for, calibrate only the sequences that `decide` then names."""
+        self._decide = decide
 
     def tokens(self) -> Tokens | None:
         """The calibrated tokens of the pass that is running, or None where there are none."""
-        if self._closed:
+        if self._decide is not None:
+            decide, self._decide = self._decide, None
+            self.choose(decide())
+        if self._nobody:
             return None
         if self._pass is not self.where.offsets:
             self._pass, self._tokens = self.where.offsets, self._find()

@@ -75,7 +75,7 @@ def guard_run(
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
     """
-    with opened(path, given, listener, command) as work:
+    with opened(path, given, listener, command, on=on) as work:
         settings = work.settings
         contrast = load_prompts(settings.guard.contrast, settings.column, settings.data_dir)
         tests = {name or "test": prompts_to_test(work, name) for name in (None, *on)}

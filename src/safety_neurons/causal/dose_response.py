@@ -63,12 +63,14 @@ def dose_response(
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
     """
-    with opened(path, given, listener, command) as work:
+    with opened(path, given, listener, command, on=[on]) as work:
         found = work.neurons
         random = found.random_like(work.settings.seed + 1)
         norms = write_norms(work.model).norm_2
-        factor = dose(found, norms) / dose(random, norms)
         knobs = work.settings.calibrate.knobs()
+        units = dose(found, norms, knobs), dose(random, norms, knobs)
+        # Without a neuron in this subset or these layers nothing is pushed, whatever the alpha.
+        factor = units[0] / units[1] if units[1] else 1.0
         sets = prompts_to_test(work, on)
         laboratory = Laboratory.open(work, sets)
         subjects = {"found": (found, 1.0), "random": (random, 1.0), "random, equal dose": (random, factor)}

@@ -11,7 +11,7 @@ import optuna
 from safety_neurons.calibrate.dose import dose
 from safety_neurons.calibrate.knobs import Knobs, Toward
 from safety_neurons.causal.laboratory import Laboratory, Outcome, Push
-from safety_neurons.causal.summary import described, moved, share
+from safety_neurons.causal.summary import described, mean, moved, share
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.rows import mcnemar
 from safety_neurons.find.find import ScoredNeurons, score_neurons
@@ -72,7 +72,7 @@ def search(
     """
     limits = limits or Limits()
     _check(trials, limits)
-    with opened(path, given, listener, command) as work:
+    with opened(path, given, listener, command, on=on) as work:
         tests = {name or "test": prompts_to_test(work, name) for name in (None, *on)}
         validation = {name: list(work.prompts[name].split("validation")) for name in ("harmful", "benign")}
         scored = _score(work)
@@ -89,6 +89,11 @@ def search(
             tried = _search(work, laboratory, scored, norms, direction, trials, limits)
             best = choose(tried, limits)
             push = _push(scored, direction[0], best)
+            if not len(push.neurons):
+                raise SafetyNeuronsError(
+                    f"{scored.score.name} finds no neurons in any set of up to {limits.percent}%: harmful and benign "
+                    "prompts rank the same ones. Raise --max-percent or choose another find.score."
+                )
             section["directions"].append(
                 {
                     "toward": direction[0],
@@ -104,6 +109,9 @@ def search(
 def _check(trials: int, limits: Limits) -> None:
     if trials < 1:
         raise SafetyNeuronsError(f"A search needs at least one trial, not {trials}.")
+    for name, value in asdict(limits).items():
+        if not math.isfinite(value):
+            raise SafetyNeuronsError(f"The limit of {name} is a finite number, not {value}.")
     if not SMALLEST < limits.percent <= 100:
         raise SafetyNeuronsError(f"The largest set is above {SMALLEST} and at most 100 percent, not {limits.percent}.")
     for name in ("target", "broken"):
@@ -192,11 +200,11 @@ def choose(tried: Sequence[dict[str, Any]], limits: Limits) -> dict[str, Any]:
 
 
 def _judged(there: Outcome, elsewhere: Outcome, verdict: Verdict) -> dict[str, Any]:
-    sides = [value for value in elsewhere.divergence if value is not None]
     return {
         "moved": there.share(verdict),
         "broken": max(there.share("unscored"), elsewhere.share("unscored")),
-        "side_divergence": sum(sides) / len(sides),
+        # Nothing was answered, so that nothing can be moved.
+        "side_divergence": mean(elsewhere.divergence)["value"] or 0.0,
     }
 
 
@@ -222,11 +230,14 @@ def _test(
     norms: Layers,
     direction: tuple[Toward, str, Verdict, str],
 ) -> dict[str, Any]:
-    """The chosen push on prompts that nothing was chosen on, beside random neurons of the same number."""
+    """The chosen push on prompts that nothing was chosen on, beside random neurons of the same number.
+
+    What random neurons do to the prompts that should stay is not asked: they have to be compared where they move.
+    """
     _, moving, verdict, staying = direction
     laboratory = Laboratory.open(work, sets)
-    each = sum(map(len, sets.values()))
-    with work.listener.task(f"testing towards {push.toward} ({name})", each * (2 + 2 * RANDOM_SETS)) as advance:
+    both, each = sum(map(len, sets.values())), len(sets[moving])
+    with work.listener.task(f"testing towards {push.toward} ({name})", 2 * both + 2 * RANDOM_SETS * each) as advance:
         before = {one: laboratory.outcome(one, None, advance) for one in sets}
         found = {one: laboratory.outcome(one, push, advance) for one in sets}
         rows = [_row("untouched", before, before, direction), _row("found", before, found, direction)]
@@ -235,7 +246,7 @@ def _test(
             factor = dose(push.neurons, norms) / dose(random, norms)
             for subject, alpha in (("random", push.alpha), ("random, equal dose", push.alpha * factor)):
                 other = Push(subject, random, push.toward, alpha, push.knobs)
-                outcome = {one: laboratory.outcome(one, other, advance) for one in sets}
+                outcome = {moving: laboratory.outcome(moving, other, advance)}
                 p_value = mcnemar(found[moving].are(verdict), outcome[moving].are(verdict))
                 rows.append(_row(subject, before, outcome, direction) | {"alpha": alpha, "p_value": p_value})
     return {"on": name, "moving": moving, "staying": staying, "rows": rows}
@@ -251,6 +262,6 @@ def _row(
     return {
         "subject": subject,
         "moving": described(after[moving]),
-        "staying": described(after[staying]),
+        "staying": described(after[staying]) if staying in after else None,
         "moved": share(moved(before[moving], after[moving], verdict)),
     }

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.forward import cache_of, forward
+from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import padding_token
 
 
@@ -38,7 +39,9 @@ def read_answers(
     tokens = torch.tensor([[*one, *[padding] * (longest - len(one))] for one in ids], device=device)
     real = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in ids], device=device)
     with torch.inference_mode():
-        known = 0 if cache is None else int(cache.get_seq_length())
+        # Not left to the model: whoever follows the positions must see that both passes have one cache.
+        cache = DynamicCache(config=model.model.config) if cache is None else cache
+        known = int(cache.get_seq_length())
         mask = prompts["attention_mask"]
         first = forward(
             model.model, {"input_ids": prompts["input_ids"][:, known:], "attention_mask": mask}, 1, True, cache
@@ -46,7 +49,7 @@ def read_answers(
         logits = [first.logits[:, -1:]]
         if longest > 1:
             read = {"input_ids": tokens[:, :-1], "attention_mask": torch.cat([mask, real[:, :-1]], 1)}
-            logits.append(forward(model.model, read, longest - 1, True, cache_of(first)).logits[:, -longest + 1 :])
+            logits.append(forward(model.model, read, longest - 1, True, cache).logits[:, -longest + 1 :])
     return Reading(torch.cat(logits, 1), tokens, real.bool())
 
 

@@ -61,4 +61,5 @@ def cache_argument(model: PreTrainedModel) -> str:
 
 def cache_of(output: Any) -> Any:
     """The cache of keys and values in a model's output; None where it keeps none."""
-    return output.get("cache", output.get("past_key_values"))
+    # Asked for by its old name, the new transformers complain.
+    return output["cache"] if "cache" in output else output.get("past_key_values")

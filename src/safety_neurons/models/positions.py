@@ -5,7 +5,7 @@ decoding steps. A mask made from the current input's length would do nothing onc
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,10 +23,11 @@ class PromptPositions:
     A pass starts a new prompt unless it continues the last one: with the same key-value cache, or, without a
     cache, with an input that extends the last input. `generated` is how many tokens came between the prompt and a
     pass that continues from a cache, and None for a pass that reads the prompt: known without a look at the tensors,
-    for which a GPU would have to be waited for.
+    for which a GPU would have to be waited for. `at_prompt` is called when such a pass begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_prompt: Callable[[], None] = lambda: None) -> None:
+        self.at_prompt = at_prompt
         self.offsets: Tensor = torch.empty(0, 0, dtype=torch.long)
         self.generated: int | None = None
         self._prompt: Tensor = torch.empty(0, 0, dtype=torch.long)
@@ -47,6 +48,7 @@ class PromptPositions:
             self.offsets = new.expand(shape[0], -1)
             return
         self.generated = None
+        self.at_prompt()
         if cache is None and self._extends(inputs):
             new = torch.arange(shape[1] - self._prompt.shape[1], device=device)
             self.offsets = torch.cat([self._prompt, new.expand(shape[0], -1)], 1)
@@ -78,9 +80,9 @@ class PromptPositions:
 
 
 @contextlib.contextmanager
-def follow_positions(model: PreTrainedModel) -> Iterator[PromptPositions]:
-    """Follow `model` while the context is open."""
-    positions = PromptPositions()
+def follow_positions(model: PreTrainedModel, at_prompt: Callable[[], None] = lambda: None) -> Iterator[PromptPositions]:
+    """Follow `model` while the context is open; `at_prompt` is called when a pass begins that reads a prompt."""
+    positions = PromptPositions(at_prompt)
     # The body too, which may be run without the head; where both run, the second time changes nothing.
     handles = [
         module.register_forward_pre_hook(positions.enter, with_kwargs=True) for module in {model, model.base_model}

@@ -1,36 +1,31 @@
-"""The figures as Plotly specifications. Colours of text and grid come from the page's CSS, so that they follow the
-reader's theme and the printer; colours of data are from Okabe and Ito's colour-blind-safe set and fit both themes."""
+"""The figures as Plotly specifications."""
 
 import functools
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
-from safety_neurons.report import rates, text
-from safety_neurons.report.rates import Rate
+from safety_neurons.report import causal_figures, rates, text
+from safety_neurons.report.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    SHARES,
+    VERMILLION,
+    Figure,
+    make_figure,
+    markers,
+    place,
+)
 from safety_neurons.report.summary import where
 from safety_neurons.report.tables import vocabulary_sides
 
-BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
 # The order that a student reads from left to right: fewer refusals, as it is, more refusals.
 _CONDITIONS = ("toward conformity", "none", "toward rejection")
 _LOSS_POINTS = 500
-
-# A row of the results and where it stands on the axis of names.
-Placed = tuple[float, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure's name on the page, what it says in words, and what Plotly draws."""
-
-    name: str
-    alternative: str
-    height: int
-    specification: dict[str, Any]
 
 
 def figures(results: dict[str, Any]) -> dict[str, Figure]:
@@ -44,30 +39,8 @@ def figures(results: dict[str, Any]) -> dict[str, Figure]:
         _attacks,
         _refusals,
     ]
-    made = [maker(results) for maker in makers]
+    made = [*(maker(results) for maker in makers), *causal_figures.figures(results)]
     return {figure.name: figure for figure in made if figure}
-
-
-def _figure(name: str, alternative: str, height: int, traces: list[Any], **layout: Any) -> Figure:
-    plot = go.Figure(data=traces)
-    plot.update_layout(
-        height=height,
-        autosize=True,
-        margin={"l": 48, "r": 16, "t": 36, "b": 36},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
-        hoverlabel={"bgcolor": "#222", "bordercolor": "#222", "font": {"color": "#fff"}},
-        dragmode=False,
-        **layout,
-    )
-    # Fixed axes leave scrolling on a phone to the page.
-    plot.update_xaxes(fixedrange=True, zeroline=False, automargin=True)
-    plot.update_yaxes(fixedrange=True, zeroline=False, automargin=True)
-    specification = plot.to_plotly_json()
-    specification["layout"].pop("template", None)
-    return Figure(name, alternative, height, specification)
 
 
 def _layers(results: dict[str, Any]) -> Figure | None:
@@ -87,7 +60,7 @@ def _layers(results: dict[str, Any]) -> Figure | None:
         )
         for side, colour, shape in (("rejection", BLUE, ""), ("conformity", VERMILLION, "/"))
     ]
-    return _figure(
+    return make_figure(
         "layers",
         "Bars: safety neurons in each layer. " + where(neurons),
         320,
@@ -134,7 +107,7 @@ def _vocabulary(results: dict[str, Any], side: str) -> Figure | None:
                     hovertemplate=f"layer %{{x}}, {name}: %{{y:.2f}}<extra></extra>",
                 )
             )
-    return _figure(
+    return make_figure(
         f"vocabulary-{side}",
         f"Lines: how far {one.lexicon} words stand out in each layer, 0.5 is chance. On average the {side} neurons "
         f"together {text.score(one.overall['together'])}, random sets {text.score(one.overall['random'])}, one by one "
@@ -153,13 +126,13 @@ def _causes(results: dict[str, Any], prompts: str) -> Figure | None:
         return None
     seen = dict.fromkeys(str(row.get("condition")) for row in rows)
     order = [name for name in _CONDITIONS if name in seen] + [name for name in seen if name not in _CONDITIONS]
-    untouched = _placed(rates.select(rows, subject="untouched"), "condition", order)
+    untouched = place(rates.select(rows, subject="untouched"), "condition", order)
     traces = []
     for subject, name, colour, symbol, dash, shift in (
         ("random", "random", GREY, "circle-open", "dot", 0.05),
         ("found", "found", BLUE, "circle", "solid", -0.05),
     ):
-        own = _placed(rates.select(rows, subject=subject), "condition", order, shift)
+        own = place(rates.select(rows, subject=subject), "condition", order, shift)
         if not own:
             continue
         # The untouched model is the middle of both lines: it is what either push starts from.
@@ -167,11 +140,11 @@ def _causes(results: dict[str, Any], prompts: str) -> Figure | None:
         line = {"color": colour, "width": 2, "dash": dash}
         x, y = [place for place, _ in points], [row["value"] for _, row in points]
         traces.append(go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False))
-        traces.append(_points(name, own, colour, symbol))
+        traces.append(markers(name, own, colour, symbol))
     if untouched:
-        traces.append(_points("untouched", untouched, VERMILLION, "diamond"))
+        traces.append(markers("untouched", untouched, VERMILLION, "diamond"))
     names = {"none": "no push"}
-    return _figure(
+    return make_figure(
         f"causes-{prompts}",
         f"Points with intervals: share of {prompts} prompts refused. " + _in_words(rows, "subject", "condition"),
         340,
@@ -182,46 +155,8 @@ def _causes(results: dict[str, Any], prompts: str) -> Figure | None:
             "range": [-0.4, len(order) - 0.6],
             "showgrid": False,
         },
-        yaxis={"tickformat": ".0%", "range": [-0.02, 1.04], "tickvals": [0, 0.25, 0.5, 0.75, 1]},
+        yaxis=SHARES,
     )
-
-
-def _placed(rows: list[dict[str, Any]], field: str, order: list[str], shift: float = 0) -> list[Placed]:
-    return [(order.index(str(row.get(field))) + shift, row) for row in rows]
-
-
-def _points(name: str, placed: list[Placed], colour: str, symbol: str, horizontal: bool = False) -> Any:
-    """Markers with interval bars."""
-    measured = [rates.rate(row) for _, row in placed]
-    bars = {
-        "type": "data",
-        "symmetric": False,
-        "array": [_reach(one, one.high) for one in measured],
-        "arrayminus": [_reach(one, one.low) for one in measured],
-        "color": colour,
-        "thickness": 1.6,
-        "width": 4,
-    }
-    along, across = ("x", "y") if horizontal else ("y", "x")
-    return go.Scatter(
-        **{along: [one.value for one in measured], across: [place for place, _ in placed], f"error_{along}": bars},
-        name=text.label(name, 40),
-        mode="markers",
-        marker={"color": colour, "symbol": symbol, "size": 10, "line": {"color": colour, "width": 2}},
-        # The found neurons are drawn last, above the others, and named first.
-        legendrank=1 if name == "found" else 2,
-        hovertext=[f"{text.label(name, 40)}: {_spoken(one)}" for one in measured],
-        hoverinfo="text",
-    )
-
-
-def _reach(one: Rate, end: float | None) -> float:
-    # Rounding can put an end of the interval a hair on the wrong side of the value; Plotly would draw it backwards.
-    return 0.0 if end is None or one.value is None else abs(end - one.value)
-
-
-def _spoken(one: Rate) -> str:
-    return f"{text.percent(one.value)} ({text.interval(one.low, one.high)}), n = {one.n:,}, unscored {one.unscored:,}"
 
 
 def _in_words(rows: list[dict[str, Any]], *fields: str) -> str:
@@ -246,7 +181,7 @@ def _loss(results: dict[str, Any]) -> Figure | None:
         hovertemplate="step %{x}: loss %{y:.3f}<extra></extra>",
         showlegend=False,
     )
-    return _figure(
+    return make_figure(
         "loss",
         f"Line: training loss, {losses[0]['loss']:.2f} at step {losses[0]['step']}, {losses[-1]['loss']:.2f} at step "
         f"{losses[-1]['step']}.",
@@ -277,18 +212,18 @@ def _before_after(name: str, what: str, rows: list[dict[str, Any]], field: str) 
     others = itertools.cycle([(VERMILLION, "square"), (GREEN, "diamond"), (PURPLE, "cross")])
     spread = 0.22 if len(arms) < 3 else 0.5 / (len(arms) - 1)
     traces = []
-    for place, arm in enumerate(arms):
+    for number, arm in enumerate(arms):
         own = [row for row in rows if rates.arm(row) == arm]
         colour, symbol = (GREY, "circle-open") if arm.untouched else (BLUE, "circle") if arm.tuned else next(others)
-        placed = _placed(own, field, order, (place - (len(arms) - 1) / 2) * spread)
-        traces.append(_points(arm.label, placed, colour, symbol, horizontal=True))
+        placed = place(own, field, order, (number - (len(arms) - 1) / 2) * spread)
+        traces.append(markers(arm.label, placed, colour, symbol, horizontal=True))
     height = 90 + (24 + 14 * len(arms)) * len(order)
-    return _figure(
+    return make_figure(
         name,
         f"Points with intervals: {what}. " + _in_words(rows, field, "condition"),
         height,
         traces,
-        xaxis={"tickformat": ".0%", "range": [-0.02, 1.04], "tickvals": [0, 0.25, 0.5, 0.75, 1]},
+        xaxis=SHARES,
         yaxis={
             "tickvals": list(range(len(order))),
             "ticktext": [text.label({"mean": "mean of the attacks"}.get(entry, entry)) for entry in order],

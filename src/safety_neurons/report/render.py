@@ -7,12 +7,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.report import figures, rates, summary, tables, text
+from safety_neurons.report import causal_tables, figures, rates, summary, tables, text
 from safety_neurons.storage import write_text
 
 _SCHEMA = 1
@@ -37,7 +37,7 @@ def render(results: dict[str, Any]) -> str:
     arms, comparisons = tables.comparisons(results["rows"])
     return (
         _environment()
-        .from_string(_inline("page.html.j2"))
+        .get_template("page.html.j2")
         .render(
             results=results,
             run=results["run"],
@@ -50,6 +50,10 @@ def render(results: dict[str, Any]) -> str:
             where=summary.where(results["neurons"]) if results.get("neurons") else "",
             cause=summary.causes(results["rows"]),
             calibrations=rates.select(results["rows"], stage="calibrate")[: tables.MOST_ROWS],
+            doses=causal_tables.doses(results),
+            directions=causal_tables.directions(results),
+            detector_tests=causal_tables.detector_tests(results),
+            most_rows=tables.MOST_ROWS,
             arms=arms,
             comparisons=comparisons,
             several_judges=len({one.judge for one in comparisons}) > 1,
@@ -85,7 +89,12 @@ def _check(results: dict[str, Any]) -> None:
 def _environment() -> Environment:
     # finalize is the last guard: a text that the template forgot to mark as untrusted still shows nothing hidden.
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_finalize, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("safety_neurons.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "untrusted": text.untrusted,
@@ -94,6 +103,8 @@ def _environment() -> Environment:
         "percent": text.percent,
         "interval": lambda rate: text.interval(rate.low, rate.high),
         "share": text.share,
+        "auroc": text.auroc,
+        "nats": text.nats,
         "score": text.score,
         "count": text.count,
         "duration": text.duration,

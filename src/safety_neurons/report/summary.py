@@ -62,6 +62,8 @@ def _verdict(results: dict[str, Any]) -> Verdict:
     cause = causes(results["rows"])
     if cause is not None:
         return Verdict(cause.sentence + " Nothing is tuned yet.", cause.tone, cause.notes)
+    if results.get("neurons") and (results.get("dose_response") or results.get("search")):
+        return Verdict(f"Found {who}; what pushing them does to refusals is shown under “Cause”.", "open")
     if results.get("neurons"):
         return Verdict(f"Found {who}; whether they cause refusals is not tested yet.", "open")
     return Verdict("Nothing is measured yet.", "open")

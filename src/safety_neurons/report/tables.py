@@ -171,11 +171,21 @@ def small_print(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]
             ("Neurons", _flat({key: value for key, value in neurons.items() if key != "per_layer"})),
             ("Prompts", _flat(run.get("prompts") or {})),
             ("Settings", _flat({"seed": run.get("seed")} | (run.get("settings") or {}))),
+            *((title, _flat(_settings(results.get(key) or {}))) for title, key in _TESTS),
             ("Stages", _flat(stages)),
             ("Versions", _flat(run.get("versions") or {})),
         )
         if content
     ]
+
+
+# Tests of a run besides its stages: their title and their section of the results.
+_TESTS = (("Dose-response", "dose_response"), ("Search", "search"), ("Guard", "guard"))
+
+
+def _settings(section: dict[str, Any]) -> dict[str, Any]:
+    """What was set for a test, without what it found."""
+    return {key: value for key, value in section.items() if key not in ("rows", "directions", "detectors")}
 
 
 def _flat(value: dict[str, Any], above: str = "") -> list[tuple[str, str]]:

@@ -83,6 +83,20 @@ def score(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.2f}"
 
 
+def auroc(value: float | None) -> str:
+    """An AUROC that may be near to 1, with three digits; never "1.000" for what is less."""
+    if value is None:
+        return _NOTHING
+    return "over 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
+
+
+def nats(value: float | None) -> str:
+    """A divergence in nats per token, with two digits; a small one is not shown as nothing."""
+    if value is None:
+        return _NOTHING
+    return "under 0.01" if 0 < value < 0.01 else f"{value:.2f}"
+
+
 def interval(low: float | None, high: float | None) -> str:
     """A 95% interval, its ends joined by a dash and one percent sign after them."""
     if low is None or high is None:

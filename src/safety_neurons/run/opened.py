@@ -1,7 +1,8 @@
 """An existing run, opened by the commands that add to it: its neurons are found first where they are missing."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,37 @@ from safety_neurons.prompts import Prompt, load_prompts
 from safety_neurons.report import write_report
 from safety_neurons.run.folder import RunFolder, merged_settings
 from safety_neurons.run.pipeline import PROMPT_SETS, run
+from safety_neurons.run.torchrun import dismiss
 from safety_neurons.run.workplace import Workplace
+from safety_neurons.settings import Settings
 from safety_neurons.storage import disk_errors, read_json, write_json
 
 
 @contextlib.contextmanager
 def opened(
-    path: Path, given: Mapping[str, Any] | None, listener: Listener | None, command: str, until: str = "find"
+    path: Path,
+    given: Mapping[str, Any] | None,
+    listener: Listener | None,
+    command: str,
+    until: str = "find",
+    on: Sequence[str | None] = (),
 ) -> Iterator[Workplace]:
     """The workplace of a run that has come as far as `until`; nobody else works on the folder meanwhile.
+
+    The HARMFUL:BENIGN pairs `on` are read before anything else, so that nobody waits for a mistyped name.
 
     Raises:
         SafetyNeuronsError: as `run`, or another process works on the folder.
     """
     listener = listener or Silence()
-    run(path, given, until=until, listener=listener, command=command)
     folder = RunFolder(path)
+    wanted = merged_settings(folder.record().get("settings", {}), given or {})
+    for pair in on:
+        for name in _pair(pair, wanted):
+            load_prompts(name, wanted.column, wanted.data_dir)
+    run(path, given, until=until, listener=listener, command=command)
+    # Only finding is shared among the processes of torchrun.
+    dismiss()
     settings = merged_settings(folder.record()["settings"], given or {})
     prompts = {name: load_prompts(getattr(settings, name), settings.column, settings.data_dir) for name in PROMPT_SETS}
     try:
@@ -52,22 +68,35 @@ def keep_section(folder: RunFolder, name: str, section: Any) -> dict[str, Any]:
 def prompts_to_test(work: Workplace, pair: str | None = None) -> dict[str, list[Prompt]]:
     """The prompts on which something is tested: the run's own test split, or another HARMFUL:BENIGN pair of sets.
 
-    Of a set from which the run learnt, only the test split is taken. A set that could be split but was not learnt from
-    is taken whole, up to `evaluate.prompts`.
+    Of a set from which a run may learn, only the test split is taken; another is taken whole, without the prompts from
+    which the run may have learnt. Of either, at most `evaluate.prompts`.
 
     Raises:
-        SafetyNeuronsError: the pair is not two names, or a set cannot be read.
+        SafetyNeuronsError: the pair is not two names, a set cannot be read, or nothing of it is left to ask.
     """
     settings = work.settings
-    names = (settings.harmful, settings.benign) if pair is None else tuple(pair.rsplit(":", 1))
-    if len(names) != 2 or not all(names):
+    contrast = load_prompts(settings.guard.contrast, settings.column, settings.data_dir)
+    own = [*work.prompts.values(), contrast]
+    learnt = {prompt.text for prompts in own for prompt in prompts if prompt.split != "test"}
+    found = {}
+    for side, name in zip(("harmful", "benign"), _pair(pair, settings), strict=True):
+        prompts = load_prompts(name, settings.column, settings.data_dir)
+        if prompts.sha256 in {one.sha256 for one in own}:
+            prompts = prompts.split("test")
+        fresh = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learnt))
+        if not len(fresh):
+            raise SafetyNeuronsError(f"Nothing of {name!r} is left to test on: the run learnt from all its prompts.")
+        found[side] = list(fresh.take(settings.evaluate.prompts))
+    return found
+
+
+def _pair(pair: str | None, settings: Settings) -> tuple[str, str]:
+    """The names of a harmful and a benign set; the run's own where no pair is given."""
+    if pair is None:
+        return settings.harmful, settings.benign
+    harmful, _, benign = pair.rpartition(":")
+    if not harmful or not benign:
         raise SafetyNeuronsError(
             f"{pair!r} is no pair of prompt sets: give a harmful and a benign one, such as jailbreakbench:alpaca."
         )
-    learnt = {found.sha256 for found in work.prompts.values()}
-    found = {}
-    for side, name in zip(("harmful", "benign"), names, strict=True):
-        prompts = load_prompts(name, settings.column, settings.data_dir)
-        chosen = prompts.split("test") if prompts.sha256 in learnt else prompts
-        found[side] = list(chosen.take(settings.evaluate.prompts))
-    return found
+    return harmful, benign

@@ -174,7 +174,8 @@ def _run(
     }
     todo = [stage for stage in wanted if stage not in current]
     if not todo:
-        listener.say(f"{folder.path} is up to date: nothing to do.")
+        whole = len(wanted) == len(STAGES)
+        listener.say(f"{folder.path} is up to date: nothing to do." if whole else f"Done already: {', '.join(wanted)}.")
         return kept or {}
     if settings.quantize is not None and "tune" in todo:
         raise SafetyNeuronsError(

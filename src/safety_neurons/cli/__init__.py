@@ -1,0 +1,54 @@
+"""The command line: arguments in, tables out; no logic."""
+
+import contextlib
+import os
+import sys
+import warnings
+from typing import NoReturn
+
+import cyclopts
+import pydantic
+
+from safety_neurons.cli import causal, stages, tools  # noqa: F401
+from safety_neurons.cli.app import app
+from safety_neurons.console import print_error
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.settings import explain_problems
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point: expected failures are one paragraph and exit code 2, never a traceback."""
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"Note: {message}\n"
+    try:
+        with _processes() as owner:
+            if owner:
+                _app()
+    except SafetyNeuronsError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("Stopped. What was finished is kept: run the same command again and it goes on from there.")
+
+
+def _processes() -> contextlib.AbstractContextManager[bool]:
+    """Whether this process owns the run: all do that torchrun did not start, and the first of those that it did."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return contextlib.nullcontext(True)
+    from safety_neurons.run.torchrun import together
+
+    return together()
+
+
+def _app() -> None:
+    try:
+        app(exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        cause = error.__cause__
+        problem = explain_problems(cause) if isinstance(cause, pydantic.ValidationError) else str(error)
+        raise SafetyNeuronsError(problem) from error
+
+
+def _fail(message: str) -> NoReturn:
+    print_error(message)
+    sys.exit(2)
