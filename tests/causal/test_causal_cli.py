@@ -156,7 +156,7 @@ def test_results_are_shown_and_the_page_is_written(
     arguments: list[str],
     shown: list[str],
 ) -> None:
-    monkeypatch.setattr("safety_neurons.console.console.width", 250, raising=False)
+    monkeypatch.setenv("COLUMNS", "250")
     monkeypatch.setattr(detection_module, "RESAMPLES", 40)
     assert inside(monkeypatch, arguments[0], str(found), *arguments[1:]) == 0
     out = capsys.readouterr().out
