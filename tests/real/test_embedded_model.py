@@ -1,11 +1,15 @@
 """What only a real, aligned model shows. It comes with the `offline-model` extra, which `make test` installs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
+import torch
 
 from safety_neurons import judges
-from safety_neurons.calibrate.calibration import Toward, calibrate
+from safety_neurons.calibrate.calibration import calibrate
+from safety_neurons.calibrate.guard import fit_guard, guard
+from safety_neurons.calibrate.knobs import Knobs, Toward
 from safety_neurons.explain.projection import explain
 from safety_neurons.find.find import find
 from safety_neurons.find.neuron_set import NeuronSet
@@ -57,6 +61,30 @@ def test_the_found_neurons_cause_refusals_and_random_ones_do_not(
     assert refusals(embedded, requests) == untouched, "calibration left something behind"
     assert abs(moved - untouched) >= 6
     assert abs(control - untouched) <= 2
+
+
+def test_the_guard_refuses_harmful_prompts_and_leaves_every_bit_of_ordinary_answers(embedded: ChatModel) -> None:
+    train = prompts("harmful", "train", 36), prompts("benign", "train", 36)
+    neurons = find(embedded, *train, score="gradient", percent=0.1)
+    fitted = fit_guard(embedded, neurons, *train, false_positive_rate=0.05, knobs=Knobs(generated_tokens=4))
+    harmful, benign = prompts("harmful", "test", 16), prompts("benign", "test", 16)
+    assert (fitted.scores(embedded, harmful) > fitted.threshold).sum() >= 10
+    ordinary = [
+        prompt
+        for prompt, score in zip(benign, fitted.scores(embedded, benign), strict=True)
+        if score <= fitted.threshold
+    ]
+    assert len(ordinary) >= 12
+    inputs = embedded.encode([embedded.render(prompt) for prompt in ordinary])
+    options: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "output_logits": True}
+    plain = embedded.model.generate(**inputs, **options, return_dict_in_generate=True)
+    before = refusals(embedded, harmful)
+    with guard(embedded, fitted) as decided:
+        guarded = embedded.model.generate(**inputs, **options, return_dict_in_generate=True)
+        assert not decided.flagged.any()
+        after = refusals(embedded, harmful)
+    assert all(torch.equal(one, other) for one, other in zip(guarded.logits, plain.logits, strict=True))
+    assert after >= before + 3
 
 
 def test_conformity_neurons_say_sure_and_here(embedded: ChatModel, found: NeuronSet) -> None:
