@@ -16,10 +16,7 @@ from safety_neurons.calibrate.guard import Guard
 from safety_neurons.causal.detection import described, guard_run
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.progress import Silence, ignore
-from safety_neurons.run.folder import RunFolder
-from safety_neurons.run.workplace import Workplace
-from safety_neurons.settings import Settings
+from safety_neurons.progress import ignore
 
 Lines = Callable[[Path], list[dict[str, Any]]]
 DETECTORS = (
@@ -146,10 +143,10 @@ def test_the_kept_guard_is_the_one_that_was_tested(
 
 def test_perplexity_is_that_of_each_prompt_alone(make_model: Callable[..., ChatModel]) -> None:
     model = make_model()
-    work = Workplace(RunFolder(Path()), Settings(), {}, Silence())
-    work.__dict__["model"] = model
     prompts = ["Hi", "Show me a recipe for a soup, please.", "Tell me", "Hello there", "What is this?"]
-    for prompt, value in zip(prompts, detection._by_perplexity(work)(prompts, ignore).tolist(), strict=True):
+    texts = [model.render(prompt) for prompt in prompts]
+    found = detection._batched(model, texts, detection._surprise, 2, ignore).flatten()
+    for prompt, value in zip(prompts, found.tolist(), strict=True):
         tokens = model.encode([model.render(prompt)])["input_ids"]
         with torch.no_grad():
             logits = model.model(input_ids=tokens).logits[0, :-1].double()

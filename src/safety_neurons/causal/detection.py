@@ -30,9 +30,6 @@ FALSE_POSITIVE_RATES = (0.01, 0.05)
 # Logits of whole prompts are large: so many prompts at once.
 READ_AT_ONCE = 4
 
-# Requests to one number each, higher for harmful ones.
-Scorer = Callable[[Sequence[str], Advance], Tensor]
-
 
 @dataclass(frozen=True)
 class Learnt:
@@ -126,31 +123,43 @@ def guard_run(
 def _detect(
     work: Workplace, fitted: Guard, learnt: Learnt, tests: Mapping[str, dict[str, list[Prompt]]]
 ) -> list[dict[str, Any]]:
-    """Each detector on each test."""
-    random = work.neurons.random_like(work.settings.seed + 1)
-    scorers: dict[str, Callable[[], Scorer]] = {
-        f"guard (found neurons to layer {fitted.layer})": lambda: _by_guard(work, fitted),
-        "found neurons of all layers": lambda: _by_neurons(work, work.neurons.both, learnt),
-        "random neurons of all layers": lambda: _by_neurons(work, random.both, learnt),
-        "last hidden state": lambda: _by_hidden_state(work, learnt),
-        "perplexity of the prompt": lambda: _by_perplexity(work),
+    """Each detector on each test. Every prompt is read once, however many detectors and tests want it."""
+    asked = [prompt.text for sets in tests.values() for prompts in sets.values() for prompt in prompts]
+    texts = list(dict.fromkeys([*learnt.all, *asked]))
+    row_of = {text: row for row, text in enumerate(texts)}
+
+    def rows(features: Tensor, wanted: Sequence[str]) -> Tensor:
+        return features[[row_of[text] for text in wanted]]
+
+    found, random = work.neurons.both, work.neurons.random_like(work.settings.seed + 1).both
+    with work.listener.task("reading prompts for the detectors", 3 * len(texts)) as advance:
+        rendered = [work.model.render(text) for text in texts]
+        together = [torch.cat(pair) for pair in zip(found, random, strict=True)]
+        neurons = last_token_activations(work.model, together, rendered, work.settings.batch_size, advance)
+        hidden = _batched(work.model, rendered, _last_hidden, work.settings.batch_size, advance)
+        surprise = _batched(work.model, rendered, _surprise, READ_AT_ONCE, advance)
+    mine = torch.cat([torch.arange(len(one) + len(other)) < len(one) for one, other in zip(found, random, strict=True)])
+    early = torch.cat(
+        [torch.full((len(one),), layer <= fitted.layer) for layer, one in zip(work.neurons.layers, found, strict=True)]
+    )
+
+    def fit(features: Tensor) -> Tensor:
+        return learnt.fit(rows(features, learnt.all)).scores(features)
+
+    scores = {
+        f"guard (found neurons to layer {fitted.layer})": fitted.detector.scores(neurons[:, mine][:, early]),
+        "found neurons of all layers": fit(neurons[:, mine]),
+        "random neurons of all layers": fit(neurons[:, ~mine]),
+        "last hidden state": fit(hidden),
+        "perplexity of the prompt": surprise.flatten(),
     }
-    texts = {
-        name: {side: [prompt.text for prompt in prompts] for side, prompts in sets.items()}
-        for name, sets in tests.items()
-    }
-    total = sum(len(side) for sets in texts.values() for side in sets.values())
-    rows = []
-    for name, make in scorers.items():
-        scorer = make()
-        with work.listener.task(f"detecting: {name}", total) as advance:
-            for test, sets in tests.items():
-                harmful, benign = (
-                    scorer([prompt.text for prompt in sets[side]], advance) for side in ("harmful", "benign")
-                )
-                threshold = fitted.threshold if name.startswith("guard") else None
-                rows.append({"detector": name, "on": test} | described(harmful, benign, threshold, work.settings.seed))
-    return rows
+    result = []
+    for name, all_scores in scores.items():
+        threshold = fitted.threshold if name.startswith("guard") else None
+        for test, sets in tests.items():
+            sides = [rows(all_scores, [prompt.text for prompt in sets[side]]) for side in ("harmful", "benign")]
+            result.append({"detector": name, "on": test} | described(sides[0], sides[1], threshold, work.settings.seed))
+    return result
 
 
 def described(harmful: Tensor, benign: Tensor, threshold: float | None, seed: int) -> dict[str, Any]:
@@ -180,41 +189,14 @@ def _measures(sides: Sequence[numpy.ndarray]) -> dict[str, float]:
     return {"auroc": float(roc_auc_score(labels, scores)), **rates}
 
 
-def _by_guard(work: Workplace, fitted: Guard) -> Scorer:
-    return lambda prompts, advance: _told(fitted.scores(work.model, prompts, work.settings.batch_size), advance)
-
-
-def _by_neurons(work: Workplace, chosen: Sequence[Tensor], learnt: Learnt) -> Scorer:
-    def features(prompts: Sequence[str]) -> Tensor:
-        texts = [work.model.render(prompt) for prompt in prompts]
-        return last_token_activations(work.model, chosen, texts, work.settings.batch_size)
-
-    detector = learnt.fit(features(learnt.all))
-    return lambda prompts, advance: _told(detector.scores(features(prompts)), advance)
-
-
-def _by_hidden_state(work: Workplace, learnt: Learnt) -> Scorer:
-    def features(prompts: Sequence[str]) -> Tensor:
-        return _batched(work.model, prompts, _last_hidden, work.settings.batch_size)
-
-    detector = learnt.fit(features(learnt.all))
-    return lambda prompts, advance: _told(detector.scores(features(prompts)), advance)
-
-
-def _by_perplexity(work: Workplace) -> Scorer:
-    return lambda prompts, advance: _told(_batched(work.model, prompts, _surprise, READ_AT_ONCE).flatten(), advance)
-
-
-def _told(scores: Tensor, advance: Advance) -> Tensor:
-    advance(len(scores))
-    return scores
-
-
 def _batched(
-    model: ChatModel, prompts: Sequence[str], read: Callable[[ChatModel, list[str]], Tensor], batch_size: int
+    model: ChatModel,
+    texts: Sequence[str],
+    read: Callable[[ChatModel, list[str]], Tensor],
+    batch_size: int,
+    advance: Advance,
 ) -> Tensor:
     """What `read` makes of rendered requests, [requests, ...]."""
-    texts = [model.render(prompt) for prompt in prompts]
     found: dict[int, Tensor] = {}
 
     def run(batch: list[int]) -> None:
@@ -222,6 +204,7 @@ def _batched(
 
     for batch in batches_by_length(texts, batch_size):
         halve_when_full(run, batch)
+        advance(len(batch))
     return torch.stack([found[index] for index in range(len(texts))])
 
 

@@ -23,7 +23,7 @@ from safety_neurons.run.workplace import Workplace
 from safety_neurons.storage import append_line, read_lines
 
 # An answer that surprises the untouched model more than this, in nats per token, is broken: a perplexity above 12.
-# Of the embedded model's own answers the worst has 1.2, of its calibrated ones that can be read 1.6 (docs/causal.md).
+# The embedded model's own answers have at most 1.5; what can be read under calibration, 2 (docs/calibration.md).
 SURPRISE_LIMIT = 2.5
 # Over so many tokens of the untouched model's answers the divergence is taken: refusing is decided at the start.
 DIVERGENCE_TOKENS = 8
