@@ -14,6 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from safety_neurons.models.chat import ChatModel
 
+# Threads over tensors this small only wait for each other, for many times as long where the cores are shared.
+torch.set_num_threads(1)
+
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

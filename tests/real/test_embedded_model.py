@@ -1,6 +1,7 @@
 """What only a real, aligned model shows. It comes with the `offline-model` extra, which `make test` installs."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -25,8 +26,12 @@ pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")
-def embedded() -> ChatModel:
-    return load("qwen2.5-coder-0.5b")
+def embedded() -> Iterator[ChatModel]:
+    # Unlike the tiny models of the other tests it is worth every core.
+    few = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield load("qwen2.5-coder-0.5b")
+    torch.set_num_threads(few)
 
 
 def prompts(name: str, split: str, count: int) -> list[str]:
