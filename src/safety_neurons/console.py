@@ -143,7 +143,7 @@ def print_dose_response(results: dict[str, Any]) -> None:
         for column in ("alpha", "neurons", "answered", "refused", "broken", "KL"):
             table.add_column(column, justify="left" if column == "neurons" else "right")
         for row in (row for row in found["rows"] if row["prompts"] == name):
-            alpha = f"{row['alpha']:+g}" if row["alpha"] else "0"
+            alpha = f"{row['alpha']:+.3g}" if row["alpha"] else "0"
             table.add_row(alpha, escape(_subject(row)), *_cells(row))
         console.print(Padding(table, (1, 0, 0, 0)))
     console.print(
