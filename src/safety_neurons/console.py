@@ -212,25 +212,25 @@ def print_adaptive(results: dict[str, Any]) -> None:
 def print_guard(results: dict[str, Any]) -> None:
     """The guard as a detector beside others, and in action."""
     found = results["guard"]
-    table = _table(results, "Does it tell harmful from safe prompts? (95% interval)")
-    for column in ("test", "detector", "AUROC", "caught at 1%", "at 5%", "flagged harmful", "flagged safe"):
-        table.add_column(column, justify="left" if column in ("test", "detector") else "right")
-    for row in sorted(found["detectors"], key=lambda row: str(row["on"])):
-        auroc = row["auroc"]
-        table.add_row(
-            escape(row["on"]),
-            escape(row["detector"]),
-            f"{auroc['value']:.3f} ({auroc['low']:.2f}-{auroc['high']:.2f})",
-            f"{row['tpr_at_0.01']['value']:.0%}",
-            f"{row['tpr_at_0.05']['value']:.0%}",
-            _interval(row["flagged_harmful"]) if "flagged_harmful" in row else "",
-            _interval(row["flagged_benign"]) if "flagged_benign" in row else "",
-        )
-    console.print(Padding(table, (1, 0, 0, 0)))
+    for test in dict.fromkeys(row["on"] for row in found["detectors"]):
+        title = f"{escape(test)}: does it tell harmful from safe prompts? (95% interval)"
+        table = _table(results, title)
+        for column in ("detector", "AUROC", "at 1%", "at 5%", "flagged harmful", "flagged safe"):
+            table.add_column(column, justify="left" if column == "detector" else "right")
+        for row in (row for row in found["detectors"] if row["on"] == test):
+            auroc = row["auroc"]
+            table.add_row(
+                escape(row["detector"]),
+                f"{auroc['value']:.2f} ({auroc['low']:.2f}-{auroc['high']:.2f})",
+                f"{row['tpr_at_0.01']['value']:.0%}",
+                f"{row['tpr_at_0.05']['value']:.0%}",
+                *(_interval(row[name]) if name in row else "" for name in ("flagged_harmful", "flagged_benign")),
+            )
+        console.print(Padding(table, (1, 0, 0, 0)))
     console.print(
         f"It decides in layer {found['layer']} by {found['deciding_neurons']:,} neurons; flagged: with the threshold "
-        f"for {found['false_positive_rate']:.0%} false positives among the training prompts. Caught at 1% and 5%: "
-        "with the threshold that gives so many false positives on the test itself."
+        f"for {found['false_positive_rate']:.0%} false positives among the training prompts. At 1% and 5%: the share "
+        "of harmful prompts caught with the threshold that gives so many false positives on the test itself."
     )
     if not found["rows"]:
         return
