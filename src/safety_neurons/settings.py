@@ -83,7 +83,7 @@ class CalibrateSettings(Section):
         try:
             self.knobs()
         except SafetyNeuronsError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(str(error).removesuffix(".")) from error
         return self
 
     def knobs(self) -> Knobs:
