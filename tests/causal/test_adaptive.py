@@ -37,13 +37,13 @@ def test_both_models_are_calibrated_and_the_tuned_one_with_both_sets(attacked: t
 
 def test_the_neurons_are_found_on_the_tuned_weights(found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[NeuronSet] = []
-    find = module._find
+    find = module.find_as_settings_say
 
-    def kept(work: Any) -> NeuronSet:
-        seen.append(find(work))
+    def kept(work: Any, title: str) -> NeuronSet:
+        seen.append(find(work, title))
         return seen[-1]
 
-    monkeypatch.setattr(module, "_find", kept)
+    monkeypatch.setattr(module, "find_as_settings_say", kept)
     adaptive(found, SMALL)
     (afresh,) = seen
     before = NeuronSet.load(found / "neurons.safetensors", found / "directions.safetensors")

@@ -181,7 +181,8 @@ def fit_guard(
         knobs = replace(knobs, prompt_positions=model.template_tail)
     texts = [model.render(prompt) for prompt in (*harmful, *benign, *borderline)]
     features = last_token_activations(model, neurons.both, texts, batch_size, advance)
-    layer_of = torch.cat([torch.full((len(found),), number) for number, found in _by_site(neurons)])
+    by_site = zip(neurons.layers, neurons.both, strict=True)
+    layer_of = torch.cat([torch.full((len(found),), number) for number, found in by_site])
     # The last layer's neurons can decide nothing: none would be left to act.
     candidates = sorted(set(layer_of.tolist()))[:-1]
     if not candidates:
@@ -203,10 +204,6 @@ def fit_guard(
             f"the layers {int(layer_of.min())} to {int(layer_of.max())}."
         )
     return Guard(neurons, fitted(layer), layer, false_positive_rate, alpha, knobs)
-
-
-def _by_site(neurons: NeuronSet) -> Iterator[tuple[int, Tensor]]:
-    return zip(neurons.layers, neurons.both, strict=True)
 
 
 @dataclass

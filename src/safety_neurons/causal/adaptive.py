@@ -7,12 +7,9 @@ from typing import Any
 from safety_neurons.causal.laboratory import Laboratory, Push
 from safety_neurons.causal.summary import described
 from safety_neurons.find.neuron_set import NeuronSet
-from safety_neurons.find.read import passes
-from safety_neurons.find.scores import get as get_score
 from safety_neurons.progress import Listener
-from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.opened import keep_section, opened, prompts_to_test
-from safety_neurons.run.torchrun import find_as_set
+from safety_neurons.run.stages import find_as_settings_say, weights_of
 from safety_neurons.run.workplace import Workplace
 from safety_neurons.tune.delta import NeuronDelta
 
@@ -39,11 +36,13 @@ def adaptive(
     with opened(path, given, listener, command, until="tune", on=[on]) as work:
         sets = prompts_to_test(work, on)
         delta = NeuronDelta.load(work.folder.delta)
-        weights = fingerprint(sorted((name, float(value.double().sum())) for name, value in delta.tensors.items()))
         rows = _measure(work, sets, "untouched", {"found": work.neurons}, "")
         with delta.apply(work.model):
-            neurons = {"found before tuning": work.neurons, "found afresh": _find(work)}
-            rows += _measure(work, sets, "tuned", neurons, weights)
+            neurons = {
+                "found before tuning": work.neurons,
+                "found afresh": find_as_settings_say(work, "finding neurons on the tuned model"),
+            }
+            rows += _measure(work, sets, "tuned", neurons, weights_of(delta))
         calibration = work.settings.calibrate.model_dump(mode="json")
         section = {
             "rows": rows,
@@ -51,16 +50,6 @@ def adaptive(
             "calibrate": calibration,
         }
         return keep_section(work.folder, "adaptive", section)
-
-
-def _find(work: Workplace) -> NeuronSet:
-    settings = work.settings.find
-    sides = [[prompt.text for prompt in work.chosen(name, "train", settings.prompts)] for name in ("harmful", "benign")]
-    score = get_score(settings.score)
-    times = passes(score, settings.tokens or score.tokens)
-    other = work.other_model if score.compares_models else None
-    with work.listener.task("finding neurons on the tuned model", times * sum(map(len, sides))) as advance:
-        return find_as_set(work.model, work.settings, sides[0], sides[1], other, advance)
 
 
 def _measure(

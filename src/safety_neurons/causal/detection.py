@@ -1,6 +1,7 @@
 """A run's guard: fitted, kept, and tested as a detector and in action, beside other detectors."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -236,10 +237,7 @@ def _in_action(work: Workplace, fitted: Guard, tests: Mapping[str, dict[str, lis
         for side, prompts in sets.items():
             row: dict[str, Any] = {"on": test, "prompts": side, "n": len(prompts)}
             for condition in (work.untouched(), guarded):
-                if condition is guarded:
-                    with guard(work.model, fitted):
-                        answers = work.ask(condition, side, prompts)
-                else:
+                with guard(work.model, fitted) if condition is guarded else nullcontext():
                     answers = work.ask(condition, side, prompts)
                 verdicts = [answer.verdict for answer in answers]
                 row[condition.subject] = {

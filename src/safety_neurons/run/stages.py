@@ -29,20 +29,8 @@ from safety_neurons.tune.safetune import training_steps, tune
 
 def find_stage(work: Workplace) -> StageResult:
     settings = work.settings.find
-    harmful, benign = (work.chosen(name, "train", settings.prompts) for name in ("harmful", "benign"))
-    model = work.model
     score = scores.get(settings.score)
-    times = passes(score, settings.tokens or score.tokens)
-    other = work.other_model if score.compares_models else None
-    with work.listener.task(f"finding neurons ({score.name})", times * (len(harmful) + len(benign))) as advance:
-        neurons = find_as_set(
-            model,
-            work.settings,
-            [prompt.text for prompt in harmful],
-            [prompt.text for prompt in benign],
-            other,
-            advance,
-        )
+    neurons = find_as_settings_say(work, f"finding neurons ({score.name})")
     if not len(neurons):
         raise SafetyNeuronsError(
             f"{settings.score} found no neurons at {settings.percent}%: harmful and benign prompts rank the same ones. "
@@ -79,6 +67,18 @@ def find_stage(work: Workplace) -> StageResult:
             }
         }
     )
+
+
+def find_as_settings_say(work: Workplace, title: str) -> NeuronSet:
+    """The neurons of the run's model as it is now, found on the run's training prompts."""
+    settings = work.settings.find
+    sides = [[prompt.text for prompt in work.chosen(name, "train", settings.prompts)] for name in ("harmful", "benign")]
+    score = scores.get(settings.score)
+    times = passes(score, settings.tokens or score.tokens)
+    # Loaded before the bar begins.
+    model, other = work.model, work.other_model if score.compares_models else None
+    with work.listener.task(title, times * sum(map(len, sides))) as advance:
+        return find_as_set(model, work.settings, sides[0], sides[1], other, advance)
 
 
 def _significance(neurons: NeuronSet) -> dict[str, Any] | None:
@@ -254,9 +254,13 @@ def evaluate_stage(work: Workplace) -> StageResult:
 
     measure(work.untouched("before"))
     with delta.apply(work.model):
-        weights = fingerprint(sorted((name, float(value.double().sum())) for name, value in delta.tensors.items()))
-        measure(Condition("tuned", "after", fingerprint(work.answering, weights)))
+        measure(Condition("tuned", "after", fingerprint(work.answering, weights_of(delta))))
     return StageResult(tuple(rows), examples=tuple(examples))
+
+
+def weights_of(delta: NeuronDelta) -> str:
+    """A name for the weights that a delta makes, by which answers of the tuned model are kept."""
+    return fingerprint(sorted((name, float(value.double().sum())) for name, value in delta.tensors.items()))
 
 
 IMPLEMENTATIONS: dict[str, Callable[[Workplace], StageResult]] = {
