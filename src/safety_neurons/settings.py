@@ -105,19 +105,28 @@ class GuardSettings(Section):
     """Strength of the calibration towards rejection; its other knobs are those of calibrate."""
     generated_tokens: Annotated[int, Field(ge=0)] | Literal["all"] = 4
     """Also while so many of the first generated tokens are read."""
-    contrast: str = "contrast"
-    """Unsafe prompts that look like the borderline ones: ours, a public set (xstest-unsafe), or a file."""
 
 
 class TuneSettings(Section):
     """SafeTuning."""
 
+    corpus: Path | None = None
+    """A .jsonl file of pairs (kind, user, response ...) to train on, instead of pairs that the model makes."""
     refusals: int = Field(85, ge=1)
     """From how many harmful training prompts refusals are made."""
+    contrast: int = Field(56, ge=0)
+    """From how many unsafe twins of borderline prompts refusals are made."""
     benign: int = Field(144, ge=0)
     """How many benign training prompts the untouched model answers for the corpus."""
     borderline: int = Field(56, ge=0)
-    """How many borderline-benign training prompts are answered, calibrated towards conformity, for the corpus."""
+    """How many borderline-benign training prompts are answered for the corpus; those that the untouched model refuses,
+    calibrated towards conformity."""
+    samples: int = Field(4, ge=1)
+    """How often a refusal is drawn for a prompt, until one comes that is not said too often already."""
+    temperature: float = Field(1.0, gt=0)
+    """The temperature at which refusals are drawn."""
+    largest_share: float = Field(0.1, gt=0, le=1)
+    """In what share of the refusals one sentence may stand."""
     plain_refusals: float = Field(0.34, ge=0, le=1)
     """Share of the harmful requests that are trained on as they are; the others are disguised."""
     plain_benign: float = Field(0.7, ge=0, le=1)
@@ -157,6 +166,8 @@ class Settings(Section):
     """Ordinary prompts: ours, a public set (alpaca, alpaca-eval, dolly, jailbreakbench-benign), or a file."""
     borderline: str = "borderline"
     """Prompts that sound unsafe and are safe: ours, a public set (xstest-safe), or a file."""
+    contrast: str = "contrast"
+    """Unsafe prompts that look like the borderline ones: ours, a public set (xstest-unsafe), or a file."""
     data_dir: Path | None = None
     """A folder with copies of public sets (advbench.jsonl, xstest_prompts.csv ...), searched before the network."""
     column: str | None = None

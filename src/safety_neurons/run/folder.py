@@ -13,7 +13,7 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.settings import Settings, explain_problems
 from safety_neurons.storage import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)

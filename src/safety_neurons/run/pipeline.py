@@ -1,6 +1,7 @@
 """The stages in order over a run folder: what is done is not redone, what changed is, and it says so."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import time
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,14 @@ from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.run.folder import SCHEMA, RunFolder, fingerprint, merged_settings
 from safety_neurons.settings import Settings
 from safety_neurons.storage import disk_errors, read_json, write_json
+from safety_neurons.tune.corpus import Corpus
 
 if TYPE_CHECKING:
     from safety_neurons.models.chat import ChatModel
     from safety_neurons.run.workplace import StageResult, Workplace
 
 STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
-PROMPT_SETS = ("harmful", "benign", "borderline")
+PROMPT_SETS = ("harmful", "benign", "borderline", "contrast")
 PACKAGES = ("safety-neurons", "torch", "transformers", "accelerate", "safetensors", "numpy")
 
 # What each stage depends on besides the model and the prompts: earlier stages, and settings by their path.
@@ -102,9 +104,14 @@ def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, 
         return found
 
     common = [identity, {name: prompts[name].sha256 for name in PROMPT_SETS}, [value(name) for name in COMMON]]
+    # A corpus of the user's is what stands in it, not where it is kept.
+    brought = None if settings.tune.corpus is None else hashlib.sha256(settings.tune.corpus.read_bytes()).hexdigest()
     prints: dict[str, str] = {}
     for stage, (earlier, own) in INPUTS.items():
-        prints[stage] = fingerprint(stage, common, [prints[name] for name in earlier], [value(path) for path in own])
+        files = [brought] if stage == "tune" else []
+        prints[stage] = fingerprint(
+            stage, common, [prints[name] for name in earlier], [value(path) for path in own], files
+        )
     prints["report"] = fingerprint(prints)
     return prints
 
@@ -129,9 +136,12 @@ def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
         attacks.get(attack)
     judges.get(settings.evaluate.judge)
     for name in PROMPT_SETS:
-        prompts[name].split("test")
-        if name != "borderline" or settings.tune.borderline:
+        if name != "contrast":
+            prompts[name].split("test")
+        if getattr(settings.tune, name, True):
             prompts[name].split("train")
+    if settings.tune.corpus is not None:
+        Corpus.load(settings.tune.corpus)
     if settings.chat_template is not None and not settings.chat_template.is_file():
         raise SafetyNeuronsError(f"The chat template {settings.chat_template} does not exist.")
 
