@@ -10,15 +10,13 @@ import functools
 import importlib.util
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from memory import in_fresh_process, mebibytes, peak_while
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -172,29 +170,7 @@ def peak_memory(model_name: str, contender: str, prompts: tuple[list[str], list[
     model = safety_neurons.load(model_name)
     work = CONTENDERS[contender](model)
     work(["Hello."], ["Hello there."])
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        loaded = torch.cuda.memory_allocated()
-        work(*prompts)
-        return torch.cuda.max_memory_allocated() - loaded
-    Path("/proc/self/clear_refs").write_text("5")  # Linux begins its high-water mark anew.
-    loaded = resident("VmRSS")
-    work(*prompts)
-    return resident("VmHWM") - loaded
-
-
-def resident(field: str) -> int:
-    """Bytes of this process in memory: now (VmRSS), or at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def in_fresh_process(*arguments: Any) -> int:
-    """`peak_memory` in a process of its own."""
-    # Freed memory goes back to the system at once, so that what is resident is what is in use.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = str(1 << 16)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_memory, *arguments).result()
+    return peak_while(lambda: work(*prompts))
 
 
 def check_same(works: dict[str, Work], prompts: tuple[list[str], list[str]]) -> None:
@@ -218,28 +194,24 @@ def compare(model_name: str, count: int, rounds: int, only: str | None) -> list[
         spent = take_turns({name: functools.partial(work, *prompts) for name, work in works.items()}, rounds)
         del model, works
     alone = track([] if only == "time" else names, "peak memory, one process after the other", console=errors)
-    peak = {name: in_fresh_process(model_name, name, prompts) for name in alone}
+    peak = {name: in_fresh_process(peak_memory, model_name, name, prompts) for name in alone}
 
     def row(of: str, over: str, bar: float) -> Row:
         if over not in names:
             return Row(of, over, bar, note=f"not installed: pip install {RIVALS[over].replace('_', '-')}")
         wall, processor = (ratio(spent, of, over, clock) if spent else None for clock in Spent._fields)
         memory = peak[of] / peak[over] if peak else None
-        return Row(of, over, bar, wall, processor, memory, _mebibytes(peak[of], peak[over]) if peak else "")
+        return Row(of, over, bar, wall, processor, memory, mebibytes(peak[of], peak[over]) if peak else "")
 
     rows = [row(of, "forward pass", 1.1) for of in ("find", "capture, last token", "capture, all tokens")]
     rows += [row("capture, last token", rival, 1.0) for rival in RIVALS]
     if peak:
         # All of one length, so that nothing but their number differs.
         numbered = [f"Number {number:04}" for number in range(MANY)]
-        few, many = (in_fresh_process(model_name, "unrendered", (numbered[:size], [])) for size in (FEW, MANY))
-        note = _mebibytes(many, few)
+        few, many = (in_fresh_process(peak_memory, model_name, "unrendered", (numbered[:size], [])) for size in (FEW, MANY))
+        note = mebibytes(many, few)
         rows.append(Row(f"capture, {MANY:,} prompts", f"{FEW} prompts", FLAT, memory=many / few, note=note))
     return rows
-
-
-def _mebibytes(of: int, over: int) -> str:
-    return f"{of / 2**20:.0f} MiB over {over / 2**20:.0f}"
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -115,6 +115,7 @@ class Workplace:
         sent: Sequence[AttackedPrompt] | None = None,
         tokens: int | None = None,
         sampling: Sampling | None = None,
+        listener: Listener | None = None,
     ) -> list[Answer]:
         """Judged answers under a condition; what is sent is the attack's unless it is given.
 
@@ -123,7 +124,7 @@ class Workplace:
         return ask(
             self.model,
             self.folder,
-            self.listener,
+            listener or self.listener,
             condition=condition,
             set_name=name,
             prompts=prompts,
