@@ -18,7 +18,7 @@ from safety_neurons.models.generate import padding_token
 from safety_neurons.progress import Advance, ignore
 from safety_neurons.tune.corpus import Corpus, Pair
 from safety_neurons.tune.delta import NeuronDelta, TrainingStep
-from safety_neurons.tune.slices import SliceTrainee
+from safety_neurons.tune.trainee import SliceTrainee
 
 
 class _Listener(TrainerCallback):
