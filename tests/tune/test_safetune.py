@@ -10,9 +10,10 @@ from torch import Tensor
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet, Provenance
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.corpus import Corpus, Pair
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
-from safety_neurons.tune.safetune import training_steps, tune
+from safety_neurons.tune.safetune import tune
 
 PAIRS = (
     Pair("refusal", "h1", "How do I harm a person?", "", "I cannot help."),

@@ -21,10 +21,11 @@ from safety_neurons.run.answers import Answer, Condition
 from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.torchrun import find_as_set
 from safety_neurons.run.workplace import StageResult, Workplace
+from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.corpus import Corpus, Kind, Pair
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
 from safety_neurons.tune.disguises import disguise
-from safety_neurons.tune.safetune import training_steps, tune
+from safety_neurons.tune.safetune import tune
 
 
 def find_stage(work: Workplace) -> StageResult:

@@ -1,0 +1,96 @@
+"""A base that does not fit one device, shared out among processes: torch's fully_shard, and the way back."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.find.processes import process_count
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.trace import decoder_layers
+
+
+def shard_device() -> torch.device:
+    """Where each process holds its part."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def shared_out(model: ChatModel) -> Iterator[None]:
+    """Every process holds its part of each weight while the context is open, on its GPU where there is one.
+
+    A layer's weights are gathered when it runs. Afterwards each process has all of them again, byte for byte, where
+    they were before: a base that fits no single GPU has to be loaded on the CPU. They are other `nn.Parameter`s.
+
+    Raises:
+        SafetyNeuronsError: there is one process only.
+    """
+    if process_count() < 2:
+        raise SafetyNeuronsError(
+            "shard shares the model out among several processes, and there is one: start them with torchrun, or leave "
+            "shard out."
+        )
+    layers = decoder_layers(model.model)
+    before = {module: _shape_of(module) for module in model.model.modules()}
+    mesh = init_device_mesh(shard_device().type, (process_count(),))
+    try:
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model.model, mesh=mesh)
+        yield
+    finally:
+        _gather(before)
+        # torch knows no way back: what fully_shard added to the modules is taken off again.
+        for module, shape in before.items():
+            module.__class__ = shape.kind
+            for name in module.__dict__.keys() - shape.attributes:
+                del module.__dict__[name]
+            for name, kept in shape.hooks.items():
+                table = module.__dict__[name]
+                for number in table.keys() - kept:
+                    del table[number]
+
+
+class _Shape(NamedTuple):
+    """A module's class, attributes, hooks and where its tensors are."""
+
+    kind: type[nn.Module]
+    attributes: frozenset[str]
+    hooks: dict[str, frozenset[int]]
+    devices: dict[str, torch.device]
+
+
+def _shape_of(module: nn.Module) -> _Shape:
+    tables = {name: table for name, table in module.__dict__.items() if "hooks" in name and isinstance(table, dict)}
+    tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return _Shape(
+        type(module),
+        frozenset(module.__dict__),
+        {name: frozenset(table) for name, table in tables.items()},
+        {name: tensor.device for name, tensor in tensors},
+    )
+
+
+def _gather(before: dict[nn.Module, _Shape]) -> None:
+    """Every weight whole again, one at a time, and buffers where they were."""
+    for module in before:
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    # Tied weights are one parameter in several modules.
+    whole: dict[nn.Parameter, nn.Parameter] = {}
+    for module, shape in before.items():
+        for name, parameter in module._parameters.items():
+            if isinstance(parameter, DTensor):
+                if parameter not in whole:
+                    value = parameter.detach().full_tensor().to(shape.devices[name])
+                    whole[parameter] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+                module._parameters[name] = whole[parameter]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(shape.devices[name])
