@@ -176,6 +176,8 @@ class _EachStep(TrainerCallback):
         due = last or state.global_step % training.validate_every == 0
         if self.trainer.validate is not None and due and not self.trainer.validate_now():
             control.should_training_stop = True
+        # What validation logged is not the loss of this step.
+        control.should_log = True
         stops = last or control.should_training_stop
         control.should_save = not stops and state.global_step % training.checkpoint_every == 0
 
