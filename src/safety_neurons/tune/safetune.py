@@ -123,6 +123,8 @@ def tune(
     transformers.set_seed(seed)
     device = shard_device() if shard else model.device
     trainee = SliceTrainee(model, neurons, kl, sharded=shard).to(device)
+    # Experts to which no token of a process was sent have no gradient there.
+    unused = any(site.blocks > 1 and len(found) for site, found in zip(model.sites, neurons.both, strict=True))
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if resumed is not None:
@@ -130,7 +132,7 @@ def tune(
             (scratch / "trainer_state.json").write_text(json.dumps(resumed.state["trainer"]), encoding="utf-8")
         trainer = SliceTrainer(
             trainee,
-            _arguments(training, scratch, training_steps(corpus, batch_size, epochs), device),
+            _arguments(training, scratch, training_steps(corpus, batch_size, epochs), device, unused),
             training,
             shares=_shares(examples, training),
             steps_per_epoch=steps_per_epoch(corpus, batch_size),
@@ -170,7 +172,7 @@ def _shares(examples: list[Example], training: Training) -> list[list[Example]]:
     return shares
 
 
-def _arguments(training: Training, scratch: Path, steps: int, device: torch.device) -> TrainingArguments:
+def _arguments(training: Training, scratch: Path, steps: int, device: torch.device, unused: bool) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(scratch),
         per_device_train_batch_size=-(-training.batch_size // (process_count() * training.accumulate)),
@@ -191,8 +193,7 @@ def _arguments(training: Training, scratch: Path, steps: int, device: torch.devi
         label_names=["labels"],
         seed=training.seed,
         use_cpu=device.type == "cpu",
-        # Experts to which no token of a process was sent have no gradient there.
-        ddp_find_unused_parameters=True,
+        ddp_find_unused_parameters=unused,
         log_level_replica="passive",
     )
     if arguments.world_size != process_count():
