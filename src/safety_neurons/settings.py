@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safety_neurons.calibrate.knobs import Direction, Edit, Knobs, Subset, Toward
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.presets import DEFAULT_MODEL
+from safety_neurons.tune.training import Schedule, Training
 
 
 class Section(BaseModel):
@@ -105,19 +106,28 @@ class GuardSettings(Section):
     """Strength of the calibration towards rejection; its other knobs are those of calibrate."""
     generated_tokens: Annotated[int, Field(ge=0)] | Literal["all"] = 4
     """Also while so many of the first generated tokens are read."""
-    contrast: str = "contrast"
-    """Unsafe prompts that look like the borderline ones: ours, a public set (xstest-unsafe), or a file."""
 
 
 class TuneSettings(Section):
     """SafeTuning."""
 
+    corpus: Path | None = None
+    """A .jsonl file of pairs (kind, user, response ...) to train on, instead of pairs that the model makes."""
     refusals: int = Field(85, ge=1)
     """From how many harmful training prompts refusals are made."""
+    contrast: int = Field(56, ge=0)
+    """From how many unsafe twins of borderline prompts refusals are made."""
     benign: int = Field(144, ge=0)
     """How many benign training prompts the untouched model answers for the corpus."""
     borderline: int = Field(56, ge=0)
-    """How many borderline-benign training prompts are answered, calibrated towards conformity, for the corpus."""
+    """How many borderline-benign training prompts are answered for the corpus; those that the untouched model refuses,
+    calibrated towards conformity."""
+    samples: int = Field(4, ge=1)
+    """How often a refusal is drawn for a prompt, until one comes that is not said too often already."""
+    temperature: float = Field(1.0, gt=0)
+    """The temperature at which refusals are drawn."""
+    largest_share: float = Field(0.1, gt=0, le=1)
+    """In what share of the refusals one sentence may stand."""
     plain_refusals: float = Field(0.34, ge=0, le=1)
     """Share of the harmful requests that are trained on as they are; the others are disguised."""
     plain_benign: float = Field(0.7, ge=0, le=1)
@@ -130,6 +140,40 @@ class TuneSettings(Section):
     """Passes over the corpus."""
     batch_size: int = Field(4, ge=1)
     """Pairs in an optimizer step."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls after warming up: cosine, linear, or constant (not at all)."""
+    warmup: float = Field(0.1, ge=0, le=1)
+    """For which share of the steps the learning rate rises."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients longer than this are scaled down to it."""
+    kl: float = Field(0.0, ge=0)
+    """How much a token of an answer to what is safe costs for each nat that the model moves away from the untouched one
+    there (KL divergence)."""
+    length_pool: int = Field(8, ge=1)
+    """A batch has pairs of similar length, from a random pool of so many batches; 1 makes it random."""
+    accumulate: int = Field(1, ge=1)
+    """Into how many parts a batch is split that are computed one after the other, which takes less memory."""
+    gradient_checkpointing: bool = False
+    """Compute the layers' activations again instead of keeping them: less memory, more time."""
+    shard: bool = False
+    """Share the frozen base out among the processes of torchrun while training."""
+    checkpoint_every: int = Field(25, ge=1)
+    """A training that is killed goes on from a checkpoint; how many steps there are from one to the next."""
+    report_to: list[str] = []
+    """Trackers that are told of the loss, by transformers' names: wandb, mlflow, tensorboard ..."""
+
+    @model_validator(mode="after")
+    def _are_options(self) -> Self:
+        try:
+            self.training(0)
+        except SafetyNeuronsError as error:
+            raise ValueError(str(error).removesuffix(".")) from error
+        return self
+
+    def training(self, seed: int) -> Training:
+        """How the slices are trained."""
+        given = {name: getattr(self, name) for name in Training.__dataclass_fields__ if name in type(self).model_fields}
+        return Training(**given, seed=seed)
 
 
 class EvaluateSettings(Section):
@@ -157,6 +201,8 @@ class Settings(Section):
     """Ordinary prompts: ours, a public set (alpaca, alpaca-eval, dolly, jailbreakbench-benign), or a file."""
     borderline: str = "borderline"
     """Prompts that sound unsafe and are safe: ours, a public set (xstest-safe), or a file."""
+    contrast: str = "contrast"
+    """Unsafe prompts that look like the borderline ones: ours, a public set (xstest-unsafe), or a file."""
     data_dir: Path | None = None
     """A folder with copies of public sets (advbench.jsonl, xstest_prompts.csv ...), searched before the network."""
     column: str | None = None

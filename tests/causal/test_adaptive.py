@@ -13,7 +13,9 @@ from safety_neurons.storage import read_json
 
 module = importlib.import_module("safety_neurons.causal.adaptive")
 Lines = Callable[[Path], list[dict[str, Any]]]
-SMALL = {"tune": {"refusals": 4, "benign": 4, "borderline": 0, "answer_tokens": 4, "learning_rate": 0.05}}
+SMALL = {
+    "tune": {"refusals": 4, "benign": 4, "borderline": 0, "contrast": 0, "answer_tokens": 4, "learning_rate": 0.05}
+}
 
 
 @pytest.fixture

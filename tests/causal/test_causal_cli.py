@@ -100,7 +100,7 @@ def test_sets_that_are_not_there_are_told_in_one_paragraph(
 def test_a_contrast_set_that_is_not_there_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: Path
 ) -> None:
-    assert inside(monkeypatch, "guard", str(found), "--guard.contrast", "no-such-set") == 2
+    assert inside(monkeypatch, "guard", str(found), "--contrast", "no-such-set") == 2
     shown = capsys.readouterr().err
     assert one_paragraph(shown)
     assert "no-such-set" in shown

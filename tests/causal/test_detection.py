@@ -157,7 +157,7 @@ def test_no_test_holds_a_prompt_that_the_guard_learnt_from(
     found: Path, given: dict[str, Any], lines: Lines, few_resamples: None
 ) -> None:
     """Of the contrast set, too, it learns the training split."""
-    pair = f"{given['guard']['contrast']}:{given['benign']}"
+    pair = f"{given['contrast']}:{given['benign']}"
     section = guard_run(found, on=[pair])["guard"]
     asked = {int(line["prompt_id"].rsplit("-", 1)[1]) for line in lines(found / "responses.jsonl")}
     assert min(asked) > 6

@@ -36,7 +36,7 @@ def test_the_runs_own_test_split_is_asked(work: Workplace) -> None:
 def test_a_foreign_set_is_asked_whole_and_a_known_one_its_test_split(
     work: Workplace, given: dict[str, Any], foreign: str
 ) -> None:
-    for known in (given["harmful"], given["benign"], given["borderline"], given["guard"]["contrast"]):
+    for known in (given["harmful"], given["benign"], given["borderline"], given["contrast"]):
         found = prompts_to_test(work, f"{foreign}:{known}")
         assert numbers(found["harmful"]) == list(range(1, 12))
         assert numbers(found["benign"]) == [9, 10, 11]

@@ -8,7 +8,7 @@ import torch
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import batches_by_length, generate, halve_when_full, padding_token
+from safety_neurons.models.generate import Sampling, batches_by_length, generate, halve_when_full, padding_token
 
 PROMPTS = ["Hi", "Tell me about the sea, please.", "A prompt of middle length", "Why?", "And one more to answer"]
 
@@ -167,3 +167,29 @@ def test_padding_token_falls_back_to_the_end_of_sequence(model: ChatModel) -> No
     assert padding_token(model) == 0
     model.tokenizer.pad_token = None
     assert padding_token(model) == model.tokenizer.eos_token_id == 1
+
+
+def test_drawn_answers_follow_from_the_seed_alone(model: ChatModel) -> None:
+    """Whatever was drawn before, and whatever is done already; and nothing of the caller's randomness is used up."""
+    texts = rendered(model)
+
+    def drawn(seed: int, done: frozenset[int] = frozenset()) -> dict[int, str]:
+        sampling = Sampling(temperature=1.5, seed=seed)
+        found = generate(model, texts, max_new_tokens=8, batch_size=2, done=done, sampling=sampling)
+        return {index: answer.text for index, answer in found}
+
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = drawn(3)
+    assert torch.equal(torch.rand(3), expected)
+    assert drawn(3) == first
+    assert drawn(4) != first
+    assert drawn(3, frozenset({0, 1})) == {index: text for index, text in first.items() if index > 1}
+
+
+def test_low_temperatures_come_near_the_greedy_answers(model: ChatModel) -> None:
+    texts = rendered(model)
+    greedy_ones = list(generate(model, texts, max_new_tokens=6))
+    assert list(generate(model, texts, max_new_tokens=6, sampling=Sampling(1e-4, 0))) == greedy_ones
+    assert list(generate(model, texts, max_new_tokens=6, sampling=Sampling(5.0, 0))) != greedy_ones

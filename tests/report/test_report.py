@@ -65,7 +65,7 @@ def whole_run() -> dict[str, Any]:
         for (prompts, attack), value in zip(kinds, rates, strict=True):
             rows.append(row("evaluate", subject, condition, prompts, attack, defense, value=value))
     return {
-        "schema": 1,
+        "schema": 2,
         "run": {
             "model": {"name": "tiny", "identity": "sha256:abc", "dtype": "float32", "parameters": 1000},
             "coverage": {"layers": 2, "layers_total": 2, "neurons": 64},
@@ -275,7 +275,7 @@ def test_partial_run_says_which_stage_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_run_without_anything_needs_no_plotly(tmp_path: Path) -> None:
-    shown = page(tmp_path, {"schema": 1, "run": {}, "rows": []})
+    shown = page(tmp_path, {"schema": 2, "run": {}, "rows": []})
     assert shown.ids() == SECTIONS
     assert "Nothing is measured yet." in shown.text
     assert len(shown.source) < 100_000
@@ -354,7 +354,7 @@ def test_further_arms_and_judges_are_in_the_table(tmp_path: Path) -> None:
     assert 0.99 not in [value for trace in shown.json["data-attacks"]["data"] for value in trace["x"]]
 
 
-@pytest.mark.parametrize("broken", [{}, {"schema": 2, "run": {}, "rows": []}, {"schema": 1, "rows": []}])
+@pytest.mark.parametrize("broken", [{}, {"schema": 3, "run": {}, "rows": []}, {"schema": 2, "rows": []}])
 def test_other_results_are_refused(tmp_path: Path, broken: dict[str, Any]) -> None:
     with pytest.raises(SafetyNeuronsError, match="report stage again"):
         write_report(broken, tmp_path / "report.html")

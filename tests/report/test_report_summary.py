@@ -32,7 +32,7 @@ def measured(prompts: str, side: str, value: float | None, width: float = 0.03, 
 
 
 def run(*rows: dict[str, Any], **parts: Any) -> dict[str, Any]:
-    return {"schema": 1, "run": {}, "rows": list(rows), "neurons": NEURONS} | parts
+    return {"schema": 2, "run": {}, "rows": list(rows), "neurons": NEURONS} | parts
 
 
 def sides(prompts: str, before: float, after: float, **fields: Any) -> list[dict[str, Any]]:

@@ -85,7 +85,7 @@ def test_every_output_of_a_run_says_so(
         "model": str(folder),
         "allow_partial": allow_partial,
         "find": {"percent": 5, "prompts": 8},
-        "tune": {"refusals": 4, "benign": 0, "borderline": 0, "answer_tokens": 2},
+        "tune": {"refusals": 4, "benign": 0, "borderline": 0, "contrast": 0, "answer_tokens": 2},
         "evaluate": {"attacks": ["direct"], "prompts": 4, "answer_tokens": 2},
     }
     run(tmp_path / "run", given, listener=notes)
@@ -108,7 +108,7 @@ def test_every_output_of_a_run_says_so(
     "changed", [{"allow_partial": True}, {"write_matrices": "*.down_proj"}, {"quantize": "4bit"}], ids=str
 )
 def test_how_neurons_are_found_is_a_part_of_every_stage(changed: dict[str, Any]) -> None:
-    prompts: Any = {name: type("Set", (), {"sha256": name}) for name in ("harmful", "benign", "borderline")}
+    prompts: Any = {name: type("Set", (), {"sha256": name}) for name in ("harmful", "benign", "borderline", "contrast")}
     before = stage_fingerprints(Settings(), "weights", prompts)
     after = stage_fingerprints(Settings(**changed), "weights", prompts)
     assert all(before[stage] != after[stage] for stage in before)

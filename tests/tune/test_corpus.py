@@ -39,7 +39,7 @@ def test_counts_are_by_kind() -> None:
 def test_file_that_is_no_corpus_is_an_error(tmp_path: Path, line: str) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(SafetyNeuronsError, match=r"corpus\.jsonl"):
+    with pytest.raises(SafetyNeuronsError, match=r"Line 1 of the corpus .*corpus\.jsonl is not a pair"):
         Corpus.load(path)
 
 
@@ -47,3 +47,31 @@ def test_missing_file_is_an_error(tmp_path: Path) -> None:
     """Not an empty corpus: tuning would then blame the calibration."""
     with pytest.raises(SafetyNeuronsError, match=r"nowhere\.jsonl"):
         Corpus.load(tmp_path / "nowhere.jsonl")
+
+
+def test_users_may_leave_out_what_they_do_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"kind": "benign", "user": "Name a fruit.", "response": "An apple."}\n\n')
+    assert Corpus.load(path).pairs == (Pair("benign", "", "Name a fruit.", "", "An apple."),)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"kind": "answer", "user": "a", "response": "b"}', "kind: Input should be 'refusal', 'benign'"),
+        ('{"kind": "benign", "user": 3, "response": "b"}', "user: Input should be a valid string"),
+        ('{"kind": "benign", "user": "a", "response": "b", "label": 1}', "label: Unexpected"),
+    ],
+)
+def test_what_is_wrong_with_a_pair_is_said(tmp_path: Path, line: str, problem: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"kind": "benign", "user": "a", "response": "b"}\n' + line + "\n")
+    with pytest.raises(SafetyNeuronsError, match=f"Line 2 .*{problem}"):
+        Corpus.load(path)
+
+
+def test_a_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SafetyNeuronsError, match="cannot be read"):
+        Corpus.load(path)

@@ -208,7 +208,7 @@ def test_long_gradients_are_scaled_down(model: ChatModel, neuron_set: Callable[.
         ({"checkpoint_every": 0}, "checkpoint_every is"),
         ({"seed": -1}, "seed is"),
         ({"seed": 2**32}, "seed is"),
-        ({"report_to": ("nobody",)}, "not nobody"),
+        ({"report_to": ("nobody",)}, "not 'nobody'"),
         ({"report_to": "wandb"}, "lists trackers"),
         ({"shard": True}, "there is one"),
     ],

@@ -164,6 +164,7 @@ def broken():
 (out / f"errors.{rank}.json").write_text(json.dumps([
     error_of(corpus=sn.Corpus(corpus.pairs[rank:])),
     error_of(validate=broken),
+    error_of(validate=broken, shard=True),
 ]))
 distributed.destroy_process_group()
 """
@@ -224,7 +225,7 @@ def test_base_is_shared_out_and_whole_again(trained: Path, name: str) -> None:
 
 
 def test_base_in_parts_gives_what_the_whole_one_gives(trained: Path) -> None:
-    """With validation by all, which then choose the same slices as process 0 alone."""
+    """Process 0 generates with it, and the other one has to run its part of the layers."""
     for rank in range(2):
         whole, parts = (load_file(trained / f"{name}.{rank}.safetensors") for name in ("validated", "shard"))
         for key, value in whole.items():
@@ -232,8 +233,8 @@ def test_base_in_parts_gives_what_the_whole_one_gives(trained: Path) -> None:
 
 
 def test_validation_is_process_0s(trained: Path) -> None:
-    for name, called in (("validated", [2, 0]), ("shard", [2, 2])):
-        assert [facts(trained, name, rank)["called"] for rank in range(2)] == called
+    for name in ("validated", "shard"):
+        assert [facts(trained, name, rank)["called"] for rank in range(2)] == [2, 0]
         rates = json.loads((trained / f"{name}.1.json").read_text())["rates"]
         assert [step for step, _, _ in rates] == [2, 4]
         assert [refused for _, _, refused in rates] == [0.5, 0.5]
@@ -247,6 +248,6 @@ def test_two_processes_resume_and_tidy_up(trained: Path) -> None:
 
 def test_what_fails_in_one_fails_in_both(trained: Path) -> None:
     for rank in range(2):
-        different, judged = json.loads((trained / f"errors.{rank}.json").read_text())
+        different, *judged = json.loads((trained / f"errors.{rank}.json").read_text())
         assert "different models, neurons, corpora or options" in different
-        assert "The judge is gone." in judged
+        assert ["The judge is gone." in said for said in judged] == [True, True]

@@ -21,7 +21,7 @@ from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import batches_by_length, halve_when_full
 from safety_neurons.models.weights import file_sha256
 from safety_neurons.progress import Advance, Listener
-from safety_neurons.prompts import Prompt, load_prompts
+from safety_neurons.prompts import Prompt
 from safety_neurons.run.answers import Condition
 from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.opened import keep_section, opened, prompts_to_test
@@ -75,14 +75,16 @@ def guard_run(
     """
     with opened(path, given, listener, command, on=on) as work:
         settings = work.settings
-        contrast = load_prompts(settings.guard.contrast, settings.column, settings.data_dir)
         tests = {name or "test": prompts_to_test(work, name) for name in (None, *on)}
         tests["contrast"] = {
-            "harmful": list(contrast.split("test").take(settings.evaluate.prompts)),
+            "harmful": work.chosen("contrast", "test", settings.evaluate.prompts),
             "benign": work.chosen("borderline", "test", settings.evaluate.prompts),
         }
         learnt = Learnt(
-            [prompt.text for prompt in (*work.chosen("harmful", "train", None), *contrast.split("train"))],
+            [
+                prompt.text
+                for prompt in (*work.chosen("harmful", "train", None), *work.chosen("contrast", "train", None))
+            ],
             [prompt.text for prompt in work.chosen("benign", "train", None)],
             [prompt.text for prompt in work.chosen("borderline", "train", None)],
         )

@@ -1,5 +1,7 @@
-"""Answers in batches: greedy, in a fixed order of batches, so that a killed run that goes on gives the same text."""
+"""Answers in batches, in a fixed order of batches, so that a killed run that goes on gives the same text."""
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -47,6 +49,13 @@ class Completion(NamedTuple):
     cut_off: bool
 
 
+class Sampling(NamedTuple):
+    """Answers that are drawn instead of greedy; the same seed draws the same ones for the same batch."""
+
+    temperature: float
+    seed: int
+
+
 def generate(
     model: ChatModel,
     texts: Sequence[str],
@@ -55,11 +64,13 @@ def generate(
     batch_size: int = BATCH_SIZE,
     done: frozenset[int] = frozenset(),
     use_cache: bool = True,
+    sampling: Sampling | None = None,
 ) -> Iterator[tuple[int, Completion]]:
     """Yield (index, answer) for every rendered text that is not `done`, batch by batch, as they are finished."""
 
     def answer(batch: list[int]) -> list[tuple[int, Completion]]:
-        answers = complete(model, [texts[index] for index in batch], max_new_tokens, use_cache=use_cache)
+        chosen = [texts[index] for index in batch]
+        answers = complete(model, chosen, max_new_tokens, use_cache=use_cache, sampling=sampling)
         return [(index, found) for index, found in zip(batch, answers, strict=True) if index not in done]
 
     for batch in batches_by_length(texts, batch_size):
@@ -69,22 +80,28 @@ def generate(
 
 
 def complete(
-    model: ChatModel, texts: Sequence[str], max_new_tokens: int, use_cache: bool = True, cache: Any = None
+    model: ChatModel,
+    texts: Sequence[str],
+    max_new_tokens: int,
+    use_cache: bool = True,
+    cache: Any = None,
+    sampling: Sampling | None = None,
 ) -> list[Completion]:
     """The answers to one batch of rendered texts; `cache` may hold the texts' beginnings already."""
     named = model.model.generation_config.eos_token_id
     ends = named if isinstance(named, list) else [model.tokenizer.eos_token_id if named is None else named]
     inputs = model.encode(texts)
     known = {} if cache is None else {cache_argument(model.model): cache}
-    with torch.inference_mode():
+    with torch.inference_mode(), _drawing(sampling, texts):
         output = model.model.generate(
             **inputs,
             **known,
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            do_sample=sampling is not None,
+            temperature=None if sampling is None else sampling.temperature,
+            # The whole distribution: a model's own generation settings would cut it off.
+            top_p=None if sampling is None else 1.0,
+            top_k=None if sampling is None else 0,
             use_cache=use_cache,
             pad_token_id=padding_token(model),
         )
@@ -92,6 +109,18 @@ def complete(
     answers = model.tokenizer.batch_decode(new, skip_special_tokens=True)
     ended = torch.isin(new, torch.tensor(ends, device=new.device)).any(1).tolist()
     return [Completion(text, not end) for text, end in zip(answers, ended, strict=True)]
+
+
+@contextlib.contextmanager
+def _drawing(sampling: Sampling | None, texts: Sequence[str]) -> Iterator[None]:
+    """Random numbers that follow from the seed and the batch alone, whatever was drawn before; none are used up."""
+    if sampling is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        digest = hashlib.sha256("\0".join([str(sampling.seed), *texts]).encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:7]))
+        yield
 
 
 def padding_token(model: ChatModel) -> int:

@@ -15,7 +15,7 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.report import causal_tables, figures, rates, summary, tables, text
 from safety_neurons.storage import write_text
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 def write_report(results: dict[str, Any], path: Path) -> None:

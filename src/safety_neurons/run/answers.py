@@ -1,5 +1,6 @@
 """Answers that are kept as they come, so that a killed run goes on, and that are judged once."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,7 +8,7 @@ from typing import Protocol
 from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.judges import Judge, Verdict
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import Completion, generate
+from safety_neurons.models.generate import Completion, Sampling, generate
 from safety_neurons.progress import Listener
 from safety_neurons.prompts import Prompt
 from safety_neurons.run.folder import RunFolder, fingerprint
@@ -60,17 +61,22 @@ def ask(
     judge: Judge,
     answer_tokens: int,
     batch_size: int,
+    sampling: Sampling | None = None,
     answering: Generate | None = None,
 ) -> list[Answer]:
-    """The model's answers to what is sent for each prompt, judged; only those that are missing are generated."""
+    """The model's answers to what is sent for each prompt, judged; only those that are missing are generated.
+
+    They are greedy unless `sampling` says otherwise.
+    """
     texts = [model.render(request.user, request.prefill) for request in sent]
-    keys = [fingerprint(condition.context, text, answer_tokens, batch_size) for text in texts]
+    drawn = [] if sampling is None else [sampling]
+    keys = [fingerprint(condition.context, text, answer_tokens, batch_size, *drawn) for text in texts]
     kept = {line["key"]: line for line in read_lines(folder.responses)}
     done = frozenset(index for index, key in enumerate(keys) if key in kept)
     title = f"{condition.subject}, {condition.name}: {attack} {set_name} prompts"
     with listener.task(title, len(texts)) as advance:
         advance(len(done))
-        for index, answer in (answering or generate)(
+        for index, answer in (answering or functools.partial(generate, sampling=sampling))(
             model, texts, max_new_tokens=answer_tokens, batch_size=batch_size, done=done
         ):
             line = {

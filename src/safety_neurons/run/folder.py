@@ -13,7 +13,7 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.settings import Settings, explain_problems
 from safety_neurons.storage import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class RunFolder:
     @property
     def delta(self) -> Path:
         return self.path / "delta.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Of a training that is not finished; hidden, because it is gone when it is."""
+        return self.path / ".checkpoint.safetensors"
 
     @property
     def responses(self) -> Path:

@@ -43,7 +43,7 @@ def opened(
         for name in _pair(pair, wanted):
             load_prompts(name, wanted.column, wanted.data_dir)
     run(path, given, until=until, listener=listener, command=command)
-    # Only finding is shared among the processes of torchrun.
+    # Only finding and tuning are shared among the processes of torchrun.
     dismiss()
     settings = merged_settings(folder.record()["settings"], given or {})
     prompts = {name: load_prompts(getattr(settings, name), settings.column, settings.data_dir) for name in PROMPT_SETS}
@@ -75,8 +75,7 @@ def prompts_to_test(work: Workplace, pair: str | None = None) -> dict[str, list[
         SafetyNeuronsError: the pair is not two names, a set cannot be read, or nothing of it is left to ask.
     """
     settings = work.settings
-    contrast = load_prompts(settings.guard.contrast, settings.column, settings.data_dir)
-    own = [*work.prompts.values(), contrast]
+    own = work.prompts.values()
     learnt = {prompt.text for prompts in own for prompt in prompts if prompt.split != "test"}
     found = {}
     for side, name in zip(("harmful", "benign"), _pair(pair, settings), strict=True):

@@ -1,6 +1,7 @@
 """The stages in order over a run folder: what is done is not redone, what changed is, and it says so."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import time
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,16 @@ from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.run.folder import SCHEMA, RunFolder, fingerprint, merged_settings
 from safety_neurons.settings import Settings
 from safety_neurons.storage import disk_errors, read_json, write_json
+from safety_neurons.tune.corpus import Corpus
 
 if TYPE_CHECKING:
     from safety_neurons.models.chat import ChatModel
     from safety_neurons.run.workplace import StageResult, Workplace
 
 STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
-PROMPT_SETS = ("harmful", "benign", "borderline")
+# What the processes of torchrun do together.
+SHARED = frozenset({"find", "tune"})
+PROMPT_SETS = ("harmful", "benign", "borderline", "contrast")
 PACKAGES = ("safety-neurons", "torch", "transformers", "accelerate", "safetensors", "numpy")
 
 # What each stage depends on besides the model and the prompts: earlier stages, and settings by their path.
@@ -102,9 +106,14 @@ def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, 
         return found
 
     common = [identity, {name: prompts[name].sha256 for name in PROMPT_SETS}, [value(name) for name in COMMON]]
+    # A corpus of the user's is what stands in it, not where it is kept.
+    brought = None if settings.tune.corpus is None else hashlib.sha256(settings.tune.corpus.read_bytes()).hexdigest()
     prints: dict[str, str] = {}
     for stage, (earlier, own) in INPUTS.items():
-        prints[stage] = fingerprint(stage, common, [prints[name] for name in earlier], [value(path) for path in own])
+        files = [brought] if stage == "tune" else []
+        prints[stage] = fingerprint(
+            stage, common, [prints[name] for name in earlier], [value(path) for path in own], files
+        )
     prints["report"] = fingerprint(prints)
     return prints
 
@@ -129,9 +138,12 @@ def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
         attacks.get(attack)
     judges.get(settings.evaluate.judge)
     for name in PROMPT_SETS:
-        prompts[name].split("test")
-        if name != "borderline" or settings.tune.borderline:
+        if name != "contrast":
+            prompts[name].split("test")
+        if getattr(settings.tune, name, True):
             prompts[name].split("train")
+    if settings.tune.corpus is not None:
+        Corpus.load(settings.tune.corpus)
     if settings.chat_template is not None and not settings.chat_template.is_file():
         raise SafetyNeuronsError(f"The chat template {settings.chat_template} does not exist.")
 
@@ -182,6 +194,8 @@ def _run(
             f"Neurons of weights in {settings.quantize} can be found, explained and calibrated, not tuned yet. Run "
             f"these stages (safety-neurons calibrate {folder.path}), or choose another --out without --quantize."
         )
+    if "tune" in todo:
+        _check_shard(settings)
     if again := [stage for stage in changed if stage != "report"]:
         listener.say(f"Settings changed, so these stages are redone: {', '.join(again)}.")
     if skipped := [stage for stage in wanted if stage not in todo]:
@@ -202,8 +216,8 @@ def _run(
     folder.write_record(record)
     results = _current_results(kept or {}, current)
     results["run"] = record
-    for stage in todo:
-        if work is not None and stage != "find":
+    for number, stage in enumerate(todo):
+        if work is not None and not SHARED & set(todo[number:]):
             _go_on_alone(stage, listener)
         started = time.monotonic()
         if work is not None and stage != "report":
@@ -232,13 +246,26 @@ def _workplace(folder: RunFolder, settings: Settings, prompts: dict[str, PromptS
     return Workplace(folder, settings, prompts, listener)
 
 
+def _check_shard(settings: Settings) -> None:
+    from safety_neurons.find.processes import process_count
+
+    if settings.tune.shard and process_count() == 1:
+        raise SafetyNeuronsError(
+            "tune.shard shares the model out among several processes, and there is one: start them with torchrun, or "
+            "leave it out."
+        )
+
+
 def _go_on_alone(stage: str, listener: Listener) -> None:
-    """Of several processes, started by torchrun, only the first does the stages after `find`."""
+    """Of several processes, started by torchrun, only the first does what comes after the shared stages."""
     from safety_neurons.find.processes import process_count
     from safety_neurons.run.torchrun import dismiss
 
     if process_count() > 1:
-        listener.say(f"Only find is shared among the {process_count()} processes: the first goes on alone ({stage}).")
+        listener.say(
+            f"Only {' and '.join(sorted(SHARED))} are shared among the {process_count()} processes: the first goes on "
+            f"alone ({stage})."
+        )
         dismiss()
 
 

@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
 
-from safety_neurons.calibrate.calibration import calibrate
 from safety_neurons.calibrate.knobs import Toward
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.rows import Row, mean_rate
@@ -16,16 +14,13 @@ from safety_neurons.find import scores
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.find.read import passes
 from safety_neurons.find.significance import FALSE_DISCOVERY_RATE
-from safety_neurons.models.chat import ChatModel
-from safety_neurons.run.answers import Answer, Condition
+from safety_neurons.run.answers import Condition
+from safety_neurons.run.corpus import corpus_of
 from safety_neurons.run.folder import fingerprint
-from safety_neurons.run.torchrun import find_as_set
+from safety_neurons.run.torchrun import find_as_set, tune_as_set
 from safety_neurons.run.workplace import StageResult, Workplace
 from safety_neurons.tune.batches import training_steps
-from safety_neurons.tune.corpus import Corpus, Kind, Pair
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
-from safety_neurons.tune.disguises import disguise
-from safety_neurons.tune.safetune import tune
 
 
 def find_stage(work: Workplace) -> StageResult:
@@ -141,60 +136,14 @@ def calibrate_stage(work: Workplace) -> StageResult:
     directions: tuple[tuple[Toward, str], ...] = (("conformity", "harmful"), ("rejection", "benign"))
     for toward, name in directions:
         for subject, neurons in (("found", work.neurons), ("random", random)):
-            with calibrated(work, toward, neurons):
+            with work.calibrated_model(toward, neurons):
                 measure(work.calibrated(toward, subject), name)
     return StageResult(tuple(rows), examples=tuple(examples))
 
 
-def calibrated(work: Workplace, toward: Toward, neurons: NeuronSet) -> AbstractContextManager[ChatModel]:
-    """The model calibrated as the settings say."""
-    settings = work.settings.calibrate
-    return calibrate(work.model, neurons, toward=toward, alpha=settings.alpha(toward), **asdict(settings.knobs()))
-
-
-def make_corpus(work: Workplace) -> Corpus:
-    """Refusals by the model calibrated towards rejection, and helpful answers to what is safe.
-
-    A refusal is made for the plain request and learnt for its disguised form. Benign requests are answered by the
-    untouched model in the form in which they are learnt. Borderline requests, which are safe too, are answered with
-    the conformity calibration on: the untouched model refuses some of them, and just those must be learnt.
-    """
-    settings = work.settings.tune
-    harmful = work.chosen("harmful", "train", settings.refusals)
-    with calibrated(work, "rejection", work.neurons):
-        refusals = work.ask(work.calibrated("rejection", "found"), "harmful", harmful, tokens=settings.answer_tokens)
-    disguised = disguise([prompt.text for prompt in harmful], settings.plain_refusals)
-    pairs = [
-        Pair("refusal", answer.prompt.id, sent.user, sent.prefill, answer.continuation, answer.cut_off)
-        for answer, sent in zip(refusals, disguised, strict=True)
-        if answer.verdict == "refused"
-    ]
-    answers: list[tuple[Kind, Answer]] = []
-    if settings.benign:
-        benign = work.chosen("benign", "train", settings.benign)
-        forms = disguise([prompt.text for prompt in benign], settings.plain_benign)
-        found = work.ask(
-            work.untouched(), "benign", benign, attack="disguised", sent=forms, tokens=settings.answer_tokens
-        )
-        answers += [("benign", answer) for answer in found]
-    if settings.borderline:
-        borderline = work.chosen("borderline", "train", settings.borderline)
-        with calibrated(work, "conformity", work.neurons):
-            found = work.ask(
-                work.calibrated("conformity", "found"), "borderline", borderline, tokens=settings.answer_tokens
-            )
-        answers += [("borderline", answer) for answer in found]
-    pairs += [
-        Pair(kind, answer.prompt.id, answer.sent.user, answer.sent.prefill, answer.continuation, answer.cut_off)
-        for kind, answer in answers
-        if answer.verdict == "complied"
-    ]
-    return Corpus(tuple(pairs))
-
-
 def tune_stage(work: Workplace) -> StageResult:
     settings = work.settings.tune
-    corpus = make_corpus(work)
+    corpus = corpus_of(work)
     corpus.save(work.folder.corpus)
     work.listener.say("corpus: " + ", ".join(f"{count} {kind}" for kind, count in corpus.counts().items()))
     model, neurons = work.model, work.neurons
@@ -202,16 +151,7 @@ def tune_stage(work: Workplace) -> StageResult:
     started = time.monotonic()
     steps = training_steps(corpus, settings.batch_size, settings.epochs)
     with work.listener.task(f"tuning {len(neurons):,} neurons", steps) as advance:
-        delta = tune(
-            model,
-            neurons,
-            corpus,
-            learning_rate=settings.learning_rate,
-            batch_size=settings.batch_size,
-            epochs=settings.epochs,
-            seed=work.settings.seed,
-            advance=advance,
-        )
+        delta = tune_as_set(model, neurons, corpus, work.settings, checkpoint=work.folder.checkpoint, advance=advance)
     seconds = time.monotonic() - started
     with delta.apply(model):
         unchanged = outside_digest(model, neurons) == before

@@ -2,16 +2,19 @@
 
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import safety_neurons.attacks as attacks
 import safety_neurons.judges as judges
 from safety_neurons.attacks import AttackedPrompt
+from safety_neurons.calibrate.calibration import calibrate
 from safety_neurons.calibrate.knobs import Toward
 from safety_neurons.evaluate.rows import Row, rate, row
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.generate import Sampling
 from safety_neurons.models.load import load
 from safety_neurons.models.weights import file_sha256
 from safety_neurons.progress import Listener
@@ -111,8 +114,12 @@ class Workplace:
         attack: str = "direct",
         sent: Sequence[AttackedPrompt] | None = None,
         tokens: int | None = None,
+        sampling: Sampling | None = None,
     ) -> list[Answer]:
-        """Judged answers under a condition; what is sent is the attack's unless it is given."""
+        """Judged answers under a condition; what is sent is the attack's unless it is given.
+
+        Greedy answers unless `sampling` says otherwise.
+        """
         return ask(
             self.model,
             self.folder,
@@ -125,6 +132,7 @@ class Workplace:
             judge=judges.get(self.settings.evaluate.judge),
             answer_tokens=tokens or self.settings.evaluate.answer_tokens,
             batch_size=self.settings.batch_size,
+            sampling=sampling,
         )
 
     def untouched(self, name: str = "none") -> Condition:
@@ -137,6 +145,11 @@ class Workplace:
         found = [file_sha256(path) for path in (self.folder.neurons, self.folder.directions)]
         context = fingerprint(self.answering, toward, subject, self.settings.seed, found, knobs)
         return Condition(subject, f"toward {toward}", context)
+
+    def calibrated_model(self, toward: Toward, neurons: NeuronSet) -> AbstractContextManager[ChatModel]:
+        """The model calibrated as the settings say."""
+        settings = self.settings.calibrate
+        return calibrate(self.model, neurons, toward=toward, alpha=settings.alpha(toward), **asdict(settings.knobs()))
 
     def row(
         self, stage: str, condition: Condition, name: str, attack: str, answers: Sequence[Answer], metric: str

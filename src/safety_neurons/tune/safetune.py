@@ -3,6 +3,7 @@
 import contextlib
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -55,7 +56,7 @@ def tune(
     patience: int | None = Training.patience,
     checkpoint: Path | None = None,
     checkpoint_every: int = Training.checkpoint_every,
-    report_to: tuple[str, ...] = Training.report_to,
+    report_to: Sequence[str] = Training.report_to,
     seed: int = Training.seed,
     advance: Advance = ignore,
 ) -> NeuronDelta:
@@ -78,9 +79,9 @@ def tune(
         gradient_checkpointing: compute the layers' activations again instead of keeping them: less memory, more time.
         shard: each process holds a part of the base's weights and gathers a layer when it is needed. The base is moved
             back to where it was when training ends.
-        validate: measures the model, which is tuned as far as training has come. It is called in process 0 alone, or
-            with `shard` in all, which then have to generate the same. Training ends with the slices for which the sum
-            of both rates was the least, the later ones where several were.
+        validate: measures the model, which is tuned as far as training has come; of several processes 0 alone calls
+            it. Training ends with the slices for which the sum of both rates was the least, the later ones where
+            several were.
         validate_every: optimizer steps from one validation to the next; the last step is always followed by one.
         patience: training stops after so many validations in a row without a smaller sum.
         checkpoint: a file from which the same call goes on if it was interrupted, to the same bytes; process 0 writes
@@ -108,7 +109,7 @@ def tune(
         validate_every=validate_every,
         patience=patience,
         checkpoint_every=checkpoint_every,
-        report_to=tuple(report_to) if isinstance(report_to, list) else report_to,
+        report_to=report_to,
         seed=seed,
     )
     if not corpus.pairs:

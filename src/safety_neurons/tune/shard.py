@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.find.processes import process_count
+from safety_neurons.find.processes import is_mine, process_count
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.trace import decoder_layers
+from safety_neurons.models.trace import decoder_layers, dummy_input
 
 
 def shard_device() -> torch.device:
@@ -43,6 +43,8 @@ def shared_out(model: ChatModel) -> Iterator[None]:
         for layer in layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model.model, mesh=mesh)
+        # By this mark `generate` would expect that all processes generate.
+        model.model._is_fsdp_managed_module = False
         yield
     finally:
         _gather(before)
@@ -55,6 +57,31 @@ def shared_out(model: ChatModel) -> Iterator[None]:
                 table = module.__dict__[name]
                 for number in table.keys() - kept:
                     del table[number]
+
+
+@contextlib.contextmanager
+def led_by_process_0(model: ChatModel) -> Iterator[None]:
+    """The other processes run a shared-out model whenever process 0 does, until it leaves the context.
+
+    They have to: each of them holds a part of the layers. What they compute is of no use.
+    """
+
+    def lead(*_: object) -> None:
+        distributed.broadcast_object_list([True], src=0)
+
+    if is_mine(0):
+        # Before the hook that gathers the first weights.
+        handle = model.model.register_forward_pre_hook(lead, prepend=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+            distributed.broadcast_object_list([False], src=0)
+        return
+    told = [True]
+    while distributed.broadcast_object_list(told, src=0) or told[0]:
+        model.model(**dummy_input(model.model), use_cache=False)
+    yield
 
 
 class _Shape(NamedTuple):

@@ -37,13 +37,17 @@ class SliceTrainee(nn.Module):
             {name: nn.Parameter(value) for name, value in empty_delta(model, neurons).items()}
         )
 
+    @property
+    def base(self) -> ChatModel:
+        return self._base[0]
+
     def tensors(self) -> DeltaTensors:
         """The slices as they are now."""
         return {name: value.detach().cpu().clone() for name, value in self.delta.items()}
 
     def active(self) -> contextlib.AbstractContextManager[None]:
         """The base computes with the slices while the context is open."""
-        return slices_added(self._base[0], self.neurons, self.delta)
+        return slices_added(self.base, self.neurons, self.delta)
 
     def forward(
         self,
@@ -59,7 +63,7 @@ class SliceTrainee(nn.Module):
         sum over tokens is divided by, those of this batch when left out.
         """
         # The trainer has a device of its own choice.
-        device, kept = self._base[0].device, labels.shape[1]
+        device, kept = self.base.device, labels.shape[1]
         inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
         with self.active():
             logits = self._logits(inputs, kept)
@@ -72,7 +76,7 @@ class SliceTrainee(nn.Module):
 
     def _logits(self, inputs: dict[str, Tensor], kept: int) -> Tensor:
         """float32 [batch, kept, vocabulary]: the predictions of the last `kept` tokens."""
-        logits: Tensor = forward(self._base[0].model, inputs, last_logits=kept + 1).logits[:, -kept - 1 : -1]
+        logits: Tensor = forward(self.base.model, inputs, last_logits=kept + 1).logits[:, -kept - 1 : -1]
         return logits.float()
 
     def _moved(self, inputs: dict[str, Tensor], logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Of `Trainer` are overridden the data loader, and the methods that save and load a checkpoint: theirs write pickles.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from safety_neurons.progress import Advance
 from safety_neurons.tune.batches import Collator, Example
 from safety_neurons.tune.checkpoint import Checkpoint, named, random_state, random_tensors, set_random
 from safety_neurons.tune.delta import TrainingStep, ValidationStep
+from safety_neurons.tune.shard import led_by_process_0
 from safety_neurons.tune.slices import DeltaTensors
 from safety_neurons.tune.trainee import SliceTrainee
 from safety_neurons.tune.training import Training, Validate, Validation
@@ -84,9 +86,9 @@ class SliceTrainer(Trainer):
         """Measure, keep the slices where they are the best so far, and say whether there is patience left."""
         assert self.validate is not None
         found: Validation | None = None
-        with all_or_none(), torch.no_grad(), self.trainee.active():
-            # Processes that hold the base together can only run it together.
-            if self.training.shard or is_mine(0):
+        together = led_by_process_0(self.trainee.base) if self.training.shard else contextlib.nullcontext()
+        with all_or_none(), torch.no_grad(), self.trainee.active(), together:
+            if is_mine(0):
                 found = self.validate()
         found = from_all_processes(found)[0]
         assert found is not None

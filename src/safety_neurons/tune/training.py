@@ -2,11 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
-
-from transformers.integrations import integration_utils
 
 from safety_neurons.errors import SafetyNeuronsError
 
@@ -31,7 +29,7 @@ class Training:
     validate_every: int = 25
     patience: int | None = None
     checkpoint_every: int = 25
-    report_to: tuple[str, ...] = ()
+    report_to: Sequence[str] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,7 +48,7 @@ class Training:
                 f"A batch of {self.batch_size} pairs cannot be split into {self.accumulate} parts. Lower accumulate, "
                 "or raise batch_size."
             )
-        check_trackers(self.report_to)
+        _check_trackers(self.report_to)
 
 
 @dataclass(frozen=True)
@@ -70,22 +68,22 @@ class Validation:
 Validate = Callable[[], Validation]
 
 
-def check_trackers(names: tuple[str, ...]) -> None:
-    """Whether transformers can report to these trackers.
+def _check_trackers(names: Sequence[str]) -> None:
+    if not names:
+        return
+    # Imported late: settings are read without waiting for transformers.
+    from transformers.integrations import integration_utils
 
-    Raises:
-        SafetyNeuronsError: a name is unknown, or what it stands for is not installed.
-    """
-    known: Mapping[str, object] = integration_utils.INTEGRATION_TO_CALLBACK
-    if isinstance(names, str) or (unknown := [name for name in names if name not in known]):
-        said = repr(names) if isinstance(names, str) else ", ".join(unknown)
-        raise SafetyNeuronsError(f"report_to lists trackers, such as {', '.join(sorted(known))}; not {said}.")
-    if names:
-        installed = integration_utils.get_available_reporting_integrations()
-        if missing := [name for name in names if name not in installed]:
-            raise SafetyNeuronsError(
-                f"transformers does not find the tracker {missing[0]}. Install it, or leave it out of report_to."
-            )
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    unknown = [names] if isinstance(names, str) else [name for name in names if name not in known]
+    if unknown:
+        said = ", ".join(map(str, unknown))
+        raise SafetyNeuronsError(f"report_to lists trackers ({', '.join(sorted(known))}), not {said!r}.")
+    installed = integration_utils.get_available_reporting_integrations()
+    if missing := [name for name in names if name not in installed]:
+        raise SafetyNeuronsError(
+            f"transformers does not find the tracker {missing[0]}. Install it, or leave it out of report_to."
+        )
     if "tensorboard" in names and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
         raise SafetyNeuronsError("Say in TENSORBOARD_LOGGING_DIR into which folder tensorboard is to write.")
 

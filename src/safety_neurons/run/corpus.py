@@ -1,0 +1,101 @@
+"""The corpus that a run trains on: made from its training prompts by the model itself, or brought by the user."""
+
+from collections.abc import Sequence
+
+from safety_neurons.attacks import AttackedPrompt
+from safety_neurons.models.generate import Sampling
+from safety_neurons.run.answers import Answer
+from safety_neurons.run.workplace import Workplace
+from safety_neurons.tune.corpus import Corpus, Kind, Pair
+from safety_neurons.tune.disguises import disguise
+from safety_neurons.tune.variety import varied
+
+
+def corpus_of(work: Workplace) -> Corpus:
+    """The corpus that the settings name, or one that the model makes: refusals, and helpful answers to what is safe.
+
+    Raises:
+        SafetyNeuronsError: the user's corpus cannot be read.
+    """
+    settings = work.settings.tune
+    if settings.corpus is not None:
+        return Corpus.load(settings.corpus)
+    return Corpus((*_refusals(work), *_benign(work), *_borderline(work)))
+
+
+def _refusals(work: Workplace) -> list[Pair]:
+    """Refusals by the model calibrated towards rejection.
+
+    They are made for the plain request and learnt for its disguised form. Prompts whose answer is no refusal, or one
+    that was said too often already, are asked again, up to `tune.samples` times.
+    """
+    settings = work.settings.tune
+    harmful = work.chosen("harmful", "train", settings.refusals)
+    # The unsafe twins of borderline prompts stay as they are: what tells them apart is their plain wording.
+    twins = work.chosen("contrast", "train", settings.contrast) if settings.contrast else []
+    prompts = [*harmful, *twins]
+    sent = disguise([prompt.text for prompt in harmful], settings.plain_refusals)
+    sent += [AttackedPrompt(prompt.text) for prompt in twins]
+    drawn: list[list[Answer]] = [[] for _ in prompts]
+    chosen: list[int | None] = [None] * len(prompts)
+    with work.calibrated_model("rejection", work.neurons):
+        for number in range(settings.samples):
+            missing = [place for place, choice in enumerate(chosen) if choice is None]
+            if not missing:
+                break
+            answers = work.ask(
+                work.calibrated("rejection", "found"),
+                "harmful",
+                [prompts[place] for place in missing],
+                tokens=settings.answer_tokens,
+                sampling=Sampling(settings.temperature, work.settings.seed + number),
+            )
+            for place, answer in zip(missing, answers, strict=True):
+                if answer.verdict == "refused":
+                    drawn[place].append(answer)
+            chosen = varied([[one.continuation for one in each] for each in drawn], settings.largest_share)
+    return [
+        _pair("refusal", answers[choice], form)
+        for answers, choice, form in zip(drawn, chosen, sent, strict=True)
+        if choice is not None
+    ]
+
+
+def _benign(work: Workplace) -> list[Pair]:
+    """Benign requests, answered by the untouched model in the form in which they are learnt."""
+    settings = work.settings.tune
+    if not settings.benign:
+        return []
+    prompts = work.chosen("benign", "train", settings.benign)
+    sent = disguise([prompt.text for prompt in prompts], settings.plain_benign)
+    answers = work.ask(
+        work.untouched(), "benign", prompts, attack="disguised", sent=sent, tokens=settings.answer_tokens
+    )
+    return _complied("benign", answers)
+
+
+def _borderline(work: Workplace) -> list[Pair]:
+    """Borderline requests, answered helpfully: they are safe, but the untouched model refuses some of them.
+
+    Just those must be learnt, so what it refuses is asked again with the conformity calibration on.
+    """
+    settings = work.settings.tune
+    if not settings.borderline:
+        return []
+    prompts = work.chosen("borderline", "train", settings.borderline)
+    answers = work.ask(work.untouched(), "borderline", prompts, tokens=settings.answer_tokens)
+    refused = [answer.prompt for answer in answers if answer.verdict != "complied"]
+    if refused:
+        with work.calibrated_model("conformity", work.neurons):
+            answers += work.ask(
+                work.calibrated("conformity", "found"), "borderline", refused, tokens=settings.answer_tokens
+            )
+    return _complied("borderline", answers)
+
+
+def _complied(kind: Kind, answers: Sequence[Answer]) -> list[Pair]:
+    return [_pair(kind, answer, answer.sent) for answer in answers if answer.verdict == "complied"]
+
+
+def _pair(kind: Kind, answer: Answer, sent: AttackedPrompt) -> Pair:
+    return Pair(kind, answer.prompt.id, sent.user, sent.prefill, answer.continuation, answer.cut_off)
