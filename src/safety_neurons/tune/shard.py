@@ -1,12 +1,13 @@
 """A base that does not fit one device, shared out among processes: torch's fully_shard, and the way back."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import distributed, nn
-from torch.distributed import init_device_mesh
+from torch.distributed import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -38,7 +39,7 @@ def shared_out(model: ChatModel) -> Iterator[None]:
         )
     layers = decoder_layers(model.model)
     before = {module: _shape_of(module) for module in model.model.modules()}
-    mesh = init_device_mesh(shard_device().type, (process_count(),))
+    mesh = _mesh()
     try:
         for layer in layers:
             fully_shard(layer, mesh=mesh)
@@ -82,6 +83,18 @@ def led_by_process_0(model: ChatModel) -> Iterator[None]:
     while distributed.broadcast_object_list(told, src=0) or told[0]:
         model.model(**dummy_input(model.model), use_cache=False)
     yield
+
+
+def _mesh() -> DeviceMesh:
+    """All processes in a row. GPUs need a group of their own: weights cannot be gathered there over gloo."""
+    if shard_device().type == "cpu":
+        return init_device_mesh("cpu", (process_count(),))
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    if here > torch.cuda.device_count():
+        raise SafetyNeuronsError(
+            f"shard needs a GPU for each process, and {here} processes share {torch.cuda.device_count()}: start fewer."
+        )
+    return DeviceMesh.from_group(distributed.new_group(backend="nccl"), "cuda")
 
 
 class _Shape(NamedTuple):
