@@ -154,10 +154,10 @@ def test_divergence_is_zero_at_first_and_holds_the_model_back(
     held = tune(model, neurons, Corpus((pair,)), **options, kl=5.0)
     assert held.steps[0].loss == pytest.approx(free.steps[0].loss, rel=1e-6)
     assert divergence(held) < 0.3 * divergence(free)
-    # What is logged is both parts together.
-    last = tune(model, neurons, Corpus((pair,)), **(options | {"epochs": 9}))
-    both = tune(model, neurons, Corpus((pair,)), **(options | {"epochs": 9}), kl=1e-6)
-    assert (both.steps[-1].loss - last.steps[-1].loss) == pytest.approx(1e-6 * divergence(free), abs=2e-6)
+    # The first step is the same for both, since nothing has moved; the second loss has both parts.
+    moved = divergence(tune(model, neurons, Corpus((pair,)), **(options | {"epochs": 1})))
+    assert moved > 1e-3
+    assert held.steps[1].loss - free.steps[1].loss == pytest.approx(5 * moved, rel=1e-2)
 
 
 def test_refusals_are_not_held_back(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:

@@ -162,6 +162,7 @@ def tune_stage(work: Workplace) -> StageResult:
         sections={
             "training": {
                 "loss": [asdict(step) for step in delta.steps],
+                "validation": [asdict(step) for step in delta.validations],
                 "corpus": corpus.counts(),
                 "trainable_parameters": delta.parameters,
                 "share_of_parameters": delta.parameters / model.parameters,
