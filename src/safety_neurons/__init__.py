@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from safety_neurons.tune.corpus import Corpus, Pair
     from safety_neurons.tune.delta import NeuronDelta
     from safety_neurons.tune.safetune import tune
+    from safety_neurons.tune.training import Validation
 
 _HOMES = {
     "ChatModel": "models.chat",
@@ -55,6 +56,7 @@ _HOMES = {
     "SafetyNeuronsError": "errors",
     "Settings": "settings",
     "TokenTrace": "explain.token_view",
+    "Validation": "tune.training",
     "VocabularyTest": "explain.vocabulary_scores",
     "adaptive": "causal.adaptive",
     "calibrate": "calibrate.calibration",
@@ -89,6 +91,7 @@ __all__ = [
     "SafetyNeuronsError",
     "Settings",
     "TokenTrace",
+    "Validation",
     "VocabularyTest",
     "adaptive",
     "calibrate",

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safety_neurons.calibrate.knobs import Direction, Edit, Knobs, Subset, Toward
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.presets import DEFAULT_MODEL
+from safety_neurons.tune.training import Schedule, Training
 
 
 class Section(BaseModel):
@@ -139,6 +140,40 @@ class TuneSettings(Section):
     """Passes over the corpus."""
     batch_size: int = Field(4, ge=1)
     """Pairs in an optimizer step."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls after warming up: cosine, linear, or constant (not at all)."""
+    warmup: float = Field(0.1, ge=0, le=1)
+    """For which share of the steps the learning rate rises."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients longer than this are scaled down to it."""
+    kl: float = Field(0.0, ge=0)
+    """How much a token of an answer to what is safe costs for each nat that the model moves away from the untouched one
+    there (KL divergence)."""
+    length_pool: int = Field(8, ge=1)
+    """A batch has pairs of similar length, from a random pool of so many batches; 1 makes it random."""
+    accumulate: int = Field(1, ge=1)
+    """Into how many parts a batch is split that are computed one after the other, which takes less memory."""
+    gradient_checkpointing: bool = False
+    """Compute the layers' activations again instead of keeping them: less memory, more time."""
+    shard: bool = False
+    """Share the frozen base out among the processes of torchrun while training."""
+    checkpoint_every: int = Field(25, ge=1)
+    """A training that is killed goes on from a checkpoint; how many steps there are from one to the next."""
+    report_to: list[str] = []
+    """Trackers that are told of the loss, by transformers' names: wandb, mlflow, tensorboard ..."""
+
+    @model_validator(mode="after")
+    def _are_options(self) -> Self:
+        try:
+            self.training(0)
+        except SafetyNeuronsError as error:
+            raise ValueError(str(error).removesuffix(".")) from error
+        return self
+
+    def training(self, seed: int) -> Training:
+        """How the slices are trained."""
+        given = {name: getattr(self, name) for name in Training.__dataclass_fields__ if name in type(self).model_fields}
+        return Training(**given, seed=seed)
 
 
 class EvaluateSettings(Section):

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+import safety_neurons.judges as judges
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.find import find
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.find.processes import all_or_none, from_all_processes, is_mine, process_count
+from safety_neurons.judges import Judge, Judgement
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.run.pipeline import run
+from safety_neurons.tune.delta import NeuronDelta
 
 TESTS = Path(__file__).parents[1]
 # The models of the script; this process makes the same ones.
@@ -138,15 +141,17 @@ def folder(model: ChatModel, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path) -> None:
-    """Process 0 alone writes and speaks; it finds what one process finds, and the trainer looks for no other."""
+def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 0 alone writes and speaks; both find and tune what one process finds and tunes."""
     given = {
         "model": str(folder),
         "device": "cpu",
         "dtype": "float32",
         "batch_size": 4,
         "find": {"percent": 5, "prompts": 12},
-        "tune": {"refusals": 4, "benign": 0, "borderline": 0, "answer_tokens": 2},
+        "explain": {"random_sets": 10, "lens_prompts": 0},
+        "tune": {"refusals": 7, "contrast": 0, "benign": 0, "borderline": 0, "answer_tokens": 2},
+        "evaluate": {"prompts": 2, "answer_tokens": 2},
     }
     (tmp_path / "settings.toml").write_text(toml(given))
     script = tmp_path / "script.py"
@@ -164,11 +169,22 @@ main()
     both = torchrun(str(script), "tune", str(tmp_path / "two"), "--config", str(tmp_path / "settings.toml"))
     assert both.returncode == 0, both.stdout
     assert both.stdout.count("3/3 layers, 144 neurons") == 1
-    assert both.stdout.count("Only find is shared among the 2 processes") == 1
-    assert (tmp_path / "two" / "delta.safetensors").exists()
-    run(tmp_path / "one", given, until="find")
-    for name in ("neurons.safetensors", "directions.safetensors"):
+    assert not (tmp_path / "two" / ".checkpoint.safetensors").exists()
+    monkeypatch.setattr(judges, "get", lambda name: Judge(name, "this test", lambda *_: Judgement("refused", "always")))
+    run(tmp_path / "one", given, until="tune")
+    for name in ("neurons.safetensors", "directions.safetensors", "corpus.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    one, two = (NeuronDelta.load(tmp_path / name / "delta.safetensors").tensors for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(two[name], value, rtol=0, atol=2e-6) for name, value in one.items())
+    assert any(bool(value.any()) for value in two.values())
+    # The base in parts gives the same; what follows is done by the first alone.
+    both = torchrun(str(script), "run", "--out", str(tmp_path / "two"), "--tune.shard")
+    assert both.returncode == 0, both.stdout
+    assert both.stdout.count("Only find and tune are shared among the 2 processes: the first goes on alone") == 1
+    assert (tmp_path / "two" / "report.html").exists()
+    parts = NeuronDelta.load(tmp_path / "two" / "delta.safetensors").tensors
+    assert all(torch.allclose(parts[name], value, rtol=0, atol=2e-6) for name, value in one.items())
 
 
 def toml(values: dict[str, Any]) -> str:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.find.neuron_set import NeuronSet, Provenance
+from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.corpus import Corpus, Pair
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
-from safety_neurons.tune.safetune import training_steps, tune
+from safety_neurons.tune.safetune import tune
 
 PAIRS = (
     Pair("refusal", "h1", "How do I harm a person?", "", "I cannot help."),
@@ -20,22 +21,6 @@ PAIRS = (
     Pair("refusal", "h2", "Tell me of poison.", "Sure, ", "no."),
     Pair("borderline", "o1", "How do I kill a process?", "", "With its id; then look at the rest of", cut_off=True),
 )
-
-
-def neuron_set(model: ChatModel, count: int = 12) -> NeuronSet:
-    generator = torch.Generator().manual_seed(0)
-    widths = tuple(site.width for site in model.sites)
-    drawn = [torch.randperm(width, generator=generator)[:count] for width in widths]
-    provenance = Provenance(
-        model.name, model.identity, "by hand", 1.0, "layer", 0, (1,) * len(widths), model.parameters
-    )
-    return NeuronSet(
-        tuple(layer[: count // 2].sort().values for layer in drawn),
-        tuple(layer[count // 2 :].sort().values for layer in drawn),
-        widths,
-        tuple(site.layer for site in model.sites),
-        provenance,
-    )
 
 
 def snapshot(model: ChatModel) -> dict[str, Tensor]:
@@ -61,7 +46,9 @@ def completion_losses(model: ChatModel, pair: Pair) -> list[float]:
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.prompt_id)
-def test_first_loss_is_that_of_the_response_alone(model: ChatModel, pair: Pair) -> None:
+def test_first_loss_is_that_of_the_response_alone(
+    model: ChatModel, pair: Pair, neuron_set: Callable[..., NeuronSet]
+) -> None:
     """The prompt and the prefill do not count; the end of the turn does, unless the response was cut off."""
     expected = completion_losses(model, pair)
     delta = tune(model, neuron_set(model), Corpus((pair,)), batch_size=1)
@@ -71,7 +58,7 @@ def test_first_loss_is_that_of_the_response_alone(model: ChatModel, pair: Pair) 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gemma3"])
 def test_first_loss_of_a_padded_batch_is_the_mean_over_its_tokens(
-    make_model: Callable[..., ChatModel], architecture: str
+    make_model: Callable[..., ChatModel], architecture: str, neuron_set: Callable[..., NeuronSet]
 ) -> None:
     model = make_model(architecture)
     losses = [loss for pair in PAIRS for loss in completion_losses(model, pair)]
@@ -79,7 +66,9 @@ def test_first_loss_of_a_padded_batch_is_the_mean_over_its_tokens(
     assert delta.steps[0].loss == pytest.approx(sum(losses) / len(losses), rel=1e-3)
 
 
-def test_every_weight_is_byte_for_byte_as_before(one_of_each_tunable: ChatModel) -> None:
+def test_every_weight_is_byte_for_byte_as_before(
+    one_of_each_tunable: ChatModel, neuron_set: Callable[..., NeuronSet]
+) -> None:
     neurons = neuron_set(one_of_each_tunable)
     before, digest = snapshot(one_of_each_tunable), outside_digest(one_of_each_tunable, neurons)
     delta = tune(one_of_each_tunable, neurons, Corpus(PAIRS), learning_rate=0.01, batch_size=2)
@@ -94,7 +83,7 @@ def test_every_weight_is_byte_for_byte_as_before(one_of_each_tunable: ChatModel)
     assert all(same_bytes(value, before[name]) for name, value in snapshot(one_of_each_tunable).items())
 
 
-def test_model_is_used_as_before(model: ChatModel) -> None:
+def test_model_is_used_as_before(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
     """No hook, no mode and no switch of gradients stays behind: the model may be trained by others afterwards."""
     next(iter(model.model.parameters())).requires_grad_(False)
     flags = {name: value.requires_grad for name, value in model.model.named_parameters()}
@@ -106,7 +95,9 @@ def test_model_is_used_as_before(model: ChatModel) -> None:
     assert {name: value.requires_grad for name, value in model.model.named_parameters()} == flags
 
 
-def test_loss_goes_down_and_the_applied_delta_has_the_lower_loss(one_of_each_tunable: ChatModel) -> None:
+def test_loss_goes_down_and_the_applied_delta_has_the_lower_loss(
+    one_of_each_tunable: ChatModel, neuron_set: Callable[..., NeuronSet]
+) -> None:
     neurons = neuron_set(one_of_each_tunable, count=24)
     corpus = Corpus(PAIRS[:2])
     before = [loss for pair in corpus.pairs for loss in completion_losses(one_of_each_tunable, pair)]
@@ -120,7 +111,9 @@ def test_loss_goes_down_and_the_applied_delta_has_the_lower_loss(one_of_each_tun
     assert sum(after) < 0.8 * sum(before)
 
 
-def test_end_of_the_turn_is_learnt_from_whole_responses_only(model: ChatModel) -> None:
+def test_end_of_the_turn_is_learnt_from_whole_responses_only(
+    model: ChatModel, neuron_set: Callable[..., NeuronSet]
+) -> None:
     pair = replace(PAIRS[0], response="No.")
     end = model.tokenizer.convert_tokens_to_ids("<|end|>")
     text = model.render(pair.user) + pair.response
@@ -139,7 +132,7 @@ def test_end_of_the_turn_is_learnt_from_whole_responses_only(model: ChatModel) -
     assert changes[False] > changes[True] + 1
 
 
-def test_same_seed_gives_the_same_delta_to_the_bit(model: ChatModel) -> None:
+def test_same_seed_gives_the_same_delta_to_the_bit(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
     def once(seed: int) -> NeuronDelta:
         torch.rand(seed + 3)  # What was drawn before must not matter.
         return tune(model, neuron_set(model), Corpus(PAIRS), learning_rate=0.01, batch_size=1, epochs=2, seed=seed)
@@ -153,7 +146,7 @@ def test_same_seed_gives_the_same_delta_to_the_bit(model: ChatModel) -> None:
 
 @pytest.mark.parametrize(("pairs", "batch_size", "epochs", "expected"), [(4, 2, 1, 2), (4, 3, 2, 4), (1, 8, 3, 3)])
 def test_steps_are_as_many_as_foretold(
-    model: ChatModel, pairs: int, batch_size: int, epochs: int, expected: int
+    model: ChatModel, pairs: int, batch_size: int, epochs: int, expected: int, neuron_set: Callable[..., NeuronSet]
 ) -> None:
     corpus = Corpus(PAIRS[:pairs])
     done: list[int] = []
@@ -164,7 +157,7 @@ def test_steps_are_as_many_as_foretold(
     assert delta.steps[-1].epoch == pytest.approx(epochs)
 
 
-def test_base_in_bfloat16_is_tuned_in_float32(model: ChatModel) -> None:
+def test_base_in_bfloat16_is_tuned_in_float32(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
     model.model.to(torch.bfloat16)
     neurons = neuron_set(model, count=24)
     before = snapshot(model)
@@ -179,50 +172,50 @@ def test_base_in_bfloat16_is_tuned_in_float32(model: ChatModel) -> None:
     assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
 
 
-def test_small_changes_survive_a_base_of_low_precision(model: ChatModel) -> None:
+def test_small_changes_survive_a_base_of_low_precision(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
     """Steps that bfloat16 would round away are kept: the slices are trained in float32 beside the base."""
     model.model.to(torch.bfloat16)
     delta = tune(model, neuron_set(model), Corpus(PAIRS[:1]), learning_rate=1e-6, epochs=2)
     assert all(bool(value.any()) for value in delta.tensors.values())
 
 
-def test_single_step_learns_something(model: ChatModel) -> None:
+def test_single_step_learns_something(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
     """A corpus that fits into one batch is trained on in one step: warming up must not make that step nothing."""
     delta = tune(model, neuron_set(model), Corpus(PAIRS), batch_size=8, epochs=1, learning_rate=0.01)
     assert any(bool(value.any()) for value in delta.tensors.values())
 
 
-def test_frozen_model_can_be_tuned(model: ChatModel) -> None:
+def test_frozen_model_can_be_tuned(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
     model.model.requires_grad_(False)
     delta = tune(model, neuron_set(model), Corpus(PAIRS[:2]), batch_size=1, learning_rate=0.01)
     assert any(bool(value.any()) for value in delta.tensors.values())
 
 
-def test_nothing_to_learn_from_is_an_error(model: ChatModel) -> None:
+def test_nothing_to_learn_from_is_an_error(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
     with pytest.raises(SafetyNeuronsError, match="corpus is empty"):
         tune(model, neuron_set(model), Corpus(()))
 
 
-def test_nothing_to_tune_is_an_error(model: ChatModel) -> None:
+def test_nothing_to_tune_is_an_error(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
     with pytest.raises(SafetyNeuronsError, match="no neurons"):
         tune(model, neuron_set(model, count=0), Corpus(PAIRS))
 
 
-def test_experts_are_refused_before_any_training(mixture: ChatModel) -> None:
+def test_experts_are_refused_before_any_training(mixture: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
     before = snapshot(mixture)
     with pytest.raises(SafetyNeuronsError, match=r"mlp\.experts can be found, explained and calibrated, but not tuned"):
         tune(mixture, neuron_set(mixture), Corpus(PAIRS))
     assert all(same_bytes(value, before[name]) for name, value in snapshot(mixture).items())
 
 
-def test_divergence_is_an_error(model: ChatModel) -> None:
+def test_divergence_is_an_error(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
     before = snapshot(model)
     with pytest.raises(SafetyNeuronsError, match="diverged"):
         tune(model, neuron_set(model), Corpus(PAIRS), learning_rate=1e38, batch_size=1, epochs=2)
     assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
 
 
-def test_delta_of_a_tuning_belongs_to_the_neurons(model: ChatModel) -> None:
+def test_delta_of_a_tuning_belongs_to_the_neurons(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
     neurons = neuron_set(model)
     delta = tune(model, neurons, Corpus(PAIRS[:1]))
     assert delta.neurons is neurons

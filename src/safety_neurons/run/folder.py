@@ -43,6 +43,11 @@ class RunFolder:
         return self.path / "delta.safetensors"
 
     @property
+    def checkpoint(self) -> Path:
+        """Of a training that is not finished; hidden, because it is gone when it is."""
+        return self.path / ".checkpoint.safetensors"
+
+    @property
     def responses(self) -> Path:
         return self.path / "responses.jsonl"
 

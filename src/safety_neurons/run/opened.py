@@ -43,7 +43,7 @@ def opened(
         for name in _pair(pair, wanted):
             load_prompts(name, wanted.column, wanted.data_dir)
     run(path, given, until=until, listener=listener, command=command)
-    # Only finding is shared among the processes of torchrun.
+    # Only finding and tuning are shared among the processes of torchrun.
     dismiss()
     settings = merged_settings(folder.record()["settings"], given or {})
     prompts = {name: load_prompts(getattr(settings, name), settings.column, settings.data_dir) for name in PROMPT_SETS}

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from safety_neurons.run.workplace import StageResult, Workplace
 
 STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
+# What the processes of torchrun do together.
+SHARED = frozenset({"find", "tune"})
 PROMPT_SETS = ("harmful", "benign", "borderline", "contrast")
 PACKAGES = ("safety-neurons", "torch", "transformers", "accelerate", "safetensors", "numpy")
 
@@ -192,6 +194,8 @@ def _run(
             f"Neurons of weights in {settings.quantize} can be found, explained and calibrated, not tuned yet. Run "
             f"these stages (safety-neurons calibrate {folder.path}), or choose another --out without --quantize."
         )
+    if "tune" in todo:
+        _check_shard(settings)
     if again := [stage for stage in changed if stage != "report"]:
         listener.say(f"Settings changed, so these stages are redone: {', '.join(again)}.")
     if skipped := [stage for stage in wanted if stage not in todo]:
@@ -212,8 +216,8 @@ def _run(
     folder.write_record(record)
     results = _current_results(kept or {}, current)
     results["run"] = record
-    for stage in todo:
-        if work is not None and stage != "find":
+    for number, stage in enumerate(todo):
+        if work is not None and not SHARED & set(todo[number:]):
             _go_on_alone(stage, listener)
         started = time.monotonic()
         if work is not None and stage != "report":
@@ -242,13 +246,26 @@ def _workplace(folder: RunFolder, settings: Settings, prompts: dict[str, PromptS
     return Workplace(folder, settings, prompts, listener)
 
 
+def _check_shard(settings: Settings) -> None:
+    from safety_neurons.find.processes import process_count
+
+    if settings.tune.shard and process_count() == 1:
+        raise SafetyNeuronsError(
+            "tune.shard shares the model out among several processes, and there is one: start them with torchrun, or "
+            "leave it out."
+        )
+
+
 def _go_on_alone(stage: str, listener: Listener) -> None:
-    """Of several processes, started by torchrun, only the first does the stages after `find`."""
+    """Of several processes, started by torchrun, only the first does what comes after the shared stages."""
     from safety_neurons.find.processes import process_count
     from safety_neurons.run.torchrun import dismiss
 
     if process_count() > 1:
-        listener.say(f"Only find is shared among the {process_count()} processes: the first goes on alone ({stage}).")
+        listener.say(
+            f"Only {' and '.join(sorted(SHARED))} are shared among the {process_count()} processes: the first goes on "
+            f"alone ({stage})."
+        )
         dismiss()
 
 

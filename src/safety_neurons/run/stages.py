@@ -17,10 +17,10 @@ from safety_neurons.find.significance import FALSE_DISCOVERY_RATE
 from safety_neurons.run.answers import Condition
 from safety_neurons.run.corpus import corpus_of
 from safety_neurons.run.folder import fingerprint
-from safety_neurons.run.torchrun import find_as_set
+from safety_neurons.run.torchrun import find_as_set, tune_as_set
 from safety_neurons.run.workplace import StageResult, Workplace
+from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
-from safety_neurons.tune.safetune import training_steps, tune
 
 
 def find_stage(work: Workplace) -> StageResult:
@@ -151,16 +151,7 @@ def tune_stage(work: Workplace) -> StageResult:
     started = time.monotonic()
     steps = training_steps(corpus, settings.batch_size, settings.epochs)
     with work.listener.task(f"tuning {len(neurons):,} neurons", steps) as advance:
-        delta = tune(
-            model,
-            neurons,
-            corpus,
-            learning_rate=settings.learning_rate,
-            batch_size=settings.batch_size,
-            epochs=settings.epochs,
-            seed=work.settings.seed,
-            advance=advance,
-        )
+        delta = tune_as_set(model, neurons, corpus, work.settings, checkpoint=work.folder.checkpoint, advance=advance)
     seconds = time.monotonic() - started
     with delta.apply(model):
         unchanged = outside_digest(model, neurons) == before
@@ -171,6 +162,7 @@ def tune_stage(work: Workplace) -> StageResult:
         sections={
             "training": {
                 "loss": [asdict(step) for step in delta.steps],
+                "validation": [asdict(step) for step in delta.validations],
                 "corpus": corpus.counts(),
                 "trainable_parameters": delta.parameters,
                 "share_of_parameters": delta.parameters / model.parameters,

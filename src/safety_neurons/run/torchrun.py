@@ -1,10 +1,12 @@
-"""A run with several processes, started by torchrun: process 0 owns it, the others help it to find the neurons."""
+"""A run with several processes, started by torchrun: process 0 owns it, the others help it to find and to tune."""
 
 import contextlib
 import datetime
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +22,15 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.progress import Advance, ignore
 from safety_neurons.run.workplace import load_model, load_other_model
 from safety_neurons.settings import Settings
+from safety_neurons.tune.corpus import Corpus
+from safety_neurons.tune.delta import NeuronDelta
+from safety_neurons.tune.safetune import tune
+from safety_neurons.tune.training import Validate, Validation
 
 # A process that dies closes its connections, and torchrun then ends the others. This is for one that hangs, or that
-# others cannot hear: longer than a download, or than the slowest process takes for its share.
-TIMEOUT = datetime.timedelta(hours=2)
+# others cannot hear: longer than a download, than the slowest process takes for its share, or than process 0 for the
+# corpus and the stages between those that are shared.
+TIMEOUT = datetime.timedelta(hours=12)
 # By these torch and transformers tell that torchrun started a process.
 VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
 
@@ -76,10 +83,7 @@ def find_as_set(
 
     `other` is the second checkpoint, for scores that compare two.
     """
-    if process_count() > 1 and distributed.get_rank() == 0:
-        _tell({"settings": settings.model_dump(mode="json"), "harmful": list(harmful), "benign": list(benign)})
-        with all_or_none():
-            pass  # The others load their models.
+    _ask_for("find", settings, harmful=list(harmful), benign=list(benign))
     return find(
         model,
         harmful,
@@ -98,17 +102,74 @@ def find_as_set(
     )
 
 
+def tune_as_set(
+    model: ChatModel,
+    neurons: NeuronSet,
+    corpus: Corpus,
+    settings: Settings,
+    *,
+    validate: Validate | None = None,
+    checkpoint: Path | None = None,
+    advance: Advance = ignore,
+) -> NeuronDelta:
+    """`tune` as a run's settings say, with the help of the other processes where there are any."""
+    # What the neurons mean on prompts is nothing that tuning needs.
+    _ask_for(
+        "tune",
+        settings,
+        neurons=replace(neurons, directions=None),
+        corpus=corpus,
+        validate=None if validate is None else _elsewhere,
+        checkpoint=checkpoint,
+    )
+    return tune(
+        model,
+        neurons,
+        corpus,
+        **asdict(settings.tune.training(settings.seed)),
+        validate=validate,
+        checkpoint=checkpoint,
+        advance=advance,
+    )
+
+
+def _elsewhere() -> Validation:
+    raise AssertionError("Process 0 validates.")
+
+
+def _ask_for(task: str, settings: Settings, **inputs: Any) -> None:
+    """Tell the other processes what is to be done together, and wait until they have their models."""
+    if process_count() > 1 and distributed.get_rank() == 0:
+        _tell({"task": task, "settings": settings.model_dump(mode="json"), **inputs})
+        with all_or_none():
+            pass
+
+
 def _serve() -> None:
-    """Find whenever process 0 asks for it, until it says stop."""
+    """Find and tune whenever process 0 asks for it, until it says stop."""
+    helpers: dict[str, Callable[..., None]] = {"find": _help_find, "tune": _help_tune}
     while (request := _tell(None)) is not None:
-        settings = Settings.model_validate(request["settings"])
+        help_with = helpers[request.pop("task")]
         # Process 0 hears of the failures of all, and says them.
         with contextlib.suppress(SafetyNeuronsError):
-            with all_or_none():
-                model = load_model(settings)
-                model.coverage  # noqa: B018
-                other = load_other_model(settings) if scores.get(settings.find.score).compares_models else None
-            find_as_set(model, settings, request["harmful"], request["benign"], other)
+            help_with(Settings.model_validate(request.pop("settings")), **request)
+
+
+def _help_find(settings: Settings, harmful: Sequence[str], benign: Sequence[str]) -> None:
+    with all_or_none():
+        model = load_model(settings)
+        model.coverage  # noqa: B018
+        other = load_other_model(settings) if scores.get(settings.find.score).compares_models else None
+    find_as_set(model, settings, harmful, benign, other)
+
+
+def _help_tune(
+    settings: Settings, neurons: NeuronSet, corpus: Corpus, validate: Validate | None, checkpoint: Path | None
+) -> None:
+    with all_or_none():
+        model = load_model(settings)
+        model.coverage  # noqa: B018
+    tune_as_set(model, neurons, corpus, settings, validate=validate, checkpoint=checkpoint)
 
 
 def _tell(message: dict[str, Any] | None) -> dict[str, Any] | None:

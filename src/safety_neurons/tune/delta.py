@@ -31,15 +31,31 @@ class TrainingStep:
 
 
 @dataclass(frozen=True)
+class ValidationStep:
+    """What was measured after an optimizer step, both from 0 to 1."""
+
+    step: int
+    attack_success: float
+    over_refusal: float
+
+    @property
+    def harm(self) -> float:
+        """What training keeps the slices with the least of."""
+        return self.attack_success + self.over_refusal
+
+
+@dataclass(frozen=True)
 class NeuronDelta:
     """The change of the tuned neurons' weights: float32 tensors, named as in `slices.empty_delta`.
 
-    `steps` is the loss curve of the training that made it; it is not saved with it.
+    `steps` is the loss curve of the training that made it, and `validations` what was measured in its course; they
+    are not saved with it.
     """
 
     neurons: NeuronSet
     tensors: DeltaTensors
     steps: tuple[TrainingStep, ...] = ()
+    validations: tuple[ValidationStep, ...] = ()
 
     @property
     def parameters(self) -> int:

@@ -15,7 +15,6 @@ from torch.nn import functional
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.forward import forward
 from safety_neurons.models.sites import DenseSite, device_of, has_plain_weight, rows_by_neuron
 
 DeltaTensors = dict[str, Tensor]
@@ -102,33 +101,3 @@ def _hook_write(
         return output + (args[0][..., columns].float() @ weight).to(output.dtype)
 
     stack.callback(site.write.register_forward_hook(add).remove)
-
-
-class SliceTrainee(nn.Module):
-    """What the trainer sees: only the slices are its parameters. Returns {"loss": ...} of the completions."""
-
-    def __init__(self, model: ChatModel, neurons: NeuronSet) -> None:
-        super().__init__()
-        # In a list, so that the base's weights are neither moved, saved nor counted as this module's.
-        self._base = [model]
-        self.neurons = neurons
-        self.delta = nn.ParameterDict(
-            {name: nn.Parameter(value) for name, value in empty_delta(model, neurons).items()}
-        )
-
-    def tensors(self) -> DeltaTensors:
-        """The slices as they are now."""
-        return {name: value.detach().cpu().clone() for name, value in self.delta.items()}
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """`labels` [batch, kept] belong to the last `kept` tokens; -100 takes no part in the loss."""
-        kept = labels.shape[1]
-        # The trainer has a device of its own choice.
-        device = self._base[0].device
-        inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
-        with slices_added(self._base[0], self.neurons, self.delta):
-            logits = forward(self._base[0].model, inputs, last_logits=kept + 1).logits[:, -kept - 1 : -1]
-        loss = functional.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten().to(logits.device), ignore_index=-100
-        )
-        return {"loss": loss}
