@@ -1,15 +1,17 @@
 """The trainable slices are rows and columns of the base's weights, and a delta changes those and no other byte."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
 from safety_neurons.errors import SafetyNeuronsError
@@ -93,6 +95,63 @@ def test_zero_slices_leave_the_logits(one_of_each_tunable: ChatModel) -> None:
     with slices_added(one_of_each_tunable, neurons, empty_delta(one_of_each_tunable, neurons)):
         assert torch.equal(logits(one_of_each_tunable), before)
     assert torch.equal(logits(one_of_each_tunable), before)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_oss"])
+def test_slices_are_computed_in_the_dtype_of_the_base(make_model: Callable[..., ChatModel], architecture: str) -> None:
+    """The masters stay float32, and so do their gradients."""
+    model = make_model(architecture)
+    model.model.to(torch.bfloat16).requires_grad_(False)
+    neurons = neuron_set(model)
+    masters = {name: value.requires_grad_() for name, value in random_delta(model, neurons).items()}
+    seen: set[torch.dtype] = set()
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is functional.linear:
+                seen.update(value.dtype for value in args if isinstance(value, Tensor))
+            return function(*args, **(kwargs or {}))
+
+    with slices_added(model, neurons, masters), Watch():
+        model.model(**model.encode(TEXTS)).logits.float().square().mean().backward()
+    assert seen == {torch.bfloat16}
+    assert all(value.grad is not None and value.grad.dtype == torch.float32 for value in masters.values())
+    assert any(value.grad.any() for value in masters.values() if value.grad is not None)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_oss"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradients_through_layers_that_are_run_again(
+    make_model: Callable[..., ChatModel], architecture: str, reentrant: bool
+) -> None:
+    """Activation checkpointing runs each layer a second time, during the backward pass."""
+
+    def gradients(again: bool) -> dict[str, Tensor]:
+        model = make_model(
+            architecture, **({"resid_pdrop": 0, "attn_pdrop": 0, "embd_pdrop": 0} if architecture == "gpt2" else {})
+        )
+        model.model.requires_grad_(False)
+        neurons = neuron_set(model)
+        masters = {name: value.requires_grad_() for name, value in random_delta(model, neurons).items()}
+        runs = []
+        model.model.get_submodule(model.sites[0].name).register_forward_pre_hook(lambda *_: runs.append(1))
+        if again:
+            with warnings.catch_warnings():
+                # Newer transformers call it activation checkpointing.
+                warnings.simplefilter("ignore")
+                model.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.model.train()
+            model.model.enable_input_require_grads()
+        with slices_added(model, neurons, masters):
+            model.model(**model.encode(TEXTS), use_cache=False).logits.square().mean().backward()
+        assert len(runs) == 1 + again
+        return {name: value.grad for name, value in masters.items() if value.grad is not None}
+
+    expected, found = gradients(again=False), gradients(again=True)
+    assert expected.keys() == found.keys()
+    assert len(found) > 4
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
 
 
 def test_added_slices_are_changed_weights(tunable_model: ChatModel) -> None:
@@ -318,35 +377,6 @@ def test_wrong_base_is_refused_and_left_alone(make_model: Callable[..., ChatMode
         pass
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi3", "gemma2", "opt"])
-def test_merged_folder_is_the_tuned_model(
-    make_model: Callable[..., ChatModel], architecture: str, tmp_path: Path
-) -> None:
-    model = with_biases(make_model(architecture))
-    neurons = neuron_set(model)
-    delta = NeuronDelta(neurons, random_delta(model, neurons))
-    before = snapshot(model)
-    assert delta.merge(model, tmp_path / "deep" / "merged") == tmp_path / "deep" / "merged"
-    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["merged"]
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "deep" / "merged").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "deep" / "merged")
-    assert tokenizer.chat_template == model.tokenizer.chat_template
-    with delta.apply(model):
-        expected = logits(model)
-    merged = ChatModel(loaded, tokenizer, "merged", "merged")
-    torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(logits(model), expected, atol=1e-2)
-
-
-@pytest.mark.parametrize("prepare", [SliceTrainee, empty_delta, outside_digest])
-def test_experts_are_not_tuned_yet(prepare: Callable[[ChatModel, NeuronSet], object], mixture: ChatModel) -> None:
-    """The error names them, and what can be done with them."""
-    neurons = neuron_set(mixture)
-    with pytest.raises(SafetyNeuronsError, match=r"layers\.\d\.mlp\.experts can be found, .*but not tuned yet"):
-        prepare(mixture, neurons)
-
-
 class GateAndUpTakeTurns(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -363,49 +393,8 @@ def test_neurons_whose_rows_stand_in_another_order_are_not_tuned(model: ChatMode
     for layer in decoder_layers(model.model):
         layer.mlp = GateAndUpTakeTurns()
     assert model.coverage.neurons == 3 * 48
-    with pytest.raises(SafetyNeuronsError, match=r"layers\.0\.mlp\.down can be found, .*but not tuned yet"):
+    with pytest.raises(SafetyNeuronsError, match=r"layers\.0\.mlp\.down can be found, .*but not tuned"):
         SliceTrainee(model, neuron_set(model))
-
-
-def test_the_dense_neurons_of_a_mixture_are_tuned(make_model: Callable[..., ChatModel]) -> None:
-    """DeepSeek's first layer and its shared experts are plain MLPs; only the routed experts are not."""
-    model = make_model("deepseek_v3")
-    neurons = neuron_set(model)
-    routed = [site.blocks > 1 for site in model.sites]
-    rejection, conformity = (
-        tuple(layer[:0] if out else layer for layer, out in zip(side, routed, strict=True))
-        for side in (neurons.rejection, neurons.conformity)
-    )
-    neurons = replace(neurons, rejection=rejection, conformity=conformity)
-    tensors, before = random_delta(model, neurons), logits(model)
-    assert {name.split("_")[0] for name in tensors} == {"site0", "site2", "site4"}
-    with slices_added(model, neurons, tensors):
-        added = logits(model)
-    with NeuronDelta(neurons, tensors).apply(model):
-        torch.testing.assert_close(logits(model), added, rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(added, before, atol=1e-2)
-    assert torch.equal(logits(model), before)
-
-
-def test_merging_over_something_is_refused(model: ChatModel, tmp_path: Path) -> None:
-    neurons = neuron_set(model)
-    delta = NeuronDelta(neurons, random_delta(model, neurons))
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "file.txt").write_text("mine")
-    with pytest.raises(SafetyNeuronsError, match="exists already"):
-        delta.merge(model, folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-    assert [path.read_text() for path in folder.iterdir()] == ["mine"]
-
-
-def test_merging_into_the_wrong_base_leaves_nothing(make_model: Callable[..., ChatModel], tmp_path: Path) -> None:
-    model = make_model("llama")
-    neurons = neuron_set(model)
-    delta = NeuronDelta(neurons, random_delta(model, neurons))
-    with pytest.raises(SafetyNeuronsError, match="was made for"):
-        delta.merge(make_model("llama", seed=1), tmp_path / "merged")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_slice_hooks_are_gone_after_an_exception(one_of_each_tunable: ChatModel) -> None:

@@ -7,6 +7,7 @@ else can move. They are computed in the dtype of the base: each forward pass cas
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,16 @@ from torch.nn import functional
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.experts import ExpertSite
 from safety_neurons.models.forward import forward
 from safety_neurons.models.sites import DenseSite, device_of, has_plain_weight, matrix_shape
+from safety_neurons.tune.expert_slices import ExpertSlices, like
 
 DeltaTensors = dict[str, Tensor]
+TrainableSite = DenseSite | ExpertSite
 
 
-def trainable_sites(model: ChatModel, neurons: NeuronSet) -> Iterator[tuple[str, DenseSite, Tensor]]:
+def trainable_sites(model: ChatModel, neurons: NeuronSet) -> Iterator[tuple[str, TrainableSite, Tensor]]:
     """(prefix of the slices' names, site, indices) of every site that has chosen neurons.
 
     Raises:
@@ -30,17 +34,12 @@ def trainable_sites(model: ChatModel, neurons: NeuronSet) -> Iterator[tuple[str,
     for number, (site, indices) in enumerate(zip(model.sites, neurons.both, strict=True)):
         if not len(indices):
             continue
-        if not isinstance(site, DenseSite) or not site.reads:
+        assert isinstance(site, TrainableSite)
+        if not (site.reads if isinstance(site, DenseSite) else site.feeding_rows):
             raise SafetyNeuronsError(
-                f"The neurons of {site.name} can be found, explained and calibrated, but not tuned yet: "
-                "only MLPs that are no mixture of experts, and whose read matrices are known, can."
+                f"The neurons of {site.name} can be found, explained and calibrated, but not tuned: "
+                "which rows of its read matrices feed which neuron could not be established."
             )
-        for module in (site.write, *(read.module for read in site.reads)):
-            if not has_plain_weight(module):
-                raise SafetyNeuronsError(
-                    f"The neurons of {site.name} cannot be tuned: their weights are quantized or not in memory. Load "
-                    "the model without quantize, on devices that hold all of it."
-                )
         yield f"site{number}", site, indices
 
 
@@ -48,11 +47,16 @@ def empty_delta(model: ChatModel, neurons: NeuronSet) -> DeltaTensors:
     """Zeros for every slice: `site{s}_read{j}_weight` and `site{s}_write` [neurons, hidden], biases [neurons]."""
     tensors: DeltaTensors = {}
     for prefix, site, indices in trainable_sites(model, neurons):
-        hidden = matrix_shape(site.write)[1]
+        if isinstance(site, DenseSite):
+            hidden = matrix_shape(site.write)[1]
+            biased = [getattr(read.module, "bias", None) is not None for read in site.reads]
+        else:
+            hidden = site.layout.write_vectors(0).shape[1]
+            biased = [site.layout.read_blocks(0)[0].bias is not None for _ in site.feeding_rows]
         tensors[f"{prefix}_write"] = torch.zeros(len(indices), hidden)
-        for number, read in enumerate(site.reads):
+        for number, has_bias in enumerate(biased):
             tensors[f"{prefix}_read{number}_weight"] = torch.zeros(len(indices), hidden)
-            if getattr(read.module, "bias", None) is not None:
+            if has_bias:
                 tensors[f"{prefix}_read{number}_bias"] = torch.zeros(len(indices))
     return tensors
 
@@ -66,8 +70,17 @@ def slices_added(model: ChatModel, neurons: NeuronSet, delta: DeltaTensors | nn.
     """
     with contextlib.ExitStack() as stack:
         for prefix, site, indices in trainable_sites(model, neurons):
-            stack.enter_context(_added_to_dense(site, prefix, indices, delta))
+            stack.enter_context(added_to_site(site, prefix, indices, delta))
         yield
+
+
+def added_to_site(
+    site: TrainableSite, prefix: str, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
+) -> AbstractContextManager[None]:
+    """`slices_added` for one site."""
+    if isinstance(site, ExpertSite):
+        return site.changed(ExpertSlices(site, prefix, indices, delta))
+    return _added_to_dense(site, prefix, indices, delta)
 
 
 @contextlib.contextmanager
@@ -81,7 +94,7 @@ def _added_to_dense(
 
     def add_write(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         chosen = args[0].index_select(-1, columns)
-        added = (chosen @ _like(delta[f"{prefix}_write"], chosen)).to(output.dtype)
+        added = (chosen @ like(delta[f"{prefix}_write"], chosen)).to(output.dtype)
         return output.add_(added) if fresh else output + added
 
     with contextlib.ExitStack() as stack:
@@ -100,15 +113,11 @@ def _read_hook(
 
     def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         weight, bias = delta[f"{name}_weight"], delta.get(f"{name}_bias", None)
-        added = functional.linear(args[0], _like(weight, args[0]), None if bias is None else _like(bias, args[0]))
+        added = functional.linear(args[0], like(weight, args[0]), None if bias is None else like(bias, args[0]))
         add_to = output.index_add_ if fresh else output.index_add
         return add_to(-1, rows, added.to(output.dtype))
 
     return add
-
-
-def _like(master: Tensor, values: Tensor) -> Tensor:
-    return master.to(values.device, values.dtype)
 
 
 class SliceTrainee(nn.Module):
