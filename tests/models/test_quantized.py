@@ -17,8 +17,8 @@ from safety_neurons.find.find import find
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.sites import DenseSite
-from safety_neurons.run.pipeline import run
 from safety_neurons.tune.corpus import Corpus, Pair
+from safety_neurons.tune.merge import merge
 from safety_neurons.tune.safetune import tune
 
 installed = pytest.mark.skipif(
@@ -55,7 +55,7 @@ def pack(model: ChatModel) -> ChatModel:
 
 
 def check_stages(model: ChatModel, harmful: list[str], benign: list[str]) -> None:
-    """Find, explain and calibrate run; tuning says why it does not."""
+    """Find, explain, calibrate and tune run."""
     neurons = find(model, harmful, benign, percent=10)
     assert len(neurons)
     assert explain(model, neurons).layers
@@ -66,10 +66,11 @@ def check_stages(model: ChatModel, harmful: list[str], benign: list[str]) -> Non
             after = model.model(**text).logits[0, -1]
     assert torch.isfinite(after).all()
     assert not torch.allclose(before, after)
-    # Stacked experts are not packed by bitsandbytes.
-    if all(isinstance(site, DenseSite) for site in model.sites):
-        with pytest.raises(SafetyNeuronsError, match=r"cannot be tuned: their weights are quantized"):
-            tune(model, neurons, CORPUS)
+    delta = tune(model, neurons, CORPUS)
+    with torch.no_grad():
+        with delta.scale(20).apply(model):
+            assert not torch.allclose(model.model(**text).logits[0, -1], before)
+        assert torch.equal(model.model(**text).logits[0, -1], before)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "phi3"])
@@ -102,7 +103,7 @@ def test_a_delta_cannot_be_merged_into_packed_weights(
     plain = make_model()
     delta = tune(plain, find(plain, harmful, benign, percent=5), CORPUS)
     with pytest.raises(SafetyNeuronsError, match="quantized"):
-        delta.merge(pack(make_model()), tmp_path / "merged")
+        merge(delta, pack(make_model()), tmp_path / "merged", "")
     assert not (tmp_path / "merged").exists()
 
 
@@ -117,14 +118,6 @@ def test_without_bitsandbytes_the_error_says_how_to_get_it(
         load(tmp_path, quantize="4bit")
     with pytest.raises(SafetyNeuronsError, match="3bit"):
         load(tmp_path, quantize="3bit")
-
-
-def test_a_run_that_would_tune_packed_weights_is_refused_before_it_loads_them(model: ChatModel, tmp_path: Path) -> None:
-    model.model.save_pretrained(tmp_path / "model")
-    model.tokenizer.save_pretrained(tmp_path / "model")
-    with pytest.raises(SafetyNeuronsError, match=r"8bit.*not tuned yet.*safety-neurons calibrate"):
-        run(tmp_path / "run", {"model": str(tmp_path / "model"), "quantize": "8bit"})
-    assert not (tmp_path / "run").exists()
 
 
 SIZES: dict[str, Any] = {

@@ -1,7 +1,10 @@
 """The trainable slices are rows and columns of the base's weights, and a delta changes those and no other byte."""
 
 import copy
+import gc
+import json
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -17,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.load import load
 from safety_neurons.models.sites import DenseSite
 from safety_neurons.models.trace import decoder_layers
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
@@ -315,6 +320,163 @@ def test_applied_twice_is_applied_twice_and_restored(model: ChatModel) -> None:
     assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
 
 
+def test_delta_stays_until_it_is_removed(one_of_each_tunable: ChatModel) -> None:
+    model = one_of_each_tunable
+    neurons = neuron_set(model)
+    delta = NeuronDelta(neurons, random_delta(model, neurons))
+    before, untouched = snapshot(model), logits(model)
+    applied = delta.apply(model)
+    assert not torch.equal(logits(model), untouched)
+    with pytest.raises(SafetyNeuronsError, match="was made for"):
+        delta.apply(replace(model, identity="another"))
+    applied.remove()
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+    second = delta.apply(model)
+    tuned = logits(model)
+    # What was removed already takes nothing away from what was applied since.
+    applied.remove()
+    assert torch.equal(logits(model), tuned)
+    second.remove()
+    second.remove()
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+
+
+def test_deltas_are_removed_in_the_other_order(model: ChatModel) -> None:
+    """Bytes that were saved below another delta would not be the base's."""
+    neurons = neuron_set(model)
+    before = snapshot(model)
+    first, second = (NeuronDelta(neurons, random_delta(model, neurons, seed)).apply(model) for seed in (1, 2))
+    both = logits(model)
+    with pytest.raises(SafetyNeuronsError, match="remove that one first"):
+        first.remove()
+    assert torch.equal(logits(model), both)
+    second.remove()
+    first.remove()
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+
+
+def test_a_model_with_a_delta_in_it_is_not_kept_alive(make_model: Callable[..., ChatModel]) -> None:
+    model = make_model()
+    neurons = neuron_set(model)
+    NeuronDelta(neurons, random_delta(model, neurons)).apply(model)
+    network = weakref.ref(model.model)
+    del model
+    gc.collect()
+    assert network() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_byte_of_a_smaller_dtype_is_restored(make_model: Callable[..., ChatModel], dtype: torch.dtype) -> None:
+    model = make_model()
+    model.model.to(dtype)
+    neurons = neuron_set(model)
+    before = snapshot(model)
+    with NeuronDelta(neurons, random_delta(model, neurons)).apply(model):
+        assert any(not torch.equal(value, before[name]) for name, value in snapshot(model).items())
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+
+
+def test_scaled_delta_is_so_much_larger(model: ChatModel) -> None:
+    neurons = neuron_set(model)
+    delta = NeuronDelta(neurons, random_delta(model, neurons))
+    weights = snapshot(model)
+    with delta.apply(model):
+        whole = snapshot(model)
+    with delta.scale(-0.5).apply(model):
+        for name, value in snapshot(model).items():
+            expected = weights[name] - 0.5 * (whole[name] - weights[name])
+            torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
+    with delta.scale(0).apply(model):
+        assert all(torch.equal(value, weights[name]) for name, value in snapshot(model).items())
+    assert delta.scale(2).neurons is delta.neurons
+    for factor in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(SafetyNeuronsError, match=f"scaled by {factor}"):
+            delta.scale(factor)
+
+
+class Packed(nn.Linear):
+    """A weight in half precision as bytes, whose result is a view, as that of bitsandbytes may be."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight = nn.Parameter(linear.weight.detach().half().view(torch.uint8), requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = PackedProduct.apply(input, self.weight)
+        return output if self.bias is None else output + self.bias
+
+
+class PackedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, given: Tensor, weight: Tensor) -> Tensor:
+        context.save_for_backward(weight)
+        # Autograd forbids to change a view that such a function returns.
+        return (given.reshape(-1, given.shape[-1]) @ weight.view(torch.float16).to(given.dtype).T).view(
+            *given.shape[:-1], -1
+        )
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        (weight,) = context.saved_tensors
+        return gradients[0] @ weight.view(torch.float16).to(gradients[0].dtype), None
+
+
+def packed(model: ChatModel) -> ChatModel:
+    for module in list(model.model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear) and name != "lm_head":
+                setattr(module, name, Packed(child))
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "opt", "gemma3"])
+def test_packed_weights_stay_packed_and_compute_as_if_they_were_changed(
+    make_model: Callable[..., ChatModel], architecture: str
+) -> None:
+    halved, model = with_biases(make_model(architecture)), packed(with_biases(make_model(architecture)))
+    with torch.no_grad():
+        for module in halved.model.modules():
+            if isinstance(module, nn.Linear) and module is not halved.model.get_output_embeddings():
+                module.weight.copy_(module.weight.half())
+    neurons = neuron_set(halved)
+    delta = NeuronDelta(neurons, random_delta(halved, neurons))
+    before, untouched, digest = snapshot(model), logits(model), outside_digest(model, neurons)
+    with delta.apply(halved):
+        expected = logits(halved)
+    with delta.apply(model):
+        torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-3)
+        assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+        assert outside_digest(model, neurons) == digest
+    assert torch.equal(logits(model), untouched)
+    assert not torch.allclose(expected, untouched, atol=1e-2)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_slices_of_packed_weights_learn(make_model: Callable[..., ChatModel], architecture: str) -> None:
+    ids = torch.tensor([[7, 9, 30, 41, 5, 66, 70, 8]])
+    gradients: list[dict[str, Tensor]] = []
+    for make in (packed, lambda model: model):
+        model = make(make_model(architecture))
+        model.model.requires_grad_(False)
+        trainee = SliceTrainee(model, neuron_set(model))
+        trainee(ids, torch.ones_like(ids), ids[:, 4:])["loss"].backward()
+        gradients.append({name: value.grad for name, value in trainee.delta.items() if value.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() == trainee.delta.keys()
+    for name, gradient in gradients[1].items():
+        assert gradient.any()
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=5e-2, atol=1e-3, msg=name)
+
+
+def test_digest_sees_packed_weights(make_model: Callable[..., ChatModel]) -> None:
+    model = packed(make_model())
+    neurons = neuron_set(model)
+    digest = outside_digest(model, neurons)
+    with torch.no_grad():
+        model.model.model.layers[2].mlp.up_proj.weight[0, 0] ^= 1
+    assert outside_digest(model, neurons) != digest
+
+
 def test_digest_sees_any_outside_weight_and_no_inside_weight(one_of_each_tunable: ChatModel) -> None:
     neurons = neuron_set(one_of_each_tunable)
     masks = owned(one_of_each_tunable, neurons)
@@ -343,6 +505,10 @@ def test_delta_is_saved_and_loaded(model: ChatModel, tmp_path: Path) -> None:
     assert loaded.tensors.keys() == delta.tensors.keys()
     assert all(same_bytes(loaded.tensors[name], value) for name, value in delta.tensors.items())
     assert loaded.neurons.provenance == neurons.provenance
+    with safe_open(tmp_path / "delta.safetensors", framework="pt") as file:
+        said = json.loads(file.metadata()["neurons"])["base"]
+    assert (said["name"], said["identity"]) == (model.name, model.identity)
+    assert "SHA-256" in said["identity_is"]
     assert loaded.neurons.widths == neurons.widths
     for mine, theirs in zip(
         (*neurons.rejection, *neurons.conformity), (*loaded.neurons.rejection, *loaded.neurons.conformity), strict=True
@@ -372,6 +538,16 @@ def test_wrong_base_is_refused_and_left_alone(make_model: Callable[..., ChatMode
     with pytest.raises(SafetyNeuronsError, match="was made for"), delta.apply(other_weights):
         pass
     assert all(same_bytes(value, before[name]) for name, value in snapshot(other_weights).items())
+    # By their weights, too, where these have no name but their own.
+    mine = load(model.model, model.tokenizer)
+    changed = load(copy.deepcopy(model.model), model.tokenizer)
+    assert changed.identity == mine.identity
+    with torch.no_grad():
+        changed.model.model.layers[1].mlp.gate_proj.weight.mul_(1.001)
+    changed = load(changed.model, model.tokenizer)
+    of_mine = neuron_set(mine)
+    with pytest.raises(SafetyNeuronsError, match="was made for"):
+        NeuronDelta(of_mine, random_delta(mine, of_mine)).apply(changed)
     wider = NeuronDelta(replace(neurons, widths=tuple(width + 1 for width in neurons.widths)), delta.tensors)
     with pytest.raises(SafetyNeuronsError, match="Find them on this model"), wider.apply(model):
         pass

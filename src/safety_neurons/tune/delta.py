@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,12 @@ from safety_neurons.models.sites import fetched
 from safety_neurons.storage import atomic_path
 from safety_neurons.tune.slices import DeltaTensors, added_to_site, trainable_sites
 from safety_neurons.tune.weight_slices import WeightSlice, has_plain_weights, weight_slices
+
+# What is kept of the base, by which a delta knows it again.
+IDENTITY = (
+    "the SHA-256 of the GGUF file, also of a preset's; the commit of a model of the hub; otherwise a SHA-256 over the "
+    "names and sizes of a folder's files and samples of their bytes, or over samples of every weight in memory"
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class NeuronDelta:
         Raises:
             SafetyNeuronsError: the delta was made for other weights.
         """
-        self._check(model)
+        self.check_base(model)
         with contextlib.ExitStack() as undo, torch.no_grad():
             for prefix, site, indices in trainable_sites(model, self.neurons):
                 if has_plain_weights(site):
@@ -113,7 +120,8 @@ class NeuronDelta:
             raise SafetyNeuronsError(f"A delta cannot be scaled by {factor}: give a finite number, such as 0.5.")
         return replace(self, tensors={name: value * factor for name, value in self.tensors.items()})
 
-    def _check(self, model: ChatModel) -> None:
+    def check_base(self, model: ChatModel) -> None:
+        """Raises SafetyNeuronsError where the delta was made for other weights."""
         self.neurons.check_fits(model)
         made_for = self.neurons.provenance
         if made_for.identity != model.identity:
@@ -123,12 +131,18 @@ class NeuronDelta:
             )
 
     def save(self, path: Path) -> None:
-        """Write the change, the neurons and where they come from as safetensors."""
+        """Write the change, the neurons, and which weights they belong to, as safetensors."""
         tensors = {f"delta.{name}": value.contiguous() for name, value in self.tensors.items()}
         tensors |= {f"rejection.{layer}": value for layer, value in enumerate(self.neurons.rejection)}
         tensors |= {f"conformity.{layer}": value for layer, value in enumerate(self.neurons.conformity)}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, self.neurons.metadata())
+            save_file(tensors, temporary, self._metadata())
+
+    def _metadata(self) -> dict[str, str]:
+        provenance = self.neurons.provenance
+        base = {"name": provenance.model, "identity": provenance.identity, "identity_is": IDENTITY}
+        # Again one entry: safetensors writes several in any order.
+        return {"neurons": json.dumps(json.loads(self.neurons.metadata()["neurons"]) | {"base": base})}
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -47,7 +47,7 @@ class ExpertSlices:
             weight = like(self.delta[f"{self.prefix}_read{number}_weight"][places], hidden)
             bias = self.delta.get(f"{self.prefix}_read{number}_bias", None)
             added = functional.linear(hidden, weight, None if bias is None else like(bias[places], hidden))
-            read.index_add_(-1, rows[neurons].to(read.device), added.to(read.dtype))
+            read.index_add_(-1, rows[neurons].to(read.device), like(added, read))
         return read
 
     def project(self, values: Tensor, written: Tensor, expert: int) -> Tensor:
@@ -55,9 +55,9 @@ class ExpertSlices:
             return written
         places, neurons = self.chosen[expert]
         weight = like(self.delta[f"{self.prefix}_write"][places], values)
-        return written.add_((values.index_select(-1, neurons.to(values.device)) @ weight).to(written.dtype))
+        return written.add_(like(values.index_select(-1, neurons.to(values.device)) @ weight, written))
 
 
-def like(master: Tensor, values: Tensor) -> Tensor:
-    """A slice where and as its site computes."""
-    return master.to(values.device, values.dtype)
+def like(one: Tensor, other: Tensor) -> Tensor:
+    """A tensor on the device and in the dtype of another."""
+    return one.to(other.device, other.dtype)

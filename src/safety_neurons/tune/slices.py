@@ -93,8 +93,8 @@ def _added_to_dense(
     fresh = has_plain_weight(site.write)
 
     def add_write(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        chosen = args[0].index_select(-1, columns)
-        added = (chosen @ like(delta[f"{prefix}_write"], chosen)).to(output.dtype)
+        chosen = args[0].index_select(-1, columns.to(args[0].device))
+        added = like(chosen @ like(delta[f"{prefix}_write"], chosen), output)
         return output.add_(added) if fresh else output + added
 
     with contextlib.ExitStack() as stack:
@@ -115,7 +115,7 @@ def _read_hook(
         weight, bias = delta[f"{name}_weight"], delta.get(f"{name}_bias", None)
         added = functional.linear(args[0], like(weight, args[0]), None if bias is None else like(bias, args[0]))
         add_to = output.index_add_ if fresh else output.index_add
-        return add_to(-1, rows, added.to(output.dtype))
+        return add_to(-1, rows, like(added, output))
 
     return add
 
