@@ -27,33 +27,6 @@ installed = pytest.mark.skipif(
 CORPUS = Corpus((Pair("refusal", "1", "Hello", "", "No."),))
 
 
-class Packed(nn.Linear):
-    """A weight in whole steps of one size, two of them in each byte: codes from -7 to 7."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        values = linear.weight.detach()
-        self.step = float(values.abs().max() / 7)
-        codes = ((values / self.step).round() + 8).to(torch.uint8).flatten()
-        self.weight = nn.Parameter((codes[::2] * 16 + codes[1::2])[:, None], requires_grad=False)
-        self.bias = linear.bias
-
-    def unpacked(self) -> Tensor:
-        codes = torch.stack([self.weight[:, 0] // 16, self.weight[:, 0] % 16], 1).flatten().float() - 8
-        return (codes * self.step).view(self.out_features, self.in_features)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.unpacked().to(input.dtype), self.bias)
-
-
-def pack(model: ChatModel) -> ChatModel:
-    for module in list(model.model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear) and name != "lm_head":
-                setattr(module, name, Packed(child))
-    return model
-
-
 def check_stages(model: ChatModel, harmful: list[str], benign: list[str]) -> None:
     """Find, explain, calibrate and tune run."""
     neurons = find(model, harmful, benign, percent=10)
@@ -75,21 +48,26 @@ def check_stages(model: ChatModel, harmful: list[str], benign: list[str]) -> Non
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "phi3"])
 def test_weights_in_a_format_of_our_own(
-    name: str, make_model: Callable[..., ChatModel], harmful: list[str], benign: list[str]
+    name: str,
+    make_model: Callable[..., ChatModel],
+    pack: Callable[[ChatModel], ChatModel],
+    harmful: list[str],
+    benign: list[str],
 ) -> None:
     model = pack(make_model(name))
     assert model.coverage == make_model(name).coverage
     for site in model.sites:
         assert isinstance(site, DenseSite)
-        assert isinstance(site.write, Packed)
-        expected = site.write.unpacked().T
+        expected = site.write.unpacked().T  # type: ignore[operator]
         assert torch.allclose(site.raw_write_vectors(), expected, atol=1e-6)
         some = torch.tensor([3, 0, site.width - 1])
         assert torch.allclose(site.raw_write_vectors(some), expected[some], atol=1e-6)
     check_stages(model, harmful, benign)
 
 
-def test_a_hook_may_ask_for_the_write_vectors_while_the_matrix_runs(make_model: Callable[..., ChatModel]) -> None:
+def test_a_hook_may_ask_for_the_write_vectors_while_the_matrix_runs(
+    make_model: Callable[..., ChatModel], pack: Callable[[ChatModel], ChatModel]
+) -> None:
     site = pack(make_model()).sites[0]
     seen = []
     with site.hooked(lambda activations: seen.append(site.raw_write_vectors())):
@@ -98,7 +76,11 @@ def test_a_hook_may_ask_for_the_write_vectors_while_the_matrix_runs(make_model: 
 
 
 def test_a_delta_cannot_be_merged_into_packed_weights(
-    make_model: Callable[..., ChatModel], harmful: list[str], benign: list[str], tmp_path: Path
+    make_model: Callable[..., ChatModel],
+    pack: Callable[[ChatModel], ChatModel],
+    harmful: list[str],
+    benign: list[str],
+    tmp_path: Path,
 ) -> None:
     plain = make_model()
     delta = tune(plain, find(plain, harmful, benign, percent=5), CORPUS)

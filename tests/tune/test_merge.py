@@ -186,7 +186,8 @@ def results(model: str = "any") -> dict[str, Any]:
             row("harmful", "mean", "after", 0.05),
             row("benign", "direct", "before", 0.1),
             row("benign", "direct", "after", 0.2, value=None, low=None, high=None, n=0),
-            row("harmful", "pre|fix", "before", 0.3, subject="somebody"),
+            row("harmful", "pre|fix", "before", 0.3),
+            row("harmful", "prefill", "before", 0.77, subject="somebody"),
             row("harmful", "direct", "after", 0.9, stage="calibrate"),
         ],
         "examples": [{"stage": "evaluate", "prompt": "SECRET PROMPT", "response": "SECRET RESPONSE"}],
@@ -214,7 +215,11 @@ def test_card_says_what_was_tuned_on_what_and_what_was_measured(model: ChatModel
     assert "Check it before you use or share" in card
     assert "from_pretrained" in card
     assert "SECRET" not in card
+    assert "find.scope" not in card
+    assert "evaluate.attacks" in card
+    # Other stages' rows and other arms.
     assert "90%" not in card
+    assert "77%" not in card
 
 
 def test_nothing_that_others_wrote_breaks_the_card(model: ChatModel) -> None:

@@ -53,7 +53,7 @@ def model_card(delta: NeuronDelta, results: Mapping[str, Any] | None = None, com
         settings=_settings(run.get("settings") or {}),
         prompts=run.get("prompts") or {},
         versions=run.get("versions") or {},
-        measured=[(one, *_before_and_after(arms, one.rates)) for one in comparisons],
+        measured=[(one, *pair) for one in comparisons if any(pair := _before_and_after(arms, one.rates))],
         commands=[line for line in (run.get("command"), command) if line],
     )
 
@@ -64,11 +64,11 @@ def escaped(value: Any) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that finding and tuning depend on, by their dotted names."""
-    named = {name: settings[name] for name in ("seed", "quantize", "system") if settings.get(name) is not None}
-    for section in ("find", "tune"):
+    """The settings that the tuned weights and the results depend on, where they are set, by their dotted names."""
+    named = {name: settings.get(name) for name in ("seed", "dtype", "quantize", "system", "thinking")}
+    for section in ("find", "calibrate", "tune", "evaluate"):
         named |= {f"{section}.{name}": value for name, value in (settings.get(section) or {}).items()}
-    return named
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _before_and_after(arms: list[Arm], found: tuple[Rate | None, ...]) -> tuple[Rate | None, Rate | None]:
