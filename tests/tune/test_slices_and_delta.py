@@ -376,6 +376,16 @@ def test_every_byte_of_a_smaller_dtype_is_restored(make_model: Callable[..., Cha
     assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
 
 
+def test_incomplete_delta_is_refused(model: ChatModel) -> None:
+    """A file that lost some tensors would change only half of each neuron."""
+    neurons = neuron_set(model)
+    tensors, before = random_delta(model, neurons), logits(model)
+    del tensors["site2_read1_weight"]
+    with pytest.raises(SafetyNeuronsError, match=r"incomplete: 1 .* first site2_read1_weight"):
+        NeuronDelta(neurons, tensors).apply(model)
+    assert torch.equal(logits(model), before)
+
+
 def test_scaled_delta_is_so_much_larger(model: ChatModel) -> None:
     neurons = neuron_set(model)
     delta = NeuronDelta(neurons, random_delta(model, neurons))

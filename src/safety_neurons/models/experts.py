@@ -4,7 +4,7 @@ A neuron is (expert, i). Only the tokens that the router sends to an expert have
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -34,7 +34,7 @@ class _Opened:
 
     original: Any
     hooks: list[ActivationHook] = field(default_factory=list)
-    changes: list[MatrixChange] = field(default_factory=list)
+    changes: list[Callable[[], MatrixChange]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class ExpertSite(NeuronSite):
                 opened.hooks.remove(hook)
 
     @contextlib.contextmanager
-    def changed(self, change: MatrixChange) -> Iterator[None]:
-        """Let `change` add to the results of the experts' matrices while the context is open."""
+    def changed(self, change: Callable[[], MatrixChange]) -> Iterator[None]:
+        """Let what `change` returns at each forward pass add to the results of the experts' matrices."""
         with self._opened() as opened:
             opened.changes.append(change)
             try:
@@ -98,11 +98,12 @@ class ExpertSite(NeuronSite):
     ) -> Tensor:
         """[tokens, hidden] with the router's indices and weights [tokens, top k], or with all experts' copies."""
         layout = self.layout
+        changes = [change() for change in _open[self.experts].changes]
         if top_k_index is None or top_k_weights is None:
             written = torch.zeros_like(hidden_states).view(layout.count, -1, hidden_states.shape[-1])
             for expert, copy in enumerate(hidden_states.view(written.shape)):
                 tokens = _routed(copy)
-                written[expert].index_add_(0, tokens, self._run(copy, expert, tokens, None))
+                written[expert].index_add_(0, tokens, self._run(copy, expert, tokens, None, changes))
             return written.view(hidden_states.shape)
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
         written = torch.zeros_like(flat, dtype=torch.promote_types(flat.dtype, torch.float32))
@@ -110,24 +111,26 @@ class ExpertSite(NeuronSite):
             tokens, slot = (top_k_index == expert).nonzero(as_tuple=True)
             routing = top_k_weights[tokens, slot]
             if expert < layout.count:
-                written.index_add_(0, tokens, self._run(flat, expert, tokens, routing).to(written.dtype))
+                written.index_add_(0, tokens, self._run(flat, expert, tokens, routing, changes).to(written.dtype))
             elif hasattr(self.experts, "identity_expert"):
                 # LongCat's experts without matrices; elsewhere larger numbers are slots that the router left empty.
                 written.index_add_(0, tokens, (flat[tokens] * routing[:, None]).to(written.dtype))
         return written.to(hidden_states.dtype).view(hidden_states.shape)
 
-    def _run(self, hidden: Tensor, expert: int, tokens: Tensor, routing: Tensor | None) -> Tensor:
+    def _run(
+        self, hidden: Tensor, expert: int, tokens: Tensor, routing: Tensor | None, changes: list[MatrixChange]
+    ) -> Tensor:
         """What one expert writes for its tokens: [its tokens, hidden]."""
-        layout, opened, given = self.layout, _open[self.experts], hidden[tokens]
+        layout, given = self.layout, hidden[tokens]
         read = layout.read(given, expert)
-        for change in opened.changes:
+        for change in changes:
             read = change.read(given, read, expert)
         values = layout.activate(read)
-        for hook in opened.hooks:
+        for hook in _open[self.experts].hooks:
             replaced = hook(Activations(values, expert * layout.inner, tokens, routing))
             values = values if replaced is None else replaced
         projected = layout.project(values, expert)
-        for change in opened.changes:
+        for change in changes:
             projected = change.project(values, projected, expert)
         write = layout.finish(projected)
         return write if routing is None else write * routing[:, None]

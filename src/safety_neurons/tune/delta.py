@@ -20,7 +20,7 @@ from safety_neurons.find.neuron_set import NeuronSet, read_tensors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.sites import fetched
 from safety_neurons.storage import atomic_path
-from safety_neurons.tune.slices import DeltaTensors, added_to_site, trainable_sites
+from safety_neurons.tune.slices import DeltaTensors, added_to_site, empty_delta, trainable_sites
 from safety_neurons.tune.weight_slices import WeightSlice, has_plain_weights, weight_slices
 
 # What is kept of the base, by which a delta knows it again.
@@ -102,8 +102,7 @@ class NeuronDelta:
             for prefix, site, indices in trainable_sites(model, self.neurons):
                 if has_plain_weights(site):
                     for slice_ in weight_slices(prefix, site, indices):
-                        if slice_.name in self.tensors:
-                            _write(slice_, self.tensors[slice_.name][slice_.places], undo)
+                        _write(slice_, self.tensors[slice_.name][slice_.places], undo)
                 else:
                     undo.enter_context(added_to_site(site, prefix, indices, self.tensors))
             applied = AppliedDelta(model, undo.pop_all())
@@ -121,13 +120,17 @@ class NeuronDelta:
         return replace(self, tensors={name: value * factor for name, value in self.tensors.items()})
 
     def check_base(self, model: ChatModel) -> None:
-        """Raises SafetyNeuronsError where the delta was made for other weights."""
+        """Raises SafetyNeuronsError where the delta was made for other weights, or lacks some of its slices."""
         self.neurons.check_fits(model)
         made_for = self.neurons.provenance
         if made_for.identity != model.identity:
             raise SafetyNeuronsError(
                 f"This delta was made for {made_for.model} ({made_for.identity[:12]}), not for {model.name} "
                 f"({model.identity[:12]}). Load that model, or tune this one."
+            )
+        if missing := sorted(empty_delta(model, self.neurons).keys() - self.tensors.keys()):
+            raise SafetyNeuronsError(
+                f"This delta is incomplete: {len(missing)} of its tensors are missing, first {missing[0]}. Tune again."
             )
 
     def save(self, path: Path) -> None:

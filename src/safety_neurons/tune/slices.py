@@ -19,7 +19,7 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.experts import ExpertSite
 from safety_neurons.models.forward import forward
 from safety_neurons.models.sites import DenseSite, device_of, has_plain_weight, matrix_shape
-from safety_neurons.tune.expert_slices import ExpertSlices, like
+from safety_neurons.tune.expert_slices import expert_slices, like
 
 DeltaTensors = dict[str, Tensor]
 TrainableSite = DenseSite | ExpertSite
@@ -79,7 +79,7 @@ def added_to_site(
 ) -> AbstractContextManager[None]:
     """`slices_added` for one site."""
     if isinstance(site, ExpertSite):
-        return site.changed(ExpertSlices(site, prefix, indices, delta))
+        return site.changed(expert_slices(site, prefix, indices, delta))
     return _added_to_dense(site, prefix, indices, delta)
 
 
