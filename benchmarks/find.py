@@ -208,7 +208,9 @@ def compare(model_name: str, count: int, rounds: int, only: str | None) -> list[
     if peak:
         # All of one length, so that nothing but their number differs.
         numbered = [f"Number {number:04}" for number in range(MANY)]
-        few, many = (in_fresh_process(peak_memory, model_name, "unrendered", (numbered[:size], [])) for size in (FEW, MANY))
+        few, many = (
+            in_fresh_process(peak_memory, model_name, "unrendered", (numbered[:size], [])) for size in (FEW, MANY)
+        )
         note = mebibytes(many, few)
         rows.append(Row(f"capture, {MANY:,} prompts", f"{FEW} prompts", FLAT, memory=many / few, note=note))
     return rows

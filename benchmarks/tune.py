@@ -212,9 +212,7 @@ def table(rows: list[Row], percent: float) -> Table:
         limits = (row.time_bar, row.time_bar, row.memory_bar)
         values = (row.time, row.processor_time, row.memory)
         cells = [f"[{'red' if value > bar else 'green'}]{value:.2f}" for value, bar in zip(values, limits, strict=True)]
-        result.add_row(
-            row.over, f"{row.time_bar:.1f}", *cells[:2], f"{row.memory_bar:.1f}", cells[2], row.note
-        )
+        result.add_row(row.over, f"{row.time_bar:.1f}", *cells[:2], f"{row.memory_bar:.1f}", cells[2], row.note)
     return result
 
 

@@ -163,7 +163,7 @@ def any_model(request: pytest.FixtureRequest) -> ChatModel:
 
 @pytest.fixture(params=MIXTURES)
 def mixture(request: pytest.FixtureRequest) -> ChatModel:
-    """A mixture of experts: its neurons can be found and calibrated, not tuned."""
+    """A mixture of experts."""
     return tiny_model(request.param)
 
 
@@ -180,6 +180,54 @@ def one_of_each(request: pytest.FixtureRequest) -> ChatModel:
 @pytest.fixture(params=ONE_OF_EACH_DENSE)
 def one_of_each_tunable(request: pytest.FixtureRequest) -> ChatModel:
     return tiny_model(request.param)
+
+
+class Packed(nn.Linear):
+    """A weight in whole steps of one size, two of them in each byte: codes from -7 to 7."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        values = linear.weight.detach()
+        self.step = float(values.abs().max() / 7)
+        codes = ((values / self.step).round() + 8).to(torch.uint8).flatten()
+        self.weight = nn.Parameter((codes[::2] * 16 + codes[1::2])[:, None], requires_grad=False)
+        self.bias = linear.bias
+
+    def unpacked(self) -> Tensor:
+        codes = torch.stack([self.weight[:, 0] // 16, self.weight[:, 0] % 16], 1).flatten().float() - 8
+        return (codes * self.step).view(self.out_features, self.in_features)
+
+    def forward(self, input: Tensor) -> Tensor:
+        product: Tensor = PackedProduct.apply(input, self.unpacked().to(input.dtype))
+        return product if self.bias is None else product + self.bias
+
+
+class PackedProduct(torch.autograd.Function):
+    """Returns a view, which autograd forbids to change in place, as bitsandbytes may."""
+
+    @staticmethod
+    def forward(context: Any, given: Tensor, weight: Tensor) -> Tensor:
+        context.save_for_backward(weight)
+        return (given.reshape(-1, given.shape[-1]) @ weight.T).view(*given.shape[:-1], -1)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        (weight,) = context.saved_tensors
+        return gradients[0] @ weight, None
+
+
+@pytest.fixture
+def pack() -> Callable[[ChatModel], ChatModel]:
+    """Packs the matrices of a model into a format of our own, as bitsandbytes does with its: all but the head."""
+
+    def packed(model: ChatModel) -> ChatModel:
+        for module in list(model.model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Linear) and name != "lm_head":
+                    setattr(module, name, Packed(child))
+        return model
+
+    return packed
 
 
 @pytest.fixture

@@ -216,7 +216,7 @@ class Settings(Section):
     device_map: Literal["auto", "balanced", "sequential"] | None = None
     """Spread a large model over several devices."""
     quantize: Literal["8bit", "4bit"] | None = None
-    """Load the weights packed by bitsandbytes; such neurons can be found, explained and calibrated, not tuned."""
+    """Load the weights packed by bitsandbytes. Neurons are tuned beside them; merging takes the full weights."""
     write_matrices: str | None = None
     """Where the neurons are not found: a pattern of the matrices that write them ('model.layers.*.mlp.down_proj')."""
     allow_partial: bool = False

@@ -19,6 +19,8 @@ from safety_neurons.models.generate import generate
 from safety_neurons.models.load import load
 from safety_neurons.models.sites import device_of, fetched
 from safety_neurons.tune.corpus import Corpus, Pair
+from safety_neurons.tune.delta import outside_digest
+from safety_neurons.tune.merge import merge
 from safety_neurons.tune.safetune import tune
 
 CPU = torch.device("cpu")
@@ -91,14 +93,32 @@ def test_offloaded_models_have_the_same_neurons(
     assert any(parameter.is_meta for parameter in offloaded.model.parameters())
 
 
-def test_tuning_offloaded_weights_is_an_error(
-    make_model: Callable[..., ChatModel], tmp_path: Path, harmful: list[str], benign: list[str]
+@pytest.mark.parametrize("offload", [to_cpu, to_disk])
+def test_offloaded_models_are_tuned_to_the_same(
+    offload: Callable[[Any, Path], None],
+    pair: Callable[..., tuple[ChatModel, ChatModel]],
+    harmful: list[str],
+    benign: list[str],
 ) -> None:
-    model = make_model()
-    to_cpu(model.model, tmp_path)
-    neurons = find(model, harmful, benign, percent=5)
-    with pytest.raises(SafetyNeuronsError, match=r"model\.layers\.\d\.mlp.*not in memory"):
-        tune(model, neurons, Corpus((Pair("refusal", "1", "Hello", "", "No."),)))
+    """A delta is added while the matrices run: the weights themselves are elsewhere, and stay as they are."""
+    plain, offloaded = pair(offload)
+    neurons = find(plain, harmful, benign, percent=5)
+    corpus = Corpus((Pair("refusal", "1", "Hello", "", "No."),))
+    expected, found = (tune(model, neurons, corpus, learning_rate=1e-2) for model in (plain, offloaded))
+    assert any(value.any() for value in expected.tensors.values())
+    for name, value in expected.tensors.items():
+        torch.testing.assert_close(found.tensors[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    digest = outside_digest(offloaded, neurons)
+    text = offloaded.encode([offloaded.render(harmful[0])])
+    with torch.no_grad():
+        before = offloaded.model(**text).logits
+        with expected.apply(plain), expected.apply(offloaded):
+            torch.testing.assert_close(offloaded.model(**text).logits, plain.model(**text).logits)
+            assert not torch.equal(offloaded.model(**text).logits, before)
+            assert outside_digest(offloaded, neurons) == digest
+        assert torch.equal(offloaded.model(**text).logits, before)
+    with pytest.raises(SafetyNeuronsError, match="not in memory, so nothing can be merged"):
+        merge(expected, offloaded, Path("merged"), "")
 
 
 def test_the_identity_of_a_model_in_memory_does_not_depend_on_where_its_weights_are(

@@ -17,8 +17,8 @@ from safety_neurons.find.find import find
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.sites import DenseSite
-from safety_neurons.run.pipeline import run
 from safety_neurons.tune.corpus import Corpus, Pair
+from safety_neurons.tune.merge import merge
 from safety_neurons.tune.safetune import tune
 
 installed = pytest.mark.skipif(
@@ -27,35 +27,8 @@ installed = pytest.mark.skipif(
 CORPUS = Corpus((Pair("refusal", "1", "Hello", "", "No."),))
 
 
-class Packed(nn.Linear):
-    """A weight in whole steps of one size, two of them in each byte: codes from -7 to 7."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        values = linear.weight.detach()
-        self.step = float(values.abs().max() / 7)
-        codes = ((values / self.step).round() + 8).to(torch.uint8).flatten()
-        self.weight = nn.Parameter((codes[::2] * 16 + codes[1::2])[:, None], requires_grad=False)
-        self.bias = linear.bias
-
-    def unpacked(self) -> Tensor:
-        codes = torch.stack([self.weight[:, 0] // 16, self.weight[:, 0] % 16], 1).flatten().float() - 8
-        return (codes * self.step).view(self.out_features, self.in_features)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.unpacked().to(input.dtype), self.bias)
-
-
-def pack(model: ChatModel) -> ChatModel:
-    for module in list(model.model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear) and name != "lm_head":
-                setattr(module, name, Packed(child))
-    return model
-
-
 def check_stages(model: ChatModel, harmful: list[str], benign: list[str]) -> None:
-    """Find, explain and calibrate run; tuning says why it does not."""
+    """Find, explain, calibrate and tune run."""
     neurons = find(model, harmful, benign, percent=10)
     assert len(neurons)
     assert explain(model, neurons).layers
@@ -66,29 +39,35 @@ def check_stages(model: ChatModel, harmful: list[str], benign: list[str]) -> Non
             after = model.model(**text).logits[0, -1]
     assert torch.isfinite(after).all()
     assert not torch.allclose(before, after)
-    # Stacked experts are not packed by bitsandbytes.
-    if all(isinstance(site, DenseSite) for site in model.sites):
-        with pytest.raises(SafetyNeuronsError, match=r"cannot be tuned: their weights are quantized"):
-            tune(model, neurons, CORPUS)
+    delta = tune(model, neurons, CORPUS)
+    with torch.no_grad():
+        with delta.scale(20).apply(model):
+            assert not torch.allclose(model.model(**text).logits[0, -1], before)
+        assert torch.equal(model.model(**text).logits[0, -1], before)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "phi3"])
 def test_weights_in_a_format_of_our_own(
-    name: str, make_model: Callable[..., ChatModel], harmful: list[str], benign: list[str]
+    name: str,
+    make_model: Callable[..., ChatModel],
+    pack: Callable[[ChatModel], ChatModel],
+    harmful: list[str],
+    benign: list[str],
 ) -> None:
     model = pack(make_model(name))
     assert model.coverage == make_model(name).coverage
     for site in model.sites:
         assert isinstance(site, DenseSite)
-        assert isinstance(site.write, Packed)
-        expected = site.write.unpacked().T
+        expected = site.write.unpacked().T  # type: ignore[operator]
         assert torch.allclose(site.raw_write_vectors(), expected, atol=1e-6)
         some = torch.tensor([3, 0, site.width - 1])
         assert torch.allclose(site.raw_write_vectors(some), expected[some], atol=1e-6)
     check_stages(model, harmful, benign)
 
 
-def test_a_hook_may_ask_for_the_write_vectors_while_the_matrix_runs(make_model: Callable[..., ChatModel]) -> None:
+def test_a_hook_may_ask_for_the_write_vectors_while_the_matrix_runs(
+    make_model: Callable[..., ChatModel], pack: Callable[[ChatModel], ChatModel]
+) -> None:
     site = pack(make_model()).sites[0]
     seen = []
     with site.hooked(lambda activations: seen.append(site.raw_write_vectors())):
@@ -97,12 +76,16 @@ def test_a_hook_may_ask_for_the_write_vectors_while_the_matrix_runs(make_model: 
 
 
 def test_a_delta_cannot_be_merged_into_packed_weights(
-    make_model: Callable[..., ChatModel], harmful: list[str], benign: list[str], tmp_path: Path
+    make_model: Callable[..., ChatModel],
+    pack: Callable[[ChatModel], ChatModel],
+    harmful: list[str],
+    benign: list[str],
+    tmp_path: Path,
 ) -> None:
     plain = make_model()
     delta = tune(plain, find(plain, harmful, benign, percent=5), CORPUS)
     with pytest.raises(SafetyNeuronsError, match="quantized"):
-        delta.merge(pack(make_model()), tmp_path / "merged")
+        merge(delta, pack(make_model()), tmp_path / "merged", "")
     assert not (tmp_path / "merged").exists()
 
 
@@ -117,14 +100,6 @@ def test_without_bitsandbytes_the_error_says_how_to_get_it(
         load(tmp_path, quantize="4bit")
     with pytest.raises(SafetyNeuronsError, match="3bit"):
         load(tmp_path, quantize="3bit")
-
-
-def test_a_run_that_would_tune_packed_weights_is_refused_before_it_loads_them(model: ChatModel, tmp_path: Path) -> None:
-    model.model.save_pretrained(tmp_path / "model")
-    model.tokenizer.save_pretrained(tmp_path / "model")
-    with pytest.raises(SafetyNeuronsError, match=r"8bit.*not tuned yet.*safety-neurons calibrate"):
-        run(tmp_path / "run", {"model": str(tmp_path / "model"), "quantize": "8bit"})
-    assert not (tmp_path / "run").exists()
 
 
 SIZES: dict[str, Any] = {

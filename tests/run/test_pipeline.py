@@ -249,6 +249,26 @@ def test_run_leaves_every_artefact(whole: Path, given: dict[str, Any]) -> None:
     assert len(keys) == len(set(keys))
 
 
+def test_run_over_packed_weights(
+    given: dict[str, Any],
+    pack: Callable[[ChatModel], ChatModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All stages, with a format of our own in the place of bitsandbytes."""
+    original = workplace_module.load_model
+    monkeypatch.setattr(
+        workplace_module,
+        "load_model",
+        lambda settings: pack(original(settings.model_copy(update={"quantize": None}))),
+    )
+    run(tmp_path / "run", given | {"quantize": "8bit"})
+    results = results_of(tmp_path / "run")
+    assert results["training"]["unchanged_outside"] is True
+    assert {row["condition"] for row in results["rows"] if row["stage"] == "evaluate"} == {"before", "after"}
+    assert any(bool(value.any()) for value in NeuronDelta.load(tmp_path / "run/delta.safetensors").tensors.values())
+
+
 def test_rows_have_their_columns_and_the_rates_of_the_verdicts(whole: Path) -> None:
     rows = results_of(whole)["rows"]
     assert {row["stage"] for row in rows} == {"calibrate", "evaluate"}

@@ -201,11 +201,16 @@ def test_nothing_to_tune_is_an_error(model: ChatModel, neuron_set: Callable[...,
         tune(model, neuron_set(model, count=0), Corpus(PAIRS))
 
 
-def test_experts_are_refused_before_any_training(mixture: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
-    before = snapshot(mixture)
-    with pytest.raises(SafetyNeuronsError, match=r"mlp\.experts can be found, explained and calibrated, but not tuned"):
-        tune(mixture, neuron_set(mixture), Corpus(PAIRS))
+def test_experts_are_tuned(mixture: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
+    """They learn the corpus, and nothing else of the model changes."""
+    neurons, before = neuron_set(mixture), snapshot(mixture)
+    digest = outside_digest(mixture, neurons)
+    delta = tune(mixture, neurons, Corpus(PAIRS), learning_rate=0.02, batch_size=len(PAIRS), epochs=8)
+    assert delta.steps[-1].loss < delta.steps[0].loss
+    assert all(bool(value.any()) for value in delta.tensors.values())
     assert all(same_bytes(value, before[name]) for name, value in snapshot(mixture).items())
+    with delta.apply(mixture):
+        assert outside_digest(mixture, neurons) == digest
 
 
 def test_divergence_is_an_error(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:

@@ -1,20 +1,27 @@
 """The trainable slices are rows and columns of the base's weights, and a delta changes those and no other byte."""
 
 import copy
+import gc
+import json
+import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import transformers
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.load import load
 from safety_neurons.models.sites import DenseSite
 from safety_neurons.models.trace import decoder_layers
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
@@ -94,6 +101,63 @@ def test_zero_slices_leave_the_logits(one_of_each_tunable: ChatModel) -> None:
     with slices_added(one_of_each_tunable, neurons, empty_delta(one_of_each_tunable, neurons)):
         assert torch.equal(logits(one_of_each_tunable), before)
     assert torch.equal(logits(one_of_each_tunable), before)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_oss"])
+def test_slices_are_computed_in_the_dtype_of_the_base(make_model: Callable[..., ChatModel], architecture: str) -> None:
+    """The masters stay float32, and so do their gradients."""
+    model = make_model(architecture)
+    model.model.to(torch.bfloat16).requires_grad_(False)
+    neurons = neuron_set(model)
+    masters = {name: value.requires_grad_() for name, value in random_delta(model, neurons).items()}
+    seen: set[torch.dtype] = set()
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is functional.linear:
+                seen.update(value.dtype for value in args if isinstance(value, Tensor))
+            return function(*args, **(kwargs or {}))
+
+    with slices_added(model, neurons, masters), Watch():
+        model.model(**model.encode(TEXTS)).logits.float().square().mean().backward()
+    assert seen == {torch.bfloat16}
+    assert all(value.grad is not None and value.grad.dtype == torch.float32 for value in masters.values())
+    assert any(value.grad.any() for value in masters.values() if value.grad is not None)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_oss"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradients_through_layers_that_are_run_again(
+    make_model: Callable[..., ChatModel], architecture: str, reentrant: bool
+) -> None:
+    """Activation checkpointing runs each layer a second time, during the backward pass."""
+
+    def gradients(again: bool) -> dict[str, Tensor]:
+        model = make_model(
+            architecture, **({"resid_pdrop": 0, "attn_pdrop": 0, "embd_pdrop": 0} if architecture == "gpt2" else {})
+        )
+        model.model.requires_grad_(False)
+        neurons = neuron_set(model)
+        masters = {name: value.requires_grad_() for name, value in random_delta(model, neurons).items()}
+        runs = []
+        model.model.get_submodule(model.sites[0].name).register_forward_pre_hook(lambda *_: runs.append(1))
+        if again:
+            with warnings.catch_warnings():
+                # Newer transformers call it activation checkpointing.
+                warnings.simplefilter("ignore")
+                model.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.model.train()
+            model.model.enable_input_require_grads()
+        with slices_added(model, neurons, masters):
+            model.model(**model.encode(TEXTS), use_cache=False).logits.square().mean().backward()
+        assert len(runs) == 1 + again
+        return {name: value.grad for name, value in masters.items() if value.grad is not None}
+
+    expected, found = gradients(again=False), gradients(again=True)
+    assert expected.keys() == found.keys()
+    assert len(found) > 4
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
 
 
 def test_added_slices_are_changed_weights(tunable_model: ChatModel) -> None:
@@ -257,6 +321,148 @@ def test_applied_twice_is_applied_twice_and_restored(model: ChatModel) -> None:
     assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
 
 
+def test_delta_stays_until_it_is_removed(one_of_each_tunable: ChatModel) -> None:
+    model = one_of_each_tunable
+    neurons = neuron_set(model)
+    delta = NeuronDelta(neurons, random_delta(model, neurons))
+    before, untouched = snapshot(model), logits(model)
+    applied = delta.apply(model)
+    assert not torch.equal(logits(model), untouched)
+    with pytest.raises(SafetyNeuronsError, match="was made for"):
+        delta.apply(replace(model, identity="another"))
+    applied.remove()
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+    second = delta.apply(model)
+    tuned = logits(model)
+    # What was removed already takes nothing away from what was applied since.
+    applied.remove()
+    assert torch.equal(logits(model), tuned)
+    second.remove()
+    second.remove()
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+
+
+def test_deltas_are_removed_in_the_other_order(model: ChatModel) -> None:
+    """Bytes that were saved below another delta would not be the base's."""
+    neurons = neuron_set(model)
+    before = snapshot(model)
+    first, second = (NeuronDelta(neurons, random_delta(model, neurons, seed)).apply(model) for seed in (1, 2))
+    both = logits(model)
+    with pytest.raises(SafetyNeuronsError, match="remove that one first"):
+        first.remove()
+    assert torch.equal(logits(model), both)
+    second.remove()
+    first.remove()
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+
+
+def test_a_model_with_a_delta_in_it_is_not_kept_alive(make_model: Callable[..., ChatModel]) -> None:
+    model = make_model()
+    neurons = neuron_set(model)
+    NeuronDelta(neurons, random_delta(model, neurons)).apply(model)
+    network = weakref.ref(model.model)
+    del model
+    gc.collect()
+    assert network() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_byte_of_a_smaller_dtype_is_restored(make_model: Callable[..., ChatModel], dtype: torch.dtype) -> None:
+    model = make_model()
+    model.model.to(dtype)
+    neurons = neuron_set(model)
+    before = snapshot(model)
+    with NeuronDelta(neurons, random_delta(model, neurons)).apply(model):
+        assert any(not torch.equal(value, before[name]) for name, value in snapshot(model).items())
+    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+
+
+def test_incomplete_delta_is_refused(model: ChatModel) -> None:
+    """A file that lost some tensors would change only half of each neuron."""
+    neurons = neuron_set(model)
+    tensors, before = random_delta(model, neurons), logits(model)
+    del tensors["site2_read1_weight"]
+    with pytest.raises(SafetyNeuronsError, match=r"incomplete: 1 .* first site2_read1_weight"):
+        NeuronDelta(neurons, tensors).apply(model)
+    assert torch.equal(logits(model), before)
+
+
+def test_scaled_delta_is_so_much_larger(model: ChatModel) -> None:
+    neurons = neuron_set(model)
+    delta = NeuronDelta(neurons, random_delta(model, neurons))
+    weights = snapshot(model)
+    with delta.apply(model):
+        whole = snapshot(model)
+    with delta.scale(-0.5).apply(model):
+        for name, value in snapshot(model).items():
+            expected = weights[name] - 0.5 * (whole[name] - weights[name])
+            torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
+    with delta.scale(0).apply(model):
+        assert all(torch.equal(value, weights[name]) for name, value in snapshot(model).items())
+    assert delta.scale(2).neurons is delta.neurons
+    for factor in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(SafetyNeuronsError, match=f"scaled by {factor}"):
+            delta.scale(factor)
+
+
+def unpacked(model: ChatModel, packed: ChatModel) -> ChatModel:
+    """The model with the weights that the packed ones stand for."""
+    with torch.no_grad():
+        for name, module in packed.model.named_modules():
+            if hasattr(module, "unpacked"):
+                matrix: Any = model.model.get_submodule(name)
+                matrix.weight.copy_(module.unpacked())
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "opt", "gemma3"])
+def test_packed_weights_stay_packed_and_compute_as_if_they_were_changed(
+    make_model: Callable[..., ChatModel], pack: Callable[[ChatModel], ChatModel], architecture: str
+) -> None:
+    model = pack(with_biases(make_model(architecture)))
+    plain = unpacked(with_biases(make_model(architecture)), model)
+    neurons = neuron_set(plain)
+    delta = NeuronDelta(neurons, random_delta(plain, neurons))
+    before, untouched, digest = snapshot(model), logits(model), outside_digest(model, neurons)
+    with delta.apply(plain):
+        expected = logits(plain)
+    with delta.apply(model):
+        torch.testing.assert_close(logits(model), expected, rtol=1e-3, atol=1e-3)
+        assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
+        assert outside_digest(model, neurons) == digest
+    assert torch.equal(logits(model), untouched)
+    assert not torch.allclose(expected, untouched, atol=1e-2)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_slices_of_packed_weights_learn(
+    make_model: Callable[..., ChatModel], pack: Callable[[ChatModel], ChatModel], architecture: str
+) -> None:
+    ids = torch.tensor([[7, 9, 30, 41, 5, 66, 70, 8]])
+    packed = pack(make_model(architecture))
+    gradients: list[dict[str, Tensor]] = []
+    for model in (packed, unpacked(make_model(architecture), packed)):
+        model.model.requires_grad_(False)
+        trainee = SliceTrainee(model, neuron_set(model))
+        trainee(ids, torch.ones_like(ids), ids[:, 4:])["loss"].backward()
+        gradients.append({name: value.grad for name, value in trainee.delta.items() if value.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() == trainee.delta.keys()
+    for name, gradient in gradients[1].items():
+        assert gradient.any()
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_digest_sees_packed_weights(
+    make_model: Callable[..., ChatModel], pack: Callable[[ChatModel], ChatModel]
+) -> None:
+    model = pack(make_model())
+    neurons = neuron_set(model)
+    digest = outside_digest(model, neurons)
+    with torch.no_grad():
+        model.model.model.layers[2].mlp.up_proj.weight[0, 0] ^= 1
+    assert outside_digest(model, neurons) != digest
+
+
 def test_digest_sees_any_outside_weight_and_no_inside_weight(one_of_each_tunable: ChatModel) -> None:
     neurons = neuron_set(one_of_each_tunable)
     masks = owned(one_of_each_tunable, neurons)
@@ -285,6 +491,10 @@ def test_delta_is_saved_and_loaded(model: ChatModel, tmp_path: Path) -> None:
     assert loaded.tensors.keys() == delta.tensors.keys()
     assert all(same_bytes(loaded.tensors[name], value) for name, value in delta.tensors.items())
     assert loaded.neurons.provenance == neurons.provenance
+    with safe_open(tmp_path / "delta.safetensors", framework="pt") as file:
+        said = json.loads(file.metadata()["neurons"])["base"]
+    assert (said["name"], said["identity"]) == (model.name, model.identity)
+    assert "SHA-256" in said["identity_is"]
     assert loaded.neurons.widths == neurons.widths
     for mine, theirs in zip(
         (*neurons.rejection, *neurons.conformity), (*loaded.neurons.rejection, *loaded.neurons.conformity), strict=True
@@ -314,38 +524,19 @@ def test_wrong_base_is_refused_and_left_alone(make_model: Callable[..., ChatMode
     with pytest.raises(SafetyNeuronsError, match="was made for"), delta.apply(other_weights):
         pass
     assert all(same_bytes(value, before[name]) for name, value in snapshot(other_weights).items())
+    # By their weights, too, where these have no name but their own.
+    mine = load(model.model, model.tokenizer)
+    changed = load(copy.deepcopy(model.model), model.tokenizer)
+    assert changed.identity == mine.identity
+    with torch.no_grad():
+        changed.model.model.layers[1].mlp.gate_proj.weight.mul_(1.001)
+    changed = load(changed.model, model.tokenizer)
+    of_mine = neuron_set(mine)
+    with pytest.raises(SafetyNeuronsError, match="was made for"):
+        NeuronDelta(of_mine, random_delta(mine, of_mine)).apply(changed)
     wider = NeuronDelta(replace(neurons, widths=tuple(width + 1 for width in neurons.widths)), delta.tensors)
     with pytest.raises(SafetyNeuronsError, match="Find them on this model"), wider.apply(model):
         pass
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "phi3", "gemma2", "opt"])
-def test_merged_folder_is_the_tuned_model(
-    make_model: Callable[..., ChatModel], architecture: str, tmp_path: Path
-) -> None:
-    model = with_biases(make_model(architecture))
-    neurons = neuron_set(model)
-    delta = NeuronDelta(neurons, random_delta(model, neurons))
-    before = snapshot(model)
-    assert delta.merge(model, tmp_path / "deep" / "merged") == tmp_path / "deep" / "merged"
-    assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["merged"]
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "deep" / "merged").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "deep" / "merged")
-    assert tokenizer.chat_template == model.tokenizer.chat_template
-    with delta.apply(model):
-        expected = logits(model)
-    merged = ChatModel(loaded, tokenizer, "merged", "merged")
-    torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(logits(model), expected, atol=1e-2)
-
-
-@pytest.mark.parametrize("prepare", [SliceTrainee, empty_delta, outside_digest])
-def test_experts_are_not_tuned_yet(prepare: Callable[[ChatModel, NeuronSet], object], mixture: ChatModel) -> None:
-    """The error names them, and what can be done with them."""
-    neurons = neuron_set(mixture)
-    with pytest.raises(SafetyNeuronsError, match=r"layers\.\d\.mlp\.experts can be found, .*but not tuned yet"):
-        prepare(mixture, neurons)
 
 
 class GateAndUpTakeTurns(nn.Module):
@@ -364,49 +555,8 @@ def test_neurons_whose_rows_stand_in_another_order_are_not_tuned(model: ChatMode
     for layer in decoder_layers(model.model):
         layer.mlp = GateAndUpTakeTurns()
     assert model.coverage.neurons == 3 * 48
-    with pytest.raises(SafetyNeuronsError, match=r"layers\.0\.mlp\.down can be found, .*but not tuned yet"):
+    with pytest.raises(SafetyNeuronsError, match=r"layers\.0\.mlp\.down can be found, .*but not tuned"):
         SliceTrainee(model, neuron_set(model))
-
-
-def test_the_dense_neurons_of_a_mixture_are_tuned(make_model: Callable[..., ChatModel]) -> None:
-    """DeepSeek's first layer and its shared experts are plain MLPs; only the routed experts are not."""
-    model = make_model("deepseek_v3")
-    neurons = neuron_set(model)
-    routed = [site.blocks > 1 for site in model.sites]
-    rejection, conformity = (
-        tuple(layer[:0] if out else layer for layer, out in zip(side, routed, strict=True))
-        for side in (neurons.rejection, neurons.conformity)
-    )
-    neurons = replace(neurons, rejection=rejection, conformity=conformity)
-    tensors, before = random_delta(model, neurons), logits(model)
-    assert {name.split("_")[0] for name in tensors} == {"site0", "site2", "site4"}
-    with slices_added(model, neurons, tensors):
-        added = logits(model)
-    with NeuronDelta(neurons, tensors).apply(model):
-        torch.testing.assert_close(logits(model), added, rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(added, before, atol=1e-2)
-    assert torch.equal(logits(model), before)
-
-
-def test_merging_over_something_is_refused(model: ChatModel, tmp_path: Path) -> None:
-    neurons = neuron_set(model)
-    delta = NeuronDelta(neurons, random_delta(model, neurons))
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "file.txt").write_text("mine")
-    with pytest.raises(SafetyNeuronsError, match="exists already"):
-        delta.merge(model, folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-    assert [path.read_text() for path in folder.iterdir()] == ["mine"]
-
-
-def test_merging_into_the_wrong_base_leaves_nothing(make_model: Callable[..., ChatModel], tmp_path: Path) -> None:
-    model = make_model("llama")
-    neurons = neuron_set(model)
-    delta = NeuronDelta(neurons, random_delta(model, neurons))
-    with pytest.raises(SafetyNeuronsError, match="was made for"):
-        delta.merge(make_model("llama", seed=1), tmp_path / "merged")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_slice_hooks_are_gone_after_an_exception(one_of_each_tunable: ChatModel) -> None:

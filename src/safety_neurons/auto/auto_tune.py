@@ -1,6 +1,6 @@
 """`tune --auto`: budget, score, learning rate and mix searched for the trade that suits the user."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ class Space:
                 raise SafetyNeuronsError(f"The score {name} compares two models and cannot be searched with.")
         for name, (low, high) in (("percent", self.percent), ("learning_rate", self.learning_rate)):
             if not 0 < low <= high:
-                raise SafetyNeuronsError(f"The range of {name} goes from a number above 0 upwards, not {low} to {high}.")
+                raise SafetyNeuronsError(
+                    f"The range of {name} goes from a number above 0 upwards, not {low} to {high}."
+                )
 
 
 def auto_tune(

@@ -104,7 +104,10 @@ def tokens(
 
 @app.command
 def merge(run_dir: RunFolderArgument, folder: Path) -> None:
-    """Write the tuned model of a run as a plain transformers folder.
+    """Write the tuned model of a run as a plain transformers folder, with a card of what was done and measured.
+
+    The weights have the dtype of the base's checkpoint; those of a GGUF file, which has none of its own, the dtype in
+    which the run loaded it. What a run tuned with --quantize is merged into the base's full weights.
 
     Parameters
     ----------
@@ -113,13 +116,22 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
     """
     from safety_neurons.run.folder import RunFolder, merged_settings
     from safety_neurons.run.workplace import load_model
+    from safety_neurons.storage import read_json
+    from safety_neurons.tune.card import model_card
     from safety_neurons.tune.delta import NeuronDelta
+    from safety_neurons.tune.merge import checkpoint_dtype
+    from safety_neurons.tune.merge import merge as write_merged
 
     paths = RunFolder(run_dir)
     delta = NeuronDelta.load(paths.delta)
-    settings = merged_settings(paths.record()["settings"], {})
+    record = paths.record()
+    base = record["model"]
+    dtype = checkpoint_dtype(base["name"], base["identity"])
+    own = base["dtype"] if dtype is None else str(dtype).removeprefix("torch.")
+    settings = merged_settings(record["settings"], {}).model_copy(update={"quantize": None, "dtype": own})
+    card = model_card(delta, read_json(paths.results), command_line())
     with ConsoleListener() as listener, listener.task("merging", 1) as advance:
-        delta.merge(load_model(settings), folder)
+        write_merged(delta, load_model(settings), folder, card)
         advance(1)
     console.print(f"Tuned model: {folder}", soft_wrap=True)
 

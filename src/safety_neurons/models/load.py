@@ -93,8 +93,8 @@ def load(
         device, dtype: chosen when left out; `dtype` is "float32", "bfloat16" or "float16".
         device_map: passed to transformers, for models that need several devices.
         quantize: "8bit" or "4bit" to load the weights packed by bitsandbytes (LLM.int8(), Dettmers et al. 2022,
-            arXiv 2208.07339; NF4, Dettmers et al. 2023, arXiv 2305.14314). Such neurons can be found, explained and
-            calibrated, not tuned.
+            arXiv 2208.07339; NF4, Dettmers et al. 2023, arXiv 2305.14314). Their neurons are tuned beside the packed
+            weights, which stay as they are.
         system: a system prompt; folded into the user's turn where the template takes none.
         chat_template: a Jinja template that replaces the tokenizer's own.
         template_options: switches of the template, such as `{"enable_thinking": False}`.

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.ablation import check_identity, find_reads, fold, observe
-from safety_neurons.models.experts import ExpertSite, expert_layout
+from safety_neurons.models.expert_layouts import expert_layout
+from safety_neurons.models.experts import ExpertSite
 from safety_neurons.models.quantized import without_rounding
 from safety_neurons.models.sites import DenseSite, NeuronSite, is_matrix, matrix_shape
 from safety_neurons.models.trace import (

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.models.experts import expert_layout
+from safety_neurons.models.expert_layouts import expert_layout
 from safety_neurons.models.sites import device_of, is_matrix
 
 # Two different sequences: a layer that orders its rows in another way than [batch, tokens] shows itself.

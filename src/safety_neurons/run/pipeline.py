@@ -189,11 +189,6 @@ def _run(
         whole = len(wanted) == len(STAGES)
         listener.say(f"{folder.path} is up to date: nothing to do." if whole else f"Done already: {', '.join(wanted)}.")
         return kept or {}
-    if settings.quantize is not None and "tune" in todo:
-        raise SafetyNeuronsError(
-            f"Neurons of weights in {settings.quantize} can be found, explained and calibrated, not tuned yet. Run "
-            f"these stages (safety-neurons calibrate {folder.path}), or choose another --out without --quantize."
-        )
     if "tune" in todo:
         _check_shard(settings)
     if again := [stage for stage in changed if stage != "report"]:

@@ -2,23 +2,32 @@
 
 import contextlib
 import hashlib
-import shutil
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet, read_tensors
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.sites import rows_by_neuron, rows_by_output
-from safety_neurons.storage import atomic_path, disk_errors
-from safety_neurons.tune.slices import DeltaTensors, empty_delta, trainable_sites
+from safety_neurons.models.sites import fetched
+from safety_neurons.storage import atomic_path
+from safety_neurons.tune.slices import DeltaTensors, added_to_site, empty_delta, trainable_sites
+from safety_neurons.tune.weight_slices import WeightSlice, has_plain_weights, weight_slices
+
+# What is kept of the base, by which a delta knows it again.
+IDENTITY = (
+    "the SHA-256 of the GGUF file, also of a preset's; the commit of a model of the hub; otherwise a SHA-256 over the "
+    "names and sizes of a folder's files and samples of their bytes, or over samples of every weight in memory"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,39 @@ class TrainingStep:
     step: int
     epoch: float
     loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class AppliedDelta:
+    """A delta that is in a model. As a context manager it gives the model, and removes the delta at the end."""
+
+    model: ChatModel
+    _undo: contextlib.ExitStack
+
+    def remove(self) -> None:
+        """Give the model every byte back; once it is removed, removing it again changes nothing.
+
+        Raises:
+            SafetyNeuronsError: another delta was applied after this one, and is not removed yet.
+        """
+        applied = _applied.get(self.model.model, [])
+        if self._undo not in applied:
+            return
+        if applied[-1] is not self._undo:
+            raise SafetyNeuronsError(
+                "Another delta was applied to this model after the one that is to be removed: remove that one first."
+            )
+        applied.pop().close()
+
+    def __enter__(self) -> ChatModel:
+        return self.model
+
+    def __exit__(self, *_exception: object) -> None:
+        self.remove()
+
+
+# How to undo what is applied to each model, in its order: bytes come back exactly only backwards.
+_applied: WeakKeyDictionary[PreTrainedModel, list[contextlib.ExitStack]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -61,28 +103,40 @@ class NeuronDelta:
     def parameters(self) -> int:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
-    @contextlib.contextmanager
-    def apply(self, model: ChatModel) -> Iterator[ChatModel]:
-        """The model with the change in its weights while the context is open; then every byte is as it was.
+    def apply(self, model: ChatModel) -> AppliedDelta:
+        """The model with the change in it, until `remove()` or the end of a `with` block; then every byte is as it was.
+
+        The change is written into the weights. Where they are packed (quantized) or elsewhere (offloaded) it is added
+        to what their matrices return instead: the model computes with it, while the write vectors that are read from
+        the weights are still the base's.
 
         Raises:
             SafetyNeuronsError: the delta was made for other weights.
         """
-        self._check(model)
-        saved: list[tuple[Tensor, Tensor, Tensor]] = []
-        try:
-            with torch.no_grad():
-                for view, rows, change in self._targets(model):
-                    saved.append((view, rows, view[rows].clone()))
-                    view[rows] = (saved[-1][2].float() + change.to(view.device)).to(view.dtype)
-            yield model
-        finally:
-            with torch.no_grad():
-                # Backwards, so that rows that were changed twice end at their first value.
-                for view, rows, original in reversed(saved):
-                    view[rows] = original
+        self.check_base(model)
+        with contextlib.ExitStack() as undo, torch.no_grad():
+            for prefix, site, indices in trainable_sites(model, self.neurons):
+                if has_plain_weights(site):
+                    for slice_ in weight_slices(prefix, site, indices):
+                        _write(slice_, self.tensors[slice_.name][slice_.places], undo)
+                else:
+                    undo.enter_context(added_to_site(site, prefix, indices, self.tensors))
+            applied = AppliedDelta(model, undo.pop_all())
+        _applied.setdefault(model.model, []).append(applied._undo)
+        return applied
 
-    def _check(self, model: ChatModel) -> None:
+    def scale(self, factor: float) -> Self:
+        """The same change `factor` times as large: 0 is the base, 1 is this delta.
+
+        Raises:
+            SafetyNeuronsError: the factor is not a finite number.
+        """
+        if not math.isfinite(factor):
+            raise SafetyNeuronsError(f"A delta cannot be scaled by {factor}: give a finite number, such as 0.5.")
+        return replace(self, tensors={name: value * factor for name, value in self.tensors.items()})
+
+    def check_base(self, model: ChatModel) -> None:
+        """Raises SafetyNeuronsError where the delta was made for other weights, or lacks some of its slices."""
         self.neurons.check_fits(model)
         made_for = self.neurons.provenance
         if made_for.identity != model.identity:
@@ -90,47 +144,24 @@ class NeuronDelta:
                 f"This delta was made for {made_for.model} ({made_for.identity[:12]}), not for {model.name} "
                 f"({model.identity[:12]}). Load that model, or tune this one."
             )
-
-    def _targets(self, model: ChatModel) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(view of a weight, rows of the view, change) for every slice."""
-        for prefix, site, indices in trainable_sites(model, self.neurons):
-            yield rows_by_neuron(site.write).detach(), indices, self.tensors[f"{prefix}_write"]
-            for number, read in enumerate(site.reads):
-                rows = indices + read.offset
-                yield rows_by_output(read.module).detach(), rows, self.tensors[f"{prefix}_read{number}_weight"]
-                bias = self.tensors.get(f"{prefix}_read{number}_bias")
-                if bias is not None:
-                    assert isinstance(read.module.bias, Tensor)
-                    yield read.module.bias.detach(), rows, bias
-
-    def merge(self, model: ChatModel, folder: Path) -> Path:
-        """Write the changed model as a plain transformers folder that `from_pretrained` loads.
-
-        Raises:
-            SafetyNeuronsError: the folder exists, the disk is full, or the delta belongs to other weights.
-        """
-        if folder.exists():
-            raise SafetyNeuronsError(f"{folder} exists already. Choose another folder for the merged model.")
-        with disk_errors(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-            try:
-                with self.apply(model):
-                    model.model.save_pretrained(temporary)
-                model.tokenizer.save_pretrained(temporary)
-                temporary.chmod(0o755)
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        return folder
+        if missing := sorted(empty_delta(model, self.neurons).keys() - self.tensors.keys()):
+            raise SafetyNeuronsError(
+                f"This delta is incomplete: {len(missing)} of its tensors are missing, first {missing[0]}. Tune again."
+            )
 
     def save(self, path: Path) -> None:
-        """Write the change, the neurons and where they come from as safetensors."""
+        """Write the change, the neurons, and which weights they belong to, as safetensors."""
         tensors = {f"delta.{name}": value.contiguous() for name, value in self.tensors.items()}
         tensors |= {f"rejection.{layer}": value for layer, value in enumerate(self.neurons.rejection)}
         tensors |= {f"conformity.{layer}": value for layer, value in enumerate(self.neurons.conformity)}
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, self.neurons.metadata())
+            save_file(tensors, temporary, self._metadata())
+
+    def _metadata(self) -> dict[str, str]:
+        provenance = self.neurons.provenance
+        base = {"name": provenance.model, "identity": provenance.identity, "identity_is": IDENTITY}
+        # Again one entry: safetensors writes several in any order.
+        return {"neurons": json.dumps(json.loads(self.neurons.metadata()["neurons"]) | {"base": base})}
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -149,20 +180,45 @@ class NeuronDelta:
         )
 
 
+def _write(slice_: WeightSlice, change: Tensor, undo: contextlib.ExitStack) -> None:
+    """Add to rows of a weight; `undo` will put their values back."""
+    view, rows = slice_.view, slice_.rows.to(slice_.view.device)
+    original = view[rows]
+    changed = (original.float() + change.to(view.device)).to(view.dtype)
+    undo.callback(view.index_copy_, 0, rows, original)
+    view[rows] = changed
+
+
 def outside_digest(model: ChatModel, neurons: NeuronSet) -> str:
-    """SHA-256 over all weights of the model but the neurons' own: what tuning must leave byte for byte."""
-    zero = NeuronDelta(neurons, empty_delta(model, neurons))
-    masked: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    for view, rows, _ in zero._targets(model):
-        masked.setdefault(view.data_ptr(), []).append((view, rows))
+    """SHA-256 over all weights of the model but the neurons' own: what tuning must leave byte for byte.
+
+    Packed weights count as a whole: a delta is not written into them.
+    """
+    own: dict[int, list[WeightSlice]] = {}
+    for prefix, site, indices in trainable_sites(model, neurons):
+        for slice_ in weight_slices(prefix, site, indices) if has_plain_weights(site) else ():
+            own.setdefault(slice_.view.untyped_storage().data_ptr(), []).append(slice_)
     digest = hashlib.sha256()
-    for name, parameter in model.model.named_parameters():
-        digest.update(name.encode())
-        value = parameter.detach()
-        if targets := masked.get(value.data_ptr()):
-            value = value.clone()
-            for view, rows in targets:
-                copy = value.T if view.shape != value.shape or view.stride() != value.stride() else value
-                copy[rows] = 0
-        digest.update(value.contiguous().view(torch.uint8).cpu().numpy().data)
+    for name, _ in model.model.named_parameters():
+        owner, _, own_name = name.rpartition(".")
+        module = model.model.get_submodule(owner)
+        with fetched(module):
+            value = module.get_parameter(own_name).detach()
+            digest.update(name.encode())
+            value = _without(value, own.get(value.untyped_storage().data_ptr(), []))
+            digest.update(value.flatten().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
+
+
+def _without(value: Tensor, slices: Sequence[WeightSlice]) -> Tensor:
+    """A copy of a weight in which the slices of it are zero; the weight itself where none is of it."""
+    first, last = value.data_ptr(), value.data_ptr() + value.numel() * value.element_size()
+    inside = [slice_ for slice_ in slices if first <= slice_.view.data_ptr() < last]
+    if not inside:
+        return value
+    copy = value.clone()
+    for slice_ in inside:
+        view = slice_.view
+        offset = view.storage_offset() - value.storage_offset()
+        copy.as_strided(view.shape, view.stride(), offset)[slice_.rows.to(copy.device)] = 0
+    return copy
