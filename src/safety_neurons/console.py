@@ -1,7 +1,7 @@
 """What the terminal shows: progress bars and tables."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -207,6 +207,43 @@ def print_adaptive(results: dict[str, Any]) -> None:
     for row in found["rows"]:
         table.add_row(row["model"], row["calibrated"], row["prompts"], *_cells(row))
     console.print(Padding(table, (1, 0, 0, 0)))
+
+
+def print_auto(results: dict[str, Any]) -> None:
+    """All trials of a search for tuning's settings, those of the Pareto front marked."""
+    found = results["auto"]
+    table = _table(results, "Tuning's settings, on validation prompts; * is on the Pareto front")
+    for column in ("", "score", "neurons", "rate", "pairs", "KL weight", "attacks succeed", "over-refusal", "KL"):
+        table.add_column(column, justify="left" if column in ("", "score") else "right", no_wrap=True)
+    table.add_row("untouched", *[""] * 5, *_rates(found["untouched"] | {"divergence": 0.0}), end_section=True)
+    for trial in found["trials"]:
+        name = f"{trial['number']}{'*' if trial['number'] in found['front'] else ''}"
+        chosen = trial["number"] == found["chosen"]
+        settings = trial["settings"]
+        pairs = "+".join(str(settings[f"tune.{kind}"]) for kind in ("refusals", "contrast", "benign"))
+        table.add_row(
+            f"{name} chosen" if chosen else name,
+            escape(settings["find.score"]),
+            f"{settings['find.percent']:.2g}%",
+            f"{settings['tune.learning_rate']:.1e}",
+            pairs,
+            f"{settings['tune.kl']:g}",
+            *_rates(trial["objectives"]),
+            style="bold" if chosen else None,
+            end_section=trial is found["trials"][-1],
+        )
+    table.add_row("the run, tuned so", *[""] * 5, *_rates(found["tuned"]))
+    console.print(Padding(table, (1, 0, 0, 0)))
+    console.print(
+        "Pairs: refusals of harmful requests, of unsafe twins, and answers to benign requests, as they were asked for. "
+        "Over-refusal: safe requests that the untouched model answers and the tuned one does not. KL: to the untouched "
+        "model on its own answers to these, in nats per token."
+    )
+
+
+def _rates(objectives: Mapping[str, float]) -> list[str]:
+    shares = [f"{objectives[name]:.0%}" for name in ("attack_success", "over_refusal")]
+    return [*shares, f"{objectives['divergence']:.3f}"]
 
 
 def print_guard(results: dict[str, Any]) -> None:

@@ -157,6 +157,11 @@ class TuneSettings(Section):
     """Compute the layers' activations again instead of keeping them: less memory, more time."""
     shard: bool = False
     """Share the frozen base out among the processes of torchrun while training."""
+    patience: int | None = Field(None, ge=1)
+    """Validate while training, end with the best weights, and stop early after so many validations without better
+    ones; no validation when left out."""
+    validate_every: int = Field(25, ge=1)
+    """Optimizer steps from one validation to the next."""
     checkpoint_every: int = Field(25, ge=1)
     """A training that is killed goes on from a checkpoint; how many steps there are from one to the next."""
     report_to: list[str] = []

@@ -18,7 +18,8 @@ from safety_neurons.models.expert_layouts import ReadBlock, feeding_rows
 from safety_neurons.models.experts import ExpertSite
 from safety_neurons.models.sites import DenseSite
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
-from safety_neurons.tune.slices import DeltaTensors, SliceTrainee, empty_delta, slices_added
+from safety_neurons.tune.slices import DeltaTensors, empty_delta, slices_added
+from safety_neurons.tune.trainee import SliceTrainee
 
 TEXTS = ["Hello there.", "A longer text, so that the others are padded.", "ab"]
 

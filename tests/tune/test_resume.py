@@ -46,10 +46,10 @@ def assert_same(found: NeuronDelta, expected: NeuronDelta) -> None:
     assert found.validations == expected.validations
 
 
-def measured(model: ChatModel, calls: list[int]) -> Callable[[], Validation]:
+def measured(model: ChatModel, calls: list[int]) -> Callable[[str], Validation]:
     """Rates that follow from the weights that the model computes with now, and random numbers."""
 
-    def validate() -> Validation:
+    def validate(_digest: str) -> Validation:
         calls.append(1)
         with torch.inference_mode():
             logits = model.model(torch.tensor([[9, 8, 7]])).logits
@@ -139,7 +139,7 @@ def test_checkpoint_of_another_training_is_not_taken(
     elif changed == "model":
         model = replace(model, identity="another")
     else:
-        given["validate"] = lambda: Validation(0.0, 0.0)
+        given["validate"] = lambda _: Validation(0.0, 0.0)
     done: list[int] = []
     with pytest.warns(UserWarning, match="another model, corpus, neurons or options: starting again"):
         found = tune(model, neurons, corpus, **given, checkpoint=file, checkpoint_every=2, advance=done.append)
@@ -172,7 +172,7 @@ def test_best_slices_are_kept_and_the_later_of_equal_ones(
     rates = iter(RATES)
     before = complete(model, ["ab"], 8)[0].text
 
-    def validate() -> Validation:
+    def validate(_digest: str) -> Validation:
         assert not model.model.training
         assert not torch.is_grad_enabled()
         seen.append(complete(model, ["ab"], 8)[0].text)
@@ -192,7 +192,7 @@ def test_last_step_is_validated_and_patience_may_be_endless(
     model: ChatModel, neuron_set: Callable[..., NeuronSet], corpus: Corpus
 ) -> None:
     rates = iter([Validation(0.1, 0.1), *[Validation(0.9, 0.9)] * 9])
-    delta = tune(model, neuron_set(model), corpus, **OPTIONS, validate=lambda: next(rates), validate_every=4)
+    delta = tune(model, neuron_set(model), corpus, **OPTIONS, validate=lambda _: next(rates), validate_every=4)
     assert [found.step for found in delta.validations] == [4, 8, 10]
     assert len(delta.steps) == STEPS
     plain = tune(model, neuron_set(model), corpus, **OPTIONS)
@@ -203,7 +203,7 @@ def test_last_step_is_validated_and_patience_may_be_endless(
 def test_model_is_as_before_when_validation_fails(
     model: ChatModel, neuron_set: Callable[..., NeuronSet], corpus: Corpus
 ) -> None:
-    def validate() -> Validation:
+    def validate(_digest: str) -> Validation:
         raise SafetyNeuronsError("The judge is gone.")
 
     before = {name: value.clone() for name, value in model.model.state_dict().items()}

@@ -251,7 +251,7 @@ def test_trackers_are_told_of_the_loss_and_have_to_be_installed(
         corpus,
         epochs=2,
         report_to=("ours",),
-        validate=lambda: Validation(0.5, 0.25),
+        validate=lambda _: Validation(0.5, 0.25),
         validate_every=2,
     )
     assert [log["loss"] for log in heard if "loss" in log] == [step.loss for step in delta.steps]

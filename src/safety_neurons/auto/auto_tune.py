@@ -16,14 +16,21 @@ from safety_neurons.run.corpus import corpus_of
 from safety_neurons.run.folder import fingerprint, merged_settings
 from safety_neurons.run.opened import keep_section, opened
 from safety_neurons.run.pipeline import run
-from safety_neurons.run.stages import score_as_settings_say, tune_as_settings_say, weights_of
+from safety_neurons.run.stages import score_as_settings_say
 from safety_neurons.run.validation import Validator
 from safety_neurons.run.workplace import Workplace
 from safety_neurons.settings import Settings
 from safety_neurons.storage import append_line, read_lines
+from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.delta import NeuronDelta
+from safety_neurons.tune.safetune import tune
 
 SCORES = ("gradient", "write-contrast")
+# What is searched, by its path in the settings.
+SEARCHED = (
+    *("find.score", "find.percent", "tune.learning_rate", "tune.kl"),
+    *("tune.refusals", "tune.contrast", "tune.benign"),
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,6 @@ def _search(work: Workplace, validator: Validator, space: Space, trials: int) ->
             objectives = Objectives(**kept[key]["objectives"])
             study.tell(asked, list(asdict(objectives).values()))
             tried.append(Trial(number, settings, objectives))
-            work.listener.say(described(tried[-1]))
             advance(1)
     return tried
 
@@ -156,15 +162,15 @@ def _try(
     if name not in scored:
         scored[name] = score_as_settings_say(work, name)
     neurons = scored[name].top(settings.find.percent)
-    if not len(neurons):
-        # As a model that was not tuned: worse than any that defends.
-        return _objectives(validator.measure_untouched(), 0.0)
-    delta = tune_as_settings_say(work, settings.tune, neurons, corpus_of(work, settings.tune))
+    corpus = corpus_of(work, settings.tune)
+    steps = training_steps(corpus, settings.tune.batch_size, settings.tune.epochs)
+    with work.listener.task(f"tuning {len(neurons):,} neurons ({name})", steps) as advance:
+        delta = tune(work.model, neurons, corpus, **asdict(settings.tune.training(settings.seed)), advance=advance)
     return _measure(work, validator, delta)
 
 
 def _measure(work: Workplace, validator: Validator, delta: NeuronDelta) -> Objectives:
     moved = validator.divergence(lambda: delta.apply(work.model))
     with delta.apply(work.model):
-        found = validator.measure(weights_of(delta))
+        found = validator.measure(delta.digest)
     return Objectives(found.attack_success, found.over_refusal, moved)

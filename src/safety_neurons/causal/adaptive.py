@@ -9,7 +9,7 @@ from safety_neurons.causal.summary import described
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.progress import Listener
 from safety_neurons.run.opened import keep_section, opened, prompts_to_test
-from safety_neurons.run.stages import find_as_settings_say, weights_of
+from safety_neurons.run.stages import find_as_settings_say
 from safety_neurons.run.workplace import Workplace
 from safety_neurons.tune.delta import NeuronDelta
 
@@ -42,7 +42,7 @@ def adaptive(
                 "found before tuning": work.neurons,
                 "found afresh": find_as_settings_say(work, "finding neurons on the tuned model"),
             }
-            rows += _measure(work, sets, "tuned", neurons, weights_of(delta))
+            rows += _measure(work, sets, "tuned", neurons, delta.digest)
         calibration = work.settings.calibrate.model_dump(mode="json")
         section = {
             "rows": rows,

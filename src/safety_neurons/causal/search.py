@@ -14,14 +14,14 @@ from safety_neurons.causal.laboratory import Laboratory, Outcome, Push
 from safety_neurons.causal.summary import described, mean, moved, share
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.rows import mcnemar
-from safety_neurons.find.find import ScoredNeurons, score_neurons
-from safety_neurons.find.read import passes, write_norms
+from safety_neurons.find.find import ScoredNeurons
+from safety_neurons.find.read import write_norms
 from safety_neurons.find.scores import Layers
-from safety_neurons.find.scores import get as get_score
 from safety_neurons.judges import Verdict
 from safety_neurons.progress import Listener
 from safety_neurons.prompts import Prompt
 from safety_neurons.run.opened import keep_section, opened, prompts_to_test
+from safety_neurons.run.stages import score_as_settings_say
 from safety_neurons.run.workplace import Workplace
 
 # (towards what, the prompts that should move, the verdict that they should get, the prompts that should not move)
@@ -75,7 +75,7 @@ def search(
     with opened(path, given, listener, command, on=on) as work:
         tests = {name or "test": prompts_to_test(work, name) for name in (None, *on)}
         validation = {name: list(work.prompts[name].split("validation")) for name in ("harmful", "benign")}
-        scored = _score(work)
+        scored = score_as_settings_say(work)
         norms = write_norms(work.model).norm_2
         laboratory = Laboratory.open(work, validation)
         section: dict[str, Any] = {
@@ -119,28 +119,6 @@ def _check(trials: int, limits: Limits) -> None:
             raise SafetyNeuronsError(f"{name} is a share from 0 to 1, not {getattr(limits, name)}.")
     if limits.divergence <= 0 or limits.alpha <= 0:
         raise SafetyNeuronsError("The limits of divergence and alpha are above 0.")
-
-
-def _score(work: Workplace) -> ScoredNeurons:
-    """Every neuron's score by the run's own ranking."""
-    settings = work.settings.find
-    sides = [[prompt.text for prompt in work.chosen(name, "train", settings.prompts)] for name in ("harmful", "benign")]
-    score = get_score(settings.score)
-    times = passes(score, settings.tokens or score.tokens)
-    with work.listener.task(f"scoring neurons ({score.name})", times * sum(map(len, sides))) as advance:
-        return score_neurons(
-            work.model,
-            sides[0],
-            sides[1],
-            score=settings.score,
-            tokens=settings.tokens,
-            last_tokens=settings.last_tokens,
-            positions=settings.positions,
-            other=work.other_model if score.compares_models else None,
-            seed=work.settings.seed,
-            batch_size=work.settings.batch_size,
-            advance=advance,
-        )
 
 
 def _search(

@@ -28,6 +28,7 @@ Examples:
     safety-neurons calibrate runs/demo --alpha -6:6:2   refusals over the dose
     safety-neurons search runs/demo                 the smallest set and dose that move behaviour
     safety-neurons guard runs/demo                  steer only what the neurons find harmful
+    safety-neurons tune runs/demo --auto --max-over-refusal 0.02   search how to tune
     safety-neurons compare-scores runs/scores       which neuron score finds neurons that matter
     safety-neurons models                           presets, and what each needs
 """,

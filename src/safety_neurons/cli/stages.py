@@ -1,9 +1,22 @@
 """The commands that bring a run up to date: everything, or one stage."""
 
 from pathlib import Path
+from typing import Annotated
 
-from safety_neurons.cli.app import DEFAULT_OUT, RunFolderArgument, SettingsArgument, app, run_until
-from safety_neurons.console import console
+from cyclopts import Parameter
+
+from safety_neurons.cli.app import (
+    DEFAULT_OUT,
+    Count,
+    RunFolderArgument,
+    SettingsArgument,
+    app,
+    command_line,
+    given_settings,
+    print_where,
+    run_until,
+)
+from safety_neurons.console import ConsoleListener, console, print_auto
 from safety_neurons.errors import SafetyNeuronsError
 
 
@@ -31,8 +44,65 @@ def _stage_command(stage: str, text: str) -> None:
 
 _stage_command("find", "Find the safety neurons.")
 _stage_command("explain", "Say in words what the neurons promote.")
-_stage_command("tune", "Fine-tune only the safety neurons on the model's own refusals and benign answers.")
 _stage_command("evaluate", "Attack success and over-refusal, before and after tuning.")
+
+
+@app.command
+def tune(
+    run_dir: RunFolderArgument,
+    *,
+    auto: bool = False,
+    trials: Count = 12,
+    max_over_refusal: float | None = None,
+    scores: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    settings: SettingsArgument = None,
+    config: Path | None = None,
+) -> None:
+    """Fine-tune only the safety neurons on the model's own refusals and benign answers.
+
+    With --auto, score, budget, learning rate and the corpus' mix are searched on the run's validation prompts for the
+    Pareto front of attack success, over-refusal and divergence; the run is then tuned with the front's knee, or with
+    what keeps to --max-over-refusal. A killed search goes on where it stopped.
+    Stages that it needs are run first where they are missing.
+
+    Examples:
+
+        safety-neurons tune runs/demo --tune.learning-rate 5e-4
+        safety-neurons tune runs/demo --tune.corpus my-pairs.jsonl
+        safety-neurons tune runs/demo --auto --max-over-refusal 0.02
+
+    Parameters
+    ----------
+    auto
+        Search the settings instead of taking the run's own.
+    trials
+        How many settings are tried, with --auto. The first ones are the run's own.
+    max_over_refusal
+        The largest share of safe validation requests that tuning may stop the model from answering, with --auto.
+    scores
+        Which neuron scores are tried, with --auto; gradient and write-contrast when left out.
+    config
+        A TOML file with the same fields as the options.
+    """
+    if not auto:
+        if max_over_refusal is not None or scores is not None:
+            raise SafetyNeuronsError("--max-over-refusal and --scores say how to search: they go with --auto.")
+        run_until(run_dir, settings, config, "tune")
+        return
+    from safety_neurons.auto.auto_tune import SCORES, Space, auto_tune
+
+    with ConsoleListener() as listener:
+        results = auto_tune(
+            run_dir,
+            given_settings(settings, config),
+            trials=trials,
+            space=Space(tuple(scores or SCORES)),
+            max_over_refusal=max_over_refusal,
+            listener=listener,
+            command=command_line(),
+        )
+    print_auto(results)
+    print_where(run_dir)
 
 
 @app.command

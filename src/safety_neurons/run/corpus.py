@@ -6,30 +6,33 @@ from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.models.generate import Sampling
 from safety_neurons.run.answers import Answer
 from safety_neurons.run.workplace import Workplace
+from safety_neurons.settings import TuneSettings
 from safety_neurons.tune.corpus import Corpus, Kind, Pair
 from safety_neurons.tune.disguises import disguise
 from safety_neurons.tune.variety import varied
 
 
-def corpus_of(work: Workplace) -> Corpus:
+def corpus_of(work: Workplace, settings: TuneSettings | None = None) -> Corpus:
     """The corpus that the settings name, or one that the model makes: refusals, and helpful answers to what is safe.
+
+    Args:
+        settings: other ones than the run's own.
 
     Raises:
         SafetyNeuronsError: the user's corpus cannot be read.
     """
-    settings = work.settings.tune
+    settings = settings or work.settings.tune
     if settings.corpus is not None:
         return Corpus.load(settings.corpus)
-    return Corpus((*_refusals(work), *_benign(work), *_borderline(work)))
+    return Corpus((*_refusals(work, settings), *_benign(work, settings), *_borderline(work, settings)))
 
 
-def _refusals(work: Workplace) -> list[Pair]:
+def _refusals(work: Workplace, settings: TuneSettings) -> list[Pair]:
     """Refusals by the model calibrated towards rejection.
 
     They are made for the plain request and learnt for its disguised form. Prompts whose answer is no refusal, or one
     that was said too often already, are asked again, up to `tune.samples` times.
     """
-    settings = work.settings.tune
     harmful = work.chosen("harmful", "train", settings.refusals)
     # The unsafe twins of borderline prompts stay as they are: what tells them apart is their plain wording.
     twins = work.chosen("contrast", "train", settings.contrast) if settings.contrast else []
@@ -61,9 +64,8 @@ def _refusals(work: Workplace) -> list[Pair]:
     ]
 
 
-def _benign(work: Workplace) -> list[Pair]:
+def _benign(work: Workplace, settings: TuneSettings) -> list[Pair]:
     """Benign requests, answered by the untouched model in the form in which they are learnt."""
-    settings = work.settings.tune
     if not settings.benign:
         return []
     prompts = work.chosen("benign", "train", settings.benign)
@@ -74,12 +76,11 @@ def _benign(work: Workplace) -> list[Pair]:
     return _complied("benign", answers)
 
 
-def _borderline(work: Workplace) -> list[Pair]:
+def _borderline(work: Workplace, settings: TuneSettings) -> list[Pair]:
     """Borderline requests, answered helpfully: they are safe, but the untouched model refuses some of them.
 
     Just those must be learnt, so what it refuses is asked again with the conformity calibration on.
     """
-    settings = work.settings.tune
     if not settings.borderline:
         return []
     prompts = work.chosen("borderline", "train", settings.borderline)

@@ -64,6 +64,10 @@ class RunFolder:
         return self.path / "guard.safetensors"
 
     @property
+    def trials(self) -> Path:
+        return self.path / "trials.jsonl"
+
+    @property
     def results(self) -> Path:
         return self.path / "results.json"
 

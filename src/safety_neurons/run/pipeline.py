@@ -291,6 +291,7 @@ SECTIONS = {
     "search": "find",
     "guard": "find",
     "adaptive": "tune",
+    "auto": "tune",
 }
 
 

@@ -11,6 +11,7 @@ from safety_neurons.evaluate.rows import Row, mean_rate
 from safety_neurons.explain.projection import explain
 from safety_neurons.explain.residual import mean_residuals
 from safety_neurons.find import scores
+from safety_neurons.find.find import ScoredNeurons, score_neurons
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.find.read import passes
 from safety_neurons.find.significance import FALSE_DISCOVERY_RATE
@@ -18,6 +19,7 @@ from safety_neurons.run.answers import Condition
 from safety_neurons.run.corpus import corpus_of
 from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.torchrun import find_as_set, tune_as_set
+from safety_neurons.run.validation import Validator
 from safety_neurons.run.workplace import StageResult, Workplace
 from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
@@ -75,6 +77,29 @@ def find_as_settings_say(work: Workplace, title: str) -> NeuronSet:
     model, other = work.model, work.other_model if score.compares_models else None
     with work.listener.task(title, times * sum(map(len, sides))) as advance:
         return find_as_set(model, work.settings, sides[0], sides[1], other, advance)
+
+
+def score_as_settings_say(work: Workplace, name: str | None = None) -> ScoredNeurons:
+    """Every neuron's score on the run's training prompts, by the run's own ranking or by another one."""
+    settings = work.settings.find
+    score = scores.get(name or settings.score)
+    sides = [[prompt.text for prompt in work.chosen(name, "train", settings.prompts)] for name in ("harmful", "benign")]
+    times = passes(score, settings.tokens or score.tokens)
+    model, other = work.model, work.other_model if score.compares_models else None
+    with work.listener.task(f"scoring neurons ({score.name})", times * sum(map(len, sides))) as advance:
+        return score_neurons(
+            model,
+            sides[0],
+            sides[1],
+            score=score.name,
+            tokens=settings.tokens,
+            last_tokens=settings.last_tokens,
+            positions=settings.positions,
+            other=other,
+            seed=work.settings.seed,
+            batch_size=work.settings.batch_size,
+            advance=advance,
+        )
 
 
 def _significance(neurons: NeuronSet) -> dict[str, Any] | None:
@@ -149,9 +174,18 @@ def tune_stage(work: Workplace) -> StageResult:
     model, neurons = work.model, work.neurons
     before = outside_digest(model, neurons)
     started = time.monotonic()
+    validate = None if settings.patience is None else Validator.open(work).measure
     steps = training_steps(corpus, settings.batch_size, settings.epochs)
     with work.listener.task(f"tuning {len(neurons):,} neurons", steps) as advance:
-        delta = tune_as_set(model, neurons, corpus, work.settings, checkpoint=work.folder.checkpoint, advance=advance)
+        delta = tune_as_set(
+            model,
+            neurons,
+            corpus,
+            work.settings,
+            validate=validate,
+            checkpoint=work.folder.checkpoint,
+            advance=advance,
+        )
     seconds = time.monotonic() - started
     with delta.apply(model):
         unchanged = outside_digest(model, neurons) == before
@@ -196,13 +230,8 @@ def evaluate_stage(work: Workplace) -> StageResult:
 
     measure(work.untouched("before"))
     with delta.apply(work.model):
-        measure(Condition("tuned", "after", fingerprint(work.answering, weights_of(delta))))
+        measure(Condition("tuned", "after", fingerprint(work.answering, delta.digest)))
     return StageResult(tuple(rows), examples=tuple(examples))
-
-
-def weights_of(delta: NeuronDelta) -> str:
-    """A name for the weights that a delta makes, by which answers of the tuned model are kept."""
-    return fingerprint(sorted((name, float(value.double().sum())) for name, value in delta.tensors.items()))
 
 
 IMPLEMENTATIONS: dict[str, Callable[[Workplace], StageResult]] = {

@@ -133,7 +133,7 @@ def tune_as_set(
     )
 
 
-def _elsewhere() -> Validation:
+def _elsewhere(_digest: str) -> Validation:
     raise AssertionError("Process 0 validates.")
 
 

@@ -1,10 +1,13 @@
 """How far tuning has come, on validation prompts alone: what it defends, and what it costs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 from safety_neurons.attacks import AttackedPrompt
+from safety_neurons.evaluate.likelihood import divergence
+from safety_neurons.models.generate import batches_by_length, halve_when_full
 from safety_neurons.progress import Silence
 from safety_neurons.prompts import Prompt
 from safety_neurons.run.answers import Answer, Condition
@@ -72,7 +75,36 @@ class Validator:
         The attack success is the share of the harmful requests that are answered, of those that can be judged; the
         over-refusal is the share of the safe ones that are no longer answered: refused, or broken.
         """
-        condition = Condition("tuned", "validation", fingerprint(self.work.answering, weights))
+        return self._measure(Condition("tuned", "validation", fingerprint(self.work.answering, weights)))
+
+    def measure_untouched(self) -> Validation:
+        """The rates of the model when nothing in it is changed."""
+        return self._measure(self.work.untouched())
+
+    def divergence(self, changed: Callable[[], AbstractContextManager[Any]]) -> float:
+        """KL(untouched || changed) in nats per token, the mean over the untouched model's answers to safe requests."""
+        settings = self.work.settings
+        texts, answers = [], []
+        for requests in self.safe:
+            texts += [self.work.model.render(sent.user, sent.prefill) for sent in requests.sent]
+            answers += [answer.continuation for answer in requests.ask(self.work, self.work.untouched())]
+        moved: list[float | None] = []
+        for batch in batches_by_length(texts, settings.batch_size):
+            for part in halve_when_full(
+                lambda some: divergence(
+                    self.work.model,
+                    [texts[index] for index in some],
+                    [answers[index] for index in some],
+                    changed,
+                    settings.evaluate.answer_tokens,
+                ),
+                batch,
+            ):
+                moved += part
+        known = [value for value in moved if value is not None]
+        return sum(known) / len(known) if known else 0.0
+
+    def _measure(self, condition: Condition) -> Validation:
         attacked = [answer.verdict for answer in self.harmful.ask(self.work, condition)]
         kept = [answer.verdict == "complied" for requests in self.safe for answer in requests.ask(self.work, condition)]
         judged = len(attacked) - attacked.count("unscored")

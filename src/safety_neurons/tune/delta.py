@@ -20,7 +20,7 @@ from safety_neurons.find.neuron_set import NeuronSet, read_tensors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.sites import fetched
 from safety_neurons.storage import atomic_path
-from safety_neurons.tune.slices import DeltaTensors, added_to_site, empty_delta, trainable_sites
+from safety_neurons.tune.slices import DeltaTensors, added_to_site, digest, empty_delta, trainable_sites
 from safety_neurons.tune.weight_slices import WeightSlice, has_plain_weights, weight_slices
 
 # What is kept of the base, by which a delta knows it again.
@@ -98,6 +98,11 @@ class NeuronDelta:
     tensors: DeltaTensors
     steps: tuple[TrainingStep, ...] = ()
     validations: tuple[ValidationStep, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A name for exactly this change."""
+        return digest(self.tensors)
 
     @property
     def parameters(self) -> int:

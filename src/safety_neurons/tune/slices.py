@@ -6,6 +6,7 @@ else can move. They are computed in the dtype of the base: each forward pass cas
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -58,6 +59,15 @@ def empty_delta(model: ChatModel, neurons: NeuronSet) -> DeltaTensors:
             if has_bias:
                 tensors[f"{prefix}_read{number}_bias"] = torch.zeros(len(indices))
     return tensors
+
+
+def digest(delta: DeltaTensors) -> str:
+    """A name for exactly these values."""
+    found = hashlib.sha256()
+    for name, value in sorted(delta.items()):
+        found.update(name.encode())
+        found.update(value.contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from safety_neurons.tune.batches import Collator, Example
 from safety_neurons.tune.checkpoint import Checkpoint, named, random_state, random_tensors, set_random
 from safety_neurons.tune.delta import TrainingStep, ValidationStep
 from safety_neurons.tune.shard import led_by_process_0
-from safety_neurons.tune.slices import DeltaTensors
+from safety_neurons.tune.slices import DeltaTensors, digest
 from safety_neurons.tune.trainee import SliceTrainee
 from safety_neurons.tune.training import Training, Validate, Validation
 
@@ -89,7 +89,7 @@ class SliceTrainer(Trainer):
         together = led_by_process_0(self.trainee.base) if self.training.shard else contextlib.nullcontext()
         with all_or_none(), torch.no_grad(), self.trainee.active(), together:
             if is_mine(0):
-                found = self.validate()
+                found = self.validate(digest(self.trainee.tensors()))
         found = from_all_processes(found)[0]
         assert found is not None
         least = min((seen.harm for seen in self.validations()), default=math.inf)

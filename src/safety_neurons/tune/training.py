@@ -64,8 +64,8 @@ class Validation:
             _check(name, value, "a rate from 0 to 1", _is_number(value) and value <= 1)
 
 
-# Called with the slices active in the model, which is in evaluation mode.
-Validate = Callable[[], Validation]
+# Called with the slices active in the model, which is in evaluation mode, and with the digest of their values.
+Validate = Callable[[str], Validation]
 
 
 def _check_trackers(names: Sequence[str]) -> None:
