@@ -393,14 +393,14 @@ def test_scaled_delta_is_so_much_larger(model: ChatModel) -> None:
     weights = snapshot(model)
     with delta.apply(model):
         whole = snapshot(model)
-    with delta.scale(-0.5).apply(model):
+    with delta.scale(0.5).apply(model):
         for name, value in snapshot(model).items():
-            expected = weights[name] - 0.5 * (whole[name] - weights[name])
+            expected = weights[name] + 0.5 * (whole[name] - weights[name])
             torch.testing.assert_close(value, expected, rtol=0, atol=1e-6, msg=name)
     with delta.scale(0).apply(model):
         assert all(torch.equal(value, weights[name]) for name, value in snapshot(model).items())
     assert delta.scale(2).neurons is delta.neurons
-    for factor in (float("nan"), float("inf"), -float("inf")):
+    for factor in (float("nan"), float("inf"), -0.5):
         with pytest.raises(SafetyNeuronsError, match=f"scaled by {factor}"):
             delta.scale(factor)
 

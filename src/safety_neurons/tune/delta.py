@@ -134,10 +134,12 @@ class NeuronDelta:
         """The same change `factor` times as large: 0 is the base, 1 is this delta.
 
         Raises:
-            SafetyNeuronsError: the factor is not a finite number.
+            SafetyNeuronsError: the factor is not a finite number, or below 0: that would make a model less safe.
         """
-        if not math.isfinite(factor):
-            raise SafetyNeuronsError(f"A delta cannot be scaled by {factor}: give a finite number, such as 0.5.")
+        if not math.isfinite(factor) or factor < 0:
+            raise SafetyNeuronsError(
+                f"A delta cannot be scaled by {factor}: give a finite number from 0 on, such as 0.5."
+            )
         return replace(self, tensors={name: value * factor for name, value in self.tensors.items()})
 
     def check_base(self, model: ChatModel) -> None:
