@@ -20,10 +20,10 @@ class Section(BaseModel):
 class FindSettings(Section):
     """Which neurons are safety neurons."""
 
-    score: str = "write-contrast"
+    score: str = "gradient"
     """How neurons are ranked: change, contrast, effect-size, gradient, magnitude, random, removal, wanda,
     write-contrast. The table of docs/scores.md compares them."""
-    percent: float = Field(2.0, gt=0, le=100)
+    percent: float = Field(0.5, gt=0, le=100)
     """Budget in percent of the neurons."""
     scope: Literal["layer", "model"] | None = None
     """Spend the budget in each layer or over the whole model; the score's own habit when left out."""
@@ -113,32 +113,32 @@ class TuneSettings(Section):
 
     corpus: Path | None = None
     """A .jsonl file of pairs (kind, user, response ...) to train on, instead of pairs that the model makes."""
-    refusals: int = Field(85, ge=1)
+    refusals: int = Field(105, ge=1)
     """From how many harmful training prompts refusals are made."""
-    contrast: int = Field(56, ge=0)
+    contrast: int = Field(25, ge=0)
     """From how many unsafe twins of borderline prompts refusals are made."""
-    benign: int = Field(144, ge=0)
+    benign: int = Field(130, ge=0)
     """How many benign training prompts the untouched model answers for the corpus."""
-    borderline: int = Field(56, ge=0)
+    borderline: int = Field(40, ge=0)
     """How many borderline-benign training prompts are answered for the corpus; those that the untouched model refuses,
     calibrated towards conformity."""
-    samples: int = Field(4, ge=1)
-    """How often a refusal is drawn for a prompt, until one comes that is not said too often already."""
-    temperature: float = Field(1.0, gt=0)
+    samples: int = Field(4, ge=0)
+    """How often a refusal is drawn for a prompt whose greedy answer is none, or is said too often already."""
+    temperature: float = Field(0.7, gt=0)
     """The temperature at which refusals are drawn."""
     largest_share: float = Field(0.1, gt=0, le=1)
     """In what share of the refusals one sentence may stand."""
-    plain_refusals: float = Field(0.34, ge=0, le=1)
+    plain_refusals: float = Field(0.43, ge=0, le=1)
     """Share of the harmful requests that are trained on as they are; the others are disguised."""
     plain_benign: float = Field(0.7, ge=0, le=1)
     """Likewise for benign requests."""
     answer_tokens: int = Field(24, ge=1)
     """Longest answer in the corpus, in tokens. Refusing is decided at its start; a long tail would drown it."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of AdamW."""
     epochs: int = Field(1, ge=1)
     """Passes over the corpus."""
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(8, ge=1)
     """Pairs in an optimizer step."""
     schedule: Schedule = "cosine"
     """How the learning rate falls after warming up: cosine, linear, or constant (not at all)."""
@@ -146,11 +146,12 @@ class TuneSettings(Section):
     """For which share of the steps the learning rate rises."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients longer than this are scaled down to it."""
-    kl: float = Field(0.0, ge=0)
-    """How much a token of an answer to what is safe costs for each nat that the model moves away from the untouched one
-    there (KL divergence)."""
-    length_pool: int = Field(8, ge=1)
-    """A batch has pairs of similar length, from a random pool of so many batches; 1 makes it random."""
+    kl: float = Field(1.0, ge=0)
+    """How much a token of an answer to a benign request costs for each nat that the model moves away from the untouched
+    one there (KL divergence). Borderline requests are left out: some of these the untouched model refuses."""
+    length_pool: int = Field(1, ge=1)
+    """A batch has pairs of similar length, from a random pool of so many batches; 1 makes it random, and is slower, but
+    refusals are short, and batches of nothing else teach worse."""
     accumulate: int = Field(1, ge=1)
     """Into how many parts a batch is split that are computed one after the other, which takes less memory."""
     gradient_checkpointing: bool = False

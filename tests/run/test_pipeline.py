@@ -699,19 +699,20 @@ def test_corpus_of_the_users_own_is_what_is_trained_on(finished: Path, given: di
 
 def test_refusals_are_varied(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One who always says the same is asked again, and then left out."""
-    asked: list[int] = []
+    asked: list[tuple[int, bool]] = []
 
     def generate(
         _model: ChatModel, prompts: list[str], *, done: frozenset[int], sampling: Any = None, **_: Any
     ) -> Iterator[tuple[int, Completion]]:
-        if sampling is not None:
-            asked.append(len(prompts))
+        harmful = "harm" in prompts[0]
+        if harmful:
+            asked.append((len(prompts), sampling is not None))
         for index in set(range(len(prompts))) - done:
-            yield index, Completion("No." if sampling else f"Fine {prompts[index]}.", cut_off=False)
+            yield index, Completion("No." if harmful else f"Fine {prompts[index]}.", cut_off=False)
 
     monkeypatch.setattr(answers_module, "generate", generate)
-    given["tune"] |= {"largest_share": 0.5, "samples": 3, "contrast": 0}
+    given["tune"] |= {"largest_share": 0.5, "samples": 2, "contrast": 0}
     run(tmp_path / "run", given, until="tune")
     refusals = [pair for pair in Corpus.load(tmp_path / "run" / "corpus.jsonl").pairs if pair.kind == "refusal"]
     assert [pair.response for pair in refusals] == ["No."]
-    assert asked == [8, 7, 7]
+    assert asked == [(8, False), (7, True), (7, True)]

@@ -30,8 +30,9 @@ def corpus_of(work: Workplace, settings: TuneSettings | None = None) -> Corpus:
 def _refusals(work: Workplace, settings: TuneSettings) -> list[Pair]:
     """Refusals by the model calibrated towards rejection.
 
-    They are made for the plain request and learnt for its disguised form. Prompts whose answer is no refusal, or one
-    that was said too often already, are asked again, up to `tune.samples` times.
+    They are made for the plain request and learnt for its disguised form. The greedy answer is tried first; prompts for
+    which it is no refusal, or one that was said too often already, are asked again, up to `tune.samples` times, and
+    answers that end by themselves are preferred.
     """
     harmful = work.chosen("harmful", "train", settings.refusals)
     # The unsafe twins of borderline prompts stay as they are: what tells them apart is their plain wording.
@@ -42,7 +43,7 @@ def _refusals(work: Workplace, settings: TuneSettings) -> list[Pair]:
     drawn: list[list[Answer]] = [[] for _ in prompts]
     chosen: list[int | None] = [None] * len(prompts)
     with work.calibrated_model("rejection", work.neurons):
-        for number in range(settings.samples):
+        for number in range(settings.samples + 1):
             missing = [place for place, choice in enumerate(chosen) if choice is None]
             if not missing:
                 break
@@ -51,11 +52,12 @@ def _refusals(work: Workplace, settings: TuneSettings) -> list[Pair]:
                 "harmful",
                 [prompts[place] for place in missing],
                 tokens=settings.answer_tokens,
-                sampling=Sampling(settings.temperature, work.settings.seed + number),
+                sampling=Sampling(settings.temperature, work.settings.seed + number) if number else None,
             )
             for place, answer in zip(missing, answers, strict=True):
                 if answer.verdict == "refused":
                     drawn[place].append(answer)
+                    drawn[place].sort(key=lambda one: one.cut_off)
             chosen = varied([[one.continuation for one in each] for each in drawn], settings.largest_share)
     return [
         _pair("refusal", answers[choice], form)

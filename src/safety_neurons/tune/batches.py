@@ -30,7 +30,7 @@ def encode(model: ChatModel, pair: Pair) -> Example:
     response = tokenizer(pair.response, add_special_tokens=False)["input_ids"]
     if not pair.cut_off:
         response = [*response, tokenizer.eos_token_id]
-    return Example([*prompt, *response], [IGNORED] * len(prompt) + list(response), pair.kind != "refusal")
+    return Example([*prompt, *response], [IGNORED] * len(prompt) + list(response), pair.kind == "benign")
 
 
 def steps_per_epoch(corpus: Corpus, batch_size: int) -> int:

@@ -73,7 +73,7 @@ def tune(
         schedule: how the learning rate falls after warming up: "cosine" or "linear" to 0, or not at all: "constant".
         warmup: for which share of the steps the learning rate rises.
         max_grad_norm: gradients longer than this are scaled down to it.
-        kl: what each token of the benign and borderline pairs adds to its loss is this times KL(untouched || tuned).
+        kl: what each token of the benign pairs adds to its loss is this times KL(untouched || tuned).
         length_pool: a batch has pairs of similar length, from a random pool of so many batches; 1 makes it random.
         accumulate: into how many parts each process splits its share of a batch, one after the other: less memory.
         gradient_checkpointing: compute the layers' activations again instead of keeping them: less memory, more time.

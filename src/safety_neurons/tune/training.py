@@ -22,7 +22,7 @@ class Training:
     warmup: float = 0.1
     max_grad_norm: float = 1.0
     kl: float = 0.0
-    length_pool: int = 8
+    length_pool: int = 1
     accumulate: int = 1
     gradient_checkpointing: bool = False
     shard: bool = False
