@@ -23,7 +23,7 @@ class FindSettings(Section):
     score: str = "gradient"
     """How neurons are ranked: change, contrast, effect-size, gradient, magnitude, random, removal, wanda,
     write-contrast. The table of docs/scores.md compares them."""
-    percent: float = Field(0.5, gt=0, le=100)
+    percent: float = Field(0.1, gt=0, le=100)
     """Budget in percent of the neurons."""
     scope: Literal["layer", "model"] | None = None
     """Spend the budget in each layer or over the whole model; the score's own habit when left out."""
@@ -134,8 +134,8 @@ class TuneSettings(Section):
     """Likewise for benign requests."""
     answer_tokens: int = Field(24, ge=1)
     """Longest answer in the corpus, in tokens. Refusing is decided at its start; a long tail would drown it."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Peak learning rate of AdamW."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate of AdamW; the fewer the neurons, the higher (1e-3 for 0.5% of them)."""
     epochs: int = Field(1, ge=1)
     """Passes over the corpus."""
     batch_size: int = Field(8, ge=1)
