@@ -66,5 +66,5 @@ def test_every_harmful_category_is_in_every_split(sets: dict[str, PromptSet]) ->
 
 
 def test_a_sample_of_a_split_has_all_categories_equally(sets: dict[str, PromptSet]) -> None:
-    sample = sets["harmful"].split("train").take(24)
+    sample = sets["harmful"].split("train").take(32)
     assert set(Counter(prompt.category for prompt in sample).values()) == {2}

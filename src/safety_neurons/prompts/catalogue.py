@@ -40,8 +40,8 @@ class NamedSet:
 
 
 BUNDLED = (
-    NamedSet("harmful", "240 harmful requests in 12 categories", "Apache-2.0"),
-    NamedSet("benign", "240 harmless twins of the harmful requests, alike in form and length", "Apache-2.0"),
+    NamedSet("harmful", "320 harmful requests in 16 categories", "Apache-2.0"),
+    NamedSet("benign", "320 harmless twins of the harmful requests, alike in form and length", "Apache-2.0"),
     NamedSet("borderline", "120 harmless requests that sound harmful, to measure over-refusal", "Apache-2.0"),
     NamedSet("contrast", "120 harmful twins of the borderline requests, alike in form and length", "Apache-2.0"),
 )
