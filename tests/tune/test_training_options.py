@@ -111,9 +111,9 @@ def test_memory_that_runs_out_halves_the_batch(
 
 
 def test_layers_that_are_computed_again_give_the_same(
-    one_of_each_tunable: ChatModel, neuron_set: Callable[..., NeuronSet], corpus: Corpus
+    one_of_each: ChatModel, neuron_set: Callable[..., NeuronSet], corpus: Corpus
 ) -> None:
-    model = one_of_each_tunable
+    model = one_of_each
     ran: list[int] = []
     site = model.sites[0]
     handle = model.model.get_submodule(site.name).register_forward_hook(lambda *_: ran.append(1))
