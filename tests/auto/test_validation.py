@@ -143,7 +143,10 @@ def test_validation_has_disguises_of_its_own() -> None:
         assert not [part for part in parts for other in taken if part in other or other in part]
 
 
-def test_nothing_of_validation_or_test_is_trained_on(given: dict[str, Any], tmp_path: Path, lines: Lines) -> None:
+def test_nothing_of_validation_or_test_is_trained_on(
+    given: dict[str, Any], tmp_path: Path, lines: Lines, script: Script
+) -> None:
+    script.harmful = "refused"
     run(tmp_path / "run", given, until="tune")
     pairs = Corpus.load(tmp_path / "run" / "corpus.jsonl").pairs
     assert {pair.kind for pair in pairs} == {"refusal", "benign", "borderline"}

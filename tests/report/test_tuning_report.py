@@ -104,9 +104,9 @@ def test_search_in_numbers(tmp_path: Path) -> None:
     assert "knee, which is nearest to the best of all three" in shown.text
     rows = causal.Rows(shown.source).found
     assert "untouched | 72% | 0% | 0.00" in rows
-    assert "1, chosen | gradient | 0.2% | 1.2e-03 | 96 + 14 + 109 | 0.3 | 15% | 2% | 0.06" in rows
+    assert "1, chosen | gradient | 0.2% | 1.2e-03 | 96+14+109 | 0.3 | 15% | 2% | 0.06" in rows
     assert "the run, tuned so | 17% | 3% | 0.07" in rows
-    other = "0 | gradient | 0.1% | 1.2e-03 | 96 + 14 + 108 | 0.3 | 40% | 5% | 0.11"
+    other = "0 | gradient | 0.1% | 1.2e-03 | 96+14+108 | 0.3 | 40% | 5% | 0.11"
     assert rows.index(other) > rows.index("the run, tuned so | 17% | 3% | 0.07")
     front, tried, chosen, tuned, untouched = shown.json["data-auto"]["data"]
     assert (front["x"], front["y"]) == ([0.02, 0.21], [0.15, 0.03])

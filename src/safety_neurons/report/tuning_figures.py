@@ -5,7 +5,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from safety_neurons.report import text, tuning_tables
-from safety_neurons.report.drawing import BLUE, GREEN, GREY, SHARES, VERMILLION, Figure, make_figure
+from safety_neurons.report.drawing import BLUE, GREEN, GREY, PURPLE, SHARES, VERMILLION, Figure, make_figure
 from safety_neurons.report.tuning_tables import Tried
 
 _MOST_POINTS = 500
@@ -119,7 +119,7 @@ def _trials(results: dict[str, Any]) -> Figure | None:
     marked = [("chosen", one.over_refusal, one.attack_success, VERMILLION, "diamond-open", 17) for one in chosen]
     for name, key, colour, symbol in (
         ("the run, tuned so", "tuned", GREEN, "square-open"),
-        ("untouched", "untouched", VERMILLION, "x-thin"),
+        ("untouched", "untouched", PURPLE, "x-thin"),
     ):
         if (rates := section.get(key)) is not None:
             marked.append((name, rates["over_refusal"], rates["attack_success"], colour, symbol, 13))

@@ -39,7 +39,7 @@ def _tried(trial: dict[str, Any], section: dict[str, Any]) -> Tried:
         score=str(settings["find.score"]),
         percent=settings["find.percent"],
         learning_rate=settings["tune.learning_rate"],
-        pairs=" + ".join(str(settings[f"tune.{kind}"]) for kind in ("refusals", "contrast", "benign")),
+        pairs="+".join(str(settings[f"tune.{kind}"]) for kind in ("refusals", "contrast", "benign")),
         kl=settings["tune.kl"],
         **trial["objectives"],
         on_front=trial["number"] in section["front"],
