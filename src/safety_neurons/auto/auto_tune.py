@@ -67,7 +67,7 @@ def auto_tune(
 ) -> dict[str, Any]:
     """Search tuning's settings on the run's validation prompts, take the best trade, and tune the run with it.
 
-    The first trial are the run's own settings. A killed search goes on where it stopped: its trials follow from the
+    The first trial has the run's own settings. A killed search goes on where it stopped: its trials follow from the
     seed, and what came of them is kept. A search of a run that was tuned by one starts from where that one started.
     Trials whose training diverges, or that find no neurons, are left out. The section "auto" of the run's results
     holds all others.
