@@ -7,3 +7,7 @@ class SafetyNeuronsError(Exception):
     The message is one paragraph that says what was wrong, with which input, and what to do next.
     The library raises it; the command line prints it without a traceback and exits with code 2.
     """
+
+
+class DivergedError(SafetyNeuronsError):
+    """Training ended in numbers that are none: its learning rate is too high."""

@@ -375,6 +375,15 @@ def test_changed_find_redoes_all_and_is_as_if_run_anew(
     assert results_of(finished)["examples"] == results_of(tmp_path / "anew")["examples"]
 
 
+def test_settings_that_are_changed_back_give_the_whole_results_again(whole: Path, finished: Path) -> None:
+    run(finished, {"find": {"percent": 10.0}}, until="find")
+    run(finished, {"find": {"percent": 20.0}})
+    before, after = results_of(whole), results_of(finished)
+    assert after.keys() == before.keys()
+    for part in ("rows", "examples", "neurons", "words"):
+        assert after[part] == before[part]
+
+
 def test_answers_of_old_directions_are_not_taken_for_new_ones(given: dict[str, Any], tmp_path: Path) -> None:
     """The same neurons can come with other directions: random ones do not depend on how many prompts are read."""
     # The sample of two holds none of the odd ones.

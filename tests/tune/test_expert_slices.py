@@ -17,7 +17,9 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.expert_layouts import ReadBlock, feeding_rows
 from safety_neurons.models.experts import ExpertSite
 from safety_neurons.models.sites import DenseSite
+from safety_neurons.tune.corpus import Corpus
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
+from safety_neurons.tune.safetune import tune
 from safety_neurons.tune.slices import DeltaTensors, empty_delta, slices_added
 from safety_neurons.tune.trainee import SliceTrainee
 
@@ -223,12 +225,31 @@ def test_gradients_are_those_of_the_whole_weights(mixture: ChatModel) -> None:
             assert gradient is not None
             expected.append(gradient[index])
         of_slices = trainee.delta[name].grad
-        # An expert that no token was sent to has none.
-        of_slices = torch.zeros(trainee.delta[name].shape) if of_slices is None else of_slices
+        assert of_slices is not None
         torch.testing.assert_close(of_slices, torch.stack(expected), rtol=1e-3, atol=1e-5, msg=name)
         largest = max(largest, float(of_slices.abs().max()))
     assert largest > 1e-3
     assert len(owned_by_hand(mixture, neurons)) == len(trainee.delta)
+
+
+def test_experts_that_no_token_is_sent_to_learn_nothing(make_model: Callable[..., ChatModel], corpus: Corpus) -> None:
+    """Whether all of the chosen ones get none, or some."""
+    model = make_model("gpt_oss")
+    inner = model.sites[0].width // model.sites[0].blocks
+    with torch.no_grad():
+        for name, parameter in model.model.named_parameters():
+            if name.endswith("router.bias"):
+                # The router never chooses the first expert.
+                parameter[0] = -1e4
+    for last in (0, 1):
+        few = torch.tensor([2, 5, last * (inner + 1)]).unique()
+        neurons = replace(
+            neuron_set(model), rejection=(few,) * len(model.sites), conformity=(few[:0],) * len(model.sites)
+        )
+        delta = tune(model, neurons, corpus, learning_rate=0.01)
+        for value in delta.tensors.values():
+            assert not value[few < inner].any()
+            assert bool(value[few >= inner].any()) == bool(last)
 
 
 def test_every_weight_of_the_neurons_is_tuned(mixture: ChatModel) -> None:

@@ -111,12 +111,13 @@ def test_memory_that_runs_out_halves_the_batch(
 
 
 def test_layers_that_are_computed_again_give_the_same(
-    one_of_each_tunable: ChatModel, neuron_set: Callable[..., NeuronSet], corpus: Corpus
+    one_of_each: ChatModel, neuron_set: Callable[..., NeuronSet], corpus: Corpus
 ) -> None:
-    model = one_of_each_tunable
+    model = one_of_each
     ran: list[int] = []
     site = model.sites[0]
-    handle = model.model.get_submodule(site.name).register_forward_hook(lambda *_: ran.append(1))
+    # Before it runs: a layer is computed again only as far as its gradients need it.
+    handle = model.model.get_submodule(site.name).register_forward_pre_hook(lambda *_: ran.append(1))
     options: dict[str, Any] = {"batch_size": 8, "learning_rate": 0.01, "kl": 0.5}
     kept = tune(model, neuron_set(model), corpus, **options)
     once = len(ran)

@@ -128,6 +128,8 @@ tune("parts", "llama", accumulate=2)
 tune("validated", "llama", validated=True)
 tune("shard", "llama", shard=True, validated=True)
 tune("shard-tied", "gpt2", shard=True, gradient_checkpointing=True)
+tune("experts", "qwen2_moe")
+tune("shard-experts", "gpt_oss", shard=True, gradient_checkpointing=True)
 tune("shard-bfloat16", "gemma3", torch.bfloat16, shard=True, accumulate=2)
 
 # Both are killed, and go on together.
@@ -181,6 +183,8 @@ def facts(folder: Path, name: str, rank: int) -> dict[str, Any]:
         ("llama", "llama"),
         ("parts", "llama"),
         ("shard-tied", "gpt2"),
+        ("experts", "qwen2_moe"),
+        ("shard-experts", "gpt_oss"),
         ("resumed", "llama"),
     ],
 )
@@ -205,13 +209,16 @@ def test_two_processes_train_what_one_trains(
         assert [loss for _, loss in curve] == pytest.approx([step.loss for step in expected.steps], rel=2e-6)
 
 
-@pytest.mark.parametrize("name", ["llama", "parts", "validated", "shard", "shard-tied", "shard-bfloat16", "resumed"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "parts", "validated", "shard", "shard-tied", "experts", "shard-experts", "shard-bfloat16", "resumed"],
+)
 def test_both_processes_have_the_same_delta_to_the_bit(trained: Path, name: str) -> None:
     assert (trained / f"{name}.0.safetensors").read_bytes() == (trained / f"{name}.1.safetensors").read_bytes()
     assert (trained / f"{name}.0.json").read_bytes() == (trained / f"{name}.1.json").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["shard", "shard-tied", "shard-bfloat16"])
+@pytest.mark.parametrize("name", ["shard", "shard-tied", "shard-experts", "shard-bfloat16"])
 def test_base_is_shared_out_and_whole_again(trained: Path, name: str) -> None:
     """Odd numbers of rows are padded, so a part may be a little more than a half."""
     for rank in range(2):

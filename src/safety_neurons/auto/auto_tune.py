@@ -8,14 +8,14 @@ from typing import Any
 import optuna
 
 from safety_neurons.auto.front import Objectives, Trial, choose, front
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.find import scores
 from safety_neurons.find.find import ScoredNeurons
 from safety_neurons.progress import Listener
 from safety_neurons.run.corpus import corpus_of
-from safety_neurons.run.folder import fingerprint, merged_settings
+from safety_neurons.run.folder import RunFolder, fingerprint, merged_settings, overridden
 from safety_neurons.run.opened import keep_section, opened
-from safety_neurons.run.pipeline import run
+from safety_neurons.run.pipeline import run, stage_fingerprints
 from safety_neurons.run.stages import score_as_settings_say
 from safety_neurons.run.validation import Validator
 from safety_neurons.run.workplace import Workplace
@@ -25,6 +25,7 @@ from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.delta import NeuronDelta
 from safety_neurons.tune.safetune import tune
 
+TRIALS = 12
 SCORES = ("gradient", "write-contrast")
 # What is searched, by its path in the settings.
 SEARCHED = (
@@ -58,7 +59,7 @@ def auto_tune(
     path: Path,
     given: Mapping[str, Any] | None = None,
     *,
-    trials: int = 12,
+    trials: int = TRIALS,
     space: Space | None = None,
     max_over_refusal: float | None = None,
     listener: Listener | None = None,
@@ -66,8 +67,10 @@ def auto_tune(
 ) -> dict[str, Any]:
     """Search tuning's settings on the run's validation prompts, take the best trade, and tune the run with it.
 
-    The first trial are the run's own settings. A killed search goes on where it stopped: its trials follow from the
-    seed, and what came of them is kept. The section "auto" of the run's results holds all trials.
+    The first trial has the run's own settings. A killed search goes on where it stopped: its trials follow from the
+    seed, and what came of them is kept. A search of a run that was tuned by one starts from where that one started.
+    Trials whose training diverges, or that find no neurons, are left out. The section "auto" of the run's results
+    holds all others.
 
     Args:
         trials: how many settings are tried.
@@ -75,31 +78,48 @@ def auto_tune(
             without it the knee of the Pareto front of attack success, over-refusal and divergence.
 
     Raises:
-        SafetyNeuronsError: bad input, no trial within the limit, or a failure that the message explains.
+        SafetyNeuronsError: bad input, no trial that can be trained or is within the limit, or a failure that the
+            message explains.
     """
     if trials < 1:
         raise SafetyNeuronsError(f"A search needs at least one trial, not {trials}.")
     if max_over_refusal is not None and not 0 <= max_over_refusal <= 1:
         raise SafetyNeuronsError(f"max_over_refusal is a share from 0 to 1, not {max_over_refusal}.")
     space = space or Space()
-    with opened(path, given, listener, command) as work:
+    with opened(path, _from_the_start(RunFolder(path), given or {}), listener, command) as work:
         validator = Validator.open(work)
         before = validator.measure_untouched()
         tried = _search(work, validator, space, trials)
+    if not tried:
+        raise SafetyNeuronsError(
+            f"None of the {trials} trials could be trained. Try more settings (--trials), or lower tune.learning-rate."
+        )
     chosen = choose(tried, max_over_refusal)
-    results = run(path, nested(chosen.settings), until="tune", listener=listener, command=command)
+    run(path, nested(chosen.settings), until="tune", listener=listener, command=command)
     with opened(path, None, listener, command, until="tune") as work:
         after = _measure(work, Validator.open(work), NeuronDelta.load(work.folder.delta))
         section = {
             "untouched": asdict(before),
             "trials": [asdict(trial) for trial in tried],
+            "left_out": trials - len(tried),
             "front": [trial.number for trial in front(tried)],
             "max_over_refusal": max_over_refusal,
             "chosen": chosen.number,
             "tuned": asdict(after),
         }
-        results = keep_section(work.folder, "auto", section)
-    return results
+        return keep_section(work.folder, "auto", section)
+
+
+def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given settings, with those from which the kept search started where the run has those of one of its trials.
+
+    They would be another search's own ones, for the run is tuned with what a search chose before it ends.
+    """
+    if any(name in given.get(section, {}) for section, name in (path.split(".") for path in SEARCHED)):
+        return dict(given)
+    now = own_settings(merged_settings(folder.record().get("settings", {}), given))
+    starts = [line["start"] for line in read_lines(folder.trials) if line["settings"] == now]
+    return overridden(given, nested(starts[-1])) if starts else dict(given)
 
 
 def _search(work: Workplace, validator: Validator, space: Space, trials: int) -> list[Trial]:
@@ -108,20 +128,26 @@ def _search(work: Workplace, validator: Validator, space: Space, trials: int) ->
     sampler = optuna.samplers.TPESampler(seed=work.settings.seed, n_startup_trials=max(4, trials // 3))
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
     kept = {line["key"]: line for line in read_lines(work.folder.trials)}
+    start = own_settings(work.settings)
+    inputs = stage_fingerprints(work.settings, work.model.identity, work.prompts)["tune"]
     scored: dict[str, ScoredNeurons] = {}
     tried: list[Trial] = []
     with work.listener.task("searching tuning's settings", trials) as advance:
         for number in range(trials):
             asked = study.ask()
-            settings = own_settings(work.settings) if number == 0 else _suggest(asked, space)
-            key = fingerprint(work.answering, number, settings, work.settings.model_dump(mode="json"))
+            settings = start if number == 0 else _suggest(asked, space)
+            key = fingerprint(work.answering, inputs, work.settings.evaluate.answer_tokens, number, settings)
             if key not in kept:
-                objectives = _try(work, validator, settings, scored)
-                kept[key] = {"key": key, "settings": settings, "objectives": asdict(objectives)}
-                append_line(work.folder.trials, kept[key])
-            objectives = Objectives(**kept[key]["objectives"])
-            study.tell(asked, list(asdict(objectives).values()))
-            tried.append(Trial(number, settings, objectives))
+                found = _try(work, validator, settings, scored)
+                line = {"key": key, "start": start, "settings": settings, "objectives": found and asdict(found)}
+                append_line(work.folder.trials, line)
+                kept[key] = line
+            values = kept[key]["objectives"]
+            if values is None:
+                study.tell(asked, state=optuna.trial.TrialState.FAIL)
+            else:
+                study.tell(asked, list(values.values()))
+                tried.append(Trial(number, settings, Objectives(**values)))
             advance(1)
     return tried
 
@@ -155,17 +181,27 @@ def nested(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _try(
     work: Workplace, validator: Validator, chosen: Mapping[str, Any], scored: dict[str, ScoredNeurons]
-) -> Objectives:
-    """Tune with these settings; refusals are made with the run's own neurons, so that they are made once."""
+) -> Objectives | None:
+    """Tune with these settings, if they can be; refusals are made with the run's own neurons, so that they are made
+    once."""
     settings = merged_settings(work.settings.model_dump(mode="json"), nested(chosen))
     name = settings.find.score
     if name not in scored:
         scored[name] = score_as_settings_say(work, name)
-    neurons = scored[name].top(settings.find.percent)
+    neurons = scored[name].top(settings.find.percent, settings.find.scope, settings.find.selection)
+    if not len(neurons):
+        work.listener.say(f"A trial is left out: {name} finds no neurons at {settings.find.percent:.2g}%.")
+        return None
     corpus = corpus_of(work, settings.tune)
     steps = training_steps(corpus, settings.tune.batch_size, settings.tune.epochs)
+    options = asdict(settings.tune.training(settings.seed))
+    validate = None if settings.tune.patience is None else validator.measure
     with work.listener.task(f"tuning {len(neurons):,} neurons ({name})", steps) as advance:
-        delta = tune(work.model, neurons, corpus, **asdict(settings.tune.training(settings.seed)), advance=advance)
+        try:
+            delta = tune(work.model, neurons, corpus, **options, validate=validate, advance=advance)
+        except DivergedError as error:
+            work.listener.say(f"A trial is left out. {error}")
+            return None
     return _measure(work, validator, delta)
 
 

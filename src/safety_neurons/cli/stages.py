@@ -52,7 +52,7 @@ def tune(
     run_dir: RunFolderArgument,
     *,
     auto: bool = False,
-    trials: Count = 12,
+    trials: Count | None = None,
     max_over_refusal: float | None = None,
     scores: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     settings: SettingsArgument = None,
@@ -76,7 +76,7 @@ def tune(
     auto
         Search the settings instead of taking the run's own.
     trials
-        How many settings are tried, with --auto. The first ones are the run's own.
+        How many settings are tried, with --auto; 12 when left out. The first are the run's own.
     max_over_refusal
         The largest share of safe validation requests that tuning may stop the model from answering, with --auto.
     scores
@@ -85,17 +85,17 @@ def tune(
         A TOML file with the same fields as the options.
     """
     if not auto:
-        if max_over_refusal is not None or scores is not None:
-            raise SafetyNeuronsError("--max-over-refusal and --scores say how to search: they go with --auto.")
+        if any(option is not None for option in (trials, max_over_refusal, scores)):
+            raise SafetyNeuronsError("--trials, --max-over-refusal and --scores say how to search: add --auto.")
         run_until(run_dir, settings, config, "tune")
         return
-    from safety_neurons.auto.auto_tune import SCORES, Space, auto_tune
+    from safety_neurons.auto.auto_tune import SCORES, TRIALS, Space, auto_tune
 
     with ConsoleListener() as listener:
         results = auto_tune(
             run_dir,
             given_settings(settings, config),
-            trials=trials,
+            trials=trials or TRIALS,
             space=Space(tuple(scores or SCORES)),
             max_over_refusal=max_over_refusal,
             listener=listener,

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from safety_neurons.report import causal_figures, rates, text
+from safety_neurons.report import causal_figures, rates, text, tuning_figures
 from safety_neurons.report.drawing import (
     BLUE,
     GREEN,
@@ -25,7 +25,6 @@ from safety_neurons.report.tables import vocabulary_sides
 
 # The order that a student reads from left to right: fewer refusals, as it is, more refusals.
 _CONDITIONS = ("toward conformity", "none", "toward rejection")
-_LOSS_POINTS = 500
 
 
 def figures(results: dict[str, Any]) -> dict[str, Figure]:
@@ -35,11 +34,10 @@ def figures(results: dict[str, Any]) -> dict[str, Figure]:
         *(functools.partial(_vocabulary, side=side) for side in ("rejection", "conformity")),
         lambda all_results: _causes(all_results, "harmful"),
         lambda all_results: _causes(all_results, "benign"),
-        _loss,
         _attacks,
         _refusals,
     ]
-    made = [*(maker(results) for maker in makers), *causal_figures.figures(results)]
+    made = [*(maker(results) for maker in makers), *causal_figures.figures(results), *tuning_figures.figures(results)]
     return {figure.name: figure for figure in made if figure}
 
 
@@ -162,34 +160,6 @@ def _causes(results: dict[str, Any], prompts: str) -> Figure | None:
 def _in_words(rows: list[dict[str, Any]], *fields: str) -> str:
     said = [f"{', '.join(str(row.get(f)) for f in fields)}: {text.percent(row.get('value'))}" for row in rows[:24]]
     return text.visible("; ".join(said) + ".")
-
-
-def _loss(results: dict[str, Any]) -> Figure | None:
-    losses = [entry for entry in (results.get("training") or {}).get("loss") or [] if entry.get("loss") is not None]
-    if not losses:
-        return None
-    # A long training has more steps than the figure has pixels.
-    stride = -(-len(losses) // _LOSS_POINTS)
-    shown = losses[::stride]
-    if shown[-1] is not losses[-1]:
-        shown.append(losses[-1])
-    curve = go.Scatter(
-        x=[entry["step"] for entry in shown],
-        y=[entry["loss"] for entry in shown],
-        mode="lines+markers" if len(shown) <= 40 else "lines",
-        line={"color": BLUE, "width": 2},
-        hovertemplate="step %{x}: loss %{y:.3f}<extra></extra>",
-        showlegend=False,
-    )
-    return make_figure(
-        "loss",
-        f"Line: training loss, {losses[0]['loss']:.2f} at step {losses[0]['step']}, {losses[-1]['loss']:.2f} at step "
-        f"{losses[-1]['step']}.",
-        260,
-        [curve],
-        xaxis={"title": {"text": "step"}, "showgrid": False},
-        yaxis={"title": {"text": "loss"}, "rangemode": "tozero"},
-    )
 
 
 def _attacks(results: dict[str, Any]) -> Figure | None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.report import causal_tables, figures, rates, summary, tables, text
+from safety_neurons.report import causal_tables, figures, rates, summary, tables, text, tuning_tables
 from safety_neurons.storage import write_text
 
 _SCHEMA = 2
@@ -53,6 +53,8 @@ def render(results: dict[str, Any]) -> str:
             doses=causal_tables.doses(results),
             directions=causal_tables.directions(results),
             detector_tests=causal_tables.detector_tests(results),
+            trials=tuning_tables.tried(results),
+            adaptive_rows=tuning_tables.adaptive_rows(results),
             most_rows=tables.MOST_ROWS,
             arms=arms,
             comparisons=comparisons,

@@ -185,6 +185,8 @@ def _run(
         stage for stage in stages if stages[stage]["fingerprint"] == prints[stage] and _is_whole(folder, stage, kept)
     }
     todo = [stage for stage in wanted if stage not in current]
+    # What is stale leaves the results, so it is not done when the settings become what they were.
+    stages = {stage: entry for stage, entry in stages.items() if stage in current}
     if not todo:
         whole = len(wanted) == len(STAGES)
         listener.say(f"{folder.path} is up to date: nothing to do." if whole else f"Done already: {', '.join(wanted)}.")

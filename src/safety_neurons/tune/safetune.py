@@ -11,7 +11,7 @@ import transformers
 from torch import distributed
 from transformers import TrainingArguments
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.find.processes import is_mine, process_count
 from safety_neurons.models.chat import ChatModel
@@ -124,8 +124,6 @@ def tune(
     transformers.set_seed(seed)
     device = shard_device() if shard else model.device
     trainee = SliceTrainee(model, neurons, kl, sharded=shard).to(device)
-    # Experts to which no token of a process was sent have no gradient there.
-    unused = any(site.blocks > 1 and len(found) for site, found in zip(model.sites, neurons.both, strict=True))
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if resumed is not None:
@@ -133,7 +131,7 @@ def tune(
             (scratch / "trainer_state.json").write_text(json.dumps(resumed.state["trainer"]), encoding="utf-8")
         trainer = SliceTrainer(
             trainee,
-            _arguments(training, scratch, training_steps(corpus, batch_size, epochs), device, unused),
+            _arguments(training, scratch, training_steps(corpus, batch_size, epochs), device),
             training,
             shares=_shares(examples, training),
             steps_per_epoch=steps_per_epoch(corpus, batch_size),
@@ -153,7 +151,7 @@ def tune(
         trainer.train(resume_from_checkpoint=None if resumed is None else str(scratch))
     tensors = trainee.tensors() if trainer.best is None else trainer.best
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise SafetyNeuronsError("Training diverged: weights are no longer finite. Lower tune.learning-rate.")
+        raise DivergedError("Training diverged: weights are no longer finite. Lower tune.learning-rate.")
     if checkpoint is not None and is_mine(0):
         discard(checkpoint)
     return NeuronDelta(neurons, tensors, trainer.steps(), trainer.validations())
@@ -173,7 +171,7 @@ def _shares(examples: list[Example], training: Training) -> list[list[Example]]:
     return shares
 
 
-def _arguments(training: Training, scratch: Path, steps: int, device: torch.device, unused: bool) -> TrainingArguments:
+def _arguments(training: Training, scratch: Path, steps: int, device: torch.device) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(scratch),
         per_device_train_batch_size=-(-training.batch_size // (process_count() * training.accumulate)),
@@ -194,7 +192,8 @@ def _arguments(training: Training, scratch: Path, steps: int, device: torch.devi
         label_names=["labels"],
         seed=training.seed,
         use_cpu=device.type == "cpu",
-        ddp_find_unused_parameters=unused,
+        # All slices have a gradient in every process.
+        ddp_find_unused_parameters=False,
         log_level_replica="passive",
     )
     if arguments.world_size != process_count():

@@ -72,7 +72,9 @@ class SliceTrainee(nn.Module):
         if self.kl and keep is not None:
             loss = loss + self.kl * self._moved(inputs, logits, labels, keep.to(logits.device))
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch.to(loss.device)
-        return {"loss": (loss / count).to(input_ids.device)}
+        # Experts to which no token was sent have a gradient, too: zero.
+        every = sum(value.sum() for value in self.delta.values())
+        return {"loss": (loss / count).to(input_ids.device) + 0 * every}
 
     def _logits(self, inputs: dict[str, Tensor], kept: int) -> Tensor:
         """float32 [batch, kept, vocabulary]: the predictions of the last `kept` tokens."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.errors import DivergedError
 from safety_neurons.find.processes import all_or_none, from_all_processes, is_mine, process_count
 from safety_neurons.models.generate import halve_when_full
 from safety_neurons.progress import Advance
@@ -187,4 +187,4 @@ class _EachStep(TrainerCallback):
         self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise SafetyNeuronsError("Training diverged: the loss is no longer a number. Lower tune.learning-rate.")
+            raise DivergedError("Training diverged: the loss is no longer a number. Lower tune.learning-rate.")

@@ -1,0 +1,52 @@
+"""The tables of the search for tuning's settings, and of the tuned model under calibration."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from safety_neurons.report.tables import MOST_ROWS
+
+_MOST_TRIALS = 1000
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A trial of the search: what it was tuned with, and what came of it on validation prompts."""
+
+    number: int
+    score: str
+    percent: float
+    learning_rate: float
+    pairs: str
+    kl: float
+    attack_success: float
+    over_refusal: float
+    divergence: float
+    on_front: bool
+    chosen: bool
+
+
+def tried(results: dict[str, Any]) -> list[Tried]:
+    """The trials, as many as a page can show; the chosen one is always among them."""
+    section = results.get("auto") or {}
+    found = [_tried(trial, section) for trial in section.get("trials") or []]
+    return found[:_MOST_TRIALS] + [one for one in found[_MOST_TRIALS:] if one.chosen]
+
+
+def _tried(trial: dict[str, Any], section: dict[str, Any]) -> Tried:
+    settings = trial["settings"]
+    return Tried(
+        number=trial["number"],
+        score=str(settings["find.score"]),
+        percent=settings["find.percent"],
+        learning_rate=settings["tune.learning_rate"],
+        pairs="+".join(str(settings[f"tune.{kind}"]) for kind in ("refusals", "contrast", "benign")),
+        kl=settings["tune.kl"],
+        **trial["objectives"],
+        on_front=trial["number"] in section["front"],
+        chosen=trial["number"] == section["chosen"],
+    )
+
+
+def adaptive_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """What calibration makes of the untouched and of the tuned model."""
+    return list((results.get("adaptive") or {}).get("rows") or [])[:MOST_ROWS]
