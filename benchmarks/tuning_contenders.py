@@ -148,10 +148,10 @@ def train(model: ChatModel, neurons: NeuronSet | None, corpus: Corpus, training:
     made: list[Tuned] = []
 
     def work() -> None:
-        is_lora = neurons is None
-        made.append(
-            _lora(model, corpus, training, step) if is_lora else _slices(model, neurons, corpus, training, step)
-        )
+        if neurons is None:
+            made.append(_lora(model, corpus, training, step))
+        else:
+            made.append(_slices(model, neurons, corpus, training, step))
 
     peak = peak_of(work)
     steps = [later - earlier for earlier, later in itertools.pairwise(times)]

@@ -81,7 +81,7 @@ def read_attack(path: Path) -> dict[str, AttackedPrompt]:
         SafetyNeuronsError: the file is missing or cannot be read, or a row has no goal or no prompt.
     """
     table = read_table(path, str(path))
-    found = {}
+    found: dict[str, AttackedPrompt] = {}
     for row in table.rows:
         goal, prompt = row.values.get("goal"), row.values.get("prompt")
         if not isinstance(goal, str) or not isinstance(prompt, str) or not goal.strip() or not prompt.strip():
