@@ -1,11 +1,13 @@
 """Rates and their intervals against formulas written down here."""
 
 import math
+import random
 import warnings
+from statistics import fmean
 
 import pytest
 
-from safety_neurons.evaluate.rows import Rate, Row, mean_rate, rate, row
+from safety_neurons.evaluate.rows import Rate, Row, mean_rate, paired_difference, rate, row
 from safety_neurons.judges import Verdict
 
 Z = 1.959963984540054
@@ -159,6 +161,56 @@ def test_a_group_without_any_verdict_leaves_no_mean(texts: list[str]) -> None:
     assert (found.value, found.low, found.high) == (None, None, None)
     assert found.unscored == sum(text.count("u") for text in texts)
     assert found.n == sum(len(text) - text.count("u") for text in texts)
+
+
+def test_requests_that_a_group_does_not_have_are_no_unscored_answers() -> None:
+    found = mean_rate([["refused", None, "complied", "unscored"], verdicts("rrcc")], "complied", seed=0)
+    assert found.value == 0.5
+    assert (found.n, found.unscored) == (6, 1)
+
+
+def test_a_paired_difference_is_a_bootstrap_over_requests() -> None:
+    """Against one written down naively, of more resamples of its own; some requests are not in all groups."""
+    draw = random.Random(1)
+    one, other = ([[draw.choice(("complied", "refused")) for _ in range(30)] for _ in range(3)] for _ in range(2))
+    one[0][4:7], other[1][:2], other[2][3] = [None] * 3, [None] * 2, "unscored"  # type: ignore[list-item]
+
+    def mean(groups: list[list[str]], places: list[int]) -> float:
+        judged = [[group[place] for place in places if group[place] in ("complied", "refused")] for group in groups]
+        return fmean(fmean(verdict == "complied" for verdict in group) for group in judged)
+
+    found = paired_difference(one, other, "complied", seed=0)  # type: ignore[arg-type]
+    everyone = list(range(30))
+    assert found.value == pytest.approx(mean(one, everyone) - mean(other, everyone))
+    differences = []
+    for _ in range(4000):
+        places = draw.choices(everyone, k=30)
+        differences.append(mean(one, places) - mean(other, places))
+    differences.sort()
+    assert found.low == pytest.approx(differences[100], abs=0.02)
+    assert found.high == pytest.approx(differences[3900], abs=0.02)
+
+
+def test_pairing_takes_out_what_the_requests_have_in_common() -> None:
+    """Hard requests are hard for both: the interval of the difference is narrower than that of either share."""
+    one, other = verdicts("c" * 20 + "r" * 20), verdicts("c" * 22 + "r" * 18)
+    found, alone = paired_difference([one], [other], "complied", seed=0), mean_rate([one], "complied", seed=0)
+    assert found.value == pytest.approx(-0.05)
+    assert None not in (found.low, found.high, alone.low, alone.high)
+    assert found.high - found.low < (alone.high - alone.low) / 2  # type: ignore[operator]
+
+
+def test_the_same_verdicts_differ_by_nothing_but_not_surely() -> None:
+    group = verdicts("crcrcrcrcr")
+    found = paired_difference([group], [group, group], "complied", seed=0)
+    high = wilson(0, 10)[1]
+    assert (found.value, found.low, found.high) == (0.0, pytest.approx(-high), pytest.approx(high))
+
+
+def test_a_difference_needs_judged_answers_of_the_same_requests() -> None:
+    assert paired_difference([verdicts("uu")], [verdicts("rc")], "complied", seed=0).value is None
+    with pytest.raises(ValueError, match="same requests"):
+        paired_difference([verdicts("rc")], [verdicts("rcr")], "complied", seed=0)
 
 
 def test_row_carries_the_rate_and_its_names() -> None:

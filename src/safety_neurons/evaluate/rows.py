@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 from scipy.stats import binomtest
@@ -10,6 +11,7 @@ from safety_neurons.judges import Verdict
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+Array = numpy.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -53,30 +55,89 @@ def rate(verdicts: Sequence[Verdict], counted: Verdict) -> Rate:
     return Rate(hits / len(judged), float(interval.low), float(interval.high), len(judged), unscored)
 
 
-def mean_rate(groups: Sequence[Sequence[Verdict]], counted: Verdict, seed: int) -> Rate:
+@dataclass(frozen=True)
+class Difference:
+    """One share minus another, with its 95% interval; None where a group has no answer that could be judged."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+Groups = Sequence[Sequence[Verdict | None]]
+
+
+def mean_rate(groups: Groups, counted: Verdict, seed: int) -> Rate:
     """The mean over groups (attacks) of the share of `counted`; the groups hold the same requests in the same order.
 
-    The interval is a percentile bootstrap over requests, so that one request's fate under several attacks is not
-    mistaken for several independent ones. Where all verdicts agree, resampling says nothing: then it is Wilson's
-    for as many requests.
+    None stands for a request that was not made in a group. The interval is a percentile bootstrap over requests, so
+    that one request's fate under several attacks is not mistaken for several independent ones. Where all verdicts
+    agree, resampling says nothing: then it is Wilson's for as many requests.
     """
-    hits = numpy.array([[verdict == counted for verdict in group] for group in groups], dtype=float)
-    scored = numpy.array([[verdict != "unscored" for verdict in group] for group in groups], dtype=float)
-    n, unscored = int(scored.sum()), int((1 - scored).sum())
+    hits, scored = _counted(groups, counted)
+    n, unscored = int(scored.sum()), sum(verdict == "unscored" for group in groups for verdict in group)
     if not scored.any(axis=1).all():
         return Rate(None, None, None, n, unscored)
-    shares = hits.sum(axis=1) / scored.sum(axis=1)
-    mean = float(shares.mean())
+    mean = float((hits.sum(axis=1) / scored.sum(axis=1)).mean())
     requests = int(scored.any(axis=0).sum())
     if mean in (0.0, 1.0) or requests < 2:
         interval = binomtest(round(mean * requests), requests).proportion_ci(CONFIDENCE, method="wilson")
         return Rate(mean, min(float(interval.low), mean), max(float(interval.high), mean), n, unscored)
-    drawn = numpy.random.default_rng(seed).integers(0, hits.shape[1], (RESAMPLES, hits.shape[1]))
+    low, high = _interval(_resampled(hits, scored, _drawn(hits.shape[1], seed)))
+    return Rate(mean, min(low, mean), max(high, mean), n, unscored)
+
+
+def paired_difference(one: Groups, other: Groups, counted: Verdict, seed: int) -> Difference:
+    """The mean share of `counted` over the groups of `one` minus that over those of `other`.
+
+    All groups hold the same requests in the same order, None where a request was not made. The interval is a
+    percentile bootstrap that draws the same requests for both. Where it does not vary, because the two differ by the
+    same on every request, it is as wide to either side as Wilson's interval of no hit in as many requests.
+
+    Raises:
+        ValueError: the groups do not hold equally many requests.
+    """
+    if len({len(group) for group in (*one, *other)}) != 1:
+        raise ValueError("paired groups hold the same requests")
+    sides = [_counted(groups, counted) for groups in (one, other)]
+    if not all(scored.any(axis=1).all() for _, scored in sides):
+        return Difference(None, None, None)
+    first, second = (float((hits.sum(axis=1) / scored.sum(axis=1)).mean()) for hits, scored in sides)
+    value = first - second
+    drawn = _drawn(len(one[0]), seed)
+    resampled = _resampled(*sides[0], drawn) - _resampled(*sides[1], drawn)
+    if numpy.ptp(resampled) < 1e-12:
+        requests = int((sides[0][1].any(axis=0) | sides[1][1].any(axis=0)).sum())
+        half = float(binomtest(0, requests).proportion_ci(CONFIDENCE, method="wilson").high)
+        return Difference(value, max(-1.0, value - half), min(1.0, value + half))
+    low, high = _interval(resampled)
+    return Difference(value, min(low, value), max(high, value))
+
+
+def _counted(groups: Groups, counted: Verdict) -> tuple[Array, Array]:
+    """Float [groups, requests]: 1 where the verdict is `counted`, and 1 where there is one at all."""
+    hits = numpy.array([[verdict == counted for verdict in group] for group in groups], dtype=float)
+    scored = numpy.array([[verdict not in (None, "unscored") for verdict in group] for group in groups], dtype=float)
+    return hits, scored
+
+
+def _drawn(requests: int, seed: int) -> Array:
+    """Which requests make each resample: [resamples, requests]."""
+    return numpy.random.default_rng(seed).integers(0, requests, (RESAMPLES, requests))
+
+
+def _resampled(hits: Array, scored: Array, drawn: Array) -> Array:
+    """The mean share over the groups in each resample: [resamples]."""
+    shares = hits.sum(axis=1) / scored.sum(axis=1)
     counts = scored[:, drawn].sum(axis=2)
     # A resample in which a group has no judged answer says nothing of that group: the group keeps its own share.
-    resampled = numpy.where(counts > 0, hits[:, drawn].sum(axis=2) / counts.clip(min=1), shares[:, None])
-    low, high = numpy.quantile(resampled.mean(axis=0), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Rate(mean, min(float(low), mean), max(float(high), mean), n, unscored)
+    found: Array = numpy.where(counts > 0, hits[:, drawn].sum(axis=2) / counts.clip(min=1), shares[:, None])
+    return found.mean(axis=0)
+
+
+def _interval(resampled: Array) -> tuple[float, float]:
+    low, high = numpy.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 def row(found: Rate, **names: str) -> Row:
