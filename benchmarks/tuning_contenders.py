@@ -1,0 +1,250 @@
+"""The contenders of benchmarks/tuning.py: how each of them is trained, and the model as each leaves it."""
+
+import contextlib
+import ctypes
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from memory import peak_while
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.find.find import ScoredNeurons
+from safety_neurons.find.neuron_set import NeuronSet, Provenance
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.generate import padding_token
+from safety_neurons.models.sites import DenseSite
+from safety_neurons.progress import Advance
+from safety_neurons.run.corpus import corpus_of
+from safety_neurons.run.stages import score_as_settings_say
+from safety_neurons.run.workplace import Workplace
+from safety_neurons.tune.batches import Collator, batches, encode
+from safety_neurons.tune.corpus import Corpus
+from safety_neurons.tune.safetune import tune
+from safety_neurons.tune.slices import DeltaTensors, digest
+from safety_neurons.tune.trainee import SliceTrainee, frozen
+from safety_neurons.tune.training import Training
+from tune import LORA_RANK, matrices
+
+METHODS = ("found", "random", "sn-tune", "lora", "full")
+WITH_BUDGET = ("found", "random", "sn-tune")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to tune: `budget` in percent of the neurons, where it has one."""
+
+    method: str
+    budget: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return self.method if self.budget is None else f"{self.method} {self.budget:g}%"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned model: a context in which the run's model is it, a name for its values, and what it took.
+
+    `artefact` and `peak` are bytes, the latter above what the process took before it trained.
+    """
+
+    applied: Callable[[], contextlib.AbstractContextManager[Any]]
+    digest: str
+    parameters: int
+    artefact: int
+    seconds_per_step: float
+    peak: int
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the contenders train on and choose neurons by."""
+
+    corpus: Corpus
+    plain_refusals: Corpus
+    found: ScoredNeurons
+    removal: ScoredNeurons | None
+
+    @classmethod
+    def gather(cls, work: Workplace, sn_tune: bool) -> "Materials":
+        """Make the corpus and score the neurons; what SN-Tune needs only where it takes part."""
+        # The same refusals, learnt for the plain request.
+        plain = work.settings.tune.model_copy(update={"plain_refusals": 1.0, "benign": 0, "borderline": 0})
+        refusals = [pair for pair in corpus_of(work, plain).pairs if pair.kind == "refusal"] if sn_tune else []
+        return cls(
+            corpus_of(work),
+            Corpus(tuple(refusals)),
+            score_as_settings_say(work),
+            score_as_settings_say(work, "removal") if sn_tune else None,
+        )
+
+    def neurons(self, work: Workplace, contender: Contender) -> NeuronSet | None:
+        """The neurons that are tuned; None for LoRA.
+
+        Raises:
+            SafetyNeuronsError: the budget pays for none, or is too large for as many random ones.
+        """
+        if contender.method == "lora":
+            return None
+        if contender.method == "full":
+            return every_neuron(self.found.top(1.0))
+        assert contender.budget is not None
+        if contender.method == "sn-tune":
+            assert self.removal is not None
+            chosen = self.removal.top(contender.budget)
+        else:
+            settings = work.settings.find
+            chosen = self.found.top(contender.budget, settings.scope, settings.selection)
+        if not len(chosen):
+            raise SafetyNeuronsError(
+                f"{chosen.provenance.score} finds no neurons at {contender.budget:g}%. Leave that budget out, or "
+                "choose another find.score."
+            )
+        return chosen.random_like(contender.seed + 1) if contender.method == "random" else chosen
+
+    def corpus_for(self, contender: Contender) -> Corpus:
+        return self.plain_refusals if contender.method == "sn-tune" else self.corpus
+
+
+def every_neuron(some: NeuronSet) -> NeuronSet:
+    """All neurons of the model that a set belongs to."""
+    nobody = torch.zeros(0, dtype=torch.long)
+    return replace(
+        some,
+        rejection=tuple(torch.arange(width) for width in some.widths),
+        conformity=tuple(nobody for _ in some.widths),
+        provenance=replace(some.provenance, score="all", percent=100.0),
+    )
+
+
+def training_of(work: Workplace, contender: Contender, learning_rate: float) -> Training:
+    """The run's own settings without what only saves memory, and without stopping early: the same for all."""
+    training = work.settings.tune.training(contender.seed)
+    training = replace(training, learning_rate=learning_rate, patience=None, report_to=())
+    training = replace(training, accumulate=1, gradient_checkpointing=False, shard=False)
+    return replace(training, epochs=1) if contender.method == "sn-tune" else training
+
+
+def train(model: ChatModel, neurons: NeuronSet | None, corpus: Corpus, training: Training, advance: Advance) -> Tuned:
+    """Tune the neurons, or LoRA's adapters where there are none; the model is left as it was."""
+    times = [time.perf_counter()]
+
+    def step(items: int) -> None:
+        if items:
+            times.append(time.perf_counter())
+        advance(items)
+
+    made: list[Tuned] = []
+
+    def work() -> None:
+        if neurons is None:
+            made.append(_lora(model, corpus, training, step))
+        else:
+            made.append(_slices(model, neurons, corpus, training, step))
+
+    peak = peak_of(work)
+    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    # The first step waits for what is prepared.
+    return replace(made[0], peak=peak, seconds_per_step=statistics.median(steps[1:] or steps))
+
+
+def peak_of(work: Callable[[], Any]) -> int:
+    """`peak_while`, after memory that was freed is given back to the system, where it can be: it would hide some."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return peak_while(work)
+
+
+def _slices(model: ChatModel, neurons: NeuronSet, corpus: Corpus, training: Training, advance: Advance) -> Tuned:
+    delta = tune(model, neurons, corpus, **asdict(training), advance=advance)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "delta.safetensors"
+        delta.save(path)
+        size = path.stat().st_size
+    return Tuned(lambda: delta.apply(model), delta.digest, delta.parameters, size, 0.0, 0)
+
+
+class AdapterTrainee(SliceTrainee):
+    """The loss of `tune` with LoRA's adapters in the place of the slices, of which there are none."""
+
+    def __init__(self, model: ChatModel, adapted: Any, kl: float) -> None:
+        super().__init__(model, _no_neurons(model), kl)
+        self._adapted = [adapted]
+
+    def _moved(self, *arguments: Any) -> Tensor:
+        with self._adapted[0].disable_adapter():
+            return super()._moved(*arguments)
+
+
+def _no_neurons(model: ChatModel) -> NeuronSet:
+    nobody = tuple(torch.zeros(0, dtype=torch.long) for _ in model.sites)
+    made_for = Provenance(model.name, model.identity, "none", 0.0, "model", 0, (0,) * len(nobody), model.parameters)
+    widths, layers = (tuple(getattr(site, name) for site in model.sites) for name in ("width", "layer"))
+    return NeuronSet(nobody, nobody, widths, layers, made_for)
+
+
+def check_lora(model: ChatModel) -> None:
+    """Raises SafetyNeuronsError where LoRA has no plain matrices to adapt."""
+    if not all(isinstance(site, DenseSite) for site in model.sites):
+        raise SafetyNeuronsError(
+            f"LoRA here adapts plain MLPs, and {model.name} has experts. Leave lora out of --methods."
+        )
+
+
+@contextlib.contextmanager
+def adapted(model: ChatModel, seed: int = 0, tensors: DeltaTensors | None = None) -> Iterator[Any]:
+    """The model with LoRA's adapters on all matrices of its MLPs, new ones or given ones; then it is as it was."""
+    from peft import LoraConfig, get_peft_model
+
+    names = [name for site in model.sites for name in matrices(site)]
+    with frozen(model), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, lora_dropout=0.0, target_modules=names)
+        changed = get_peft_model(model.model, config)
+        try:
+            with torch.no_grad():
+                for name, value in (tensors or {}).items():
+                    changed.get_parameter(name).copy_(value)
+            yield changed
+        finally:
+            changed.unload()
+
+
+def _lora(model: ChatModel, corpus: Corpus, training: Training, advance: Advance) -> Tuned:
+    """What `tune` does, step by step: the same batches, loss, clipping, AdamW and learning rates."""
+    examples = [encode(model, pair) for pair in corpus.pairs]
+    planned, collator = batches(examples, training), Collator(padding_token(model))
+    with adapted(model, training.seed) as changed:
+        adapters = {name: value for name, value in changed.named_parameters() if value.requires_grad}
+        trainee = AdapterTrainee(model, changed, training.kl)
+        optimizer = torch.optim.AdamW(adapters.values(), lr=training.learning_rate, weight_decay=0.0)
+        kind = "constant_with_warmup" if training.schedule == "constant" else training.schedule
+        rates = get_scheduler(kind, optimizer, int(len(planned) * training.warmup), len(planned))
+        for batch in planned:
+            loss = trainee(**collator([examples[index] for index in batch]))["loss"]
+            if not torch.isfinite(loss):
+                raise SafetyNeuronsError("Training LoRA diverged. Lower --learning-rates.")
+            loss.backward()
+            nn.utils.clip_grad_norm_(list(adapters.values()), training.max_grad_norm)
+            optimizer.step()
+            rates.step()
+            optimizer.zero_grad()
+            advance(1)
+        tensors = {name: value.detach().float().cpu().clone() for name, value in adapters.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "adapters.safetensors"
+        save_file(tensors, path)
+        size = path.stat().st_size
+    parameters = sum(value.numel() for value in tensors.values())
+    return Tuned(lambda: adapted(model, tensors=tensors), digest(tensors), parameters, size, 0.0, 0)
