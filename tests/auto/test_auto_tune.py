@@ -128,6 +128,13 @@ def test_a_finished_search_tries_nothing_again(
     assert not [task for task in again.tasks if task.startswith("tuning") and task.endswith(")")]
 
 
+def test_settings_that_are_asked_for_begin_another_search(searched: tuple[Path, dict[str, Any]]) -> None:
+    folder, section = searched
+    first = auto_tune(folder, {"find": {"percent": 17.0}}, trials=1, space=SPACE)["auto"]["trials"][0]
+    chosen = section["trials"][section["chosen"]]["settings"]
+    assert first["settings"] == chosen | {"find.percent": 17.0}
+
+
 def test_a_limit_that_no_trial_keeps_is_an_error_that_loses_no_trial(
     given: dict[str, Any],
     tmp_path: Path,

@@ -115,10 +115,14 @@ def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, An
 
     They would be another search's own ones, for the run is tuned with what a search chose before it ends.
     """
-    if any(name in given.get(section, {}) for section, name in (path.split(".") for path in SEARCHED)):
-        return dict(given)
-    now = own_settings(merged_settings(folder.record().get("settings", {}), given))
-    starts = [line["start"] for line in read_lines(folder.trials) if line["settings"] == now]
+    now = own_settings(merged_settings(folder.record().get("settings", {}), {}))
+    split = {path: path.split(".") for path in SEARCHED}
+    asked = {path: given[part][name] for path, (part, name) in split.items() if name in given.get(part, {})}
+    starts = [
+        line["start"]
+        for line in read_lines(folder.trials)
+        if line["settings"] == now and asked.items() <= line["start"].items()
+    ]
     return overridden(given, nested(starts[-1])) if starts else dict(given)
 
 
