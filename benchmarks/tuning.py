@@ -56,7 +56,7 @@ class Options:
     methods: Sequence[str] = METHODS
     budgets: Sequence[float] = (0.1, 0.5, 1.0, 3.0)
     seeds: int = 3
-    learning_rates: Sequence[float] = (3e-4, 1e-3)
+    learning_rates: Sequence[float | tuple[str, float]] = (3e-4, 1e-3)
     prompts: int = 40
     safe_prompts: int = 100
     attack_files: Sequence[str] = ATTACK_FILES
@@ -73,8 +73,11 @@ class Options:
                 raise SafetyNeuronsError(f"Give at least one of --{name.replace('_', '-')}, and each of them once.")
         if not all(0 < budget < 100 for budget in self.budgets):
             raise SafetyNeuronsError("--budgets are percentages between 0 and 100.")
-        if not all(0 < rate < 1 for rate in self.learning_rates):
-            raise SafetyNeuronsError("--learning-rates are numbers between 0 and 1, such as 3e-4.")
+        for method in self.methods:
+            if not self.rates_of(method) or not all(0 < rate < 1 for rate in self.rates_of(method)):
+                raise SafetyNeuronsError(
+                    f"--learning-rates gives {method} no number between 0 and 1, such as 3e-4 or {method}=3e-4."
+                )
         for name in ("seeds", "prompts", "safe_prompts"):
             if getattr(self, name) < 1:
                 raise SafetyNeuronsError(f"--{name.replace('_', '-')} is a whole number from 1 on.")
@@ -83,6 +86,11 @@ class Options:
                 "LoRA needs PEFT, which is not installed: pip install 'safety-neurons[benchmarks]', or leave lora out "
                 "of --methods."
             )
+
+    def rates_of(self, method: str) -> list[float]:
+        """The learning rates that are tried for a method: those of its own, or those that name no method."""
+        own = [rate[1] for rate in self.learning_rates if isinstance(rate, tuple) and rate[0] == method]
+        return own or [rate for rate in self.learning_rates if not isinstance(rate, tuple)]
 
     def contenders(self) -> list[Contender]:
         """Everyone, seed 0 first: the others take its learning rate."""
@@ -174,7 +182,7 @@ class Bench:
     def line(self, contender: Contender, learning_rate: float | None) -> dict[str, Any]:
         """Verdicts, distances and costs; the learning rate is chosen where none is given."""
         trained_on = self._trained_on(contender)
-        tried = [learning_rate] if learning_rate is not None else list(self.options.learning_rates)
+        tried = [learning_rate] if learning_rate is not None else self.options.rates_of(contender.method)
         key = self.key("contender", asdict(contender), trained_on, tried, self.exam.key)
         if key in self.kept.lines:
             return self.kept.lines[key]
@@ -219,6 +227,11 @@ class Bench:
             return train(self.work.model, self.materials.neurons(self.work, contender), corpus, training, on)
 
 
+def _rate(text: str) -> float | tuple[str, float]:
+    method, named, number = text.rpartition("=")
+    return (method, float(number)) if named else float(number)
+
+
 def main() -> None:
     """Read the command line, compare, and print the tables."""
     parser = argparse.ArgumentParser(
@@ -231,7 +244,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=defaults.methods, help=", ".join(METHODS))
     parser.add_argument("--budgets", nargs="*", type=float, default=defaults.budgets, help="percent of the neurons")
     parser.add_argument("--seeds", type=int, default=defaults.seeds, help="how often each is trained")
-    parser.add_argument("--learning-rates", nargs="*", type=float, default=defaults.learning_rates)
+    parser.add_argument(
+        "--learning-rates",
+        nargs="*",
+        type=_rate,
+        default=defaults.learning_rates,
+        metavar="RATE",
+        help="tried for each method; lora=3e-4 is one for this method alone",
+    )
     parser.add_argument("--prompts", type=int, default=defaults.prompts, help="requests of an attack, at most")
     parser.add_argument("--safe-prompts", type=int, default=defaults.safe_prompts, help="of Alpaca and XSTest each")
     parser.add_argument("--attack-files", nargs="*", default=defaults.attack_files, help="names in COPIES/attacks")
