@@ -66,7 +66,7 @@ def test_unknown_names_are_refused(path: tuple[str, ...], section: type[BaseMode
         (("tune", "patience"), 0),
         (("tune", "patience"), 1.5),
         (("tune", "validate_every"), 0),
-        (("tune", "samples"), 0),
+        (("tune", "samples"), -1),
         (("tune", "temperature"), 0),
         (("tune", "largest_share"), 0),
         (("tune", "largest_share"), 1.1),

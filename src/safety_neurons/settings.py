@@ -23,7 +23,7 @@ class FindSettings(Section):
     score: str = "gradient"
     """How neurons are ranked: change, contrast, effect-size, gradient, magnitude, random, removal, wanda,
     write-contrast. The table of docs/scores.md compares them."""
-    percent: float = Field(0.1, gt=0, le=100)
+    percent: float = Field(2.0, gt=0, le=100)
     """Budget in percent of the neurons."""
     scope: Literal["layer", "model"] | None = None
     """Spend the budget in each layer or over the whole model; the score's own habit when left out."""
@@ -113,16 +113,16 @@ class TuneSettings(Section):
 
     corpus: Path | None = None
     """A .jsonl file of pairs (kind, user, response ...) to train on, instead of pairs that the model makes."""
-    refusals: int = Field(105, ge=1)
+    refusals: int = Field(192, ge=1)
     """From how many harmful training prompts refusals are made."""
-    contrast: int = Field(25, ge=0)
+    contrast: int = Field(40, ge=0)
     """From how many unsafe twins of borderline prompts refusals are made."""
-    benign: int = Field(130, ge=0)
+    benign: int = Field(192, ge=0)
     """How many benign training prompts the untouched model answers for the corpus."""
-    borderline: int = Field(40, ge=0)
+    borderline: int = Field(56, ge=0)
     """How many borderline-benign training prompts are answered for the corpus; those that the untouched model refuses,
     calibrated towards conformity."""
-    samples: int = Field(4, ge=0)
+    samples: int = Field(8, ge=0)
     """How often a refusal is drawn for a prompt whose greedy answer is none, or is said too often already."""
     temperature: float = Field(0.7, gt=0)
     """The temperature at which refusals are drawn."""
@@ -130,13 +130,13 @@ class TuneSettings(Section):
     """In what share of the refusals one sentence may stand."""
     plain_refusals: float = Field(0.43, ge=0, le=1)
     """Share of the harmful requests that are trained on as they are; the others are disguised."""
-    plain_benign: float = Field(0.7, ge=0, le=1)
+    plain_benign: float = Field(0.6, ge=0, le=1)
     """Likewise for benign requests."""
     answer_tokens: int = Field(24, ge=1)
     """Longest answer in the corpus, in tokens. Refusing is decided at its start; a long tail would drown it."""
-    learning_rate: float = Field(2e-3, gt=0)
-    """Peak learning rate of AdamW; the fewer the neurons, the higher (1e-3 for 0.5% of them)."""
-    epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate of AdamW; the fewer the neurons, the higher (1e-3 for 0.5% of them, 2e-3 for 0.1%)."""
+    epochs: int = Field(2, ge=1)
     """Passes over the corpus."""
     batch_size: int = Field(8, ge=1)
     """Pairs in an optimizer step."""
@@ -146,7 +146,7 @@ class TuneSettings(Section):
     """For which share of the steps the learning rate rises."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients longer than this are scaled down to it."""
-    kl: float = Field(1.0, ge=0)
+    kl: float = Field(2.0, ge=0)
     """How much a token of an answer to a benign request costs for each nat that the model moves away from the untouched
     one there (KL divergence). Borderline requests are left out: some of these the untouched model refuses."""
     length_pool: int = Field(1, ge=1)

@@ -40,7 +40,7 @@ class Space:
 
     scores: tuple[str, ...] = SCORES
     percent: tuple[float, float] = (0.03, 3.0)
-    learning_rate: tuple[float, float] = (1e-4, 4e-3)
+    learning_rate: tuple[float, float] = (1e-4, 2e-3)
 
     def __post_init__(self) -> None:
         if not self.scores:
@@ -167,10 +167,10 @@ def _suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
         "find.score": trial.suggest_categorical("find.score", space.scores),
         "find.percent": trial.suggest_float("find.percent", *space.percent, log=True),
         "tune.learning_rate": trial.suggest_float("tune.learning_rate", *space.learning_rate, log=True),
-        "tune.refusals": trial.suggest_int("tune.refusals", 48, 144, step=12),
+        "tune.refusals": trial.suggest_int("tune.refusals", 96, 192, step=12),
         "tune.contrast": trial.suggest_int("tune.contrast", 0, 56, step=14),
-        "tune.benign": trial.suggest_int("tune.benign", 72, 144, step=12),
-        "tune.kl": trial.suggest_categorical("tune.kl", [0.0, 0.3, 1.0]),
+        "tune.benign": trial.suggest_int("tune.benign", 96, 192, step=12),
+        "tune.kl": trial.suggest_categorical("tune.kl", [0.0, 1.0, 2.0]),
     }
 
 
