@@ -14,6 +14,7 @@ from safety_neurons import cli
 from safety_neurons.auto.auto_tune import Space, auto_tune, nested, own_settings
 from safety_neurons.auto.front import Objectives, Trial, choose, front
 from safety_neurons.errors import DivergedError, SafetyNeuronsError
+from safety_neurons.find.find import ScoredNeurons
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.run.folder import merged_settings
 from safety_neurons.run.validation import Validator
@@ -182,9 +183,17 @@ def test_trials_that_diverge_are_left_out(
 
 
 def test_trials_without_neurons_are_left_out(
-    given: dict[str, Any], tmp_path: Path, watching: Callable[..., Any]
+    given: dict[str, Any], tmp_path: Path, watching: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundredth of a percent of so few neurons is none."""
+    """Where harmful and benign prompts rank the same neurons first, their difference is empty."""
+    top = ScoredNeurons.top
+
+    def same_on_both_sides(self: ScoredNeurons, percent: float, *options: Any) -> NeuronSet:
+        found = top(self, percent, *options)
+        nothing = tuple(layer[:0] for layer in found.rejection)
+        return replace(found, rejection=nothing, conformity=nothing) if percent == 0.01 else found
+
+    monkeypatch.setattr(ScoredNeurons, "top", same_on_both_sides)
     notes = watching()
     space = replace(SPACE, percent=(0.01, 0.01))
     section = auto_tune(tmp_path / "run", given, trials=2, space=space, listener=notes)["auto"]
