@@ -14,7 +14,7 @@ from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.likelihood import divergence, read_answers, surprise
 from safety_neurons.judges import Verdict
-from safety_neurons.models.generate import batches_by_length, halve_when_full
+from safety_neurons.models.generate import in_batches
 from safety_neurons.prompts import Prompt, PromptSet, load_prompts
 from safety_neurons.prompts.prompt_set import normalised
 from safety_neurons.prompts.read import read_table
@@ -104,9 +104,9 @@ def measure(work: Workplace, exam: Exam, name: str, tuned: Tuned | None) -> dict
             "surprise": _surprise(work, texts, own),
         }
     condition = Condition("tuned", name, fingerprint(work.answering, tuned.digest))
-    moved = _in_batches(
-        work,
+    moved = in_batches(
         texts,
+        work.settings.batch_size,
         lambda batch: divergence(
             work.model,
             [texts[index] for index in batch],
@@ -143,24 +143,15 @@ def _verdicts(work: Workplace, exam: Exam, condition: Condition) -> dict[str, An
 
 
 def _surprise(work: Workplace, texts: list[str], answers: list[str]) -> list[float | None]:
-    return _in_batches(
-        work,
+    return in_batches(
         texts,
+        work.settings.batch_size,
         lambda batch: surprise(
             read_answers(
                 work.model, [texts[index] for index in batch], [answers[index] for index in batch], ANSWER_TOKENS
             )
         ),
     )
-
-
-def _in_batches(work: Workplace, texts: list[str], read: Any) -> list[float | None]:
-    """A number for each text."""
-    found: dict[int, float | None] = {}
-    for batch in batches_by_length(texts, work.settings.batch_size):
-        values = [value for part in halve_when_full(read, batch) for value in part]
-        found.update(zip(batch, values, strict=True))
-    return [found[index] for index in range(len(texts))]
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

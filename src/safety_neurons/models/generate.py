@@ -42,6 +42,15 @@ def halve_when_full(work: Callable[[list[int]], T], batch: list[int]) -> list[T]
     return halve_when_full(work, batch[:middle]) + halve_when_full(work, batch[middle:])
 
 
+def in_batches(texts: Sequence[str], batch_size: int, read: Callable[[list[int]], list[T]]) -> list[T]:
+    """What `read` gives for the indices of each batch, for every text in the order of the texts."""
+    found: dict[int, T] = {}
+    for batch in batches_by_length(texts, batch_size):
+        values = [value for part in halve_when_full(read, batch) for value in part]
+        found.update(zip(batch, values, strict=True))
+    return [found[index] for index in range(len(texts))]
+
+
 class Completion(NamedTuple):
     """What the model wrote; `cut_off` where it ran into the limit before it ended its turn."""
 

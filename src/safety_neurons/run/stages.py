@@ -70,12 +70,11 @@ def find_stage(work: Workplace) -> StageResult:
 def find_as_settings_say(work: Workplace, title: str) -> NeuronSet:
     """The neurons of the run's model as it is now, found on the run's training prompts."""
     settings = work.settings.find
-    sides = [[prompt.text for prompt in work.chosen(name, "train", settings.prompts)] for name in ("harmful", "benign")]
     score = scores.get(settings.score)
-    times = passes(score, settings.tokens or score.tokens)
+    sides, total = _training_sides(work, score)
     # Loaded before the bar begins.
     model, other = work.model, work.other_model if score.compares_models else None
-    with work.listener.task(title, times * sum(map(len, sides))) as advance:
+    with work.listener.task(title, total) as advance:
         return find_as_set(model, work.settings, sides[0], sides[1], other, advance)
 
 
@@ -83,10 +82,9 @@ def score_as_settings_say(work: Workplace, name: str | None = None) -> ScoredNeu
     """Every neuron's score on the run's training prompts, by the run's own ranking or by another one."""
     settings = work.settings.find
     score = scores.get(name or settings.score)
-    sides = [[prompt.text for prompt in work.chosen(name, "train", settings.prompts)] for name in ("harmful", "benign")]
-    times = passes(score, settings.tokens or score.tokens)
+    sides, total = _training_sides(work, score)
     model, other = work.model, work.other_model if score.compares_models else None
-    with work.listener.task(f"scoring neurons ({score.name})", times * sum(map(len, sides))) as advance:
+    with work.listener.task(f"scoring neurons ({score.name})", total) as advance:
         return score_neurons(
             model,
             sides[0],
@@ -100,6 +98,13 @@ def score_as_settings_say(work: Workplace, name: str | None = None) -> ScoredNeu
             batch_size=work.settings.batch_size,
             advance=advance,
         )
+
+
+def _training_sides(work: Workplace, score: scores.Score) -> tuple[list[list[str]], int]:
+    """The harmful and the benign prompts that neurons are ranked on, and how many are read for this score in all."""
+    settings = work.settings.find
+    sides = [[prompt.text for prompt in work.chosen(name, "train", settings.prompts)] for name in ("harmful", "benign")]
+    return sides, passes(score, settings.tokens or score.tokens) * sum(map(len, sides))
 
 
 def _significance(neurons: NeuronSet) -> dict[str, Any] | None:

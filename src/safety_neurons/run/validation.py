@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.evaluate.likelihood import divergence
-from safety_neurons.models.generate import batches_by_length, halve_when_full
+from safety_neurons.models.generate import in_batches
 from safety_neurons.progress import Silence
 from safety_neurons.prompts import Prompt
 from safety_neurons.run.answers import Answer, Condition
@@ -88,19 +88,17 @@ class Validator:
         for requests in self.safe:
             texts += [self.work.model.render(sent.user, sent.prefill) for sent in requests.sent]
             answers += [answer.continuation for answer in requests.ask(self.work, self.work.untouched())]
-        moved: list[float | None] = []
-        for batch in batches_by_length(texts, settings.batch_size):
-            for part in halve_when_full(
-                lambda some: divergence(
-                    self.work.model,
-                    [texts[index] for index in some],
-                    [answers[index] for index in some],
-                    changed,
-                    settings.evaluate.answer_tokens,
-                ),
-                batch,
-            ):
-                moved += part
+        moved = in_batches(
+            texts,
+            settings.batch_size,
+            lambda batch: divergence(
+                self.work.model,
+                [texts[index] for index in batch],
+                [answers[index] for index in batch],
+                changed,
+                settings.evaluate.answer_tokens,
+            ),
+        )
         known = [value for value in moved if value is not None]
         return sum(known) / len(known) if known else 0.0
 
