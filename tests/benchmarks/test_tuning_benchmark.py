@@ -257,7 +257,8 @@ def test_all_neurons_as_slices_are_full_fine_tuning(
 def test_bad_input_is_an_error_before_any_work(
     benchmark: ModuleType, copies: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    options = benchmark.Options(**({"data_dir": copies, "attack_files": ("please",)} | changes))
+    usual = {"data_dir": copies, "attack_files": ("please",), "methods": ("found",)}
+    options = benchmark.Options(**(usual | changes))
     with pytest.raises(SafetyNeuronsError, match=message):
         benchmark.benchmark(tmp_path / "run", {}, options)
     assert not (tmp_path / "run").exists()
