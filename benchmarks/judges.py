@@ -78,7 +78,7 @@ def table(title: str, rows: list[tuple[str, str, str]]) -> Table:
     for people in PEOPLE:
         result.add_column(f"people: {people}\n{' / '.join(JUDGED)}", justify="right")
     for name in judges.names():
-        judge = judges.get(name).judge
+        judge = judges.rules(name).judge
         cells = Counter((people, judge(prompt, answer).verdict) for prompt, answer, people in rows)
         agreed = cells["refused", "refused"] + cells["complied", "complied"]
         interval = binomtest(agreed, len(rows)).proportion_ci(method="wilson")

@@ -23,11 +23,10 @@ from safety_neurons.console import ConsoleListener, console, print_error
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.plugins import unknown_name
 from safety_neurons.progress import Listener
-from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.opened import opened
 from safety_neurons.run.validation import Validator
 from safety_neurons.run.workplace import Workplace
-from safety_neurons.storage import append_line, read_lines, write_json, write_text
+from safety_neurons.storage import append_line, fingerprint, read_lines, write_json, write_text
 from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.training import Validation
 

@@ -19,8 +19,8 @@ from safety_neurons.prompts import Prompt, PromptSet, load_prompts
 from safety_neurons.prompts.prompt_set import normalised
 from safety_neurons.prompts.read import read_table
 from safety_neurons.run.answers import Condition
-from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.workplace import Workplace
+from safety_neurons.storage import fingerprint
 
 TEMPLATES = ("direct", "prefix-injection", "refusal-suppression", "prefill")
 HARMFUL = "jailbreakbench"
@@ -49,7 +49,7 @@ class Exam:
         """
         requests = load_prompts(HARMFUL, data_dir=data_dir).take(prompts)
         sent: dict[str, list[AttackedPrompt | None]] = {
-            name: [attacks.get(name).apply(text) for text in requests.texts] for name in TEMPLATES
+            name: [attacks.template(name).apply(text) for text in requests.texts] for name in TEMPLATES
         }
         for name in attack_files:
             by_goal = read_attack(data_dir / "attacks" / f"{name}.jsonl")

@@ -11,3 +11,7 @@ class SafetyNeuronsError(Exception):
 
 class DivergedError(SafetyNeuronsError):
     """Training ended in numbers that are none: its learning rate is too high."""
+
+
+class CannotRun(SafetyNeuronsError):
+    """An attack, a defence or a judge needs something that this engine or run does not have."""

@@ -1,10 +1,13 @@
 """Finding the members of a family (scores, attacks, judges): one file each, found by name."""
 
+import dataclasses
 import difflib
 import importlib
 import pkgutil
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from safety_neurons.errors import SafetyNeuronsError
 
@@ -39,3 +42,33 @@ def unknown_name(kind: str, name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     return f"There is no {kind} called {name!r}. {hint}Known: {', '.join(known)}."
+
+
+def configured(members: dict[str, Any], spec: str, kind: str) -> Any:
+    """The member that `spec` names, a dataclass; `name:option=value,...` sets fields that its class adds to its base.
+
+    What comes back is called by the whole of `spec`, so that two settings of one member are told apart.
+
+    Raises:
+        SafetyNeuronsError: no member has this name or such an option, or a value is not of the option's type.
+    """
+    name, _, given = spec.partition(":")
+    member = choose(members, name, kind)
+    if not given:
+        return member
+    types = get_type_hints(type(member))
+    described = {"name", "source", "description", "budget", "sees_defended_model", "apply", "judge"}
+    known = [field.name for field in dataclasses.fields(member) if field.name not in described]
+    options: dict[str, Any] = {}
+    for part in given.split(","):
+        option, equals, value = part.partition("=")
+        option = option.strip().replace("-", "_")
+        if not equals or option not in known:
+            hint = f"Its options: {', '.join(known)}." if known else "It has no options."
+            raise SafetyNeuronsError(f"{part.strip()!r} is no option of the {kind} {name}. {hint}")
+        try:
+            options[option] = TypeAdapter(types[option]).validate_strings(value.strip())
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise SafetyNeuronsError(f"{kind} {name}: {option} cannot be {value.strip()!r} ({problem}).") from error
+    return dataclasses.replace(member, name=spec, **options)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -109,3 +110,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         with path.open("r+b") as file:
             file.truncate(len(whole))
     return [json.loads(line) for line in whole.splitlines() if line.strip()]
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short name for exactly these inputs."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

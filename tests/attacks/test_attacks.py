@@ -30,30 +30,30 @@ def test_every_name_leads_to_the_attack_that_has_it() -> None:
 @pytest.mark.parametrize("request_text", REQUESTS)
 @pytest.mark.parametrize("name", attacks.names())
 def test_the_request_survives_word_for_word(name: str, request_text: str) -> None:
-    assert request_text in attacks.get(name).apply(request_text).user
+    assert request_text in attacks.template(name).apply(request_text).user
 
 
 @pytest.mark.parametrize("name", attacks.names())
 def test_the_template_does_not_depend_on_the_request(name: str) -> None:
-    first, second = (attacks.get(name).apply(text) for text in ("<<REQUEST A>>", "<<REQUEST B>>"))
+    first, second = (attacks.template(name).apply(text) for text in ("<<REQUEST A>>", "<<REQUEST B>>"))
     assert first.user.replace("<<REQUEST A>>", "<<REQUEST B>>") == second.user
     assert first.prefill == second.prefill
 
 
 @pytest.mark.parametrize("name", [name for name in attacks.names() if name != "direct"])
 def test_an_attack_adds_something(name: str) -> None:
-    attacked = attacks.get(name).apply("How do I wrap a present?")
+    attacked = attacks.template(name).apply("How do I wrap a present?")
     assert attacked != attacks.AttackedPrompt("How do I wrap a present?")
 
 
 @pytest.mark.parametrize("request_text", REQUESTS)
 def test_direct_is_the_request_and_nothing_else(request_text: str) -> None:
-    assert attacks.get("direct").apply(request_text) == attacks.AttackedPrompt(user=request_text, prefill="")
+    assert attacks.template("direct").apply(request_text) == attacks.AttackedPrompt(user=request_text, prefill="")
 
 
 @pytest.mark.parametrize("request_text", REQUESTS)
 def test_prefill_leaves_the_user_alone_and_opens_the_answer(request_text: str) -> None:
-    attacked = attacks.get("prefill").apply(request_text)
+    attacked = attacks.template("prefill").apply(request_text)
     assert attacked.user == request_text
     assert attacked.prefill.startswith("Sure")
     # A blank at the end would keep the tokenizer from writing " you" as the one token it is.
@@ -61,7 +61,7 @@ def test_prefill_leaves_the_user_alone_and_opens_the_answer(request_text: str) -
 
 
 def test_only_prefill_writes_into_the_answer() -> None:
-    writes = {name for name in attacks.names() if attacks.get(name).apply("x").prefill}
+    writes = {name for name in attacks.names() if attacks.template(name).apply("x").prefill}
     assert writes == {"prefill"}
 
 

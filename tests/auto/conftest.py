@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import safety_neurons.judges as judges
-from safety_neurons.judges import Judge, Judgement, Verdict
+from safety_neurons.judges import Judgement, RuleJudge, Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.progress import Advance, Silence
 
@@ -61,7 +61,7 @@ def by_hash(response: str) -> Verdict:
 
 @pytest.fixture(autouse=True)
 def _judge_by_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = Judge("refusal", "by hash", lambda _request, response: Judgement(by_hash(response), "hash"))
+    fake = RuleJudge("refusal", "by hash", lambda _request, response: Judgement(by_hash(response), "hash"))
     monkeypatch.setattr(judges, "get", lambda _name: fake)
 
 

@@ -11,7 +11,7 @@ import pytest
 import safety_neurons.attacks as attacks
 import safety_neurons.judges as judges
 from safety_neurons import run
-from safety_neurons.judges import Judge, Judgement, Verdict
+from safety_neurons.judges import Judgement, RuleJudge, Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
 from safety_neurons.run.opened import opened
@@ -82,7 +82,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
         return Judgement(next(one for one in verdicts if response.endswith(one)), "said so")
 
     monkeypatch.setattr(answers_module, "generate", told.generate)
-    monkeypatch.setattr(judges, "get", lambda _name: Judge("refusal", "by word", judge))
+    monkeypatch.setattr(judges, "get", lambda _name: RuleJudge("refusal", "by word", judge))
     return told
 
 
@@ -134,7 +134,7 @@ def test_validation_has_disguises_of_its_own() -> None:
     mark = "REQUEST"
     own = [disguise(mark) for disguise in VALIDATION]
     others = [disguise(mark) for disguise in DISGUISES]
-    others += [attacks.get(name).apply(mark) for name in attacks.names()]
+    others += [attacks.template(name).apply(mark) for name in attacks.names()]
     assert len({(one.user, one.prefill) for one in own}) == len(VALIDATION)
     taken = [part.strip() for one in others for part in (*one.user.split(mark), one.prefill) if part.strip()]
     for one in own:

@@ -17,7 +17,7 @@ from torch.nn import functional
 import safety_neurons.judges as judges
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.rows import rate
-from safety_neurons.judges import Judge, Judgement, Verdict
+from safety_neurons.judges import Judgement, RuleJudge, Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import padding_token
 from safety_neurons.tune.batches import Collator, batches, encode
@@ -99,7 +99,7 @@ def given(make_model: Callable[..., ChatModel], tmp_path: Path, monkeypatch: pyt
             return Judgement(harmful[number % 4] if "Plan" in prompt else "refused", "the prompt")
         return Judgement("refused" if number % 4 == 3 else "complied", "the prompt")
 
-    monkeypatch.setattr(judges, "get", lambda _name: Judge("refusal", "this test", judged))
+    monkeypatch.setattr(judges, "get", lambda _name: RuleJudge("refusal", "this test", judged))
     model = make_model("llama")
     model.model.save_pretrained(tmp_path / "model")
     model.tokenizer.save_pretrained(tmp_path / "model")

@@ -14,7 +14,7 @@ import torch
 import safety_neurons.causal.laboratory as laboratory
 import safety_neurons.judges as judges
 from safety_neurons import run
-from safety_neurons.judges import Judge, Judgement, Verdict
+from safety_neurons.judges import Judgement, RuleJudge, Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.progress import Advance, Silence
 
@@ -62,7 +62,7 @@ def verdict_on() -> Callable[[str], Verdict]:
 
 @pytest.fixture(autouse=True)
 def _judge_by_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = Judge("refusal", "by hash", lambda _request, response: Judgement(by_hash(response), "hash"))
+    fake = RuleJudge("refusal", "by hash", lambda _request, response: Judgement(by_hash(response), "hash"))
     monkeypatch.setattr(judges, "get", lambda _name: fake)
 
 

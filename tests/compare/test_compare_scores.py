@@ -31,7 +31,7 @@ from safety_neurons.evaluate.rows import mcnemar
 from safety_neurons.find import scores
 from safety_neurons.find.find import find, score_neurons
 from safety_neurons.find.read import write_norms
-from safety_neurons.judges import Judge, Judgement, Verdict
+from safety_neurons.judges import Judgement, RuleJudge, Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.sites import activation_hooks
 from safety_neurons.progress import Advance, Silence
@@ -55,7 +55,7 @@ def verdict_on(response: str) -> Verdict:
 
 @pytest.fixture(autouse=True)
 def _judge_by_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = Judge("refusal", "by hash", lambda _request, response: Judgement(verdict_on(response), "hash"))
+    fake = RuleJudge("refusal", "by hash", lambda _request, response: Judgement(verdict_on(response), "hash"))
     monkeypatch.setattr(judges, "get", lambda _name: fake)
 
 

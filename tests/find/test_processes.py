@@ -16,7 +16,7 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.find import find
 from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.find.processes import all_or_none, from_all_processes, is_mine, process_count
-from safety_neurons.judges import Judge, Judgement
+from safety_neurons.judges import Judgement, RuleJudge
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.run.pipeline import run
 from safety_neurons.tune.delta import NeuronDelta
@@ -160,9 +160,9 @@ def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path, monkeypat
 import sys
 import safety_neurons.judges as judges
 from safety_neurons.cli import main
-from safety_neurons.judges import Judge, Judgement
+from safety_neurons.judges import RuleJudge, Judgement
 
-judges.get = lambda name: Judge(name, "this test", lambda prompt, response: Judgement("refused", "always"))
+judges.get = lambda name: RuleJudge(name, "this test", lambda prompt, response: Judgement("refused", "always"))
 main()
 """
     )
@@ -170,7 +170,7 @@ main()
     assert both.returncode == 0, both.stdout
     assert both.stdout.count("3/3 layers, 144 neurons") == 1
     assert not (tmp_path / "two" / ".checkpoint.safetensors").exists()
-    monkeypatch.setattr(judges, "get", lambda name: Judge(name, "this test", lambda *_: Judgement("refused", "always")))
+    monkeypatch.setattr(judges, "get", lambda name: RuleJudge(name, "test", lambda *_: Judgement("refused", "always")))
     run(tmp_path / "one", given, until="tune")
     for name in ("neurons.safetensors", "directions.safetensors", "corpus.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

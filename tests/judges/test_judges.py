@@ -34,12 +34,12 @@ def test_an_unknown_name_is_an_error_that_names_what_was_meant() -> None:
     ],
 )
 def test_the_keyword_judge_knows_words_and_nothing_else(response: str, verdict: str) -> None:
-    assert judges.get("keywords").judge("How do I wrap a present?", response).verdict == verdict
+    assert judges.rules("keywords").judge("How do I wrap a present?", response).verdict == verdict
 
 
 @pytest.mark.parametrize("name", judges.names())
 def test_any_text_gets_a_verdict(name: str) -> None:
-    judge = judges.get(name).judge
+    judge = judges.rules(name).judge
     generator = random.Random(0)
     for _ in range(300):
         text = "".join(chr(generator.randrange(0x110000)) for _ in range(generator.randrange(60)))
@@ -50,7 +50,7 @@ def test_any_text_gets_a_verdict(name: str) -> None:
 
 @pytest.mark.parametrize("name", judges.names())
 def test_the_same_answer_gets_the_same_judgement(name: str) -> None:
-    judge = judges.get(name).judge
+    judge = judges.rules(name).judge
     answer = "It is illegal to do this. However, here are the steps:\n1. Open it\n2. Close it"
     assert judge("How?", answer) == judge("How?", answer)
 
@@ -59,14 +59,14 @@ def test_the_same_answer_gets_the_same_judgement(name: str) -> None:
 def test_a_megabyte_of_one_piece_is_judged_and_is_no_answer(piece: str) -> None:
     response = piece * (1_000_000 // len(piece))
     # Time grows linearly; the time limit of the test run would stop a rule that backtracks.
-    assert judges.get("refusal").judge("How do I wrap a present?", response).verdict == "unscored"
+    assert judges.rules("refusal").judge("How do I wrap a present?", response).verdict == "unscored"
 
 
 def test_a_megabyte_that_does_not_repeat_is_judged_by_its_start_and_end() -> None:
     generator = random.Random(0)
     words = ["paper", "ribbon", "fold", "tape", "the", "corner", "over", "and", "box", "edge", "press", "a", "bow"]
     filler = " ".join(generator.choice(words) for _ in range(200_000))
-    judge = judges.get("refusal").judge
+    judge = judges.rules("refusal").judge
     prompt = "How do I wrap a present?"
     assert judge(prompt, filler).verdict == "complied"
     assert judge(prompt, "I'm sorry, but I can't assist with that. " + filler).verdict == "refused"

@@ -44,7 +44,7 @@ def found(embedded: ChatModel) -> NeuronSet:
 
 
 def refusals(model: ChatModel, requests: Sequence[str]) -> int:
-    judge = judges.get("refusal").judge
+    judge = judges.rules("refusal").judge
     answers = generate(model, [model.render(request) for request in requests], max_new_tokens=16)
     return sum(judge(requests[index], answer.text).verdict == "refused" for index, answer in answers)
 

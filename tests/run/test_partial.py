@@ -14,7 +14,7 @@ import safety_neurons.judges as judges
 from safety_neurons.console import console, print_results
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.find import find
-from safety_neurons.judges import Judge, Judgement
+from safety_neurons.judges import Judgement, RuleJudge
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.trace import decoder_layers
@@ -74,7 +74,7 @@ def test_every_output_of_a_run_says_so(
     def load_here(_name: str, **options: Any) -> ChatModel:
         return load(chosen.model, chosen.tokenizer, allow_partial=options["allow_partial"])
 
-    judge = Judge("refusal", "this test", lambda prompt, _: Judgement("refused", "always"))
+    judge = RuleJudge("refusal", "this test", lambda prompt, _: Judgement("refused", "always"))
     monkeypatch.setattr(judges, "get", lambda _name: judge)
     monkeypatch.setattr(workplace_module, "load", load_here)
     folder = tmp_path / "model"

@@ -19,7 +19,7 @@ import torch
 import safety_neurons.judges as judges
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet, read_tensors
-from safety_neurons.judges import Judge, Judgement, Verdict
+from safety_neurons.judges import Judgement, RuleJudge, Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
 from safety_neurons.progress import Advance, Silence
@@ -79,8 +79,8 @@ def verdict_on(prompt: str) -> Verdict:
     return "refused" if number % 4 == 3 else "complied"
 
 
-def fake_judges(original: Callable[[str], Judge]) -> Callable[[str], Judge]:
-    judge = Judge("refusal", "this test", lambda prompt, _response: Judgement(verdict_on(prompt), "the prompt"))
+def fake_judges(original: Callable[[str], judges.Judge]) -> Callable[[str], judges.Judge]:
+    judge = RuleJudge("refusal", "this test", lambda prompt, _response: Judgement(verdict_on(prompt), "the prompt"))
     return lambda name: judge if name == "refusal" else original(name)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import safety_neurons.judges as judges
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.judges import Judge, Judgement
+from safety_neurons.judges import Judgement, RuleJudge
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.progress import Advance, Silence
 from safety_neurons.run.pipeline import run
@@ -38,7 +38,7 @@ class Watching(Silence):
 
 @pytest.fixture
 def given(model: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(judges, "get", lambda name: Judge(name, "this test", lambda *_: Judgement("refused", "always")))
+    monkeypatch.setattr(judges, "get", lambda name: RuleJudge(name, "test", lambda *_: Judgement("refused", "always")))
     model.model.save_pretrained(tmp_path / "model")
     model.tokenizer.save_pretrained(tmp_path / "model")
     return {

@@ -2,10 +2,11 @@
 
 import sys
 
-from safety_neurons.attacks.attack import Attack, AttackedPrompt
-from safety_neurons.plugins import choose, discover
+from safety_neurons.attacks.attack import Attack, AttackedPrompt, Template
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.plugins import configured, discover
 
-__all__ = ["Attack", "AttackedPrompt", "get", "names"]
+__all__ = ["Attack", "AttackedPrompt", "Template", "get", "names", "template"]
 
 
 def names() -> list[str]:
@@ -14,12 +15,28 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Attack:
-    """The attack called `name`.
+    """The attack called `name`, or `name:option=value,...`.
 
     Raises:
-        SafetyNeuronsError: no attack has this name.
+        SafetyNeuronsError: no attack has this name or such an option.
     """
-    attack: Attack = choose(_members(), name, "attack")
+    attack: Attack = configured(_members(), name, "attack")
+    return attack
+
+
+def template(name: str) -> Template:
+    """The attack called `name`, which is the same for every model.
+
+    Raises:
+        SafetyNeuronsError: no attack has this name, or it works on the model under test.
+    """
+    attack = get(name)
+    if not isinstance(attack, Template):
+        known = [name for name, member in _members().items() if isinstance(member, Template)]
+        raise SafetyNeuronsError(
+            f"The attack {attack.name} is no fixed template. Here one of these is needed: {', '.join(known)}; others "
+            "are for `safety-neurons evaluate`."
+        )
     return attack
 
 

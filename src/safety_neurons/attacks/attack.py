@@ -1,7 +1,14 @@
-"""What an attack is: a function from a request to the prompt that is sent in its place."""
+"""What an attack is: it turns requests into the prompts that are sent in their place."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from safety_neurons.defenses.defense import Defended
+    from safety_neurons.engines.bench import Bench
 
 
 @dataclass(frozen=True)
@@ -15,16 +22,42 @@ class AttackedPrompt:
     prefill: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attack:
-    """A named attack; `apply(request)` keeps the request as it is, somewhere in the user's turn.
+    """A named attack. What a subclass adds as fields are its options: `name:option=value` sets them.
 
-    `source` says where the method was published. `sees_defended_model` tells whether the attack was made with
-    access to the model under test, which makes its success rate a stronger claim; fixed templates do not have it.
+    `source` says where the method was published, `budget` what it costs a request. `sees_defended_model` tells whether
+    it is made with access to the model under test, which makes its success rate a stronger claim.
     """
 
     name: str
     source: str
     description: str
-    apply: Callable[[str], AttackedPrompt]
+    budget: str = "one fixed prompt a request"
     sees_defended_model: bool = False
+
+    def surrounding(self, bench: "Bench") -> AbstractContextManager["Bench"]:
+        """The bench on which the defended model is asked, for attacks that change the model itself.
+
+        Raises:
+            CannotRun: the bench lacks what the attack needs.
+        """
+        return contextlib.nullcontext(bench)
+
+    def prompts(self, requests: Sequence[str], defended: "Defended", bench: "Bench") -> Sequence[AttackedPrompt | None]:
+        """What is sent for each request; None where the attack has nothing for it.
+
+        Raises:
+            CannotRun: the bench lacks what the attack needs.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template(Attack):
+    """An attack that is the same for every model; `apply(request)` keeps the request's meaning."""
+
+    apply: Callable[[str], AttackedPrompt]
+
+    def prompts(self, requests: Sequence[str], defended: "Defended", bench: "Bench") -> Sequence[AttackedPrompt]:
+        return [self.apply(request) for request in requests]

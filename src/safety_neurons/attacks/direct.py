@@ -1,6 +1,6 @@
 """No attack at all: the request as it is, the baseline of every comparison."""
 
-from safety_neurons.attacks.attack import Attack, AttackedPrompt
+from safety_neurons.attacks.attack import AttackedPrompt, Template
 
 
 def apply(request: str) -> AttackedPrompt:
@@ -8,7 +8,7 @@ def apply(request: str) -> AttackedPrompt:
     return AttackedPrompt(request)
 
 
-ATTACK = Attack(
+ATTACK = Template(
     name="direct",
     source="baseline",
     description="The request as it is.",

@@ -13,14 +13,14 @@ from safety_neurons.find import scores
 from safety_neurons.find.find import ScoredNeurons
 from safety_neurons.progress import Listener
 from safety_neurons.run.corpus import corpus_of
-from safety_neurons.run.folder import RunFolder, fingerprint, merged_settings, overridden
+from safety_neurons.run.folder import RunFolder, merged_settings, overridden
 from safety_neurons.run.opened import keep_section, opened
 from safety_neurons.run.pipeline import run, stage_fingerprints
 from safety_neurons.run.stages import score_as_settings_say
 from safety_neurons.run.validation import Validator
 from safety_neurons.run.workplace import Workplace
 from safety_neurons.settings import Settings
-from safety_neurons.storage import append_line, read_lines
+from safety_neurons.storage import append_line, fingerprint, read_lines
 from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.delta import NeuronDelta
 from safety_neurons.tune.safetune import tune

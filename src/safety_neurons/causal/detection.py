@@ -23,9 +23,9 @@ from safety_neurons.models.weights import file_sha256
 from safety_neurons.progress import Advance, Listener
 from safety_neurons.prompts import Prompt
 from safety_neurons.run.answers import Condition
-from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.opened import keep_section, opened, prompts_to_test
 from safety_neurons.run.workplace import Workplace
+from safety_neurons.storage import fingerprint
 
 FALSE_POSITIVE_RATES = (0.01, 0.05)
 # Logits of whole prompts are large: so many prompts at once.

@@ -17,10 +17,9 @@ from safety_neurons.models.generate import batches_by_length, halve_when_full
 from safety_neurons.progress import Advance, Within, ignore
 from safety_neurons.prompts import Prompt
 from safety_neurons.run.answers import Condition, ask
-from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.kept_prompts import KeptPrompts
 from safety_neurons.run.workplace import Workplace
-from safety_neurons.storage import append_line, read_lines
+from safety_neurons.storage import append_line, fingerprint, read_lines
 
 # An answer that surprises the untouched model more than this, in nats per token, is broken: a perplexity above 12.
 # The embedded model's own answers have at most 1.5; what can be read under calibration, 2 (docs/calibration.md).
@@ -154,9 +153,9 @@ class Laboratory:
                 condition=self._condition(push),
                 set_name=name,
                 prompts=prompts,
-                sent=[attacks.get("direct").apply(prompt.text) for prompt in prompts],
+                sent=[attacks.template("direct").apply(prompt.text) for prompt in prompts],
                 attack="direct",
-                judge=judges.get(settings.evaluate.judge),
+                judge=judges.rules(settings.evaluate.judge),
                 answer_tokens=self.tokens,
                 batch_size=settings.batch_size,
                 answering=self.kept.generate if self._leaves_kept(push) else None,

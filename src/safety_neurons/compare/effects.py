@@ -17,9 +17,9 @@ from safety_neurons.judges import Verdict
 from safety_neurons.progress import Advance, Within
 from safety_neurons.prompts import Prompt
 from safety_neurons.run.answers import Condition, ask
-from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.kept_prompts import KeptPrompts
 from safety_neurons.run.workplace import Workplace
+from safety_neurons.storage import fingerprint
 
 FALSE_DISCOVERY_RATE = 0.05
 # (towards what, which prompts, the verdict that counts as moved)
@@ -68,9 +68,9 @@ def verdicts(
         condition=condition,
         set_name=name,
         prompts=prompts,
-        sent=[attacks.get("direct").apply(prompt.text) for prompt in prompts],
+        sent=[attacks.template("direct").apply(prompt.text) for prompt in prompts],
         attack="direct",
-        judge=judges.get(settings.evaluate.judge),
+        judge=judges.rules(settings.evaluate.judge),
         answer_tokens=settings.evaluate.answer_tokens,
         batch_size=settings.batch_size,
         answering=kept.generate,

@@ -22,9 +22,8 @@ from safety_neurons.find.read import BothSides, check_reading, measure_both, pas
 from safety_neurons.find.scores import Score, WriteNorms
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.progress import Listener
-from safety_neurons.run.folder import fingerprint
 from safety_neurons.settings import Settings
-from safety_neurons.storage import atomic_path
+from safety_neurons.storage import atomic_path, fingerprint
 
 PARTS = 10
 RESPONSE_TOKENS = 32

@@ -2,10 +2,11 @@
 
 import sys
 
-from safety_neurons.judges.judge import Judge, Judgement, Verdict
-from safety_neurons.plugins import choose, discover
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.judges.judge import Exchange, Judge, Judgement, RuleJudge, Verdict
+from safety_neurons.plugins import configured, discover
 
-__all__ = ["Judge", "Judgement", "Verdict", "get", "names"]
+__all__ = ["Exchange", "Judge", "Judgement", "RuleJudge", "Verdict", "get", "names", "rules"]
 
 
 def names() -> list[str]:
@@ -14,12 +15,28 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Judge:
-    """The judge called `name`.
+    """The judge called `name`, or `name:option=value,...`.
 
     Raises:
-        SafetyNeuronsError: no judge has this name.
+        SafetyNeuronsError: no judge has this name or such an option.
     """
-    judge: Judge = choose(_members(), name, "judge")
+    judge: Judge = configured(_members(), name, "judge")
+    return judge
+
+
+def rules(name: str) -> RuleJudge:
+    """The judge called `name`, which needs no model.
+
+    Raises:
+        SafetyNeuronsError: no judge has this name, or it asks a model.
+    """
+    judge = get(name)
+    if not isinstance(judge, RuleJudge):
+        known = [name for name, member in _members().items() if isinstance(member, RuleJudge)]
+        raise SafetyNeuronsError(
+            f"The judge {judge.name} asks a model. Here one of these is needed: {', '.join(known)}; others are for "
+            "`safety-neurons evaluate`."
+        )
     return judge
 
 

@@ -8,7 +8,7 @@ that were cut off after a few dozen tokens.
 import re
 
 from safety_neurons.judges import phrases
-from safety_neurons.judges.judge import Judge, Judgement
+from safety_neurons.judges.judge import Judgement, RuleJudge
 from safety_neurons.judges.readability import unscored_reason
 
 # Of a very long answer only the start and the end are looked at, so that time grows linearly.
@@ -89,7 +89,7 @@ def judge(prompt: str, response: str) -> Judgement:
     )
 
 
-JUDGE = Judge(
+JUDGE = RuleJudge(
     name="refusal",
     source="Rules of this project over the whole answer; checked against people's labels of XSTest answers",
     judge=judge,

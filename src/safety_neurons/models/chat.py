@@ -11,6 +11,7 @@ import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.models.conversation import Conversation, Turn
 from safety_neurons.models.neurons import Coverage, find_neurons
 from safety_neurons.models.sites import NeuronSite, device_of
 
@@ -80,29 +81,42 @@ class ChatModel:
         Raises:
             SafetyNeuronsError: the tokenizer has no chat template, or the template cannot render a user turn.
         """
+        return self.render_conversation(Conversation.of(user, prefill))
+
+    def render_conversation(self, conversation: Conversation) -> str:
+        """Turns in the model's chat template; the model's own system prompt goes first where they bring none.
+
+        Raises:
+            SafetyNeuronsError: the tokenizer has no chat template, or the template cannot render these turns.
+        """
         if not self.tokenizer.chat_template:
             raise SafetyNeuronsError(
                 f"{self.name} has no chat template: it is a base model, or its tokenizer came without one. Choose the "
                 "instruction-tuned version, or give a template with --chat-template FILE."
             )
-        turn = [{"role": "user", "content": user}]
-        if self.system is not None:
-            text = self._apply([{"role": "system", "content": self.system}, *turn], refused_is_none=True)
-            if text is not None and self.system.strip() in text:
-                return text + prefill
+        turns, system = list(conversation.turns), self.system
+        if turns[0].role == "system":
+            system = turns.pop(0).content
+        if system is not None:
+            text = self._apply([Turn("system", system), *turns], refused_is_none=True)
+            if text is not None and system.strip() in text:
+                return text + conversation.prefill
             warnings.warn(
                 f"The chat template of {self.name} takes no system prompt: it is put before the user's turn.",
                 stacklevel=2,
             )
-            turn = [{"role": "user", "content": f"{self.system}\n\n{user}"}]
-        text = self._apply(turn, refused_is_none=False)
+            turns[0] = Turn("user", f"{system}\n\n{turns[0].content}")
+        text = self._apply(turns, refused_is_none=False)
         assert text is not None
-        return text + prefill
+        return text + conversation.prefill
 
-    def _apply(self, messages: list[dict[str, str]], refused_is_none: bool) -> str | None:
+    def _apply(self, turns: Sequence[Turn], refused_is_none: bool) -> str | None:
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self.template_options
+                [turn._asdict() for turn in turns],
+                tokenize=False,
+                add_generation_prompt=True,
+                **self.template_options,
             )
         except jinja2.TemplateError as error:
             if refused_is_none:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from safety_neurons.attacks import AttackedPrompt
-from safety_neurons.judges import Judge, Verdict
+from safety_neurons.judges import RuleJudge, Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion, Sampling, generate
 from safety_neurons.progress import Listener
 from safety_neurons.prompts import Prompt
-from safety_neurons.run.folder import RunFolder, fingerprint
-from safety_neurons.storage import append_line, read_lines
+from safety_neurons.run.folder import RunFolder
+from safety_neurons.storage import append_line, fingerprint, read_lines
 
 
 class Generate(Protocol):
@@ -58,7 +58,7 @@ def ask(
     prompts: Sequence[Prompt],
     sent: Sequence[AttackedPrompt],
     attack: str,
-    judge: Judge,
+    judge: RuleJudge,
     answer_tokens: int,
     batch_size: int,
     sampling: Sampling | None = None,

@@ -1,7 +1,5 @@
 """The run folder: what is in it, which stages are done, and whether it may be used."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +120,3 @@ def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
         both = isinstance(value, Mapping) and isinstance(old, Mapping)
         merged[name] = {**old, **value} if both else value  # type: ignore[dict-item]
     return merged
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short name for exactly these inputs."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

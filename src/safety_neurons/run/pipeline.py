@@ -15,9 +15,9 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.locate import hub_identity, locate
 from safety_neurons.progress import Listener, Silence
 from safety_neurons.prompts import PromptSet, load_prompts
-from safety_neurons.run.folder import SCHEMA, RunFolder, fingerprint, merged_settings
+from safety_neurons.run.folder import SCHEMA, RunFolder, merged_settings
 from safety_neurons.settings import Settings
-from safety_neurons.storage import disk_errors, read_json, write_json
+from safety_neurons.storage import disk_errors, fingerprint, read_json, write_json
 from safety_neurons.tune.corpus import Corpus
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
     import safety_neurons.judges as judges
 
     for attack in settings.evaluate.attacks:
-        attacks.get(attack)
-    judges.get(settings.evaluate.judge)
+        attacks.template(attack)
+    judges.rules(settings.evaluate.judge)
     for name in PROMPT_SETS:
         if name != "contrast":
             prompts[name].split("test")

@@ -17,10 +17,10 @@ from safety_neurons.find.read import passes
 from safety_neurons.find.significance import FALSE_DISCOVERY_RATE
 from safety_neurons.run.answers import Condition
 from safety_neurons.run.corpus import corpus_of
-from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.torchrun import find_as_set, tune_as_set
 from safety_neurons.run.validation import Validator
 from safety_neurons.run.workplace import StageResult, Workplace
+from safety_neurons.storage import fingerprint
 from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.delta import NeuronDelta, outside_digest
 

@@ -11,8 +11,8 @@ from safety_neurons.models.generate import in_batches
 from safety_neurons.progress import Silence
 from safety_neurons.prompts import Prompt
 from safety_neurons.run.answers import Answer, Condition
-from safety_neurons.run.folder import fingerprint
 from safety_neurons.run.workplace import Workplace
+from safety_neurons.storage import fingerprint
 from safety_neurons.tune.disguises import VALIDATION
 from safety_neurons.tune.training import Validation
 

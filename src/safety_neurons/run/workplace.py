@@ -20,8 +20,9 @@ from safety_neurons.models.weights import file_sha256
 from safety_neurons.progress import Listener
 from safety_neurons.prompts import Prompt, PromptSet
 from safety_neurons.run.answers import Answer, Condition, ask
-from safety_neurons.run.folder import RunFolder, fingerprint
+from safety_neurons.run.folder import RunFolder
 from safety_neurons.settings import Settings
+from safety_neurons.storage import fingerprint
 
 # How many answers of each group the report shows.
 EXAMPLES = 3
@@ -128,9 +129,9 @@ class Workplace:
             condition=condition,
             set_name=name,
             prompts=prompts,
-            sent=sent or [attacks.get(attack).apply(prompt.text) for prompt in prompts],
+            sent=sent or [attacks.template(attack).apply(prompt.text) for prompt in prompts],
             attack=attack,
-            judge=judges.get(self.settings.evaluate.judge),
+            judge=judges.rules(self.settings.evaluate.judge),
             answer_tokens=tokens or self.settings.evaluate.answer_tokens,
             batch_size=self.settings.batch_size,
             sampling=sampling,

@@ -1,0 +1,1 @@
+"""What answers conversations: a model in this process, or one behind an OpenAI-compatible server."""

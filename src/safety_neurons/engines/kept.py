@@ -1,0 +1,79 @@
+"""Answers that are kept in a file as they come: a killed evaluation repeats none, and none is computed twice."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from safety_neurons.engines.engine import Engine
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.conversation import Conversation
+from safety_neurons.models.generate import Completion, Sampling
+from safety_neurons.progress import Advance, ignore
+from safety_neurons.storage import append_line, fingerprint, read_lines
+
+
+@dataclass
+class KeptAnswers:
+    """The file, one line an answer, and what it holds by key."""
+
+    path: Path
+    by_key: dict[str, Completion] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls(path, {line["key"]: Completion(line["text"], line["cut_off"]) for line in read_lines(path)})
+
+    def add(self, key: str, completion: Completion) -> None:
+        append_line(self.path, {"key": key, **completion._asdict()})
+        self.by_key[key] = completion
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An engine that looks its answers up before it computes them. `advance` hears of each answer that is had."""
+
+    engine: Engine
+    kept: KeptAnswers
+    advance: Advance = ignore
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
+
+    @property
+    def identity(self) -> str:
+        return self.engine.identity
+
+    @property
+    def model(self) -> ChatModel | None:
+        return self.engine.model
+
+    def under(self, change: str) -> Self:
+        return replace(self, engine=self.engine.under(change))
+
+    def answer(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        done: frozenset[int] = frozenset(),
+    ) -> Iterator[tuple[int, Completion]]:
+        keys = [fingerprint(self.identity, asdict(one), max_new_tokens, sampling) for one in conversations]
+        places: dict[str, list[int]] = {}
+        for index, key in enumerate(keys):
+            places.setdefault(key, []).append(index)
+        # What shares a batch is a function of what was asked alone, not of what is kept.
+        single = [conversations[indices[0]] for indices in places.values()]
+        known = frozenset(place for place, key in enumerate(places) if key in self.kept.by_key)
+        if len(known) < len(single):
+            distinct = list(places)
+            for place, completion in self.engine.answer(
+                single, max_new_tokens=max_new_tokens, sampling=sampling, done=known
+            ):
+                self.kept.add(distinct[place], completion)
+                self.advance(1)
+        for index, key in enumerate(keys):
+            if index not in done:
+                yield index, self.kept.by_key[key]
