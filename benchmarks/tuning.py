@@ -16,7 +16,7 @@ from typing import Any
 
 from tuning_contenders import METHODS, WITH_BUDGET, Contender, Materials, Tuned, check_lora, train, training_of
 from tuning_measures import Exam, measure
-from tuning_table import as_json, compare, markdown, rich_table, summarise, tables
+from tuning_table import as_json, compare, summarise, tables
 
 from safety_neurons.cli.app import given_settings
 from safety_neurons.console import ConsoleListener, console, print_error
@@ -27,6 +27,7 @@ from safety_neurons.run.opened import opened
 from safety_neurons.run.validation import Validator
 from safety_neurons.run.workplace import Workplace
 from safety_neurons.storage import append_line, fingerprint, read_lines, write_json, write_text
+from safety_neurons.tables import markdown, rich_table
 from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.training import Validation
 
@@ -151,7 +152,7 @@ def benchmark(
         }
         write_json(path / "tuning.json", results)
         found = tables(rows, differences)
-        write_text(path / "tuning.md", markdown(found, METHOD))
+        write_text(path / "tuning.md", markdown(found, [" ".join(METHOD.split())]))
         for table in found:
             work.listener.say(rich_table(table))
     return results

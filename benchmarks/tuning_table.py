@@ -7,15 +7,12 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 from tuning_contenders import WITH_BUDGET
 from tuning_measures import SETS, mean_of, perplexity
 
-from safety_neurons.compare.tables import TextTable
 from safety_neurons.evaluate.rows import Difference, Rate, mean_rate, paired_difference, rate
 from safety_neurons.judges import Verdict
+from safety_neurons.tables import TextTable
 
 # Of the attacks in the mean and of each, and by how much more Alpaca may be refused than before.
 MEAN_BAR, EACH_BAR, ALPACA_SLACK = 0.05, 0.10, 0.01
@@ -209,25 +206,6 @@ def _meets(row: Row) -> str:
     if row.method == "untouched":
         return ""
     return f"not {', '.join(row.missed)}" if row.missed else "all"
-
-
-def rich_table(found: TextTable) -> Table:
-    """For the terminal."""
-    result = Table(title=escape(found.title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, column in enumerate(found.columns):
-        result.add_column(column, justify="right" if number else "left")
-    for row in found.rows:
-        result.add_row(*map(escape, row))
-    return result
-
-
-def markdown(found: Sequence[TextTable], method: str) -> str:
-    """For the docs."""
-    parts = [" ".join(method.split())]
-    for table in found:
-        lines = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)], *table.rows]
-        parts.append(f"{table.title}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(parts) + "\n"
 
 
 def as_json(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> dict[str, Any]:

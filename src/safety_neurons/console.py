@@ -13,6 +13,7 @@ from rich.table import Table
 
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.progress import Advance
+from safety_neurons.tables import rich_table
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -125,12 +126,7 @@ def print_comparison(results: dict[str, Any]) -> None:
     from safety_neurons.compare.tables import notes, tables
 
     for found in tables(results):
-        table = Table(title=escape(found.title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for number, column in enumerate(found.columns):
-            table.add_column(column, justify="right" if number else "left")
-        for row in found.rows:
-            table.add_row(*map(escape, row))
-        console.print(Padding(table, (1, 0, 0, 0)))
+        console.print(Padding(rich_table(found), (1, 0, 0, 0)))
     for note in notes(results):
         console.print(escape(note))
 

@@ -1,20 +1,15 @@
 """The comparison as tables: headings, columns and rows of text, for Markdown and for the terminal."""
 
-from dataclasses import dataclass
 from typing import Any
+
+from safety_neurons.tables import TextTable
+from safety_neurons.tables import markdown as as_markdown
 
 MEGABYTE = 2**20
 TITLES = {
     "conformity": "Towards conformity: harmful prompts that are answered",
     "rejection": "Towards rejection: benign prompts that are refused",
 }
-
-
-@dataclass(frozen=True)
-class TextTable:
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
 
 
 def tables(results: dict[str, Any]) -> list[TextTable]:
@@ -128,22 +123,12 @@ def _number(value: float | None) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """The tables and their notes as Markdown."""
-    lines = []
-    if results["command"]:
-        lines += ["```", results["command"], "```", ""]
-    for note in notes(results):
-        lines += [note, ""]
-    for table in tables(results):
-        lines += [f"**{table.title}**", "", _line(table.columns)]
-        lines += [_line(["---", *["--:"] * (len(table.columns) - 1)])]
-        lines += [_line([cell.replace("|", "\\|") for cell in row]) for row in table.rows]
-        lines += [""]
-    lines += [_line(["score", "formula", "tokens", "budget per", "source"]), _line(["---"] * 5)]
-    for one in results["scores"]:
-        formula = one["formula"].replace("|", "\\|")
-        lines += [_line([one["score"], f"`{formula}`", one["tokens"], one["scope"], one["source"]])]
-    return "\n".join(lines) + "\n"
+    command = [f"```\n{results['command']}\n```"] if results["command"] else []
+    return as_markdown([*tables(results), _formulas(results)], [*command, *notes(results)])
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _formulas(results: dict[str, Any]) -> TextTable:
+    rows = [
+        [one["score"], f"`{one['formula']}`", one["tokens"], one["scope"], one["source"]] for one in results["scores"]
+    ]
+    return TextTable("The scores", ["score", "formula", "tokens", "budget per", "source"], rows)
