@@ -1,7 +1,7 @@
 """What the terminal shows: progress bars and tables."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.progress import Advance
-from safety_neurons.tables import rich_table
+from safety_neurons.tables import TextTable, rich_table
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -125,9 +125,20 @@ def print_comparison(results: dict[str, Any]) -> None:
     """The tables of a comparison of scores."""
     from safety_neurons.compare.tables import notes, tables
 
-    for found in tables(results):
+    _print_tables(tables(results), notes(results))
+
+
+def print_evaluation_grid(results: dict[str, Any]) -> None:
+    """The standings and the grid of an evaluation."""
+    from safety_neurons.grid.tables import notes, tables
+
+    _print_tables(tables(results), notes(results))
+
+
+def _print_tables(tables: Sequence[TextTable], notes: Sequence[str]) -> None:
+    for found in tables:
         console.print(Padding(rich_table(found), (1, 0, 0, 0)))
-    for note in notes(results):
+    for note in notes:
         console.print(escape(note))
 
 

@@ -40,6 +40,15 @@ class Learnt:
     benign: list[str]
     borderline: list[str]
 
+    @classmethod
+    def of(cls, work: Workplace) -> "Learnt":
+        """All training prompts of a run."""
+        harmful, contrast, benign, borderline = (
+            [prompt.text for prompt in work.chosen(name, "train", None)]
+            for name in ("harmful", "contrast", "benign", "borderline")
+        )
+        return cls([*harmful, *contrast], benign, borderline)
+
     @property
     def all(self) -> list[str]:
         return [*self.harmful, *self.benign, *self.borderline]
@@ -80,29 +89,8 @@ def guard_run(
             "harmful": work.chosen("contrast", "test", settings.evaluate.prompts),
             "benign": work.chosen("borderline", "test", settings.evaluate.prompts),
         }
-        learnt = Learnt(
-            [
-                prompt.text
-                for prompt in (*work.chosen("harmful", "train", None), *work.chosen("contrast", "train", None))
-            ],
-            [prompt.text for prompt in work.chosen("benign", "train", None)],
-            [prompt.text for prompt in work.chosen("borderline", "train", None)],
-        )
-        with work.listener.task("fitting the guard", len(learnt.all)) as advance:
-            fitted = fit_guard(
-                work.model,
-                work.neurons,
-                learnt.harmful,
-                learnt.benign,
-                learnt.borderline,
-                false_positive_rate=settings.guard.false_positive_rate,
-                layer=settings.guard.layer,
-                alpha=settings.guard.alpha,
-                knobs=replace(settings.calibrate.knobs(), generated_tokens=settings.guard.generated_tokens),
-                batch_size=settings.batch_size,
-                advance=advance,
-            )
-        fitted.save(work.folder.guard)
+        learnt = Learnt.of(work)
+        fitted = fit_and_keep(work, learnt)
         detected = _detect(work, fitted, learnt, tests)
         section = {
             "layer": fitted.layer,
@@ -121,6 +109,27 @@ def guard_run(
             "rows": _in_action(work, fitted, tests) if answers else [],
         }
         return keep_section(work.folder, "guard", section)
+
+
+def fit_and_keep(work: Workplace, learnt: Learnt) -> Guard:
+    """The guard that the run's settings describe, in the run's folder."""
+    settings = work.settings
+    with work.listener.task("fitting the guard", len(learnt.all)) as advance:
+        fitted = fit_guard(
+            work.model,
+            work.neurons,
+            learnt.harmful,
+            learnt.benign,
+            learnt.borderline,
+            false_positive_rate=settings.guard.false_positive_rate,
+            layer=settings.guard.layer,
+            alpha=settings.guard.alpha,
+            knobs=replace(settings.calibrate.knobs(), generated_tokens=settings.guard.generated_tokens),
+            batch_size=settings.batch_size,
+            advance=advance,
+        )
+    fitted.save(work.folder.guard)
+    return fitted
 
 
 def _detect(

@@ -44,7 +44,6 @@ def _stage_command(stage: str, text: str) -> None:
 
 _stage_command("find", "Find the safety neurons.")
 _stage_command("explain", "Say in words what the neurons promote.")
-_stage_command("evaluate", "Attack success and over-refusal, before and after tuning.")
 
 
 @app.command

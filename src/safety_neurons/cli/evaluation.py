@@ -1,0 +1,78 @@
+"""The commands that judge: a grid of attacks and defences, and two of them compared."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from safety_neurons.cli.app import Count, SettingsArgument, app, command_line, given_settings
+from safety_neurons.console import ConsoleListener, console, print_evaluation_grid
+
+Names = Annotated[list[str] | None, Parameter(consume_multiple=True)]
+
+
+@app.command
+def evaluate(
+    targets: Annotated[list[str], Parameter(help="Run folders, models, or addresses of OpenAI-compatible servers.")],
+    *,
+    attacks: Names = None,
+    defenses: Names = None,
+    judges: Names = None,
+    on: str | None = None,
+    limit: Count | None = None,
+    out: Path | None = None,
+    served_model: str | None = None,
+    settings: SettingsArgument = None,
+    config: Path | None = None,
+) -> None:
+    """Attack success and over-refusal of models and runs: every attack against every defence, by every judge.
+
+    Attacks, defences and judges have options: name:option=value,option=value. `safety-neurons members` lists them.
+    What is answered or judged is kept in the folder, so that a killed evaluation goes on and a larger one asks only
+    what is new. Defences that a model or server cannot run are named with the reason.
+
+    Examples:
+
+        safety-neurons evaluate runs/demo
+        safety-neurons evaluate runs/demo --attacks direct prefill base64 --defenses none smoothllm:copies=4 guard
+        safety-neurons evaluate qwen3-0.6b runs/demo --on jailbreakbench:alpaca:xstest-safe --data-dir my-copies
+        safety-neurons evaluate http://localhost:8000/v1 --served-model my-model --defenses none self-reminder
+
+    Parameters
+    ----------
+    attacks
+        direct, prefix-injection, refusal-suppression and prefill when left out.
+    defenses
+        none, self-reminder, icd, guard and safetuning when left out.
+    judges
+        refusal when left out.
+    on
+        HARMFUL:SAFE[:SAFE...], sets of prompts to ask instead of the run's own test split.
+    limit
+        How many requests of each set are asked, at most.
+    out
+        Where everything is kept: RUN/evaluation for one run, else runs/evaluation, when left out.
+    served_model
+        The model's name at the server.
+    config
+        A TOML file with the same fields as the options.
+    """
+    from safety_neurons.grid import evaluation
+
+    with ConsoleListener() as listener:
+        results = evaluation.evaluate(
+            targets,
+            given_settings(settings, config),
+            out=out,
+            attacks=attacks or evaluation.ATTACKS,
+            defenses=defenses or evaluation.DEFENSES,
+            judges=judges or evaluation.JUDGES,
+            on=on,
+            limit=limit,
+            served_model=served_model,
+            listener=listener,
+            command=command_line(),
+        )
+    print_evaluation_grid(results)
+    folder = evaluation.folder_of(targets, out)
+    console.print(f"Tables: {folder / 'evaluation.md'}   Numbers: {folder / 'evaluation.json'}", soft_wrap=True)

@@ -1,0 +1,68 @@
+"""The verdicts of several judges on the cells of a grid; no answer is judged twice."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from safety_neurons.evaluate.grid import Cell
+from safety_neurons.judges import Exchange, Judge, Judgement, Verdict
+from safety_neurons.kept_lines import KeptLines
+from safety_neurons.progress import Listener
+from safety_neurons.storage import fingerprint
+
+
+@dataclass(frozen=True)
+class JudgedCell:
+    """A cell, and of every judge a judgement for each request: None where there is no answer."""
+
+    cell: Cell
+    judgements: dict[str, tuple[Judgement | None, ...]]
+
+    def verdicts(self, judge: str) -> list[Verdict | None]:
+        return [None if one is None else one.verdict for one in self.judgements[judge]]
+
+
+def judge_cells(
+    cells: Sequence[Cell], judges: Sequence[Judge], kept: KeptLines, listener: Listener
+) -> list[JudgedCell]:
+    """All judges on all cells. A judge reads the plain request, not what an attack made of it."""
+    exchanges = {
+        (place, index): Exchange(request.text, response.text)
+        for place, cell in enumerate(cells)
+        for index, (request, response) in enumerate(zip(cell.requests, cell.responses, strict=True))
+        if response is not None
+    }
+    distinct = list(dict.fromkeys(exchanges.values()))
+    found: dict[str, dict[Exchange, Judgement]] = {}
+    for judge in judges:
+        keys = [fingerprint(judge.identity, *exchange) for exchange in distinct]
+        done = frozenset(index for index, key in enumerate(keys) if key in kept.by_key)
+        with listener.task(f"judge {judge.name}", len(distinct)) as advance:
+            advance(len(done))
+            for index, judgement in judge.judge_all(distinct, done):
+                kept.add(
+                    keys[index],
+                    {
+                        "judge": judge.name,
+                        "verdict": judgement.verdict,
+                        "reason": judgement.reason,
+                        "score": judgement.score,
+                    },
+                )
+                advance(1)
+        found[judge.name] = {
+            exchange: Judgement(line["verdict"], line["reason"], line["score"])
+            for exchange, line in zip(distinct, (kept.by_key[key] for key in keys), strict=True)
+        }
+    return [
+        JudgedCell(
+            cell,
+            {
+                name: tuple(
+                    by_exchange[exchanges[place, index]] if (place, index) in exchanges else None
+                    for index in range(len(cell.requests))
+                )
+                for name, by_exchange in found.items()
+            },
+        )
+        for place, cell in enumerate(cells)
+    ]

@@ -1,0 +1,150 @@
+"""One evaluation: targets by attacks by defences by judges, kept in a folder and gone on with where it was stopped."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+import safety_neurons.attacks as attacks_known
+import safety_neurons.defenses as defenses_known
+import safety_neurons.judges as judges_known
+from safety_neurons.engines.kept import KeptAnswers
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.evaluate.grid import Cell, Plan, answer_grid
+from safety_neurons.evaluate.judged import judge_cells
+from safety_neurons.grid.standings import cell_results, standings
+from safety_neurons.grid.tables import notes, tables
+from safety_neurons.grid.targets import Requests, is_run, opened_target, settings_of
+from safety_neurons.kept_lines import KeptLines
+from safety_neurons.progress import Listener, Silence
+from safety_neurons.storage import disk_errors, write_json, write_text
+from safety_neurons.tables import markdown
+
+SCHEMA = 1
+ATTACKS = ("direct", "prefix-injection", "refusal-suppression", "prefill")
+DEFENSES = ("none", "self-reminder", "icd", "guard", "safetuning")
+JUDGES = ("refusal",)
+OUT = Path("runs/evaluation")
+
+
+def folder_of(targets: Sequence[str], out: Path | None) -> Path:
+    """Where an evaluation is kept: in the run's folder, where one run is evaluated and nothing else is said."""
+    if out is not None:
+        return out
+    return Path(targets[0]) / "evaluation" if len(targets) == 1 and is_run(targets[0]) else OUT
+
+
+def evaluate(
+    targets: Sequence[str],
+    given: Mapping[str, Any] | None = None,
+    *,
+    out: Path | None = None,
+    attacks: Sequence[str] = ATTACKS,
+    defenses: Sequence[str] = DEFENSES,
+    judges: Sequence[str] = JUDGES,
+    on: str | None = None,
+    limit: int | None = None,
+    served_model: str | None = None,
+    listener: Listener | None = None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Evaluate models and runs; evaluation.json and evaluation.md in the folder hold what comes out.
+
+    Args:
+        targets: run folders, models (presets, hub ids, folders, .gguf files), or addresses of OpenAI-compatible servers.
+        given: settings that override the run's own, nested as in `Settings`.
+        out: where answers, verdicts and results are kept; see `folder_of`.
+        on: HARMFUL:SAFE[:SAFE...] sets of prompts instead of the test split of the settings' own.
+        limit: how many requests of each set are asked, at most; evaluate.prompts when left out.
+        served_model: the model's name at the server.
+
+    Raises:
+        SafetyNeuronsError: bad input, or a failure that the message explains.
+    """
+    given, listener = given or {}, listener or Silence()
+    if not targets or len(set(targets)) < len(targets):
+        raise SafetyNeuronsError("Name at least one run or model to evaluate, and each of them once.")
+    chosen = (
+        [attacks_known.get(name) for name in _once(attacks, "attacks")],
+        [defenses_known.get(name) for name in _once(defenses, "defenses")],
+        [judges_known.get(name) for name in _once(judges, "judges")],
+    )
+    settings = settings_of(targets[0], given)
+    requests = Requests.read(settings, on, limit or settings.evaluate.prompts)
+    plan = Plan(tuple(chosen[0]), tuple(chosen[1]), requests.harmful, requests.safe)
+    folder = folder_of(targets, out)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors(folder), filelock.FileLock(folder / ".lock", timeout=0):
+            cells = _answered(targets, given, plan, folder, served_model, listener, command)
+            judged = judge_cells(cells, chosen[2], KeptLines.read(folder / "verdicts.jsonl"), listener)
+            names = [judge.name for judge in chosen[2]]
+            results = {
+                "schema": SCHEMA,
+                "command": command,
+                "models": list(dict.fromkeys(cell.model for cell in cells)),
+                "attacks": {one.name: _described(one) for one in chosen[0]},
+                "defenses": {one.name: _described(one) for one in chosen[1]},
+                "judges": {one.name: _described(one) for one in chosen[2]},
+                "prompts": {
+                    "name": on or settings.harmful,
+                    "harmful": len(requests.harmful),
+                    "safe": {name: len(prompts) for name, prompts in requests.safe.items()},
+                },
+                "answer_tokens": settings.evaluate.answer_tokens,
+                "seed": settings.seed,
+                "cells": cell_results(judged, names, settings.seed),
+                "standings": standings(judged, names, settings.seed),
+            }
+            write_json(folder / "evaluation.json", results)
+            lines = [f"```\n{command}\n```"] if command else []
+            write_text(folder / "evaluation.md", markdown(tables(results), [*lines, *notes(results)]))
+    except filelock.Timeout as error:
+        raise SafetyNeuronsError(
+            f"Another process is working on {folder}. Wait for it, or choose another folder with --out."
+        ) from error
+    return results
+
+
+def _answered(
+    targets: Sequence[str],
+    given: Mapping[str, Any],
+    plan: Plan,
+    folder: Path,
+    served_model: str | None,
+    listener: Listener,
+    command: str,
+) -> list[Cell]:
+    kept = KeptAnswers.read(folder / "generations.jsonl")
+    cells: list[Cell] = []
+    needs = [one.name.partition(":")[0] for one in (*plan.attacks, *plan.defenses)]
+    for target in targets:
+        with opened_target(
+            target,
+            given,
+            needs=needs,
+            kept=kept,
+            folder=folder,
+            served_model=served_model,
+            listener=listener,
+            command=command,
+        ) as bench:
+            found = KeptLines.read(folder / "answers.jsonl")
+            with listener.task(f"{bench.engine.name}: cells of the grid", plan.cells) as advance:
+                for cell in answer_grid(plan, bench, found):
+                    cells.append(cell)
+                    advance(1)
+    return cells
+
+
+def _once(names: Sequence[str], what: str) -> Sequence[str]:
+    if not names or len(set(names)) < len(names):
+        raise SafetyNeuronsError(f"Name at least one of --{what}, and each of them once.")
+    return names
+
+
+def _described(member: Any) -> dict[str, Any]:
+    about = ("source", "description", "budget", "sees_defended_model")
+    return {name: getattr(member, name) for name in about if hasattr(member, name)}

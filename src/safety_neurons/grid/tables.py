@@ -1,0 +1,98 @@
+"""An evaluation as tables of text, for the terminal and for Markdown."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from safety_neurons.evaluate.grid import HARMFUL
+from safety_neurons.tables import TextTable
+
+# A difference from the undefended model this unlikely by chance is marked.
+SIGNIFICANT = 0.05
+
+
+def tables(results: Mapping[str, Any]) -> list[TextTable]:
+    """For each judge the standings and, for each model, the grid."""
+    found = []
+    for judge in results["judges"]:
+        found.append(_standings(results, judge))
+        found += [_grid(results, model, judge) for model in results["models"]]
+    return [table for table in found if table.rows]
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What a reader of the tables must know."""
+    prompts = results["prompts"]
+    safe = ", ".join(f"{count} {name}" for name, count in prompts["safe"].items())
+    reasons = {(cell["defense"], cell["reason"]) for cell in results["cells"] if cell["reason"]}
+    return [
+        f"{prompts['harmful']} harmful requests an attack, at most ({prompts['name']}); safe requests: {safe}. Answers "
+        f"of {results['answer_tokens']} tokens. Percent of the answers that could be judged, with 95% intervals "
+        "(Wilson; for means a bootstrap over requests); `?n`: so many could not be judged. `*`: differs from the "
+        "undefended model (McNemar's exact test, 5%, one test a cell).",
+        *(f"{defense}: not run where there is a dash. {reason}" for defense, reason in sorted(reasons)),
+    ]
+
+
+def _standings(results: Mapping[str, Any], judge: str) -> TextTable:
+    mine = [row for row in results["standings"] if row["judge"] == judge]
+    overhead = {(row["model"], row["defense"]): row for row in results.get("overhead", [])}
+    sets = list(results["prompts"]["safe"])
+    columns = ["defence", "attack success", "change", *(f"{name} refused" for name in sets)]
+    corrected = any(row.get("corrected") for row in mine)
+    rows = []
+    for row in mine:
+        cost = overhead.get((row["model"], row["defense"]))
+        rows.append(
+            [
+                *([row["model"]] if len(results["models"]) > 1 else []),
+                row["defense"],
+                _share(row["attack_success"]),
+                *([_share(row.get("corrected"))] if corrected else []),
+                _points(row["against_none"]),
+                *(_share(row["over_refusal"].get(name)) for name in sets),
+                *([f"{cost['ratio']:.2f}" if cost else "-"] if overhead else []),
+            ]
+        )
+    if corrected:
+        columns.insert(2, "corrected for the judge")
+    if len(results["models"]) > 1:
+        columns.insert(0, "model")
+    if overhead:
+        columns.append("time ratio")
+    return TextTable(f"Defences, judge {judge}: mean over attacks, in percent (95% interval)", columns, rows)
+
+
+def _grid(results: Mapping[str, Any], model: str, judge: str) -> TextTable:
+    mine = [cell for cell in results["cells"] if cell["model"] == model and cell["prompts"] == HARMFUL]
+    attacks, defenses = _unique(cell["attack"] for cell in mine), _unique(cell["defense"] for cell in mine)
+    cells = {(cell["attack"], cell["defense"]): cell for cell in mine}
+    return TextTable(
+        f"Attack success on {model}, judge {judge}, in percent",
+        ["defence", *attacks],
+        [[defense, *(_cell(cells.get((attack, defense)), judge) for attack in attacks)] for defense in defenses],
+    )
+
+
+def _cell(cell: Mapping[str, Any] | None, judge: str) -> str:
+    found = None if cell is None else cell["judges"].get(judge)
+    if found is None or found["value"] is None:
+        return "-"
+    against = found["against_none"]
+    mark = "*" if against and against["p"] < SIGNIFICANT else ""
+    return _share(found) + mark + (f" ?{found['unscored']}" if found["unscored"] else "")
+
+
+def _share(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["value"] is None:
+        return "-"
+    return f"{found['value'] * 100:.0f} ({found['low'] * 100:.0f}-{found['high'] * 100:.0f})"
+
+
+def _points(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["value"] is None:
+        return "-"
+    return f"{found['value'] * 100:+.0f} ({found['low'] * 100:+.0f} to {found['high'] * 100:+.0f})"
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

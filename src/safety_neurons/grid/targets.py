@@ -1,0 +1,151 @@
+"""What is evaluated: a run with all that it made, a model, or a model behind a server."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safety_neurons.calibrate.guard import Guard
+from safety_neurons.causal.detection import Learnt, fit_and_keep
+from safety_neurons.engines.bench import Artefacts, Bench
+from safety_neurons.engines.in_process import InProcess
+from safety_neurons.engines.kept import Kept, KeptAnswers
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.progress import Listener
+from safety_neurons.prompts import Prompt, PromptSet, load_prompts
+from safety_neurons.run.folder import RunFolder, merged_settings
+from safety_neurons.run.opened import opened
+from safety_neurons.run.pipeline import PROMPT_SETS
+from safety_neurons.run.workplace import load_model
+from safety_neurons.settings import Settings
+from safety_neurons.storage import read_json
+from safety_neurons.tune.corpus import Corpus
+from safety_neurons.tune.delta import NeuronDelta
+
+# Defences and attacks that draw on what a run makes after finding.
+TUNED = frozenset({"safetuning", "lora", "safedecoding"})
+GUARDED = frozenset({"guard"})
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What is asked: `harmful` ones are attacked, `safe` ones, by the name of their set, are not."""
+
+    harmful: tuple[Prompt, ...]
+    safe: dict[str, tuple[Prompt, ...]]
+
+    @classmethod
+    def read(cls, settings: Settings, on: str | None, limit: int) -> "Requests":
+        """The test split of the settings' own sets, or the sets `on`, HARMFUL:SAFE[:SAFE...], without what was learnt.
+
+        Raises:
+            SafetyNeuronsError: a set cannot be read, or nothing of it is left to ask.
+        """
+        own = {name: load_prompts(getattr(settings, name), settings.column, settings.data_dir) for name in PROMPT_SETS}
+        if on is None:
+            harmful, *safe = (list(own[name].split("test").take(limit)) for name in ("harmful", "benign", "borderline"))
+            return cls(tuple(harmful), {"benign": tuple(safe[0]), "borderline": tuple(safe[1])})
+        names = on.split(":")
+        if len(names) < 2 or not all(names):
+            raise SafetyNeuronsError(
+                f"{on!r} names no harmful and safe prompt sets: give them as jailbreakbench:alpaca:xstest-safe."
+            )
+        learnt = {prompt.text for prompts in own.values() for prompt in prompts if prompt.split != "test"}
+        found = {}
+        for name in names:
+            prompts: PromptSet = load_prompts(name, settings.column, settings.data_dir)
+            fresh = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learnt))
+            if not len(fresh):
+                raise SafetyNeuronsError(f"Nothing of {name!r} is left to ask: a run learns from all its prompts.")
+            found[name] = tuple(fresh.take(limit))
+        return cls(found[names[0]], {name: found[name] for name in names[1:]})
+
+
+def is_run(name: str) -> bool:
+    return RunFolder(Path(name)).record_file.exists()
+
+
+def settings_of(name: str, given: Mapping[str, Any]) -> Settings:
+    """The settings under which a target is evaluated.
+
+    Raises:
+        SafetyNeuronsError: a value is not allowed.
+    """
+    if is_run(name):
+        return merged_settings(read_json(RunFolder(Path(name)).record_file).get("settings", {}), given)
+    return merged_settings({}, given if _is_address(name) else {**given, "model": name})
+
+
+@contextlib.contextmanager
+def opened_target(
+    name: str,
+    given: Mapping[str, Any],
+    *,
+    needs: Sequence[str],
+    kept: KeptAnswers,
+    folder: Path,
+    served_model: str | None,
+    listener: Listener,
+    command: str,
+) -> Iterator[Bench]:
+    """The bench of one target; a run is first brought as far as the attacks and defences in `needs` take it.
+
+    Raises:
+        SafetyNeuronsError: it cannot be read or reached.
+    """
+    settings = settings_of(name, given)
+    common: dict[str, Any] = {
+        "answer_tokens": settings.evaluate.answer_tokens,
+        "seed": settings.seed,
+        "folder": folder,
+        "listener": listener,
+    }
+    if _is_address(name):
+        from safety_neurons.engines.endpoint import Endpoint
+
+        yield Bench(Kept(Endpoint(name, served_model), kept), **common, **_learnt(settings))
+    elif is_run(name):
+        until = "tune" if TUNED & set(needs) else "find"
+        with opened(Path(name), given, listener, command, until=until) as work:
+            delta = NeuronDelta.load(work.folder.delta) if until == "tune" else None
+            corpus = Corpus.load(work.folder.corpus) if until == "tune" else None
+            guard = None
+            if GUARDED & set(needs):
+                # One that was fitted on other neurons would act on those.
+                guard = Guard.load(work.folder.guard) if work.folder.guard.exists() else None
+                if guard is None or not _same_neurons(guard, work.neurons):
+                    guard = fit_and_keep(work, Learnt.of(work))
+            made = Artefacts(work.neurons, guard, delta, corpus, settings.calibrate.alpha_conformity)
+            yield Bench(
+                Kept(InProcess(work.model, settings.batch_size), kept), made=made, **common, **_learnt(settings)
+            )
+    else:
+        with listener.task(f"loading {settings.model}", 1) as advance:
+            model = load_model(settings)
+            model.render("Hello")
+            advance(1)
+        yield Bench(Kept(InProcess(model, settings.batch_size), kept), **common, **_learnt(settings))
+
+
+def _is_address(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def _same_neurons(guard: Guard, neurons: Any) -> bool:
+    pairs = zip(guard.neurons.both, neurons.both, strict=True)
+    return len(guard.neurons.both) == len(neurons.both) and all(one.equal(other) for one, other in pairs)
+
+
+def _learnt(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Training requests for the defences that learn from some."""
+    count = settings.find.prompts
+    return {
+        name: tuple(
+            prompt.text
+            for prompt in load_prompts(getattr(settings, name), settings.column, settings.data_dir)
+            .split("train")
+            .take(count)
+        )
+        for name in ("harmful", "benign")
+    }

@@ -1,0 +1,40 @@
+"""A table of text that is shown in the terminal and written as Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Headings and rows of text; the first column is the rows' name."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def rich_table(found: TextTable) -> Table:
+    """For the terminal."""
+    result = Table(title=escape(found.title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, column in enumerate(found.columns):
+        result.add_column(escape(column), justify="right" if number else "left")
+    for row in found.rows:
+        result.add_row(*map(escape, row))
+    return result
+
+
+def markdown(tables: Sequence[TextTable], before: Sequence[str] = ()) -> str:
+    """Paragraphs, then the tables, each after its title."""
+    parts = list(before)
+    for table in tables:
+        rule = ["---", *["--:"] * (len(table.columns) - 1)]
+        parts.append(f"**{table.title}**\n\n" + "\n".join(map(_line, [table.columns, rule, *table.rows])))
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
