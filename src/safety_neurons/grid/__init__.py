@@ -1,1 +1,1 @@
-"""The evaluation of models and runs: the grid of attacks, defences and judges, its results, and two of them compared."""
+"""Evaluating models and runs: the grid of attacks, defences and judges, its results, and two of them compared."""

@@ -52,7 +52,7 @@ def evaluate(
     """Evaluate models and runs; evaluation.json and evaluation.md in the folder hold what comes out.
 
     Args:
-        targets: run folders, models (presets, hub ids, folders, .gguf files), or addresses of OpenAI-compatible servers.
+        targets: run folders, models (presets, hub ids, folders, files), or addresses of OpenAI-compatible servers.
         given: settings that override the run's own, nested as in `Settings`.
         out: where answers, verdicts and results are kept; see `folder_of`.
         on: HARMFUL:SAFE[:SAFE...] sets of prompts instead of the test split of the settings' own.
@@ -65,29 +65,27 @@ def evaluate(
     given, listener = given or {}, listener or Silence()
     if not targets or len(set(targets)) < len(targets):
         raise SafetyNeuronsError("Name at least one run or model to evaluate, and each of them once.")
-    chosen = (
-        [attacks_known.get(name) for name in _once(attacks, "attacks")],
-        [defenses_known.get(name) for name in _once(defenses, "defenses")],
-        [judges_known.get(name) for name in _once(judges, "judges")],
-    )
+    trials = [attacks_known.get(name) for name in _once(attacks, "attacks")]
+    defended = [defenses_known.get(name) for name in _once(defenses, "defenses")]
+    referees = [judges_known.get(name) for name in _once(judges, "judges")]
     settings = settings_of(targets[0], given)
     requests = Requests.read(settings, on, limit or settings.evaluate.prompts)
-    plan = Plan(tuple(chosen[0]), tuple(chosen[1]), requests.harmful, requests.safe)
+    plan = Plan(tuple(trials), tuple(defended), requests.harmful, requests.safe)
     folder = folder_of(targets, out)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(folder), filelock.FileLock(folder / ".lock", timeout=0):
             cells = _answered(targets, given, plan, folder, served_model, listener, command)
-            judged = judge_cells(cells, chosen[2], KeptLines.read(folder / "verdicts.jsonl"), listener)
-            names = [judge.name for judge in chosen[2]]
+            judged = judge_cells(cells, referees, KeptLines.read(folder / "verdicts.jsonl"), listener)
+            names = [judge.name for judge in referees]
             results = {
                 "schema": SCHEMA,
                 "command": command,
                 "models": list(dict.fromkeys(cell.model for cell in cells)),
-                "attacks": {one.name: _described(one) for one in chosen[0]},
-                "defenses": {one.name: _described(one) for one in chosen[1]},
-                "judges": {one.name: _described(one) for one in chosen[2]},
+                "attacks": {one.name: _described(one) for one in trials},
+                "defenses": {one.name: _described(one) for one in defended},
+                "judges": {one.name: _described(one) for one in referees},
                 "prompts": {
                     "name": on or settings.harmful,
                     "harmful": len(requests.harmful),
@@ -119,12 +117,14 @@ def _answered(
 ) -> list[Cell]:
     kept = KeptAnswers.read(folder / "generations.jsonl")
     cells: list[Cell] = []
-    needs = [one.name.partition(":")[0] for one in (*plan.attacks, *plan.defenses)]
+    needs = [
+        name.partition(":")[0] for name in (*(one.name for one in plan.attacks), *(one.name for one in plan.defenses))
+    ]
     for target in targets:
         with opened_target(
             target,
             given,
-            needs=needs,
+            needs=[*(one.name for one in plan.attacks), *(one.name for one in plan.defenses)],
             kept=kept,
             folder=folder,
             served_model=served_model,

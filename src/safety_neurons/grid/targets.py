@@ -9,6 +9,7 @@ from typing import Any
 from safety_neurons.calibrate.guard import Guard
 from safety_neurons.causal.detection import Learnt, fit_and_keep
 from safety_neurons.engines.bench import Artefacts, Bench
+from safety_neurons.engines.engine import Engine
 from safety_neurons.engines.in_process import InProcess
 from safety_neurons.engines.kept import Kept, KeptAnswers
 from safety_neurons.errors import SafetyNeuronsError
@@ -89,43 +90,42 @@ def opened_target(
     listener: Listener,
     command: str,
 ) -> Iterator[Bench]:
-    """The bench of one target; a run is first brought as far as the attacks and defences in `needs` take it.
+    """The bench of one target; a run is first brought as far as the attacks and defences that it `needs` to run take it.
 
     Raises:
         SafetyNeuronsError: it cannot be read or reached.
     """
     settings = settings_of(name, given)
-    common: dict[str, Any] = {
-        "answer_tokens": settings.evaluate.answer_tokens,
-        "seed": settings.seed,
-        "folder": folder,
-        "listener": listener,
-    }
+    needed = {one.partition(":")[0] for one in needs}
+    harmful, benign = _learnt(settings, "harmful"), _learnt(settings, "benign")
+
+    def bench(engine: Engine, made: Artefacts) -> Bench:
+        tokens = settings.evaluate.answer_tokens
+        return Bench(Kept(engine, kept), tokens, settings.seed, harmful, benign, made, folder, listener)
+
     if _is_address(name):
         from safety_neurons.engines.endpoint import Endpoint
 
-        yield Bench(Kept(Endpoint(name, served_model), kept), **common, **_learnt(settings))
+        yield bench(Endpoint(name, served_model), Artefacts())
     elif is_run(name):
-        until = "tune" if TUNED & set(needs) else "find"
+        until = "tune" if TUNED & needed else "find"
         with opened(Path(name), given, listener, command, until=until) as work:
             delta = NeuronDelta.load(work.folder.delta) if until == "tune" else None
             corpus = Corpus.load(work.folder.corpus) if until == "tune" else None
             guard = None
-            if GUARDED & set(needs):
+            if GUARDED & needed:
                 # One that was fitted on other neurons would act on those.
                 guard = Guard.load(work.folder.guard) if work.folder.guard.exists() else None
                 if guard is None or not _same_neurons(guard, work.neurons):
                     guard = fit_and_keep(work, Learnt.of(work))
             made = Artefacts(work.neurons, guard, delta, corpus, settings.calibrate.alpha_conformity)
-            yield Bench(
-                Kept(InProcess(work.model, settings.batch_size), kept), made=made, **common, **_learnt(settings)
-            )
+            yield bench(InProcess(work.model, settings.batch_size), made)
     else:
         with listener.task(f"loading {settings.model}", 1) as advance:
             model = load_model(settings)
             model.render("Hello")
             advance(1)
-        yield Bench(Kept(InProcess(model, settings.batch_size), kept), **common, **_learnt(settings))
+        yield bench(InProcess(model, settings.batch_size), Artefacts())
 
 
 def _is_address(name: str) -> bool:
@@ -137,15 +137,7 @@ def _same_neurons(guard: Guard, neurons: Any) -> bool:
     return len(guard.neurons.both) == len(neurons.both) and all(one.equal(other) for one, other in pairs)
 
 
-def _learnt(settings: Settings) -> dict[str, tuple[str, ...]]:
+def _learnt(settings: Settings, name: str) -> tuple[str, ...]:
     """Training requests for the defences that learn from some."""
-    count = settings.find.prompts
-    return {
-        name: tuple(
-            prompt.text
-            for prompt in load_prompts(getattr(settings, name), settings.column, settings.data_dir)
-            .split("train")
-            .take(count)
-        )
-        for name in ("harmful", "benign")
-    }
+    prompts = load_prompts(getattr(settings, name), settings.column, settings.data_dir)
+    return tuple(prompt.text for prompt in prompts.split("train").take(settings.find.prompts))
