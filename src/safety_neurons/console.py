@@ -8,7 +8,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from safety_neurons.models.presets import PRESETS
@@ -17,6 +25,8 @@ from safety_neurons.tables import TextTable, rich_table
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+# Bars of finished work that stay in sight.
+FINISHED_BARS = 12
 
 
 class ConsoleListener:
@@ -32,6 +42,7 @@ class ConsoleListener:
             TimeRemainingColumn(compact=True),
             console=console,
         )
+        self._finished: list[TaskID] = []
 
     def __enter__(self) -> "ConsoleListener":
         self._progress.start()
@@ -45,6 +56,9 @@ class ConsoleListener:
         """A bar that goes on while the context is open."""
         task = self._progress.add_task(escape(description), total=total)
         yield lambda items: self._progress.advance(task, items)
+        self._finished.append(task)
+        for old in self._finished[:-FINISHED_BARS]:
+            self._progress.update(old, visible=False)
         if not console.is_terminal:
             console.print(f"{escape(description)}: done", soft_wrap=True)
 

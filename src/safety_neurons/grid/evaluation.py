@@ -117,9 +117,6 @@ def _answered(
 ) -> list[Cell]:
     kept = KeptAnswers.read(folder / "generations.jsonl")
     cells: list[Cell] = []
-    needs = [
-        name.partition(":")[0] for name in (*(one.name for one in plan.attacks), *(one.name for one in plan.defenses))
-    ]
     for target in targets:
         with opened_target(
             target,

@@ -90,7 +90,7 @@ def opened_target(
     listener: Listener,
     command: str,
 ) -> Iterator[Bench]:
-    """The bench of one target; a run is first brought as far as the attacks and defences that it `needs` to run take it.
+    """The bench of one target; a run is first brought as far as the attacks and defences named in `needs` take it.
 
     Raises:
         SafetyNeuronsError: it cannot be read or reached.
