@@ -15,7 +15,7 @@ from safety_neurons.evaluate.grid import Cell, Plan, answer_grid
 from safety_neurons.evaluate.judged import judge_cells
 from safety_neurons.grid.standings import cell_results, standings
 from safety_neurons.grid.tables import notes, tables
-from safety_neurons.grid.targets import Requests, is_run, opened_target, settings_of
+from safety_neurons.grid.targets import Requests, check_target, is_run, opened_target, settings_of
 from safety_neurons.kept_lines import KeptLines
 from safety_neurons.progress import Listener, Silence
 from safety_neurons.storage import disk_errors, write_json, write_text
@@ -71,6 +71,8 @@ def evaluate(
     settings = settings_of(targets[0], given)
     requests = Requests.read(settings, on, limit or settings.evaluate.prompts)
     plan = Plan(tuple(trials), tuple(defended), requests.harmful, requests.safe)
+    for target in targets:
+        check_target(target, given)
     folder = folder_of(targets, out)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from safety_neurons.engines.engine import Engine
 from safety_neurons.engines.in_process import InProcess
 from safety_neurons.engines.kept import Kept, KeptAnswers
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.models.locate import locate
 from safety_neurons.progress import Listener
 from safety_neurons.prompts import Prompt, PromptSet, load_prompts
 from safety_neurons.run.folder import RunFolder, merged_settings
@@ -76,6 +77,16 @@ def settings_of(name: str, given: Mapping[str, Any]) -> Settings:
     if is_run(name):
         return merged_settings(read_json(RunFolder(Path(name)).record_file).get("settings", {}), given)
     return merged_settings({}, given if _is_address(name) else {**given, "model": name})
+
+
+def check_target(name: str, given: Mapping[str, Any]) -> None:
+    """Say at once that there is no such model; what is behind an address is only known when it is asked.
+
+    Raises:
+        SafetyNeuronsError: no run and no model is called so.
+    """
+    if not _is_address(name):
+        locate(settings_of(name, given).model)
 
 
 @contextlib.contextmanager
