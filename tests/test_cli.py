@@ -74,7 +74,20 @@ def one_paragraph(text: str) -> bool:
 def test_help_names_every_command() -> None:
     done = outside("--help")
     assert done.returncode == 0
-    for command in ("run", "find", "explain", "calibrate", "tune", "evaluate", "report", "tokens", "merge", "models"):
+    for command in (
+        "run",
+        "find",
+        "explain",
+        "calibrate",
+        "tune",
+        "evaluate",
+        "compare-scores",
+        "methods",
+        "report",
+        "tokens",
+        "merge",
+        "models",
+    ):
         assert f" {command} " in done.stdout
 
 
@@ -179,7 +192,7 @@ def test_run_without_options_gives_none(monkeypatch: pytest.MonkeyPatch, calls: 
     assert calls[0].given == {}
 
 
-@pytest.mark.parametrize("stage", ["find", "explain", "calibrate", "tune", "evaluate"])
+@pytest.mark.parametrize("stage", ["find", "explain", "calibrate", "tune"])
 def test_each_stage_is_a_command(monkeypatch: pytest.MonkeyPatch, calls: list[Call], stage: str) -> None:
     assert inside(monkeypatch, stage, "runs/mine", "--find.percent", "1") == 0
     assert calls[0].folder == Path("runs/mine")

@@ -57,8 +57,7 @@ def configured(members: dict[str, Any], spec: str, kind: str) -> Any:
     if not given:
         return member
     types = get_type_hints(type(member))
-    described = {"name", "source", "description", "budget", "sees_defended_model", "apply", "judge"}
-    known = [field.name for field in dataclasses.fields(member) if field.name not in described]
+    known = list(options_of(member))
     options: dict[str, Any] = {}
     for part in given.split(","):
         option, equals, value = part.partition("=")
@@ -72,3 +71,11 @@ def configured(members: dict[str, Any], spec: str, kind: str) -> Any:
             problem = error.errors()[0]["msg"]
             raise SafetyNeuronsError(f"{kind} {name}: {option} cannot be {value.strip()!r} ({problem}).") from error
     return dataclasses.replace(member, name=spec, **options)
+
+
+def options_of(member: Any) -> dict[str, Any]:
+    """The options of a member and their values: all fields but those that every member of its family has."""
+    described = {"name", "source", "description", "budget", "sees_defended_model", "apply", "judge"}
+    return {
+        field.name: getattr(member, field.name) for field in dataclasses.fields(member) if field.name not in described
+    }

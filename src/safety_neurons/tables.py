@@ -10,18 +10,19 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class TextTable:
-    """Headings and rows of text; the first column is the rows' name."""
+    """Headings and rows of text; the first columns are words, the others numbers."""
 
     title: str
     columns: list[str]
     rows: list[list[str]]
+    words: int = 1
 
 
 def rich_table(found: TextTable) -> Table:
     """For the terminal."""
     result = Table(title=escape(found.title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, column in enumerate(found.columns):
-        result.add_column(escape(column), justify="right" if number else "left")
+        result.add_column(escape(column), justify="left" if number < found.words else "right")
     for row in found.rows:
         result.add_row(*map(escape, row))
     return result
@@ -31,7 +32,7 @@ def markdown(tables: Sequence[TextTable], before: Sequence[str] = ()) -> str:
     """Paragraphs, then the tables, each after its title."""
     parts = list(before)
     for table in tables:
-        rule = ["---", *["--:"] * (len(table.columns) - 1)]
+        rule = ["---"] * table.words + ["--:"] * (len(table.columns) - table.words)
         parts.append(f"**{table.title}**\n\n" + "\n".join(map(_line, [table.columns, rule, *table.rows])))
     return "\n\n".join(parts) + "\n"
 

@@ -7,6 +7,8 @@ from cyclopts import Parameter
 
 from safety_neurons.cli.app import Count, SettingsArgument, app, command_line, given_settings
 from safety_neurons.console import ConsoleListener, console, print_evaluation_grid
+from safety_neurons.plugins import options_of
+from safety_neurons.tables import TextTable, rich_table
 
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
@@ -27,7 +29,7 @@ def evaluate(
 ) -> None:
     """Attack success and over-refusal of models and runs: every attack against every defence, by every judge.
 
-    Attacks, defences and judges have options: name:option=value,option=value. `safety-neurons members` lists them.
+    Attacks, defences and judges have options: name:option=value,option=value. `safety-neurons methods` lists them.
     What is answered or judged is kept in the folder, so that a killed evaluation goes on and a larger one asks only
     what is new. Defences that a model or server cannot run are named with the reason.
 
@@ -76,3 +78,17 @@ def evaluate(
     print_evaluation_grid(results)
     folder = evaluation.folder_of(targets, out)
     console.print(f"Tables: {folder / 'evaluation.md'}   Numbers: {folder / 'evaluation.json'}", soft_wrap=True)
+
+
+@app.command
+def methods() -> None:
+    """List the attacks, defences and judges: what each does, its options with their defaults, and its source."""
+    from safety_neurons import attacks, defenses, judges
+
+    for title, family in (("Attacks", attacks), ("Defences", defenses), ("Judges", judges)):
+        rows = []
+        for name in family.names():
+            member = family.get(name)
+            options = ", ".join(f"{option}={value}" for option, value in options_of(member).items())
+            rows.append([name, getattr(member, "description", member.source), options or "-"])
+        console.print(rich_table(TextTable(title, [title.lower()[:-1], "what it is", "options"], rows, words=3)))

@@ -5,7 +5,7 @@ What is answered is kept cell by cell, and answer by answer by the engine: a kil
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from safety_neurons.attacks import Attack, AttackedPrompt
@@ -13,6 +13,7 @@ from safety_neurons.defenses import Defended, Defense, Response
 from safety_neurons.engines.bench import Bench
 from safety_neurons.errors import CannotRun
 from safety_neurons.kept_lines import KeptLines
+from safety_neurons.plugins import options_of
 from safety_neurons.prompts import Prompt
 from safety_neurons.storage import fingerprint
 
@@ -94,8 +95,8 @@ def _cell(
         bench.answer_tokens,
         bench.seed,
         made_digests(bench),
-        _options(defense),
-        None if attack is None else _options(attack),
+        [defense.name, options_of(defense)],
+        None if attack is None else [attack.name, options_of(attack)],
         [request.text for request in requests],
     )
     line = kept.by_key.get(key)
@@ -131,12 +132,6 @@ def _answered(opened: _Opened, attack: Attack | None, requests: Sequence[str]) -
         return {"responses": [None if prompt is None else next(given) for prompt in sent], "reason": ""}
     except CannotRun as error:
         return {"responses": [], "reason": str(error)}
-
-
-def _options(member: Attack | Defense) -> dict[str, Any]:
-    """Name and options; functions and descriptions say nothing that a name does not."""
-    left_out = {"source", "description", "budget", "sees_defended_model", "apply"}
-    return {field.name: getattr(member, field.name) for field in fields(member) if field.name not in left_out}
 
 
 def made_digests(bench: Bench) -> list[Any]:
