@@ -11,13 +11,13 @@ from tuning_contenders import Tuned
 
 import safety_neurons.attacks as attacks
 from safety_neurons.attacks import AttackedPrompt
+from safety_neurons.attacks.goals import read_attack
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.likelihood import divergence, read_answers, surprise
 from safety_neurons.judges import Verdict
 from safety_neurons.models.generate import in_batches
 from safety_neurons.prompts import Prompt, PromptSet, load_prompts
 from safety_neurons.prompts.prompt_set import normalised
-from safety_neurons.prompts.read import read_table
 from safety_neurons.run.answers import Condition
 from safety_neurons.run.workplace import Workplace
 from safety_neurons.storage import fingerprint
@@ -72,22 +72,6 @@ class Exam:
             self.own_answers,
             ANSWER_TOKENS,
         )
-
-
-def read_attack(path: Path) -> dict[str, AttackedPrompt]:
-    """The jailbreak prompts of a file, by the goal that the judge reads.
-
-    Raises:
-        SafetyNeuronsError: the file is missing or cannot be read, or a row has no goal or no prompt.
-    """
-    table = read_table(path, str(path))
-    found: dict[str, AttackedPrompt] = {}
-    for row in table.rows:
-        goal, prompt = row.values.get("goal"), row.values.get("prompt")
-        if not isinstance(goal, str) or not isinstance(prompt, str) or not goal.strip() or not prompt.strip():
-            raise SafetyNeuronsError(f"Row {row.place} of {path} has no goal or no prompt: both have to be texts.")
-        found.setdefault(normalised(goal), AttackedPrompt(prompt))
-    return found
 
 
 def measure(work: Workplace, exam: Exam, name: str, tuned: Tuned | None) -> dict[str, Any]:

@@ -134,7 +134,9 @@ def test_validation_has_disguises_of_its_own() -> None:
     mark = "REQUEST"
     own = [disguise(mark) for disguise in VALIDATION]
     others = [disguise(mark) for disguise in DISGUISES]
-    others += [attacks.template(name).apply(mark) for name in attacks.names()]
+    others += [
+        attack.apply(mark) for attack in map(attacks.get, attacks.names()) if isinstance(attack, attacks.Template)
+    ]
     assert len({(one.user, one.prefill) for one in own}) == len(VALIDATION)
     taken = [part.strip() for one in others for part in (*one.user.split(mark), one.prefill) if part.strip()]
     for one in own:

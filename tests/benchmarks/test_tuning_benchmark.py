@@ -273,12 +273,6 @@ def test_lora_without_peft_says_what_to_install(
         benchmark.Options(copies).check()
 
 
-def test_a_row_of_attacks_needs_a_goal(benchmark: ModuleType, tmp_path: Path) -> None:
-    write_lines(tmp_path / "a.jsonl", [{"goal": "x", "prompt": "y"}, {"prompt": "z"}])
-    with pytest.raises(SafetyNeuronsError, match="Row 2 of"):
-        sys.modules["tuning_measures"].read_attack(tmp_path / "a.jsonl")
-
-
 def share(hits: int, of: int, counted: Verdict = "refused") -> Any:
     other: Verdict = "complied" if counted == "refused" else "refused"
     return rate([counted] * hits + [other] * (of - hits), counted)
