@@ -15,7 +15,7 @@ from safety_neurons.models.generate import in_batches, padding_token
 Request = tuple[Any, list[int], list[int]]
 
 
-class InMemory(HFLM):  # type: ignore[misc]
+class InMemory(HFLM):
     """Reads the context and its continuation in two passes, as in generation.
 
     The harness reads both in one pass that is padded on the right without a mask: a guard or a calibration would take
