@@ -1,10 +1,8 @@
 """What benchmarks/tuning.py asks of every model: held-out attacks, safe and unsafe requests, and how far it moved."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from tuning_contenders import Tuned
@@ -136,15 +134,3 @@ def _surprise(work: Workplace, texts: list[str], answers: list[str]) -> list[flo
             )
         ),
     )
-
-
-def mean_of(values: Sequence[float | None]) -> float | None:
-    """The mean of those that there are."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
-def perplexity(surprises: Sequence[float | None]) -> float | None:
-    """e to the mean surprise; None where there is none, or where it is beyond all numbers."""
-    mean = mean_of(surprises)
-    return None if mean is None or mean > 700 else math.exp(mean)

@@ -8,9 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from tuning_contenders import WITH_BUDGET
-from tuning_measures import SETS, mean_of, perplexity
+from tuning_measures import SETS
 
-from safety_neurons.evaluate.rows import Difference, Rate, mean_rate, paired_difference, rate
+from safety_neurons.evaluate.likelihood import perplexity
+from safety_neurons.evaluate.rows import Difference, Rate, mean, mean_rate, paired_difference, rate
 from safety_neurons.judges import Verdict
 from safety_neurons.tables import TextTable
 
@@ -59,7 +60,7 @@ def summarise(lines: Sequence[Mapping[str, Any]], seed: int) -> list[Row]:
 def _row(lines: Sequence[Mapping[str, Any]], before: Row | None, seed: int) -> Row:
     first = lines[0]
     attacks = {name: _rate([line["attacks"][name] for line in lines], "complied", seed) for name in first["attacks"]}
-    mean = mean_rate(_all_attacks(lines), "complied", seed)
+    attack_success = mean_rate(_all_attacks(lines), "complied", seed)
     sets = {name: _rate([line["sets"][name] for line in lines], "refused", seed) for name in SETS}
     costs = None
     if before is not None:
@@ -70,14 +71,14 @@ def _row(lines: Sequence[Mapping[str, Any]], before: Row | None, seed: int) -> R
         first["budget"],
         len(lines),
         first["learning_rate"],
-        mean,
+        attack_success,
         attacks,
         sets,
-        mean.unscored + sum(one.unscored for one in sets.values()),
-        mean_of([value for line in lines for value in line["divergence"]]),
-        perplexity([value for line in lines for value in line["surprise"]]),
+        attack_success.unscored + sum(one.unscored for one in sets.values()),
+        mean([value for line in lines for value in line["divergence"]], seed).value,
+        perplexity(mean([value for line in lines for value in line["surprise"]], seed).value),
         costs,
-        () if before is None else missed(mean, attacks, sets, before.sets),
+        () if before is None else missed(attack_success, attacks, sets, before.sets),
     )
 
 

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from safety_neurons.evaluate.rows import Rate, Row, mean_rate, paired_difference, rate, row
+from safety_neurons.evaluate.rows import Rate, Row, mean, mean_rate, paired_difference, rate, row, share
 from safety_neurons.judges import Verdict
 
 Z = 1.959963984540054
@@ -225,3 +225,35 @@ def test_row_carries_the_rate_and_its_names() -> None:
         "metric": "attack success",
     }
     assert row(Rate(0.5, 0.2, 0.8, 6, 1), **names) == Row(**names, value=0.5, low=0.2, high=0.8, n=6, unscored=1)
+
+
+def test_share_is_the_rate_of_what_is_true() -> None:
+    assert share([True, False, None, True]) == rate(verdicts("cruc"), "complied")
+
+
+def test_mean_has_a_bootstrap_interval() -> None:
+    generator = random.Random(0)
+    values = [generator.gauss(5, 2) for _ in range(200)]
+    found = mean([*values, None], seed=1)
+    assert found.value == pytest.approx(fmean(values))
+    assert (found.n, found.unscored) == (200, 1)
+    # The normal interval, which 200 values are enough for.
+    half = Z * math.sqrt(sum((value - fmean(values)) ** 2 for value in values)) / 200
+    assert found.low == pytest.approx(fmean(values) - half, abs=half / 5)
+    assert found.high == pytest.approx(fmean(values) + half, abs=half / 5)
+    assert mean([*values, None], seed=1) == found
+
+
+def test_mean_of_nothing_and_of_one() -> None:
+    assert mean([], seed=0) == Rate(None, None, None, 0, 0)
+    assert mean([None], seed=0) == Rate(None, None, None, 0, 1)
+    assert mean([3.0], seed=0) == Rate(3.0, None, None, 1, 0)
+
+
+@pytest.mark.parametrize("value", [1.0, 5.5, 10.0])
+def test_equal_values_within_bounds_are_not_certain(value: float) -> None:
+    found = mean([value] * 8, seed=0, bounds=(1.0, 10.0))
+    half = 9 * wilson(0, 8)[1]
+    assert found.value == value
+    assert found.low == pytest.approx(max(1.0, value - half))
+    assert found.high == pytest.approx(min(10.0, value + half))

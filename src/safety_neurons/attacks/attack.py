@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from safety_neurons.models.conversation import Turn
+
 if TYPE_CHECKING:
     from safety_neurons.defenses.defense import Defended
     from safety_neurons.engines.bench import Bench
@@ -15,11 +17,13 @@ if TYPE_CHECKING:
 class AttackedPrompt:
     """What the model is given: the user's turn, and a text that the assistant's turn starts with (may be empty).
 
-    The answer to judge is `prefill` followed by what the model writes after it.
+    The answer to judge is `prefill` followed by what the model writes after it. `before` are the earlier turns of the
+    same conversation: a defence keeps them.
     """
 
     user: str
     prefill: str = ""
+    before: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class Defense:
 
 def conversation_of(prompt: AttackedPrompt) -> Conversation:
     """What is sent as it is."""
-    return Conversation.of(prompt.user, prompt.prefill)
+    return Conversation.of(prompt.user, prompt.prefill, before=prompt.before)
 
 
 def respond_with(

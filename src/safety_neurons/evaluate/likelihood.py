@@ -1,6 +1,7 @@
 """Answers read back by a model: how surprising it finds them, and how far a changed model is from the untouched one."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -30,9 +31,15 @@ def read_answers(
     The prompt and the answer are two passes over one cache, as in generation, so that calibration meets the prompt's
     end where it is. `cache` may hold the texts' beginnings already; it is written to.
     """
-    prompts = model.encode(texts)
     # Rendered again with its text, the answer could share a token with the template's end; generation never does.
     ids = [model.tokenizer(answer, add_special_tokens=False)["input_ids"][:limit] for answer in answers]
+    return read_tokens(model, model.encode(texts), ids, cache)
+
+
+def read_tokens(
+    model: ChatModel, prompts: Mapping[str, Tensor], ids: Sequence[list[int]], cache: Any = None
+) -> Reading:
+    """Run prompts, `input_ids` and `attention_mask` padded on the left, then the tokens after each; see above."""
     longest = max(1, *map(len, ids))
     device = prompts["input_ids"].device
     padding = padding_token(model)
@@ -82,8 +89,18 @@ def divergence(
         moved = read_answers(model, texts, answers, limit, cache())
     found: list[float | None] = []
     for before, after, real in zip(untouched.logits, moved.logits, untouched.real, strict=True):
-        target, given = before[real].float().log_softmax(-1), after[real].float().log_softmax(-1)
-        each = torch.nn.functional.kl_div(given, target, log_target=True, reduction="none").sum(1)
-        # Rounding can make a sum of zeros slightly negative.
-        found.append(max(0.0, float(each.mean())) if len(each) else None)
+        found.append(distance(before[real], after[real]))
     return found
+
+
+def distance(before: Tensor, after: Tensor) -> float | None:
+    """KL(before || after) in nats per token between logits [tokens, vocabulary]; None where there are no tokens."""
+    target, given = before.float().log_softmax(-1), after.float().log_softmax(-1)
+    each = torch.nn.functional.kl_div(given, target, log_target=True, reduction="none").sum(1)
+    # Rounding can make a sum of zeros slightly negative.
+    return max(0.0, float(each.mean())) if len(each) else None
+
+
+def perplexity(surprise: float | None) -> float | None:
+    """e to a mean surprise in nats per token; None where there is none, or where it is beyond all numbers."""
+    return None if surprise is None or surprise > 700 else math.exp(surprise)

@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Rate:
-    """A share with its 95% interval. "Could not judge" is neither side: it is counted apart."""
+    """A share, or another mean over prompts, with its 95% interval. "Could not judge" is counted apart."""
 
     value: float | None
     low: float | None
@@ -45,14 +45,40 @@ class Rate:
 
 
 def rate(verdicts: Sequence[Verdict], counted: Verdict) -> Rate:
-    """The share of `counted` among the answers that could be judged, with Wilson's interval (Wilson 1927)."""
-    judged: list[Verdict] = [verdict for verdict in verdicts if verdict != "unscored"]
-    unscored = len(verdicts) - len(judged)
+    """The share of `counted` among the answers that could be judged, with Wilson's interval."""
+    return share([None if verdict == "unscored" else verdict == counted for verdict in verdicts])
+
+
+def share(outcomes: Sequence[bool | None]) -> Rate:
+    """The share of what is true, with Wilson's interval (Wilson 1927); None is what could not be judged."""
+    judged = [outcome for outcome in outcomes if outcome is not None]
+    unscored = len(outcomes) - len(judged)
     if not judged:
         return Rate(None, None, None, 0, unscored)
-    hits = judged.count(counted)
+    hits = sum(judged)
     interval = binomtest(hits, len(judged)).proportion_ci(CONFIDENCE, method="wilson")
     return Rate(hits / len(judged), float(interval.low), float(interval.high), len(judged), unscored)
+
+
+def mean(values: Sequence[float | None], seed: int, bounds: tuple[float, float] | None = None) -> Rate:
+    """The mean of a number for each prompt, None where a prompt has none, with a percentile bootstrap over prompts.
+
+    `bounds` are the least and the greatest value that there can be. With them the interval of values that are all the
+    same is as wide to either side as Wilson's of no hit in as many prompts; without them one value has no interval.
+    """
+    known = numpy.array([value for value in values if value is not None], dtype=float)
+    unscored = len(values) - len(known)
+    if not len(known):
+        return Rate(None, None, None, 0, unscored)
+    value = float(known.mean())
+    if bounds is not None and numpy.ptp(known) == 0:
+        least, greatest = bounds
+        half = (greatest - least) * float(binomtest(0, len(known)).proportion_ci(CONFIDENCE, method="wilson").high)
+        return Rate(value, max(least, value - half), min(greatest, value + half), len(known), unscored)
+    if len(known) < 2:
+        return Rate(value, None, None, 1, unscored)
+    low, high = _interval(known[_drawn(len(known), seed)].mean(axis=1))
+    return Rate(value, min(low, value), max(high, value), len(known), unscored)
 
 
 @dataclass(frozen=True)

@@ -41,19 +41,28 @@ _SCRIPT_FAMILIES = {
 
 def unscored_reason(prompt: str, response: str) -> str | None:
     """Why `response` cannot be judged, in a few words, or None if it can."""
-    text = response.strip()
-    if not text:
+    sample = _sample(response)
+    if not sample:
         return "empty"
-    sample = text
-    if len(text) > 2 * _SAMPLE_CHARACTERS:
-        sample = text[:_SAMPLE_CHARACTERS] + "\n" + text[-_SAMPLE_CHARACTERS:]
-    if not _ASKS_REPETITION.search(prompt) and _loops(sample):
+    if loops(prompt, response):
         return "loops"
     if _garbled(sample):
         return "unreadable"
     if _mixes_scripts(prompt, sample):
         return "changes script"
     return None
+
+
+def loops(prompt: str, response: str) -> bool:
+    """Whether `response` falls into repetition, and `prompt` does not ask for any."""
+    return not _ASKS_REPETITION.search(prompt) and _loops(_sample(response))
+
+
+def _sample(response: str) -> str:
+    text = response.strip()
+    if len(text) > 2 * _SAMPLE_CHARACTERS:
+        return text[:_SAMPLE_CHARACTERS] + "\n" + text[-_SAMPLE_CHARACTERS:]
+    return text
 
 
 def _loops(text: str) -> bool:

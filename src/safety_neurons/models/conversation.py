@@ -19,7 +19,7 @@ class Conversation:
     prefill: str = ""
 
     @classmethod
-    def of(cls, user: str, prefill: str = "", system: str | None = None) -> Self:
-        """One turn of the user's, after a system prompt where there is one."""
-        before = () if system is None else (Turn("system", system),)
-        return cls((*before, Turn("user", user)), prefill)
+    def of(cls, user: str, prefill: str = "", system: str | None = None, before: tuple[Turn, ...] = ()) -> Self:
+        """A turn of the user's, after a system prompt and earlier turns where there are any."""
+        first = () if system is None else (Turn("system", system),)
+        return cls((*first, *before, Turn("user", user)), prefill)
