@@ -1,6 +1,6 @@
 """What a training step costs: the safety neurons' slices beside LoRA and full fine-tuning of the MLP.
 
-Run it alone: `python benchmarks/tune.py` (LoRA needs `pip install peft`).
+Run it alone: `python benchmarks/tune.py` (LoRA needs PEFT: the extra `lora`).
 """
 
 import argparse
@@ -28,10 +28,10 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import padding_token
 from safety_neurons.models.presets import DEFAULT_MODEL
-from safety_neurons.models.sites import DenseSite
 from safety_neurons.prompts import load_prompts
 from safety_neurons.tune.batches import Collator, encode
 from safety_neurons.tune.corpus import Pair
+from safety_neurons.tune.lora import RANK, matrices_of
 from safety_neurons.tune.trainee import SliceTrainee
 
 METHOD = """\
@@ -41,7 +41,6 @@ Memory: the peak above the loaded model, optimizer state included, each in a pro
 8 on gate, up and down, its adapters in float32 as PEFT makes them. Full fine-tuning trains the MLPs' matrices in the
 model's own dtype, which is the cheapest way to do it.
 """
-LORA_RANK = 8
 Step = Callable[[], None]
 Batch = dict[str, Tensor]
 
@@ -99,16 +98,15 @@ def lora(model: ChatModel, batch: Batch, optimizers: list[Any]) -> Step:
     """PEFT's LoRA on the matrices of the MLPs."""
     from peft import LoraConfig, get_peft_model
 
-    names = sorted({name.rpartition(".")[2] for site in model.sites for name in matrices(site)})
     own = own_weights(model, trained=[])
-    adapted = get_peft_model(own, LoraConfig(r=LORA_RANK, target_modules=names, task_type="CAUSAL_LM"))
+    adapted = get_peft_model(own, LoraConfig(r=RANK, target_modules=matrices_of(model)))
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     return stepping(functools.partial(completion_loss, own, batch), trained, optimizers)
 
 
 def full(model: ChatModel, batch: Batch, optimizers: list[Any]) -> Step:
     """All matrices of the MLPs."""
-    names = [name for site in model.sites for name in matrices(site)]
+    names = matrices_of(model)
     own = own_weights(model, trained=names)
     trained = [parameter for name in names for parameter in own.get_submodule(name).parameters()]
     return stepping(functools.partial(completion_loss, own, batch), trained, optimizers)
@@ -134,12 +132,6 @@ def own_weights(model: ChatModel, trained: list[str]) -> Any:
     for name in trained:
         network.get_submodule(name).requires_grad_(True)
     return network
-
-
-def matrices(site: Any) -> list[str]:
-    """The names of the matrices of an MLP."""
-    assert isinstance(site, DenseSite)
-    return [site.name, *(read.name for read in site.reads)]
 
 
 def loaded(name: str) -> ChatModel:

@@ -1,12 +1,11 @@
 """What tuning the safety neurons defends and costs, beside random neurons, LoRA, the whole MLP and SN-Tune's recipe.
 
-Run it alone: `python benchmarks/tuning.py OUT --data-dir COPIES` (LoRA needs PEFT: the extra `benchmarks`). COPIES
+Run it alone: `python benchmarks/tuning.py OUT --data-dir COPIES` (LoRA needs PEFT: the extra `lora`). COPIES
 holds copies of jailbreakbench, alpaca and xstest, and in `attacks/` files of jailbreak prompts (.jsonl with goal and
 prompt). A killed benchmark goes on when the same command is given again.
 """
 
 import argparse
-import importlib.util
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tuning_contenders import METHODS, WITH_BUDGET, Contender, Materials, Tuned, check_lora, train, training_of
+from tuning_contenders import METHODS, WITH_BUDGET, Contender, Materials, Tuned, train, training_of
 from tuning_measures import Exam, measure
 from tuning_table import as_json, compare, summarise, tables
 
@@ -29,6 +28,7 @@ from safety_neurons.run.workplace import Workplace
 from safety_neurons.storage import append_line, fingerprint, read_lines, write_json, write_text
 from safety_neurons.tables import markdown, rich_table
 from safety_neurons.tune.batches import training_steps
+from safety_neurons.tune.lora import check_peft, matrices_of
 from safety_neurons.tune.training import Validation
 
 METHOD = """\
@@ -81,11 +81,8 @@ class Options:
         for name in ("seeds", "prompts", "safe_prompts"):
             if getattr(self, name) < 1:
                 raise SafetyNeuronsError(f"--{name.replace('_', '-')} is a whole number from 1 on.")
-        if "lora" in self.methods and importlib.util.find_spec("peft") is None:
-            raise SafetyNeuronsError(
-                "LoRA needs PEFT, which is not installed: pip install 'safety-neurons[benchmarks]', or leave lora out "
-                "of --methods."
-            )
+        if "lora" in self.methods:
+            check_peft()
 
     def rates_of(self, method: str) -> list[float]:
         """The learning rates that are tried for a method: those of its own, or those that name no method."""
@@ -127,7 +124,8 @@ def benchmark(
     exam = Exam.read(options.data_dir, options.attack_files, options.prompts, options.safe_prompts)
     with opened(path, given, listener, command) as work:
         if "lora" in options.methods:
-            check_lora(work.model)
+            # Whoever has none to adapt hears it now.
+            matrices_of(work.model)
         materials = Materials.gather(work, "sn-tune" in options.methods)
         contenders = options.contenders()
         for contender in contenders:

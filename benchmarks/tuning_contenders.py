@@ -6,34 +6,26 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from memory import peak_while
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import get_scheduler
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.find import ScoredNeurons
-from safety_neurons.find.neuron_set import NeuronSet, Provenance
+from safety_neurons.find.neuron_set import NeuronSet
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import padding_token
-from safety_neurons.models.sites import DenseSite
 from safety_neurons.progress import Advance
 from safety_neurons.run.corpus import corpus_of
 from safety_neurons.run.stages import score_as_settings_say
 from safety_neurons.run.workplace import Workplace
-from safety_neurons.tune.batches import Collator, batches, encode
 from safety_neurons.tune.corpus import Corpus
+from safety_neurons.tune.lora import TENSORS, train_lora
 from safety_neurons.tune.safetune import tune
-from safety_neurons.tune.slices import DeltaTensors, digest
-from safety_neurons.tune.trainee import SliceTrainee, frozen
 from safety_neurons.tune.training import Training
-from tune import LORA_RANK, matrices
 
 METHODS = ("found", "random", "sn-tune", "lora", "full")
 WITH_BUDGET = ("found", "random", "sn-tune")
@@ -175,76 +167,9 @@ def _slices(model: ChatModel, neurons: NeuronSet, corpus: Corpus, training: Trai
     return Tuned(lambda: delta.apply(model), delta.digest, delta.parameters, size, 0.0, 0)
 
 
-class AdapterTrainee(SliceTrainee):
-    """The loss of `tune` with LoRA's adapters in the place of the slices, of which there are none."""
-
-    def __init__(self, model: ChatModel, adapted: Any, kl: float) -> None:
-        super().__init__(model, _no_neurons(model), kl)
-        self._adapted = [adapted]
-
-    def _moved(self, *arguments: Any) -> Tensor:
-        with self._adapted[0].disable_adapter():
-            return super()._moved(*arguments)
-
-
-def _no_neurons(model: ChatModel) -> NeuronSet:
-    nobody = tuple(torch.zeros(0, dtype=torch.long) for _ in model.sites)
-    made_for = Provenance(model.name, model.identity, "none", 0.0, "model", 0, (0,) * len(nobody), model.parameters)
-    widths, layers = (tuple(getattr(site, name) for site in model.sites) for name in ("width", "layer"))
-    return NeuronSet(nobody, nobody, widths, layers, made_for)
-
-
-def check_lora(model: ChatModel) -> None:
-    """Raises SafetyNeuronsError where LoRA has no plain matrices to adapt."""
-    if not all(isinstance(site, DenseSite) for site in model.sites):
-        raise SafetyNeuronsError(
-            f"LoRA here adapts plain MLPs, and {model.name} has experts. Leave lora out of --methods."
-        )
-
-
-@contextlib.contextmanager
-def adapted(model: ChatModel, seed: int = 0, tensors: DeltaTensors | None = None) -> Iterator[Any]:
-    """The model with LoRA's adapters on all matrices of its MLPs, new ones or given ones; then it is as it was."""
-    from peft import LoraConfig, get_peft_model
-
-    names = [name for site in model.sites for name in matrices(site)]
-    with frozen(model), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, lora_dropout=0.0, target_modules=names)
-        changed = get_peft_model(model.model, config)
-        try:
-            with torch.no_grad():
-                for name, value in (tensors or {}).items():
-                    changed.get_parameter(name).copy_(value)
-            yield changed
-        finally:
-            changed.unload()
-
-
 def _lora(model: ChatModel, corpus: Corpus, training: Training, advance: Advance) -> Tuned:
-    """What `tune` does, step by step: the same batches, loss, clipping, AdamW and learning rates."""
-    examples = [encode(model, pair) for pair in corpus.pairs]
-    planned, collator = batches(examples, training), Collator(padding_token(model))
-    with adapted(model, training.seed) as changed:
-        adapters = {name: value for name, value in changed.named_parameters() if value.requires_grad}
-        trainee = AdapterTrainee(model, changed, training.kl)
-        optimizer = torch.optim.AdamW(adapters.values(), lr=training.learning_rate, weight_decay=0.0)
-        kind = "constant_with_warmup" if training.schedule == "constant" else training.schedule
-        rates = get_scheduler(kind, optimizer, int(len(planned) * training.warmup), len(planned))
-        for batch in planned:
-            loss = trainee(**collator([examples[index] for index in batch]))["loss"]
-            if not torch.isfinite(loss):
-                raise SafetyNeuronsError("Training LoRA diverged. Lower --learning-rates.")
-            loss.backward()
-            nn.utils.clip_grad_norm_(list(adapters.values()), training.max_grad_norm)
-            optimizer.step()
-            rates.step()
-            optimizer.zero_grad()
-            advance(1)
-        tensors = {name: value.detach().float().cpu().clone() for name, value in adapters.items()}
+    adapter = train_lora(model, corpus, training, advance=advance)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "adapters.safetensors"
-        save_file(tensors, path)
-        size = path.stat().st_size
-    parameters = sum(value.numel() for value in tensors.values())
-    return Tuned(lambda: adapted(model, tensors=tensors), digest(tensors), parameters, size, 0.0, 0)
+        adapter.save(Path(folder), model)
+        size = (Path(folder) / TENSORS).stat().st_size
+    return Tuned(lambda: adapter.added(model), adapter.digest, adapter.parameters, size, 0.0, 0)

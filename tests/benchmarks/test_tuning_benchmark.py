@@ -20,6 +20,7 @@ from safety_neurons.evaluate.rows import rate
 from safety_neurons.judges import Judgement, RuleJudge, Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import padding_token
+from safety_neurons.tune import lora
 from safety_neurons.tune.batches import Collator, batches, encode
 from safety_neurons.tune.corpus import Corpus, Pair
 from safety_neurons.tune.training import Training
@@ -119,7 +120,6 @@ def given(make_model: Callable[..., ChatModel], tmp_path: Path, monkeypatch: pyt
 def test_a_killed_benchmark_goes_on_to_the_same_results(
     benchmark: ModuleType, given: dict[str, Any], copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("peft")
     options = benchmark.Options(
         copies,
         budgets=(20.0,),
@@ -196,10 +196,9 @@ def logits(model: ChatModel) -> torch.Tensor:
 def test_lora_leaves_the_model_as_it_was(
     contenders: ModuleType, make_model: Callable[..., ChatModel], corpus: Corpus, architecture: str
 ) -> None:
-    pytest.importorskip("peft")
     model = make_model(architecture)
     before, untouched, _ = state(model), logits(model), model.sites
-    with contenders.adapted(model):
+    with lora.adapted(model):
         assert torch.equal(logits(model), untouched)
     training = Training(learning_rate=1e-2, batch_size=3, kl=0.5)
     tuned = contenders.train(model, None, corpus, training, lambda _: None)
@@ -217,7 +216,7 @@ def test_all_neurons_as_slices_are_full_fine_tuning(
 ) -> None:
     """Against a loop over the matrices themselves."""
     training = Training(learning_rate=1e-3, batch_size=3, schedule="constant", warmup=0.0)
-    everyone = contenders.every_neuron(contenders._no_neurons(model))
+    everyone = contenders.every_neuron(lora.no_neurons(model))
     assert len(everyone) == 3 * 48
     tuned = contenders.train(model, everyone, corpus, training, lambda _: None)
     naive = make_model().model
@@ -267,9 +266,9 @@ def test_bad_input_is_an_error_before_any_work(
 def test_lora_without_peft_says_what_to_install(
     benchmark: ModuleType, copies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(lora.importlib.util, "find_spec", lambda _name: None)
     benchmark.Options(copies, methods=("found",)).check()
-    with pytest.raises(SafetyNeuronsError, match=r"safety-neurons\[benchmarks\]"):
+    with pytest.raises(SafetyNeuronsError, match=r"safety-neurons\[lora\]"):
         benchmark.Options(copies).check()
 
 

@@ -29,7 +29,8 @@ from safety_neurons.models.generate import BATCH_SIZE
 from safety_neurons.models.positions import PromptPositions, follow_positions
 from safety_neurons.models.sites import activation_hooks
 from safety_neurons.progress import Advance, ignore
-from safety_neurons.storage import atomic_path
+from safety_neurons.storage import atomic_path, fingerprint
+from safety_neurons.tune.slices import digest
 
 # The earliest layer decides whose AUROC on prompts not learnt from is this near to the best layer's.
 NEAR_ENOUGH = 0.01
@@ -74,8 +75,18 @@ class Guard:
     def threshold(self) -> float:
         return self.detector.threshold(self.false_positive_rate)
 
+    @property
+    def digest(self) -> str:
+        """A name for exactly this guard."""
+        return fingerprint(self._described(), digest(self._tensors()))
+
     def save(self, path: Path) -> None:
         """Write the guard as safetensors."""
+        with atomic_path(path) as temporary:
+            # One entry, because safetensors writes several in any order.
+            save_file(self._tensors(), temporary, {"neurons": json.dumps(self._described())})
+
+    def _tensors(self) -> dict[str, Tensor]:
         directions = self.neurons.directions
         assert directions is not None
         tensors = {"detector.weight": self.detector.weight, "detector.ordinary": self.detector.ordinary}
@@ -86,6 +97,9 @@ class Guard:
             ("benign", directions.benign),
         ):
             tensors |= {f"{name}.{site}": value.contiguous() for site, value in enumerate(sites)}
+        return tensors
+
+    def _described(self) -> dict[str, Any]:
         about = {
             "layer": self.layer,
             "false_positive_rate": self.false_positive_rate,
@@ -95,10 +109,8 @@ class Guard:
             "auroc": self.detector.auroc,
             "penalty": self.detector.penalty,
         }
-        # One entry, because safetensors writes several in any order.
-        described = json.loads(self.neurons.metadata()["neurons"]) | {"guard": about}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"neurons": json.dumps(described)})
+        described: dict[str, Any] = json.loads(self.neurons.metadata()["neurons"]) | {"guard": about}
+        return described
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

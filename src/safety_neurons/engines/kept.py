@@ -1,6 +1,6 @@
 """Answers that are kept in a file as they come: a killed evaluation repeats none, and none is computed twice."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -77,3 +77,13 @@ class Kept:
         for index, key in enumerate(keys):
             if index not in done:
                 yield index, self.kept.by_key[key]
+
+
+def computing_with(engine: Engine, change: Callable[[Engine], Engine]) -> Engine:
+    """The engine with what `change` makes of the one that computes: below the kept answers, where there are any."""
+    return replace(engine, engine=change(engine.engine)) if isinstance(engine, Kept) else change(engine)
+
+
+def uncached(engine: Engine) -> Engine:
+    """The engine that computes every answer anew."""
+    return engine.engine if isinstance(engine, Kept) else engine

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
@@ -77,9 +78,23 @@ def generate(
 ) -> Iterator[tuple[int, Completion]]:
     """Yield (index, answer) for every rendered text that is not `done`, batch by batch, as they are finished."""
 
+    def answer(chosen: Sequence[str]) -> list[Completion]:
+        return complete(model, chosen, max_new_tokens, use_cache=use_cache, sampling=sampling)
+
+    return streamed(texts, answer, batch_size=batch_size, done=done)
+
+
+def streamed(
+    texts: Sequence[str],
+    complete_batch: Callable[[Sequence[str]], list[Completion]],
+    *,
+    batch_size: int,
+    done: frozenset[int],
+) -> Iterator[tuple[int, Completion]]:
+    """Yield (index, answer) for every text that is not `done`; `complete_batch` answers one batch of them."""
+
     def answer(batch: list[int]) -> list[tuple[int, Completion]]:
-        chosen = [texts[index] for index in batch]
-        answers = complete(model, chosen, max_new_tokens, use_cache=use_cache, sampling=sampling)
+        answers = complete_batch([texts[index] for index in batch])
         return [(index, found) for index, found in zip(batch, answers, strict=True) if index not in done]
 
     for batch in batches_by_length(texts, batch_size):
@@ -97,31 +112,46 @@ def complete(
     sampling: Sampling | None = None,
 ) -> list[Completion]:
     """The answers to one batch of rendered texts; `cache` may hold the texts' beginnings already."""
-    named = model.model.generation_config.eos_token_id
-    ends = named if isinstance(named, list) else [model.tokenizer.eos_token_id if named is None else named]
     inputs = model.encode(texts)
     known = {} if cache is None else {cache_argument(model.model): cache}
-    with torch.inference_mode(), _drawing(sampling, texts):
+    with torch.inference_mode(), drawing(sampling, texts):
         output = model.model.generate(
             **inputs,
             **known,
             max_new_tokens=max_new_tokens,
-            do_sample=sampling is not None,
-            temperature=None if sampling is None else sampling.temperature,
-            # The whole distribution: a model's own generation settings would cut it off.
-            top_p=None if sampling is None else 1.0,
-            top_k=None if sampling is None else 0,
             use_cache=use_cache,
             pad_token_id=padding_token(model),
+            **decoding(sampling),
         )
-    new = output[:, inputs["input_ids"].shape[1] :]
+    return completions(model, output[:, inputs["input_ids"].shape[1] :])
+
+
+def decoding(sampling: Sampling | None) -> dict[str, Any]:
+    """How transformers' `generate` is to choose tokens."""
+    return {
+        "do_sample": sampling is not None,
+        "temperature": None if sampling is None else sampling.temperature,
+        # The whole distribution: a model's own generation settings would cut it off.
+        "top_p": None if sampling is None else 1.0,
+        "top_k": None if sampling is None else 0,
+    }
+
+
+def end_tokens(model: ChatModel) -> list[int]:
+    """The tokens that end the model's turn."""
+    named = model.model.generation_config.eos_token_id
+    return named if isinstance(named, list) else [model.tokenizer.eos_token_id if named is None else named]
+
+
+def completions(model: ChatModel, new: Tensor) -> list[Completion]:
+    """Generated tokens [batch, tokens] as text."""
     answers = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-    ended = torch.isin(new, torch.tensor(ends, device=new.device)).any(1).tolist()
+    ended = torch.isin(new, torch.tensor(end_tokens(model), device=new.device)).any(1).tolist()
     return [Completion(text, not end) for text, end in zip(answers, ended, strict=True)]
 
 
 @contextlib.contextmanager
-def _drawing(sampling: Sampling | None, texts: Sequence[str]) -> Iterator[None]:
+def drawing(sampling: Sampling | None, texts: Sequence[str]) -> Iterator[None]:
     """Random numbers that follow from the seed and the batch alone, whatever was drawn before; none are used up."""
     if sampling is None:
         yield

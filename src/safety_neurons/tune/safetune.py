@@ -119,22 +119,58 @@ def tune(
     if patience is not None and validate is None:
         raise SafetyNeuronsError("patience counts validations, and there are none: give validate, too.")
     examples = [encode(model, pair) for pair in corpus.pairs]
-    fingerprint = training_fingerprint(model, neurons, examples, training, validate is not None)
-    resumed = resumable(checkpoint, fingerprint)
-    transformers.set_seed(seed)
     device = shard_device() if shard else model.device
-    trainee = SliceTrainee(model, neurons, kl, sharded=shard).to(device)
+    with frozen(model):
+        trainer = trained(
+            SliceTrainee(model, neurons, kl, sharded=shard).to(device),
+            corpus,
+            training,
+            examples=examples,
+            fingerprint=training_fingerprint(model, neurons, examples, training, validate is not None),
+            device=device,
+            validate=validate,
+            checkpoint=checkpoint,
+            advance=advance,
+        )
+    tensors = trainer.trainee.tensors() if trainer.best is None else trainer.best
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise DivergedError("Training diverged: weights are no longer finite. Lower tune.learning-rate.")
+    if checkpoint is not None and is_mine(0):
+        discard(checkpoint)
+    return NeuronDelta(neurons, tensors, trainer.steps(), trainer.validations())
+
+
+def trained(
+    trainee: SliceTrainee,
+    corpus: Corpus,
+    training: Training,
+    *,
+    examples: list[Example],
+    fingerprint: str,
+    device: torch.device,
+    validate: Validate | None,
+    checkpoint: Path | None,
+    advance: Advance,
+) -> SliceTrainer:
+    """Train the trainee's parameters, whatever they are, over a base that is frozen; see `tune`.
+
+    A checkpoint is gone on from where it is of the training that `fingerprint` names.
+    """
+    model = trainee.base
+    resumed = resumable(checkpoint, fingerprint)
+    transformers.set_seed(training.seed)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if resumed is not None:
             # The trainer itself reads this part, from a folder.
             (scratch / "trainer_state.json").write_text(json.dumps(resumed.state["trainer"]), encoding="utf-8")
+        steps = training_steps(corpus, training.batch_size, training.epochs)
         trainer = SliceTrainer(
             trainee,
-            _arguments(training, scratch, training_steps(corpus, batch_size, epochs), device),
+            _arguments(training, scratch, steps, device),
             training,
             shares=_shares(examples, training),
-            steps_per_epoch=steps_per_epoch(corpus, batch_size),
+            steps_per_epoch=steps_per_epoch(corpus, training.batch_size),
             padding=padding_token(model),
             fingerprint=fingerprint,
             validate=validate,
@@ -143,18 +179,12 @@ def tune(
             advance=advance,
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        stack.enter_context(frozen(model))
-        if gradient_checkpointing:
+        if training.gradient_checkpointing:
             stack.enter_context(recomputed_layers(model, trainee))
-        if shard:
+        if training.shard:
             stack.enter_context(shared_out(model))
         trainer.train(resume_from_checkpoint=None if resumed is None else str(scratch))
-    tensors = trainee.tensors() if trainer.best is None else trainer.best
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise DivergedError("Training diverged: weights are no longer finite. Lower tune.learning-rate.")
-    if checkpoint is not None and is_mine(0):
-        discard(checkpoint)
-    return NeuronDelta(neurons, tensors, trainer.steps(), trainer.validations())
+    return trainer
 
 
 def _shares(examples: list[Example], training: Training) -> list[list[Example]]:
