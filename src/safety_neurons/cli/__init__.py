@@ -9,7 +9,7 @@ from typing import NoReturn
 import cyclopts
 import pydantic
 
-from safety_neurons.cli import causal, evaluation, stages, tools  # noqa: F401
+from safety_neurons.cli import causal, evaluation, judges, stages, tools  # noqa: F401
 from safety_neurons.cli.app import app
 from safety_neurons.console import print_error
 from safety_neurons.errors import SafetyNeuronsError

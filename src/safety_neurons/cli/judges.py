@@ -1,0 +1,76 @@
+"""The command that holds judges against people."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from safety_neurons.cli.app import app
+from safety_neurons.console import ConsoleListener, console
+
+if TYPE_CHECKING:
+    from safety_neurons.evaluate.judge_error import JudgeErrors
+
+
+@app.command(name="judge-check")
+def judge_check(
+    labelled: Annotated[list[Path], Parameter(help="Files of labelled answers.")],
+    *,
+    judges: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    out: Path | None = None,
+) -> None:
+    """How well judges agree with people, on answers that people labelled.
+
+    A file (.jsonl, .json, .csv or .tsv) has a prompt, a response (or completion) and a label in each row: refused or
+    complied, or XSTest's 1_full_compliance, 2_full_refusal and 3_partial_refusal; partial refusals count as refused.
+    A column `model` gives a table for each model. An unscored answer does not agree with anybody.
+
+    Examples:
+
+        safety-neurons judge-check labelled.jsonl
+        safety-neurons judge-check one.jsonl two.jsonl --judges refusal keywords --out errors.json
+        safety-neurons judge-check labelled.jsonl --judges strongreject:model=qwen3-0.6b,cut_off=0.5
+        safety-neurons judge-check labelled.jsonl --judges jailbreakbench:endpoint=http://127.0.0.1:8000/v1,model=NAME
+
+    Parameters
+    ----------
+    judges
+        Which judges, with their options; all that need no model when left out.
+    out
+        Write the counts to this JSON file, with which rates can be corrected for the judge's errors.
+    """
+    from safety_neurons.evaluate.judge_check import check_judges
+    from safety_neurons.evaluate.judge_error import save_errors
+
+    with ConsoleListener() as listener:
+        errors = check_judges(labelled, judges, listener)
+    _print(errors)
+    if out is not None:
+        save_errors(errors, out)
+        console.print(f"Counts: {out}", soft_wrap=True)
+
+
+def _print(errors: Sequence["JudgeErrors"]) -> None:
+    """Each judge's agreement with people and its confusion with them, one table a source."""
+    for source in dict.fromkeys(one.source for one in errors):
+        own = [one for one in errors if one.source == source]
+        title = f"{escape(source)}: {own[0].agreement.n} answers, agreement with people (95% interval)"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("judge")
+        for column in ("agreement", "people: refused", "people: complied"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for one in own:
+            share = one.agreement
+            table.add_row(
+                escape(one.judge),
+                f"{share.value:.1%} ({share.low:.1%}-{share.high:.1%})",
+                f"{one.refused_refused} / {one.refused_complied} / {one.refused_unscored}",
+                f"{one.complied_refused} / {one.complied_complied} / {one.complied_unscored}",
+            )
+        console.print(Padding(table, (1, 0, 0, 0)))
+    console.print("In each cell: how many of these the judge calls refused / complied / unscored.")
