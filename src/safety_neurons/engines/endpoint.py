@@ -7,7 +7,7 @@ model's generation settings) is not seen here, and its answers may change a litt
 import functools
 import os
 import queue
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -16,8 +16,9 @@ import anyio
 from anyio.from_thread import start_blocking_portal
 from pydantic import ValidationError
 
+from safety_neurons.engines.probes import CONTINUED, must_draw, repeats_prefill
 from safety_neurons.engines.replies import Reply, ServedModels
-from safety_neurons.engines.unanswered import explained, not_understood, shown
+from safety_neurons.engines.unanswered import explained, not_understood
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
 from safety_neurons.models.conversation import Conversation
 from safety_neurons.models.generate import Completion, Sampling
@@ -30,13 +31,6 @@ T = TypeVar("T")
 
 KEY_VARIABLES = ("SAFETY_NEURONS_API_KEY", "OPENAI_API_KEY")
 CONNECT_SECONDS = 10.0
-# Digits and letters in turns: no tokenizer puts the end of one and the beginning of the next into one token, so that
-# twice the text is twice the tokens.
-BEGUN = "7q7q7q7q"
-# How servers say that they do not know a field or cannot render these messages.
-REFUSALS = (400, 422, 500, 501)
-CONTINUED = {"add_generation_prompt": False, "continue_final_message": True}
-CLOSED = {"add_generation_prompt": False}
 
 
 @dataclass
@@ -64,6 +58,7 @@ class Endpoint:
 
     Answers that are begun (`Conversation.prefill`) are asked for with `continue_final_message`, once a few requests of
     one token have shown that the server goes on with what was begun; with `prefill="unsupported"` none is asked for.
+    Before answers are drawn it is tried out whether the server draws at all.
     A server's own content filter counts as its answer. Its counts of tokens are added up in `usage`.
     """
 
@@ -133,7 +128,27 @@ class Endpoint:
         """
         if self.prefill == "unsupported":
             raise CannotRun(f"The server at {self.url} is said not to continue an answer that is begun (prefill).")
-        return self._wait_for(self._check_prefill)
+
+        async def work(client: "AsyncOpenAI") -> bool:
+            with explained(self.url, self.served, self._key):
+                return await repeats_prefill(functools.partial(self._ask, client), self.url, self._key)
+
+        return self._wait_for(work)
+
+    @functools.cached_property
+    def draws(self) -> Literal[True]:
+        """True.
+
+        Raises:
+            CannotRun: the server gives the same answer whatever the seed is.
+        """
+
+        async def work(client: "AsyncOpenAI") -> None:
+            with explained(self.url, self.served, self._key):
+                await must_draw(functools.partial(self._ask, client), self.url)
+
+        self._wait_for(work)
+        return True
 
     def answer(
         self,
@@ -142,12 +157,12 @@ class Endpoint:
         max_new_tokens: int,
         sampling: Sampling | None = None,
         done: frozenset[int] = frozenset(),
-    ) -> Iterator[tuple[int, Completion]]:
+    ) -> Generator[tuple[int, Completion], None, None]:
         """Yield (index, what is written after the prefill) as the answers come; closing it cancels what is asked.
 
         Raises:
             SafetyNeuronsError: a request was not answered; the answers that came before were yielded.
-            CannotRun: an answer is begun, and the server does not go on with it.
+            CannotRun: an answer is begun, and the server does not go on with it; or it is to be drawn, and is not.
         """
         asked = [index for index in range(len(conversations)) if index not in done]
         if not asked:
@@ -155,7 +170,7 @@ class Endpoint:
         repeats = any(conversations[index].prefill for index in asked) and self.repeats_prefill
         finished: queue.SimpleQueue[tuple[int, Completion] | None] = queue.SimpleQueue()
         settings: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": 0.0}
-        if sampling is not None:
+        if sampling is not None and self.draws:
             # The whole distribution: the server's own settings might cut it off.
             settings |= {"temperature": sampling.temperature, "seed": sampling.seed, "top_p": 1.0}
 
@@ -241,43 +256,3 @@ class Endpoint:
             self.usage.prompt_tokens += reply.usage.prompt_tokens
             self.usage.completion_tokens += reply.usage.completion_tokens
         return reply
-
-    async def _check_prefill(self, client: "AsyncOpenAI") -> bool:
-        """Whether the beginning comes back.
-
-        The server goes on with it if it adds no more to the prompt than its own tokens, or if leaving the message open
-        adds fewer than closing it does. (Templates that put an empty thought before the answer pass only the second
-        test, and servers that leave the last message open by themselves only the first.)
-        """
-        from openai import APIStatusError
-
-        async def asked(prefill: str, extra: Mapping[str, Any]) -> tuple[int, str]:
-            reply = await self._ask(client, Conversation.of("Hello", prefill), extra, max_tokens=1, temperature=0.0)
-            if reply.usage is None:
-                raise CannotRun(
-                    f"The server at {self.url} does not count its tokens, so that it cannot be told whether it "
-                    "continues an answer that is begun (prefill)."
-                )
-            return reply.usage.prompt_tokens, reply.text
-
-        with explained(self.url, self.served, self._key):
-            base, _ = await asked("", {})
-            try:
-                once, text = await asked(BEGUN, CONTINUED)
-                twice, _ = await asked(BEGUN * 2, CONTINUED)
-                own = twice - once
-                continues = own > 0 and (once - base == own or once < (await asked(BEGUN, CLOSED))[0])
-            except APIStatusError as error:
-                if error.status_code not in REFUSALS:
-                    raise
-                raise CannotRun(
-                    f"The server at {self.url} does not continue an answer that is begun (prefill). It says: "
-                    f"{shown(error.message, self._key)}"
-                ) from None
-        if not continues:
-            raise CannotRun(
-                f"The server at {self.url} does not continue an answer that is begun (prefill): its counts of tokens "
-                "say that it takes it for a whole answer. vLLM, SGLang, TGI and newer llama.cpp continue it."
-            )
-        # More than one token can write.
-        return text.startswith(BEGUN)

@@ -66,7 +66,11 @@ class Kept:
             places.setdefault(key, []).append(index)
         # What shares a batch is a function of what was asked alone, not of what is kept.
         single = [conversations[indices[0]] for indices in places.values()]
-        known = frozenset(place for place, key in enumerate(places) if key in self.kept.by_key)
+        known = frozenset(
+            place
+            for place, (key, indices) in enumerate(places.items())
+            if key in self.kept.by_key or done.issuperset(indices)
+        )
         if len(known) < len(single):
             distinct = list(places)
             for place, completion in self.engine.answer(

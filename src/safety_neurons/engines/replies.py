@@ -7,6 +7,9 @@ class Message(BaseModel):
     """What the model wrote; None where it did not get beyond its reasoning."""
 
     content: str | None = None
+    # Two names for what a model thought before.
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class Choice(BaseModel):
@@ -32,6 +35,12 @@ class Reply(BaseModel):
     @property
     def text(self) -> str:
         return self.choices[0].message.content or ""
+
+    @property
+    def written(self) -> str:
+        """The text and what the model thought before."""
+        message = self.choices[0].message
+        return (message.reasoning_content or message.reasoning or "") + self.text
 
     @property
     def cut_off(self) -> bool:

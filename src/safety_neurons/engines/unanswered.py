@@ -28,7 +28,7 @@ def explained(url: str, model_name: str, key: str | None) -> Iterator[None]:
             "the url is right."
         ) from None
     except APIStatusError as error:
-        status, said = error.status_code, shown(error.message, key)
+        status, said = error.status_code, shown(error.response.text, key)
         # The client's own error holds the request, and with it the key.
         raise SafetyNeuronsError(f"The server at {url} {_why(status, model_name, key)} It says: {said}") from None
 

@@ -1,0 +1,81 @@
+"""The engine in this process: the model's own answers, by conversation, drawn or not."""
+
+from collections.abc import Callable
+
+import pytest
+
+from safety_neurons.engines.engine import answers, weights_of
+from safety_neurons.engines.in_process import InProcess
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.conversation import Conversation, Turn
+from safety_neurons.models.generate import Sampling, generate
+
+ASKED = [
+    Conversation.of("Hi"),
+    Conversation.of("Tell me about the sea, please.", prefill="Sure,"),
+    Conversation.of("A prompt of middle length", system="Be brief."),
+    Conversation((Turn("user", "Why?"), Turn("assistant", "Because."), Turn("user", "And now?"))),
+]
+
+
+def test_answers_are_those_of_the_rendered_conversations(model: ChatModel) -> None:
+    texts = [
+        "<|user|>Hi<|end|><|assistant|>",
+        "<|user|>Tell me about the sea, please.<|end|><|assistant|>Sure,",
+        "<|system|>Be brief.<|end|><|user|>A prompt of middle length<|end|><|assistant|>",
+        "<|user|>Why?<|end|><|assistant|>Because.<|end|><|user|>And now?<|end|><|assistant|>",
+    ]
+    expected = dict(generate(model, texts, max_new_tokens=6, batch_size=2))
+    found = answers(InProcess(model, batch_size=2), ASKED, max_new_tokens=6)
+    assert found == [expected[index] for index in range(4)]
+    assert len(set(found)) == 4
+
+
+def test_what_is_done_is_left_out(model: ChatModel) -> None:
+    engine = InProcess(model, batch_size=2)
+    every = dict(engine.answer(ASKED, max_new_tokens=6))
+    rest = dict(engine.answer(ASKED, max_new_tokens=6, done=frozenset({0, 3})))
+    assert rest == {index: every[index] for index in (1, 2)}
+
+
+def test_drawn_answers_follow_from_the_seed_and_what_is_asked(model: ChatModel) -> None:
+    engine = InProcess(model, batch_size=2)
+
+    def drawn(seed: int) -> list[str]:
+        return [answer.text for answer in answers(engine, ASKED, max_new_tokens=8, sampling=Sampling(1.5, seed))]
+
+    first = drawn(1)
+    greedy = [answer.text for answer in answers(engine, ASKED, max_new_tokens=8)]
+    assert drawn(1) == first
+    assert drawn(2) != first
+    assert greedy != first
+
+
+def test_identities_are_those_of_what_answers_depend_on(model: ChatModel, make_model: Callable[..., ChatModel]) -> None:
+    engine = InProcess(model)
+    assert engine.identity == InProcess(make_model()).identity
+    others = [
+        InProcess(model, batch_size=3),
+        InProcess(model.with_system("Be kind.")),
+        InProcess(make_model(seed=1)),
+        engine.under("guard"),
+        engine.under("guard").under("tuned"),
+        engine.under("tuned").under("guard"),
+    ]
+    identities = [engine.identity, *(other.identity for other in others)]
+    assert len(set(identities)) == len(identities)
+
+
+def test_a_change_has_a_name_and_leaves_the_engine_alone(model: ChatModel) -> None:
+    engine = InProcess(model, batch_size=3)
+    changed = engine.under("guard").under("tuned")
+    assert (changed.change, engine.change) == ("guard+tuned", "")
+    assert (changed.batch_size, changed.name) == (3, model.name)
+    assert weights_of(changed, "anything") is model
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2"])
+def test_engines_of_other_architectures_answer_too(architecture: str, make_model: Callable[..., ChatModel]) -> None:
+    model = make_model(architecture)
+    alone = [answers(InProcess(model), [one], max_new_tokens=5)[0] for one in ASKED]
+    assert answers(InProcess(model, batch_size=4), ASKED, max_new_tokens=5) == alone
