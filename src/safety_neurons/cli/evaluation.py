@@ -24,6 +24,12 @@ def evaluate(
     limit: Count | None = None,
     out: Path | None = None,
     served_model: str | None = None,
+    judge_errors: Path | None = None,
+    overhead: Count | None = None,
+    utility: bool = False,
+    tasks: Names = None,
+    task_limit: Count | None = None,
+    task_folder: Path | None = None,
     settings: SettingsArgument = None,
     config: Path | None = None,
 ) -> None:
@@ -56,10 +62,24 @@ def evaluate(
         Where everything is kept: RUN/evaluation for one run, else runs/evaluation, when left out.
     served_model
         The model's name at the server.
+    judge_errors
+        A file of judge-check; attack success and over-refusal are then also given corrected for the judge's errors.
+        What was measured on XSTest's labelled answers is used when left out, for the judges that were.
+    overhead
+        Measure each defence's time over none, in so many rounds.
+    utility
+        Measure how ordinary answers look under each defence, and how far the model moved (KL, perplexity).
+    tasks
+        Names of lm-eval tasks that are run under each defence (extra lm-eval).
+    task_limit
+        How many documents of each task, at most.
+    task_folder
+        A folder with tasks of your own.
     config
         A TOML file with the same fields as the options.
     """
     from safety_neurons.grid import evaluation
+    from safety_neurons.grid.measures import Extras
 
     with ConsoleListener() as listener:
         results = evaluation.evaluate(
@@ -72,6 +92,8 @@ def evaluate(
             on=on,
             limit=limit,
             served_model=served_model,
+            judge_errors=judge_errors,
+            extras=Extras(overhead or 0, utility, tasks or (), task_limit, task_folder),
             listener=listener,
             command=command_line(),
         )

@@ -1,5 +1,6 @@
 """A judge's own errors, measured against people, and rates that are corrected for them."""
 
+import json
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -82,6 +83,12 @@ class JudgeErrors:
         """
         with resources.as_file(resources.files("safety_neurons.judges") / "measured.json") as path:
             return cls.load(path, judge)
+
+    @staticmethod
+    def measured() -> list[str]:
+        """The judges of which counts are bundled."""
+        content = json.loads((resources.files("safety_neurons.judges") / "measured.json").read_text(encoding="utf-8"))
+        return [one["judge"] for one in content["judges"]]
 
     def save(self, path: Path) -> None:
         """Write a file that `load` reads."""

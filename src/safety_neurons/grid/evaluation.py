@@ -1,6 +1,7 @@
 """One evaluation: targets by attacks by defences by judges, kept in a folder and gone on with where it was stopped."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from safety_neurons.engines.kept import KeptAnswers
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.grid import Cell, Plan, answer_grid
 from safety_neurons.evaluate.judged import judge_cells
-from safety_neurons.grid.standings import cell_results, standings
+from safety_neurons.grid.measures import Extras, measures
+from safety_neurons.grid.standings import cell_results, errors_of, standings
 from safety_neurons.grid.tables import notes, tables
 from safety_neurons.grid.targets import Requests, check_target, is_run, opened_target, settings_of
 from safety_neurons.kept_lines import KeptLines
@@ -46,6 +48,8 @@ def evaluate(
     on: str | None = None,
     limit: int | None = None,
     served_model: str | None = None,
+    judge_errors: Path | None = None,
+    extras: Extras | None = None,
     listener: Listener | None = None,
     command: str = "",
 ) -> dict[str, Any]:
@@ -58,6 +62,9 @@ def evaluate(
         on: HARMFUL:SAFE[:SAFE...] sets of prompts instead of the test split of the settings' own.
         limit: how many requests of each set are asked, at most; evaluate.prompts when left out.
         served_model: the model's name at the server.
+        judge_errors: a file of `judge-check`, for which rates are corrected; what was measured on XSTest's labelled
+            answers when left out, for the judges that were (docs/judges.md).
+        extras: what else is measured of each defence.
 
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
@@ -68,6 +75,7 @@ def evaluate(
     trials = [attacks_known.get(name) for name in _once(attacks, "attacks")]
     defended = [defenses_known.get(name) for name in _once(defenses, "defenses")]
     referees = [judges_known.get(name) for name in _once(judges, "judges")]
+    errors = {one.name: errors_of(one.name, judge_errors) for one in referees}
     settings = settings_of(targets[0], given)
     requests = Requests.read(settings, on, limit or settings.evaluate.prompts)
     plan = Plan(tuple(trials), tuple(defended), requests.harmful, requests.safe)
@@ -78,9 +86,10 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(folder), filelock.FileLock(folder / ".lock", timeout=0):
-            cells = _answered(targets, given, plan, folder, served_model, listener, command)
+            cells, measured = _answered(
+                targets, given, plan, folder, served_model, extras or Extras(), listener, command
+            )
             judged = judge_cells(cells, referees, KeptLines.read(folder / "verdicts.jsonl"), listener)
-            names = [judge.name for judge in referees]
             results = {
                 "schema": SCHEMA,
                 "command": command,
@@ -95,8 +104,10 @@ def evaluate(
                 },
                 "answer_tokens": settings.evaluate.answer_tokens,
                 "seed": settings.seed,
-                "cells": cell_results(judged, names, settings.seed),
-                "standings": standings(judged, names, settings.seed),
+                "judge_errors": {name: asdict(found) for name, found in errors.items() if found is not None},
+                "cells": cell_results(judged, errors, settings.seed),
+                "standings": standings(judged, errors, settings.seed),
+                "measures": measured,
             }
             write_json(folder / "evaluation.json", results)
             lines = [f"```\n{command}\n```"] if command else []
@@ -114,11 +125,14 @@ def _answered(
     plan: Plan,
     folder: Path,
     served_model: str | None,
+    extras: Extras,
     listener: Listener,
     command: str,
-) -> list[Cell]:
+) -> tuple[list[Cell], list[dict[str, Any]]]:
     kept = KeptAnswers.read(folder / "generations.jsonl")
     cells: list[Cell] = []
+    measured: list[dict[str, Any]] = []
+    ordinary = [prompt.text for prompt in next(iter(plan.safe.values()))]
     for target in targets:
         with opened_target(
             target,
@@ -135,7 +149,8 @@ def _answered(
                 for cell in answer_grid(plan, bench, found):
                     cells.append(cell)
                     advance(1)
-    return cells
+            measured += measures(extras, bench, plan.defenses, ordinary, KeptLines.read(folder / "measures.jsonl"))
+    return cells, measured
 
 
 def _once(names: Sequence[str], what: str) -> Sequence[str]:

@@ -16,6 +16,7 @@ def tables(results: Mapping[str, Any]) -> list[TextTable]:
     for judge in results["judges"]:
         found.append(_standings(results, judge))
         found += [_grid(results, model, judge) for model in results["models"]]
+    found.append(_utility(results))
     return [table for table in found if table.rows]
 
 
@@ -35,10 +36,14 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 def _standings(results: Mapping[str, Any], judge: str) -> TextTable:
     mine = [row for row in results["standings"] if row["judge"] == judge]
-    overhead = {(row["model"], row["defense"]): row for row in results.get("overhead", [])}
+    overhead = {
+        (row["model"], row["defense"]): row["overhead"]
+        for row in results["measures"]
+        if "ratio" in row.get("overhead", {})
+    }
     sets = list(results["prompts"]["safe"])
     columns = ["defence", "attack success", "change", *(f"{name} refused" for name in sets)]
-    corrected = any(row.get("corrected") for row in mine)
+    corrected = results["judge_errors"].get(judge) is not None
     rows = []
     for row in mine:
         cost = overhead.get((row["model"], row["defense"]))
@@ -47,7 +52,7 @@ def _standings(results: Mapping[str, Any], judge: str) -> TextTable:
                 *([row["model"]] if len(results["models"]) > 1 else []),
                 row["defense"],
                 _share(row["attack_success"]),
-                *([_share(row.get("corrected"))] if corrected else []),
+                *([_share((row["attack_success"] or {}).get("corrected"))] if corrected else []),
                 _points(row["against_none"]),
                 *(_share(row["over_refusal"].get(name)) for name in sets),
                 *([f"{cost['ratio']:.2f}" if cost else "-"] if overhead else []),
@@ -71,6 +76,35 @@ def _grid(results: Mapping[str, Any], model: str, judge: str) -> TextTable:
         ["defence", *attacks],
         [[defense, *(_cell(cells.get((attack, defense)), judge) for attack in attacks)] for defense in defenses],
     )
+
+
+def _utility(results: Mapping[str, Any]) -> TextTable:
+    several = len(results["models"]) > 1
+    rows = []
+    for entry in results["measures"]:
+        found = entry.get("utility")
+        if found is None or "reason" in found:
+            continue
+        words = found["words"]
+        rows.append(
+            [
+                *([entry["model"]] if several else []),
+                entry["defense"],
+                f"{words['value']:.1f} ({words['low']:.1f}-{words['high']:.1f})",
+                _share(found["looping"]),
+                _share(found["blocked"]),
+                _number(found["divergence"]),
+                _number(found["perplexity"]),
+            ]
+        )
+    columns = ["defence", "words", "looping", "blocked", "KL, nats/token", "perplexity"]
+    return TextTable("Ordinary requests", ["model", *columns] if several else columns, rows)
+
+
+def _number(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["value"] is None:
+        return "-"
+    return f"{found['value']:.3f} ({found['low']:.3f}-{found['high']:.3f})"
 
 
 def _cell(cell: Mapping[str, Any] | None, judge: str) -> str:
