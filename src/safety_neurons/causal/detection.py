@@ -15,6 +15,7 @@ from safety_neurons.calibrate.detector import Detector, fit_detector
 from safety_neurons.calibrate.guard import Guard, fit_guard, guard
 from safety_neurons.calibrate.last_token import last_token_activations
 from safety_neurons.causal.summary import share
+from safety_neurons.evaluate.likelihood import READ_AT_ONCE, surprise_by_token
 from safety_neurons.evaluate.rows import CONFIDENCE, RESAMPLES
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
@@ -28,8 +29,6 @@ from safety_neurons.run.workplace import Workplace
 from safety_neurons.storage import fingerprint
 
 FALSE_POSITIVE_RATES = (0.01, 0.05)
-# Logits of whole prompts are large: so many prompts at once.
-READ_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -229,15 +228,7 @@ def _last_hidden(model: ChatModel, texts: list[str]) -> Tensor:
 
 def _surprise(model: ChatModel, texts: list[str]) -> Tensor:
     """Nats per token of the rendered requests: float32 [texts, 1]."""
-    inputs = model.encode(texts)
-    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    with torch.inference_mode():
-        logits = forward(model.model, inputs, ids.shape[1]).logits
-    found = []
-    for each, tokens, real in zip(logits, ids, mask, strict=True):
-        known = each[real][:-1].float().log_softmax(-1)
-        found.append(-known.gather(1, tokens[real][1:, None]).mean().cpu())
-    return torch.stack(found)[:, None]
+    return torch.stack([nats.mean().cpu() for nats in surprise_by_token(model, model.encode(texts))])[:, None]
 
 
 def _in_action(work: Workplace, fitted: Guard, tests: Mapping[str, dict[str, list[Prompt]]]) -> list[dict[str, Any]]:

@@ -73,3 +73,10 @@ def respond_with(
         Response(f"{prompt.prefill}{completion.text}", completion.cut_off)
         for prompt, completion in zip(prompts, bench.answers(asked), strict=True)
     ]
+
+
+def respond_unless(blocked: Sequence[bool], bench: Bench, prompts: Sequence[AttackedPrompt]) -> list[Response]:
+    """The plain answers to prompts, and a refusal in place of those that are blocked."""
+    passing = [prompt for prompt, stopped in zip(prompts, blocked, strict=True) if not stopped]
+    answered = iter(respond_with(bench, passing))
+    return [BLOCKED if stopped else next(answered) for stopped in blocked]

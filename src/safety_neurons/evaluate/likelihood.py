@@ -1,4 +1,5 @@
-"""Answers read back by a model: how surprising it finds them, and how far a changed model is from the untouched one."""
+"""Texts and answers read by a model: how surprising it finds them, and how far a changed model is from the untouched
+one."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,11 +8,41 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import BatchEncoding, DynamicCache
 
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import padding_token
+
+# Logits of whole prompts are large: so many prompts at once, and so many of their tokens.
+READ_AT_ONCE = 4
+READ_TOKENS = 1024
+
+
+def surprise_by_token(model: ChatModel, inputs: BatchEncoding) -> list[Tensor]:
+    """Nats of each token but the first, given those before it: float32 [tokens - 1] for each encoded text."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    long = ids.shape[1] - 1 > READ_TOKENS
+    cache = DynamicCache(config=model.model.config) if long else None
+    found = []
+    with torch.inference_mode():
+        for start in range(0, ids.shape[1] - 1, READ_TOKENS):
+            # The last token is read by no one.
+            end = min(start + READ_TOKENS, ids.shape[1] - 1)
+            read = {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end]}
+            logits = forward(model.model, read, end - start, long, cache).logits
+            # Text by text: in float32 the logits of a batch would take twice the memory.
+            found.append(
+                torch.stack(
+                    [
+                        each.float().logsumexp(-1) - each.gather(1, tokens[:, None])[:, 0].float()
+                        for each, tokens in zip(logits, ids[:, start + 1 : end + 1], strict=True)
+                    ]
+                )
+            )
+    nats = torch.cat(found, 1) if found else torch.empty(len(ids), 0, device=ids.device)
+    # A text's own first token follows padding, if anything.
+    return [row[known] for row, known in zip(nats, mask[:, :-1].bool(), strict=True)]
 
 
 class Reading(NamedTuple):
