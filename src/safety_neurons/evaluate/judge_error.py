@@ -11,14 +11,18 @@ from typing import Any, Self
 
 import numpy
 from pydantic import TypeAdapter, ValidationError
-from scipy.stats import binomtest, norm
+from scipy.optimize import brentq
+from scipy.stats import beta, binomtest, norm
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.rows import CONFIDENCE, Rate
 from safety_neurons.judges import Verdict
 from safety_neurons.storage import read_json, write_json
 
-DRAWS = 10_000
+# How finely the judge's worth and the true share are gone through.
+POINTS = 20
+STEPS = 500
+_TAIL = (1 - CONFIDENCE) / 2
 Array = numpy.ndarray[Any, Any]
 
 
@@ -126,13 +130,15 @@ def save_errors(errors: Sequence[JudgeErrors], path: Path) -> None:
     write_json(path, {"judges": [asdict(one) for one in errors]})
 
 
-def corrected(rate: Rate, errors: JudgeErrors, counted: Verdict, seed: int = 0) -> Rate:
+def corrected(rate: Rate, errors: JudgeErrors, counted: Verdict) -> Rate:
     """The share of `counted` that people would have found, estimated from the share that the judge found.
 
     (share + specificity - 1) / (sensitivity + specificity - 1), kept within 0 and 1 (Rogan and Gladen 1978, American
-    Journal of Epidemiology 107). The interval holds the uncertainty of all three: sensitivity and specificity are drawn
-    from their Beta posteriors under Jeffreys' prior, the share from the Beta distribution with the centre and the
-    width of its own interval, which may come from Wilson's formula or from a bootstrap over requests.
+    Journal of Epidemiology 107). The interval holds the uncertainty of all three: it is the densest part of the true
+    share's posterior under a flat prior, averaged over the posteriors of sensitivity and specificity (Beta, Jeffreys'
+    prior). The judge's share counts for as many answers as the width of its interval stands for, which may come from
+    Wilson's formula or from a bootstrap over requests. So the interval has a width also where the judge finds less
+    than its false alarms alone would give, and the value is 0.
 
     It holds where the judge errs on these answers as it did on the labelled ones. The value is None where there is
     none to correct, and where the judge cannot be told from chance: then its verdicts say nothing of people's.
@@ -142,31 +148,44 @@ def corrected(rate: Rate, errors: JudgeErrors, counted: Verdict, seed: int = 0) 
         counted: "refused" or "complied".
     """
     other: Verdict = "complied" if counted == "refused" else "refused"
-    found, positives = errors.hits_and_misses(counted), errors.hits_and_misses(other)
+    found, passed = errors.hits_and_misses(counted), errors.hits_and_misses(other)
     none = Rate(None, None, None, rate.n, rate.unscored)
-    if rate.value is None or rate.low is None or rate.high is None or not sum(found) or not sum(positives):
+    if rate.value is None or rate.low is None or rate.high is None or not sum(found) or not sum(passed):
         return none
-    generator = numpy.random.default_rng(seed)
-    sensitivity, specificity = (generator.beta(hits + 0.5, misses + 0.5, DRAWS) for hits, misses in (found, positives))
-    if numpy.quantile(sensitivity + specificity, (1 - CONFIDENCE) / 2) <= 1:
+    middles = (numpy.arange(POINTS) + 0.5) / POINTS
+    sensitivity, specificity = (
+        grid.ravel()
+        for grid in numpy.meshgrid(*(beta.ppf(middles, hits + 0.5, misses + 0.5) for hits, misses in (found, passed)))
+    )
+    if numpy.quantile(sensitivity + specificity, _TAIL) <= 1:
         return none
-    share = _shares(rate.low, rate.high, generator)
-    # A draw in which the judge knows nothing says nothing of the share.
+    answers = _answers_behind(rate.value, (rate.high - rate.low) / 2, rate.n)
+    low, high = _interval(rate.value, answers, sensitivity, specificity)
+    exact = (rate.value + passed[0] / sum(passed) - 1) / (found[0] / sum(found) + passed[0] / sum(passed) - 1)
+    value = min(max(exact, 0.0), 1.0)
+    return Rate(value, min(low, value), max(high, value), rate.n, rate.unscored)
+
+
+def _answers_behind(share: float, half: float, n: int) -> float:
+    """How many independent answers, at most `n`, have a Wilson interval of this half width around their share."""
+    z = float(norm.ppf(1 - _TAIL))
+
+    def too_wide(answers: float) -> float:
+        return float(z * (share * (1 - share) * answers + z**2 / 4) ** 0.5 / (answers + z**2) - half)
+
+    return float(n) if too_wide(n) >= 0 else float(brentq(too_wide, 0, n))
+
+
+def _interval(share: float, answers: float, sensitivity: Array, specificity: Array) -> tuple[float, float]:
+    """Where 95% of the true share lies, given equally likely values [points] of what the judge is worth."""
+    # A judge that is worse than chance is not believed to be one.
     knows = sensitivity + specificity > 1
-    drawn = _true_share(share[knows], sensitivity[knows], specificity[knows])
-    low, high = numpy.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    value = float(_true_share(rate.value, found[0] / sum(found), positives[0] / sum(positives)))
-    return Rate(value, min(float(low), value), max(float(high), value), rate.n, rate.unscored)
-
-
-def _shares(low: float, high: float, generator: numpy.random.Generator) -> Array:
-    """Draws of a share whose interval goes from `low` to `high`: [draws]."""
-    centre, deviation = (low + high) / 2, (high - low) / 2 / norm.ppf((1 + CONFIDENCE) / 2)
-    if deviation == 0:
-        return numpy.full(DRAWS, centre)
-    weight = centre * (1 - centre) / deviation**2 - 1
-    return generator.beta(centre * weight, (1 - centre) * weight, DRAWS)
-
-
-def _true_share(share: Any, sensitivity: Any, specificity: Any) -> Any:
-    return numpy.clip((share + specificity - 1) / (sensitivity + specificity - 1), 0.0, 1.0)
+    grid = numpy.linspace(0, 1, STEPS + 1)
+    seen = grid[:, None] * sensitivity[knows] + (1 - grid)[:, None] * (1 - specificity[knows])
+    seen = seen.clip(1e-12, 1 - 1e-12)
+    likelihood = answers * (share * numpy.log(seen) + (1 - share) * numpy.log1p(-seen))
+    density = numpy.exp(likelihood - likelihood.max()).mean(axis=1)
+    densest = numpy.argsort(-density, kind="stable")
+    inside = numpy.cumsum(density[densest]) < CONFIDENCE * density.sum()
+    held = grid[densest[: int(inside.sum()) + 1]]
+    return float(held.min()), float(held.max())
