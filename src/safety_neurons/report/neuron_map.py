@@ -107,12 +107,12 @@ def _map(
             go.Scatter(
                 x=[x for x, _ in ticks],
                 y=[y for _, y in ticks],
-                name=f"{side} neurons",
+                name=side,
                 mode="lines",
                 line={"color": colour, "width": 1},
                 connectgaps=False,
                 hoverinfo="skip",
-                showlegend=bool(read) or name == "map",
+                showlegend=name == "map",
             )
         )
     if read:
@@ -143,13 +143,12 @@ def _points(read: list[ReadNeuron]) -> Any:
     return go.Scatter(
         x=[one.place for one in read],
         y=[one.layer + (0.23 if one.side == "rejection" else -0.23) for one in read],
-        name="read one by one: point at them",
+        name="read singly",
         mode="markers",
         marker={
             "color": [colours.get(one.side, GREY) for one in read],
             "symbol": ["circle" if one.side == "rejection" else "diamond" for one in read],
-            "size": 8,
-            "line": {"color": "#fff", "width": 1},
+            "size": 6,
         },
         hovertext=[_spoken(one) for one in read],
         hoverinfo="text",

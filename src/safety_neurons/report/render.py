@@ -66,6 +66,8 @@ def render(results: dict[str, Any]) -> str:
             directions=causal_tables.directions(results),
             detector_tests=causal_tables.detector_tests(results),
             trials=tuning_tables.tried(results),
+            tuned_with=tuning_tables.tuned_with(results),
+            pairs=tuning_tables.pairs(results),
             adaptive_rows=tuning_tables.adaptive_rows(results),
             grids=grids,
             open_grids=grid_tables.OPEN_GRIDS,
