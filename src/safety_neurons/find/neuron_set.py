@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -131,6 +131,20 @@ class NeuronSet:
                 sum(len(conformity) for number, _, _, conformity in sites if number == layer),
             )
             for layer in dict.fromkeys(self.layers)
+        ]
+
+    def indices(self) -> list[dict[str, Any]]:
+        """The neurons of each site as numbers, for JSON."""
+        sites = zip(self.layers, self.widths, self.rejection, self.conformity, strict=True)
+        return [
+            {
+                "layer": layer,
+                "site": site,
+                "width": width,
+                "rejection": rejection.tolist(),
+                "conformity": conformity.tolist(),
+            }
+            for site, (layer, width, rejection, conformity) in enumerate(sites)
         ]
 
     def __str__(self) -> str:

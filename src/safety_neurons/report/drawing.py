@@ -13,7 +13,7 @@ from safety_neurons.report.rates import Rate
 
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
 # An axis of shares, the same for all figures.
-SHARES: dict[str, Any] = {"tickformat": ".0%", "range": [-0.02, 1.04], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
+SHARES: dict[str, Any] = {"tickformat": ".0%", "range": [-0.03, 1.04], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
 # A row of the results and where it stands on the axis of names.
 Placed = tuple[float, dict[str, Any]]
 
@@ -43,8 +43,9 @@ def make_figure(name: str, alternative: str, height: int, traces: list[Any], **l
         **layout,
     )
     # Fixed axes leave scrolling on a phone to the page.
-    plot.update_xaxes(fixedrange=True, zeroline=False, automargin=True)
-    plot.update_yaxes(fixedrange=True, zeroline=False, automargin=True)
+    title = {"font": {"size": 13}}
+    plot.update_xaxes(fixedrange=True, zeroline=False, automargin=True, title=title)
+    plot.update_yaxes(fixedrange=True, zeroline=False, automargin=True, title=title)
     specification = plot.to_plotly_json()
     specification["layout"].pop("template", None)
     return Figure(name, alternative, height, specification)

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from safety_neurons.report import causal_figures, rates, text, tuning_figures
+from safety_neurons.report import causal_figures, neuron_map, rates, text, tuning_figures
 from safety_neurons.report.drawing import (
     BLUE,
     GREEN,
@@ -37,7 +37,9 @@ def figures(results: dict[str, Any]) -> dict[str, Figure]:
         _attacks,
         _refusals,
     ]
-    made = [*(maker(results) for maker in makers), *causal_figures.figures(results), *tuning_figures.figures(results)]
+    made = [maker(results) for maker in makers]
+    for section in (neuron_map, causal_figures, tuning_figures):
+        made += section.figures(results)
     return {figure.name: figure for figure in made if figure}
 
 

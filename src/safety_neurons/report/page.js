@@ -1,17 +1,34 @@
 "use strict";
 
-// Draws every figure from the JSON that stands beside it. Text and grid colours are the page's CSS.
-for (const figure of document.querySelectorAll("[data-figure]")) {
+// Draws a figure from the JSON that stands beside it. Text and grid colours are the page's CSS.
+function draw(figure) {
+  if (figure.dataset.drawn) return;
+  figure.dataset.drawn = "true";
   const data = document.getElementById(figure.dataset.figure);
   const { data: traces, layout } = JSON.parse(data.textContent);
   Plotly.newPlot(figure, traces, layout, { displayModeBar: false, responsive: true });
 }
 
-// Paper cannot unfold anything: open what is folded before printing, and fold it again.
+// A figure is drawn shortly before it comes into sight, so that a long page opens at once.
+const figures = document.querySelectorAll("[data-figure]");
+const sight = new IntersectionObserver(
+  (seen) => {
+    for (const { isIntersecting, target } of seen) {
+      if (!isIntersecting) continue;
+      sight.unobserve(target);
+      draw(target);
+    }
+  },
+  { rootMargin: "800px" },
+);
+for (const figure of figures) sight.observe(figure);
+
+// Paper cannot unfold or scroll to anything: unfold and draw all before printing, and fold it again.
 let opened = [];
 addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];
   for (const details of opened) details.open = true;
+  for (const figure of figures) draw(figure);
 });
 addEventListener("afterprint", () => {
   for (const details of opened) details.open = false;

@@ -12,7 +12,18 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.report import causal_tables, figures, rates, summary, tables, text, tuning_tables
+from safety_neurons.report import (
+    causal_tables,
+    figures,
+    grid_tables,
+    judge_tables,
+    neuron_map,
+    rates,
+    summary,
+    tables,
+    text,
+    tuning_tables,
+)
 from safety_neurons.storage import write_text
 
 _SCHEMA = 2
@@ -31,7 +42,8 @@ def render(results: dict[str, Any]) -> str:
     """The page as text."""
     _check(results)
     drawn = figures.figures(results)
-    script = _inline("page.js")
+    grids, behind = grid_tables.grids(results)
+    script = _inline("page.js") + (_inline("grid.js") if grids else "")
     # Plotly's script is nearly all of the page's weight: once, and only where something is drawn.
     plotly = get_plotlyjs() if drawn else ""
     arms, comparisons = tables.comparisons(results["rows"])
@@ -54,7 +66,17 @@ def render(results: dict[str, Any]) -> str:
             directions=causal_tables.directions(results),
             detector_tests=causal_tables.detector_tests(results),
             trials=tuning_tables.tried(results),
+            tuned_with=tuning_tables.tuned_with(results),
+            pairs=tuning_tables.pairs(results),
             adaptive_rows=tuning_tables.adaptive_rows(results),
+            grids=grids,
+            open_grids=grid_tables.OPEN_GRIDS,
+            cells_behind=behind,
+            judged=judge_tables.scored(results),
+            agreed=judge_tables.agreements(results),
+            confused=judge_tables.confusions(results),
+            read_neurons=neuron_map.read_neurons(results),
+            one_in=neuron_map.drawn_share(results),
             most_rows=tables.MOST_ROWS,
             arms=arms,
             comparisons=comparisons,
@@ -111,6 +133,7 @@ def _environment() -> Environment:
         "count": text.count,
         "duration": text.duration,
         "date": text.date,
+        "signed": grid_tables.signed,
         "as_rate": rates.rate,
         "script_json": script_json,
     }

@@ -15,6 +15,11 @@ class Verdict:
     tone: str
     notes: tuple[str, ...] = ()
 
+    @property
+    def said(self) -> str:
+        """The tone in words, for those who see no colour."""
+        return {"good": "clear result", "mixed": "mixed result", "bad": "negative result"}.get(self.tone, "unfinished")
+
 
 @dataclass(frozen=True)
 class Line:

@@ -168,10 +168,12 @@ def small_print(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]
         (title, content[:MOST_ROWS])
         for title, content in (
             ("Model", _flat(model)),
-            ("Neurons", _flat({key: value for key, value in neurons.items() if key != "per_layer"})),
+            ("Command", _flat({key: run[key] for key in ("command", "started") if run.get(key)})),
+            ("Neurons", _flat({key: value for key, value in neurons.items() if key not in ("per_layer", "indices")})),
             ("Prompts", _flat(run.get("prompts") or {})),
             ("Settings", _flat({"seed": run.get("seed")} | (run.get("settings") or {}))),
             *((title, _flat(_settings(results.get(key) or {}))) for title, key in _TESTS),
+            ("Attack by defence", _flat(_settings(results.get("evaluation") or {}))),
             ("Stages", _flat(stages)),
             ("Versions", _flat(run.get("versions") or {})),
         )
@@ -179,13 +181,15 @@ def small_print(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]
     ]
 
 
+# What a test found, which is shown elsewhere.
+_FOUND = ("rows", "directions", "detectors", "cells", "standings", "overhead", "judge_errors")
 # Tests of a run besides its stages: their title and their section of the results.
 _TESTS = (("Dose-response", "dose_response"), ("Search", "search"), ("Guard", "guard"))
 
 
 def _settings(section: dict[str, Any]) -> dict[str, Any]:
     """What was set for a test, without what it found."""
-    return {key: value for key, value in section.items() if key not in ("rows", "directions", "detectors")}
+    return {key: value for key, value in section.items() if key not in _FOUND}
 
 
 def _flat(value: dict[str, Any], above: str = "") -> list[tuple[str, str]]:

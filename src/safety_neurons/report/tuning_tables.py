@@ -50,3 +50,22 @@ def _tried(trial: dict[str, Any], section: dict[str, Any]) -> Tried:
 def adaptive_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """What calibration makes of the untouched and of the tuned model."""
     return list((results.get("adaptive") or {}).get("rows") or [])[:MOST_ROWS]
+
+
+def tuned_with(results: dict[str, Any]) -> str:
+    """The settings of the training that matter most, in a sentence; nothing where the run does not say them."""
+    settings = (results["run"].get("settings") or {}).get("tune") or {}
+    named = (
+        ("learning_rate", "learning rate {:.2g}"),
+        ("epochs", "epochs {}"),
+        ("batch_size", "pairs a batch {}"),
+        ("kl", "weight {:g} on staying near the untouched model (KL)"),
+    )
+    said = [form.format(settings[key]) for key, form in named if isinstance(settings.get(key), int | float)]
+    return f"Settings: {', '.join(said)}." if said else ""
+
+
+def pairs(results: dict[str, Any]) -> int:
+    """How many pairs the model was trained on."""
+    corpus = (results.get("training") or {}).get("corpus") or {}
+    return sum(number for number in corpus.values() if isinstance(number, int))

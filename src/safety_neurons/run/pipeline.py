@@ -287,6 +287,7 @@ SECTIONS = {
     "words": "explain",
     "write_share": "explain",
     "vocabulary": "explain",
+    "control": "calibrate",
     "training": "tune",
     # What other commands add to a run; each looks itself whether it is up to date.
     "dose_response": "find",

@@ -61,6 +61,7 @@ def find_stage(work: Workplace) -> StageResult:
                 "selection": neurons.provenance.selection,
                 "tokens": neurons.provenance.tokens,
                 "per_layer": per_layer,
+                "indices": neurons.indices(),
                 "significant": significance,
             }
         }
@@ -168,7 +169,7 @@ def calibrate_stage(work: Workplace) -> StageResult:
         for subject, neurons in (("found", work.neurons), ("random", random)):
             with work.calibrated_model(toward, neurons):
                 measure(work.calibrated(toward, subject), name)
-    return StageResult(tuple(rows), examples=tuple(examples))
+    return StageResult(tuple(rows), sections={"control": {"indices": random.indices()}}, examples=tuple(examples))
 
 
 def tune_stage(work: Workplace) -> StageResult:

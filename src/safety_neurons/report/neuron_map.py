@@ -1,0 +1,161 @@
+"""Where the single neurons sit: a map of layers and neurons, with the words of those that were read one by one."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from safety_neurons.report import text
+from safety_neurons.report.drawing import BLUE, GREY, VERMILLION, Figure, make_figure
+
+# What a map of some hundred pixels can show, and what a page can hold.
+_PLACES = 1000
+_MOST_TICKS = 10_000
+_MOST_READ = 1000
+_MOST_WORDS = 8
+_TALLEST = 760
+
+
+@dataclass(frozen=True)
+class ReadNeuron:
+    """A single neuron that the explain stage read: where it is, and the words that it pushes toward and away from."""
+
+    layer: int
+    side: str
+    neuron: int
+    place: int
+    promoted: tuple[str, ...]
+    suppressed: tuple[str, ...]
+
+
+def read_neurons(results: Mapping[str, Any]) -> list[ReadNeuron]:
+    """The strongest neurons of each layer and side, deepest layer first."""
+    starts = _starts((results.get("neurons") or {}).get("indices") or [])
+    read = [
+        ReadNeuron(
+            one["layer"],
+            one["side"],
+            one["neuron"],
+            one["neuron"] + starts.get(one["site"], 0),
+            tuple(one["promoted"][:_MOST_WORDS]),
+            tuple(one["suppressed"][:_MOST_WORDS]),
+        )
+        for entry in results.get("words") or []
+        for one in entry.get("neurons") or []
+    ]
+    return sorted(read, key=lambda one: -one.layer)[:_MOST_READ]
+
+
+def drawn_share(results: Mapping[str, Any]) -> int:
+    """One in how many neurons the map has room for."""
+    return _step(_sides((results.get("neurons") or {}).get("indices") or []))
+
+
+def figures(results: dict[str, Any]) -> list[Figure | None]:
+    """The map of the found neurons, and of the random ones that they are compared with."""
+    found = (results.get("neurons") or {}).get("indices") or []
+    random = (results.get("control") or {}).get("indices") or []
+    return [
+        _map("map", "the found neurons", found, (BLUE, VERMILLION), read_neurons(results)),
+        _map("map-random", "as many random neurons of each layer", random, (GREY, GREY), []),
+    ]
+
+
+def _starts(sites: list[dict[str, Any]]) -> dict[int, int]:
+    """Where each site's neurons begin: a layer may have several MLPs, one after the other."""
+    starts: dict[int, int] = {}
+    filled: dict[int, int] = {}
+    for entry in sites:
+        starts[entry["site"]] = filled.get(entry["layer"], 0)
+        filled[entry["layer"]] = starts[entry["site"]] + entry["width"]
+    return starts
+
+
+def _sides(sites: list[dict[str, Any]]) -> dict[str, list[tuple[int, int]]]:
+    """Layer and place of each side's neurons; those nearer than can be seen are one."""
+    starts = _starts(sites)
+    widest = max((starts[entry["site"]] + entry["width"] for entry in sites), default=0)
+    cell = max(1, widest // _PLACES)
+    return {
+        side: list(
+            dict.fromkeys(
+                (entry["layer"], (starts[entry["site"]] + index) // cell * cell)
+                for entry in sites
+                for index in entry[side]
+            )
+        )
+        for side in ("rejection", "conformity")
+    }
+
+
+def _step(sides: Mapping[str, list[tuple[int, int]]]) -> int:
+    return max(1, -(-sum(map(len, sides.values())) // _MOST_TICKS))
+
+
+def _map(
+    name: str, whose: str, sites: list[dict[str, Any]], colours: tuple[str, str], read: list[ReadNeuron]
+) -> Figure | None:
+    if not sites:
+        return None
+    sides = _sides(sites)
+    step = _step(sides)
+    traces: list[Any] = []
+    for (side, places), colour, half in zip(sides.items(), colours, (1, -1), strict=True):
+        ticks = list(_ticks(places[::step], half))
+        traces.append(
+            go.Scatter(
+                x=[x for x, _ in ticks],
+                y=[y for _, y in ticks],
+                name=side,
+                mode="lines",
+                line={"color": colour, "width": 1},
+                connectgaps=False,
+                hoverinfo="skip",
+                showlegend=name == "map",
+            )
+        )
+    if read:
+        traces.append(_points(read))
+    layers = sorted({entry["layer"] for entry in sites})
+    counts = {side: sum(len(entry[side]) for entry in sites) for side in sides}
+    return make_figure(
+        name,
+        f"Map of {whose}: {counts['rejection']:,} for rejection and {counts['conformity']:,} for conformity, one row for "
+        f"each of {len(layers)} layers, left to right by the neuron’s index.",
+        min(_TALLEST, 120 + 15 * len(layers)),
+        traces,
+        xaxis={"title": {"text": "neuron, by its index in the layer"}, "showgrid": False, "rangemode": "tozero"},
+        yaxis={"title": {"text": "layer"}, "range": [layers[0] - 0.8, layers[-1] + 0.8], "showgrid": False},
+    )
+
+
+def _ticks(places: list[tuple[int, int]], half: int) -> Iterator[tuple[int | None, float | None]]:
+    # One line with gaps is one element on the page, however many neurons there are.
+    for layer, place in places:
+        yield place, layer + half * 0.04
+        yield place, layer + half * 0.42
+        yield None, None
+
+
+def _points(read: list[ReadNeuron]) -> Any:
+    colours = {"rejection": BLUE, "conformity": VERMILLION}
+    return go.Scatter(
+        x=[one.place for one in read],
+        y=[one.layer + (0.23 if one.side == "rejection" else -0.23) for one in read],
+        name="read singly",
+        mode="markers",
+        marker={
+            "color": [colours.get(one.side, GREY) for one in read],
+            "symbol": ["circle" if one.side == "rejection" else "diamond" for one in read],
+            "size": 6,
+        },
+        hovertext=[_spoken(one) for one in read],
+        hoverinfo="text",
+    )
+
+
+def _spoken(one: ReadNeuron) -> str:
+    toward, away = (", ".join(text.label(word, 24) for word in words) for words in (one.promoted, one.suppressed))
+    said = f"layer {one.layer}, neuron {one.neuron} ({text.label(one.side, 20)})<br>toward: {toward}"
+    return f"{said}<br>away from: {away}" if away else said
