@@ -75,9 +75,9 @@ def _rate(verdicts: Sequence[Verdict | None], counted: Verdict) -> Rate:
     return rate([verdict for verdict in verdicts if verdict is not None], counted)
 
 
-def _rates(raw: Rate, errors: JudgeErrors | None, counted: Verdict, seed: int) -> dict[str, Any]:
+def _rates(raw: Rate, errors: JudgeErrors | None, counted: Verdict) -> dict[str, Any]:
     """A rate as the judge gives it, and corrected for the judge's errors where these are known."""
-    return asdict(raw) | {"corrected": None if errors is None else asdict(corrected(raw, errors, counted, seed))}
+    return asdict(raw) | {"corrected": None if errors is None else asdict(corrected(raw, errors, counted))}
 
 
 def _against(
@@ -118,7 +118,7 @@ def standings(judged: Sequence[JudgedCell], judges: Judges, seed: int) -> list[d
                     "judge": judge,
                     "attacks": list(attacked),
                     "not_run": {one.cell.attack: one.cell.reason for one in cells if one.cell.reason},
-                    "attack_success": _rates(mean_rate(verdicts, "complied", seed), errors, "complied", seed)
+                    "attack_success": _rates(mean_rate(verdicts, "complied", seed), errors, "complied")
                     if verdicts
                     else None,
                     "against_none": None
@@ -136,7 +136,6 @@ def standings(judged: Sequence[JudgedCell], judges: Judges, seed: int) -> list[d
                             _rate(one.verdicts(judge), "refused"),
                             errors,
                             "refused",
-                            seed,
                         )
                         for one in cells
                         if one.cell.prompts != HARMFUL and not one.cell.reason
