@@ -22,7 +22,7 @@ from safety_neurons.models.generate import padding_token
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the extra is not installed")
 
-DOCUMENTS = [
+DOCUMENTS: list[dict[str, Any]] = [
     {
         "question": f"{'Very ' * (number % 4)}odd or even: {number}?",
         "choices": ["odds", "even", "both ways"],
@@ -194,12 +194,16 @@ def test_limit_and_several_tasks(model: ChatModel, add_task: Callable[..., Path]
 def test_nothing_is_left_behind(model: ChatModel, add_task: Callable[..., Path]) -> None:
     model.tokenizer.pad_token = None
     weights = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
-    states = random.getstate(), numpy.random.get_state()[1].tolist(), torch.random.get_rng_state()
+    states = (
+        random.getstate(),
+        numpy.random.get_state(legacy=False)["state"]["key"].tolist(),
+        torch.random.get_rng_state(),
+    )
     lm_eval(model, ["tiny_choice"], include_path=add_task("tiny_choice", DOCUMENTS, CHOICE), limit=2)
     assert model.tokenizer.pad_token is None
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.model.state_dict().items())
     assert random.getstate() == states[0]
-    assert numpy.random.get_state()[1].tolist() == states[1]
+    assert numpy.random.get_state(legacy=False)["state"]["key"].tolist() == states[1]
     assert torch.equal(torch.random.get_rng_state(), states[2])
 
 

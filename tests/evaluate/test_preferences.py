@@ -51,7 +51,7 @@ def test_what_is_better_wins_wherever_it_stands(scripted: Callable[..., Any]) ->
     }
     mirrored = compare_answers(scripted(prefers("good")), others, ours)
     assert (mirrored.wins, mirrored.losses) == (found.losses, found.wins)
-    assert mirrored.rate.value == pytest.approx(1 - found.rate.value)
+    assert mirrored.rate.value == pytest.approx(1 - 3.5 / 6)
     json.dumps(asdict(found), allow_nan=False)
 
 
@@ -79,7 +79,7 @@ def test_garbage_in_one_order_is_unscored(scripted: Callable[..., Any]) -> None:
         )
 
     found = compare_answers(scripted(say), dialogues("good", "good"), dialogues("bad", "bad"))
-    assert found.unscored >= 1
+    assert found.unscored == 2
     assert [one.outcome for one in found.preferences][-2:] == ["tie", "tie"]
     garbage = compare_answers(scripted(lambda _: "Both are fine."), dialogues("good"), dialogues("bad"))
     assert garbage.unscored == 2
@@ -126,7 +126,9 @@ def test_a_clean_sweep_is_not_certain(scripted: Callable[..., Any], count: int) 
         ("Verdict: A\nVerdict: B\nVerdict: tie", None),
         ("The verdict: A is better than the other", None),
         ("Verdict: C", None),
-        ("A", None),
+        ("A", "A"),
+        ("[[B]]\n", "B"),
+        ("A\nis good.\nB\nis not.", None),
         ("", None),
     ],
 )
@@ -146,6 +148,8 @@ def test_verdicts(said: str, verdict: str | None) -> None:
         ("Grade: 7.5", None),
         ("Grade: N", None),
         ("Grade: 3\nGrade: 4", None),
+        ("7", 7),
+        ("7 of 10", None),
         ("Seven of ten", None),
     ],
 )

@@ -71,7 +71,7 @@ def test_divergence_and_perplexity_are_those_of_full_passes(model: ChatModel, ba
 
     assert found.divergence is not None
     assert found.divergence.value == pytest.approx(sum(divergences) / 3, rel=1e-3)
-    assert found.divergence.value > 0.01
+    assert sum(divergences) / 3 > 0.01
     assert found.divergence.low is not None
     assert found.divergence.high is not None
     assert min(divergences) - 1e-3 <= found.divergence.low <= found.divergence.high <= max(divergences) + 1e-3

@@ -58,7 +58,7 @@ for, whether it is right, and whether it is clear. Length is no merit. First say
 it. Then write one last line, with your number from 1 to 10 in place of the N:
 Grade: N"""
 _VERDICT = re.compile(r"^\W*verdict\W+(?:assistant )?(a|b|tie)\W*$", re.IGNORECASE | re.MULTILINE)
-_NUMBER = re.compile(r"^\W*grade\W+(\d{1,2})(?:\s*/\s*10)?\W*$", re.IGNORECASE | re.MULTILINE)
+_GRADED = re.compile(r"^\W*grade\W+(\d{1,2})(?:\s*/\s*10)?\W*$", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,8 @@ def grade_answers(judge: Engine, ours: Sequence[Dialogue], *, tokens: int = JUDG
 
 
 def read_verdict(said: str) -> Literal["A", "B", "tie"] | None:
-    """The verdict that the judge wrote on a line of its own; None if it wrote none, or different ones."""
-    found = {verdict.lower() for verdict in _VERDICT.findall(said)}
+    """The verdict that the judge wrote on a line of its own, or as all it wrote; None if it wrote none, or several."""
+    found = {verdict.lower() for verdict in _found(_VERDICT, "Verdict", said)}
     if len(found) != 1:
         return None
     verdicts: dict[str, Literal["A", "B", "tie"]] = {"a": "A", "b": "B", "tie": "tie"}
@@ -191,12 +191,17 @@ def read_verdict(said: str) -> Literal["A", "B", "tie"] | None:
 
 
 def read_grade(said: str) -> int | None:
-    """The grade from 1 to 10 that the judge wrote on a line of its own; None if it wrote none, or different ones."""
-    found = {int(grade) for grade in _NUMBER.findall(said)}
+    """The grade from 1 to 10 that the judge wrote, found as a verdict is; None if it wrote none, or several."""
+    found = {int(grade) for grade in _found(_GRADED, "Grade", said)}
     if len(found) != 1:
         return None
     grade = found.pop()
     return grade if LEAST <= grade <= GREATEST else None
+
+
+def _found(line: re.Pattern[str], name: str, said: str) -> list[str]:
+    alone = line.fullmatch(f"{name}: {said}")
+    return [alone[1]] if alone else line.findall(said)
 
 
 def _ask(judge: Engine, asked: Sequence[str], tokens: int) -> list[str]:

@@ -60,9 +60,7 @@ def cell_results(judged: Sequence[JudgedCell], judges: Judges, seed: int) -> lis
             counted = counted_in(cell.prompts)
             entry["judges"][judge] = {
                 "verdicts": verdicts,
-                **_rates(
-                    rate([verdict for verdict in verdicts if verdict is not None], counted), errors, counted, seed
-                ),
+                **_rates(_rate(verdicts, counted), errors, counted),
                 "against_none": None
                 if reference is None or reference is one
                 else _against(reference.verdicts(judge), verdicts, counted, seed),
