@@ -1,11 +1,11 @@
 """The defences that work on texts, by what they send and what they make of the answers."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 
 from safety_neurons import defenses
 from safety_neurons.attacks.attack import AttackedPrompt
@@ -278,9 +278,10 @@ def test_texts_without_a_second_token_pass_the_filter(scripted: Make, model: Cha
     assert [found.blocked for found in mixed] == [False, False, True]
 
 
-def test_a_beginning_token_lets_the_first_word_count(scripted: Make, model: ChatModel) -> None:
-    model.tokenizer.bos_token = "<|system|>"
-    bench, _ = scripted(model=replace(model))
+def test_texts_begin_as_the_tokenizer_begins_them(scripted: Make, model: ChatModel) -> None:
+    beginning = processors.TemplateProcessing(single="<|system|> $A", special_tokens=[("<|system|>", 4)])
+    model.tokenizer.backend_tokenizer.post_processor = beginning
+    bench, _ = scripted(model=model)
     value = float(nats_by_hand(model, "<|system|>a").mean().exp())
     for factor, blocked in ((0.999, True), (1.001, False)):
         [found] = respond(f"perplexity-filter:threshold={value * factor}", bench, [AttackedPrompt("a")])

@@ -61,16 +61,15 @@ class PerplexityFilter(Defense):
 
     def surprise(self, model: ChatModel, texts: Sequence[str]) -> list[float | None]:
         """The logarithm of each text's perplexity, with a window that of its least likely one; None without tokens."""
-        # As the tokenizer would begin a text: its first token is then counted, too.
-        started = [f"{model.tokenizer.bos_token or ''}{text}" for text in texts]
-        return in_batches(
-            started,
-            READ_AT_ONCE,
-            lambda batch: [
-                self._summary(nats)
-                for nats in surprise_by_token(model, model.encode([started[index] for index in batch]))
-            ],
-        )
+
+        def read(batch: list[int]) -> list[float | None]:
+            # Not as a turn: as a text, which begins as the tokenizer begins texts.
+            encoded = model.tokenizer(
+                [texts[index] for index in batch], return_tensors="pt", padding=True, padding_side="left"
+            )
+            return [self._summary(nats) for nats in surprise_by_token(model, encoded.to(model.device))]
+
+        return in_batches(texts, READ_AT_ONCE, read)
 
     def _summary(self, nats: Tensor) -> float | None:
         if not len(nats):
