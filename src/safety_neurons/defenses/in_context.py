@@ -41,7 +41,9 @@ class InContextDefense(Defense):
 
 
 def _respond(bench: Bench, before: tuple[Turn, ...], prompts: Sequence[AttackedPrompt]) -> list[Response]:
-    conversations = [Conversation((*before, Turn("user", prompt.user)), prompt.prefill) for prompt in prompts]
+    conversations = [
+        Conversation((*before, *prompt.before, Turn("user", prompt.user)), prompt.prefill) for prompt in prompts
+    ]
     return respond_with(bench, prompts, conversations)
 
 

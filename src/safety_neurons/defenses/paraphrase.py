@@ -42,7 +42,10 @@ class Paraphrase(Defense):
         sampling = Sampling(self.temperature, bench.seed) if self.temperature else None
         asked = [Conversation.of(f"{_ASKED}{prompt.user}") for prompt in prompts]
         reworded = [found.text.strip() for found in bench.answers(asked, self.tokens, sampling)]
-        conversations = [Conversation.of(text, prompt.prefill) for text, prompt in zip(reworded, prompts, strict=True)]
+        conversations = [
+            Conversation.of(text, prompt.prefill, before=prompt.before)
+            for text, prompt in zip(reworded, prompts, strict=True)
+        ]
         return respond_with(bench, prompts, conversations)
 
 

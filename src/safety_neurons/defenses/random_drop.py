@@ -7,7 +7,7 @@ copies are refused is blocked. Only the beginnings of those answers are needed.
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safety_neurons.attacks.attack import AttackedPrompt
 from safety_neurons.defenses.defense import Defended, Defense, Response, conversation_of, respond_unless
@@ -57,7 +57,7 @@ class RandomDrop(Defense):
 
     def _copies(self, prompt: AttackedPrompt, seed: int) -> list[AttackedPrompt]:
         numbers, pieces = drawing(seed, "random-drop", prompt.user), words(prompt.user)
-        return [AttackedPrompt(dropped(pieces, self.share, numbers), prompt.prefill) for _ in range(self.copies)]
+        return [replace(prompt, user=dropped(pieces, self.share, numbers)) for _ in range(self.copies)]
 
 
 DEFENSE = RandomDrop(

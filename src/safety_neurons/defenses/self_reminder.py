@@ -35,7 +35,9 @@ class SelfReminder(Defense):
 def _respond(bench: Bench, prompts: Sequence[AttackedPrompt]) -> list[Response]:
     own = None if bench.engine.model is None else bench.engine.model.system
     system = _BEFORE if own is None else f"{own}\n\n{_BEFORE}"
-    conversations = [Conversation.of(f"{prompt.user}\n\n{_AFTER}", prompt.prefill, system) for prompt in prompts]
+    conversations = [
+        Conversation.of(f"{prompt.user}\n\n{_AFTER}", prompt.prefill, system, prompt.before) for prompt in prompts
+    ]
     return respond_with(bench, prompts, conversations)
 
 

@@ -8,7 +8,7 @@ copies.
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safety_neurons.attacks.attack import AttackedPrompt
 from safety_neurons.defenses.defense import Defended, Defense, Response, respond_with
@@ -47,10 +47,7 @@ class SmoothLLM(Defense):
     def _copies(self, prompt: AttackedPrompt, seed: int) -> list[AttackedPrompt]:
         perturb = PERTURBATIONS[self.perturbation]
         numbers = drawing(seed, "smoothllm", prompt.user)
-        return [
-            AttackedPrompt(perturb(prompt.user, self.percent / 100, numbers), prompt.prefill)
-            for _ in range(self.copies)
-        ]
+        return [replace(prompt, user=perturb(prompt.user, self.percent / 100, numbers)) for _ in range(self.copies)]
 
 
 def _majority(prompt: AttackedPrompt, answers: Sequence[Response]) -> Response:
