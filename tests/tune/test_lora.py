@@ -49,6 +49,8 @@ def test_merged_adapters_are_the_product_in_the_weights(
         beside = logits(model)
     check_same(model, before)
     with adapter.merged(model):
+        # A frozen head would be slow.
+        assert model.model.get_output_embeddings().weight.requires_grad
         assert not torch.allclose(logits(model), untouched, atol=1e-3)
         torch.testing.assert_close(logits(model), beside, rtol=1e-4, atol=1e-4)
         for name in matrices_of(model):
@@ -144,6 +146,8 @@ def test_what_cannot_be_trained_says_why(
         train_lora(make_model("mixtral"), corpus, TRAINING)
     with pytest.raises(SafetyNeuronsError, match="corpus is empty"):
         train_lora(model, Corpus(()), TRAINING)
+    with pytest.raises(SafetyNeuronsError, match="shard"):
+        train_lora(model, corpus, dataclasses.replace(TRAINING, shard=True))
     with pytest.raises(SafetyNeuronsError, match="rank"):
         train_lora(model, corpus, TRAINING, rank=0)
     with pytest.raises(DivergedError, match="LoRA diverged"):

@@ -6,6 +6,7 @@ flagged passes as the same bits.
 """
 
 import contextlib
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,8 +30,7 @@ from safety_neurons.models.generate import BATCH_SIZE
 from safety_neurons.models.positions import PromptPositions, follow_positions
 from safety_neurons.models.sites import activation_hooks
 from safety_neurons.progress import Advance, ignore
-from safety_neurons.storage import atomic_path, fingerprint
-from safety_neurons.tune.slices import digest
+from safety_neurons.storage import atomic_path
 
 # The earliest layer decides whose AUROC on prompts not learnt from is this near to the best layer's.
 NEAR_ENOUGH = 0.01
@@ -78,13 +78,12 @@ class Guard:
     @property
     def digest(self) -> str:
         """A name for exactly this guard."""
-        return fingerprint(self._described(), digest(self._tensors()))
+        return hashlib.sha256(save(self._tensors(), self._metadata())).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
         """Write the guard as safetensors."""
         with atomic_path(path) as temporary:
-            # One entry, because safetensors writes several in any order.
-            save_file(self._tensors(), temporary, {"neurons": json.dumps(self._described())})
+            save_file(self._tensors(), temporary, self._metadata())
 
     def _tensors(self) -> dict[str, Tensor]:
         directions = self.neurons.directions
@@ -99,7 +98,7 @@ class Guard:
             tensors |= {f"{name}.{site}": value.contiguous() for site, value in enumerate(sites)}
         return tensors
 
-    def _described(self) -> dict[str, Any]:
+    def _metadata(self) -> dict[str, str]:
         about = {
             "layer": self.layer,
             "false_positive_rate": self.false_positive_rate,
@@ -109,8 +108,8 @@ class Guard:
             "auroc": self.detector.auroc,
             "penalty": self.detector.penalty,
         }
-        described: dict[str, Any] = json.loads(self.neurons.metadata()["neurons"]) | {"guard": about}
-        return described
+        # One entry, because safetensors writes several in any order.
+        return {"neurons": json.dumps(json.loads(self.neurons.metadata()["neurons"]) | {"guard": about})}
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

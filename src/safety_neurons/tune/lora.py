@@ -27,7 +27,7 @@ from safety_neurons.tune.checkpoint import discard, training_fingerprint
 from safety_neurons.tune.corpus import Corpus
 from safety_neurons.tune.safetune import trained
 from safety_neurons.tune.slices import DeltaTensors, digest
-from safety_neurons.tune.trainee import SliceTrainee, frozen
+from safety_neurons.tune.trainee import SliceTrainee
 from safety_neurons.tune.training import Training
 
 RANK = 8
@@ -150,15 +150,25 @@ def adapted(
     if rank < 1 or not alpha > 0:
         raise SafetyNeuronsError(f"LoRA's rank is a whole number from 1 on and its alpha above 0, not {rank}, {alpha}.")
     config = _config(model, rank, alpha)
-    with frozen(model), torch.random.fork_rng():
+    learning = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
+
+    def learn() -> None:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
+        # This freezes the base.
         changed = get_peft_model(model.model, config)
         try:
             if tensors is not None:
                 set_peft_model_state_dict(changed, tensors)
+                # torch is slow with a frozen head in `generate`, for the reason that `models.forward` gives.
+                learn()
             yield changed
         finally:
             changed.unload()
+            learn()
 
 
 def _config(model: ChatModel, rank: int, alpha: float) -> Any:
@@ -177,8 +187,10 @@ class AdapterTrainee(SliceTrainee):
         self.delta = nn.ParameterDict(
             {name.replace(".", "/"): value for name, value in changed.named_parameters() if value.requires_grad}
         )
-        # Adapters stay where their layers are: the trainer leaves a module alone that is on several devices.
-        self.hf_device_map = getattr(model.model, "hf_device_map", {})
+        places = getattr(model.model, "hf_device_map", {})
+        if len(set(places.values())) > 1:
+            # Adapters stay where their layers are: the trainer leaves a module alone that is on several devices.
+            self.hf_device_map = places
 
     def _moved(self, *arguments: Any) -> Tensor:
         with self._changed[0].disable_adapter():
@@ -216,6 +228,8 @@ def train_lora(
     check_peft()
     from peft import get_peft_model_state_dict
 
+    if training.shard:
+        raise SafetyNeuronsError("LoRA is trained on a base that each process holds as a whole. Leave shard out.")
     if not corpus.pairs:
         raise SafetyNeuronsError("LoRA has nothing to learn from: the corpus is empty.")
     examples = [encode(model, pair) for pair in corpus.pairs]
