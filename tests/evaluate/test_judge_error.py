@@ -86,6 +86,12 @@ def test_a_wider_interval_of_the_rate_stays_wider() -> None:
     assert wide.high - wide.low > 1.2 * (narrow.high - narrow.low)  # type: ignore[operator]
 
 
+def test_a_rate_that_may_be_anything_stays_so() -> None:
+    found = corrected(Rate(0.5, 0.0, 1.0, 40, 0), errors_of(0.9, 0.9, 100, 100), "refused")
+    assert found.value == pytest.approx(0.5)
+    assert found.high - found.low > 0.9  # type: ignore[operator]
+
+
 def test_the_corrected_share_stays_within_0_and_1() -> None:
     errors = errors_of(0.9, 0.9, 200, 200)
     low, high = (corrected(rate(verdicts(hits, 50), "refused"), errors, "refused") for hits in (0, 50))

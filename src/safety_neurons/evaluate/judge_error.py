@@ -173,7 +173,10 @@ def _answers_behind(share: float, half: float, n: int) -> float:
     def too_wide(answers: float) -> float:
         return float(z * (share * (1 - share) * answers + z**2 / 4) ** 0.5 / (answers + z**2) - half)
 
-    return float(n) if too_wide(n) >= 0 else float(brentq(too_wide, 0, n))
+    if too_wide(n) >= 0:
+        return float(n)
+    # An interval from 0 to 1 stands for none.
+    return float(brentq(too_wide, 0, n)) if too_wide(0) > 0 else 0.0
 
 
 def _interval(share: float, answers: float, sensitivity: Array, specificity: Array) -> tuple[float, float]:
