@@ -12,7 +12,7 @@ import pytest
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.report import write_report
 
-SECTIONS = ["where", "say", "cause", "guard", "tuning", "before-after", "examples", "small-print"]
+SECTIONS = ["where", "say", "cause", "guard", "tuning", "before-after", "grid", "examples", "small-print"]
 PAYLOAD = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u202egpj\u2028\x07\ud800 {{ 7 * 7 }}"
 
 
@@ -189,7 +189,9 @@ def test_whole_run_has_all_sections_figures_and_numbers(tmp_path: Path) -> None:
         "data-attacks",
         "data-refusals",
     }
-    assert shown.text.count("not here yet") == 1, "only the guard, which is no stage of a run, is missing"
+    assert shown.text.count("not here yet") == 2, (
+        "only the guard and the grid, which are no stages of a run, are missing"
+    )
     for number in (
         "2,335",
         "48%",
@@ -269,8 +271,8 @@ def test_partial_run_says_which_stage_is_missing(tmp_path: Path) -> None:
     assert shown.ids() == SECTIONS
     assert set(shown.json) == {"data-layers"}
     assert "Found 2,335 safety neurons (1.0% of the weights)" in shown.text
-    for stage in ("explain", "calibrate", "tune", "evaluate"):
-        assert f"safety-neurons {stage} RUN_DIR" in shown.text
+    for command in ("explain RUN_DIR", "calibrate RUN_DIR", "tune RUN_DIR", "run --out RUN_DIR", "evaluate RUN_DIR"):
+        assert f"safety-neurons {command}" in shown.text
     assert "safety-neurons find RUN_DIR" not in shown.text
 
 

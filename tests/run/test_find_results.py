@@ -86,3 +86,10 @@ def test_the_command_compares_scores(given: dict[str, Any], tmp_path: Path, caps
     assert results["overlap"]["percent"] == 20
     assert "Towards rejection" in shown
     assert "write-contrast" in shown
+
+
+def test_results_name_the_found_neurons_and_the_random_ones(given: dict[str, Any], tmp_path: Path) -> None:
+    results = run(tmp_path / "run", given | {"find": {"percent": 10}, "seed": 3}, until="calibrate")
+    neurons = NeuronSet.load(tmp_path / "run" / "neurons.safetensors")
+    assert results["neurons"]["indices"] == neurons.indices()
+    assert results["control"]["indices"] == neurons.random_like(4).indices()

@@ -1,7 +1,7 @@
 """The commands that bring a run up to date: everything, or one stage."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -105,14 +105,58 @@ def tune(
 
 
 @app.command
-def report(run_dir: RunFolderArgument) -> None:
-    """Write report.html again from what the run has so far."""
-    from safety_neurons.report import write_report
+def report(
+    run_dirs: Annotated[list[Path], Parameter(help="A run's folder, or several to put side by side.")],
+    *,
+    out: Path | None = None,
+    format: Literal["html", "md"] = "html",
+    figures: Path | None = None,
+) -> None:
+    """Write report.html again from what the run has so far; or several runs side by side, or tables, or figures.
+
+    Examples:
+
+        safety-neurons report runs/demo
+        safety-neurons report runs/demo runs/other --out comparison.html
+        safety-neurons report runs/demo --format md     tables for a paper or a pull request
+        safety-neurons report runs/demo --figures figures
+
+    Parameters
+    ----------
+    out
+        The file. When left out: report.html in the run's folder, or comparison.html beside the first of several runs.
+    format
+        html is the page; md are its tables as Markdown.
+    figures
+        A folder for every figure as PNG and SVG besides; needs the extra `figures`, and Chrome or Chromium.
+    """
+    from safety_neurons.report import write_comparison, write_figures, write_markdown, write_report
+    from safety_neurons.report.side_by_side import names
+
+    runs = dict(zip(names(run_dirs), map(_results, run_dirs), strict=True))
+    first, *_ = runs
+    if out is None:
+        out = run_dirs[0] / f"report.{format}" if len(runs) == 1 else run_dirs[0].parent / f"comparison.{format}"
+    if format == "md":
+        write_markdown(runs, out)
+    elif len(runs) > 1:
+        write_comparison(runs, out)
+    else:
+        write_report(runs[first], out)
+    console.print(f"Report: {out}", soft_wrap=True)
+    if figures is None:
+        return
+    for name, results in runs.items():
+        folder = figures if len(runs) == 1 else figures / name
+        console.print(f"Figures: {len(write_figures(results, folder))} files in {folder}", soft_wrap=True)
+
+
+def _results(run_dir: Path) -> dict[str, Any]:
     from safety_neurons.run.folder import RunFolder
     from safety_neurons.storage import read_json
 
     folder = RunFolder(run_dir)
     if not folder.results.exists():
         raise SafetyNeuronsError(f"{run_dir} holds no results yet. Run `safety-neurons run --out {run_dir}` first.")
-    write_report(read_json(folder.results), folder.report)
-    console.print(f"Report: {folder.report}", soft_wrap=True)
+    results: dict[str, Any] = read_json(folder.results)
+    return results

@@ -1,4 +1,4 @@
-"""The grid of attacks and defences as the page shows it: one heat map a model and judge, and what is behind each cell."""
+"""The grid of attacks and defences as the page shows it: a heat map for each model and judge, and what is behind it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,7 +73,9 @@ def _grid(section: Mapping[str, Any], model: str, judge: str, behind: "_Behind")
     attacks = _names(cell["attack"] for cell in cells if cell["prompts"] == HARMFUL)
     safe = _names(cell["prompts"] for cell in cells if cell["prompts"] != HARMFUL)
     defenses = _names(cell["defense"] for cell in cells)
-    found = {(cell["defense"], cell["attack"] if cell["prompts"] == HARMFUL else "", cell["prompts"]): cell for cell in cells}
+    found = {
+        (cell["defense"], cell["attack"] if cell["prompts"] == HARMFUL else "", cell["prompts"]): cell for cell in cells
+    }
     standings = {row["defense"]: row for row in section["standings"] if (row["model"], row["judge"]) == (model, judge)}
     costs = {row["defense"]: row for row in section.get("overhead") or [] if row["model"] == model}
 
@@ -159,7 +161,7 @@ def _lines(cell: Mapping[str, Any], judged: Mapping[str, Any], verdicts: list[st
     if against and against.get("p") is not None:
         lines.append(
             f"Against the undefended model on the same {against['n']:,} requests: {points(against)} points, "
-            f"p = {against['p']:.2g} (McNemar’s exact test)."
+            f"p = {against['p']:.2g} (McNemar's exact test)."
         )
     kinds = (("blocked", "without asking the model"), ("cut_off", "cut off at the limit of tokens"))
     lines += [f"{cell[kind]:,} answered {said}." for kind, said in kinds if cell.get(kind)]

@@ -1,4 +1,4 @@
-"""How far judges can be believed: how often two of them agree, what they cannot judge, and how they differ from people."""
+"""How far judges can be believed: how often two agree, what they cannot judge, and how they differ from people."""
 
 import itertools
 from collections import Counter
@@ -65,8 +65,9 @@ def agreements(results: Mapping[str, Any]) -> list[Agreement]:
             both = [
                 pair
                 for cell in section["cells"]
-                if (cell["prompts"] == HARMFUL) == (requests == "harmful")
-                for pair in zip(_verdicts(cell, first), _verdicts(cell, second))
+                for given in [(_verdicts(cell, first), _verdicts(cell, second))]
+                if all(given) and (cell["prompts"] == HARMFUL) == (requests == "harmful")
+                for pair in zip(*given, strict=True)
                 if None not in pair and "unscored" not in pair
             ]
             if both:
@@ -92,7 +93,8 @@ def confusions(results: Mapping[str, Any]) -> list[Confusion]:
         counts = measured.get("counts") or {}
         verdicts = tuple(dict.fromkeys([*counts, *(word for row in counts.values() for word in row)]))[:_MOST_JUDGES]
         rows = tuple(
-            (people, tuple(row.get(word, 0) for word in verdicts)) for people, row in list(counts.items())[:_MOST_JUDGES]
+            (people, tuple(row.get(word, 0) for word in verdicts))
+            for people, row in list(counts.items())[:_MOST_JUDGES]
         )
         n = sum(sum(row) for _, row in rows)
         same = sum(counts[word].get(word, 0) for word in counts)

@@ -121,8 +121,8 @@ def _map(
     counts = {side: sum(len(entry[side]) for entry in sites) for side in sides}
     return make_figure(
         name,
-        f"Map of {whose}: {counts['rejection']:,} for rejection and {counts['conformity']:,} for conformity, one row for "
-        f"each of {len(layers)} layers, left to right by the neuron’s index.",
+        f"Map of {whose}: {counts['rejection']:,} for rejection and {counts['conformity']:,} for conformity, one row "
+        f"for each of {len(layers)} layers, from left to right by the index in the layer.",
         min(_TALLEST, 120 + 15 * len(layers)),
         traces,
         xaxis={"title": {"text": "neuron, by its index in the layer"}, "showgrid": False, "rangemode": "tozero"},

@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.report import (
     causal_tables,
     figures,
@@ -24,9 +23,9 @@ from safety_neurons.report import (
     text,
     tuning_tables,
 )
+from safety_neurons.report.results import check
+from safety_neurons.report.side_by_side import Runs, comparison_tables
 from safety_neurons.storage import write_text
-
-_SCHEMA = 2
 
 
 def write_report(results: dict[str, Any], path: Path) -> None:
@@ -40,7 +39,7 @@ def write_report(results: dict[str, Any], path: Path) -> None:
 
 def render(results: dict[str, Any]) -> str:
     """The page as text."""
-    _check(results)
+    check(results)
     drawn = figures.figures(results)
     grids, behind = grid_tables.grids(results)
     script = _inline("page.js") + (_inline("grid.js") if grids else "")
@@ -96,18 +95,17 @@ def render(results: dict[str, Any]) -> str:
     )
 
 
-def _check(results: dict[str, Any]) -> None:
-    if not isinstance(results, dict) or results.get("schema") != _SCHEMA:
-        found = results.get("schema") if isinstance(results, dict) else type(results).__name__
-        raise SafetyNeuronsError(
-            f"The results are of schema {found!r}; this version reads schema {_SCHEMA}. "
-            "Delete results.json and run the report stage again."
-        )
-    for key, kind in (("run", dict), ("rows", list)):
-        if not isinstance(results.get(key), kind):
-            raise SafetyNeuronsError(
-                f"The results have no {key!r}: they are incomplete. Delete results.json and run the report stage again."
-            )
+def write_comparison(runs: Runs, path: Path) -> None:
+    """Write a page with the tables of several runs side by side.
+
+    Raises:
+        SafetyNeuronsError: a run's results cannot be read, or the disk failed.
+    """
+    for results in runs.values():
+        check(results)
+    page = _environment().get_template("comparison.html.j2")
+    style = Markup(_inline("page.css"))
+    write_text(path, page.render(runs=runs, tables=comparison_tables(runs), style=style, policy=_policy([])))
 
 
 def _environment() -> Environment:
@@ -134,6 +132,7 @@ def _environment() -> Environment:
         "duration": text.duration,
         "date": text.date,
         "signed": grid_tables.signed,
+        "verdict": summary.verdict,
         "as_rate": rates.rate,
         "script_json": script_json,
     }
@@ -154,7 +153,7 @@ def script_json(value: Any) -> Markup:
 def _policy(scripts: list[str]) -> str:
     """A content security policy: nothing is loaded, and no script runs but the ones that we put there."""
     digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
-    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests) or "'none'"
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"

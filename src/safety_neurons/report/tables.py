@@ -181,6 +181,13 @@ def small_print(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]
     ]
 
 
+def described(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a run was made with, as dotted names and values."""
+    run = results["run"]
+    parts = {"model": run.get("model"), "seed": run.get("seed"), "prompts": run.get("prompts")}
+    return _flat(parts | {"versions": run.get("versions")} | (run.get("settings") or {}))
+
+
 # What a test found, which is shown elsewhere.
 _FOUND = ("rows", "directions", "detectors", "cells", "standings", "overhead", "judge_errors")
 # Tests of a run besides its stages: their title and their section of the results.

@@ -1,0 +1,244 @@
+"""The page in a real browser: it draws, it can be used with the keyboard, and hostile text does nothing."""
+
+import importlib.util
+import itertools
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safety_neurons.report import write_comparison, write_report
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+# The results of a run with every section are those of the other tests of the page.
+_PARTS = {}
+for _name in ("test_neuron_map", "test_report_forms", "test_tuning_report"):
+    _SPEC = importlib.util.spec_from_file_location(f"browser_{_name}", Path(__file__).with_name(f"{_name}.py"))
+    assert _SPEC
+    assert _SPEC.loader
+    _PARTS[_name] = importlib.util.module_from_spec(_SPEC)
+    _SPEC.loader.exec_module(_PARTS[_name])
+maps, forms, tuning = _PARTS.values()
+grid, base = forms.grid, forms.base
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+# What a person can tell apart: WCAG 2.2 asks 4.5 to 1 for text and 3 to 1 for parts of figures.
+TEXT_CONTRAST, FIGURE_CONTRAST = 4.5, 3.0
+
+
+def full() -> dict[str, Any]:
+    """A run with everything that a page can show."""
+    results: dict[str, Any] = forms.all_sections() | tuning.searched_run()
+    mapped = maps.mapped()
+    results |= {"control": mapped["control"], "words": mapped["words"]}
+    results["neurons"] |= {"indices": mapped["neurons"]["indices"]}
+    return results
+
+
+def hostile_run() -> dict[str, Any]:
+    results = base.poisoned(full() | {"evaluation": None})
+    for section in ("auto", "adaptive", "dose_response", "search", "guard"):
+        results[section] = grid.causal.hostile(full()[section])
+    return results | {"evaluation": grid.hostile(grid.extended())}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with playwright.sync_playwright() as started:
+        try:
+            opened = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium: {error.message.splitlines()[0]}")
+        yield opened
+        opened.close()
+
+
+@dataclass
+class Shown:
+    """A page in the browser, and all that it complained about or asked for."""
+
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    contexts: list[Any] = []
+
+    def opened(results: dict[str, Any], **options: Any) -> Shown:
+        path = tmp_path / f"report{len(contexts)}.html"
+        write_report(results, path)
+        return at(path, **options)
+
+    def at(path: Path, **options: Any) -> Shown:
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        contexts.append(context)
+        shown = Shown(context.new_page())
+
+        def complain(dialog: Any) -> None:
+            shown.complaints.append(dialog.message)
+            dialog.dismiss()
+
+        shown.page.on("console", lambda message: shown.complaints.append(message.text))
+        shown.page.on("pageerror", lambda error: shown.complaints.append(str(error)))
+        shown.page.on("dialog", complain)
+        shown.page.on("request", lambda one: shown.asked.append(one.url))
+        shown.page.goto(path.as_uri())
+        return shown
+
+    opened.at = at  # type: ignore[attr-defined]
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def draw_all(page: Any) -> int:
+    """Draw every figure, as printing does, and count those that were drawn."""
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    count = page.locator("[data-figure]").count()
+    page.wait_for_function(
+        "count => document.querySelectorAll('[data-figure] svg.main-svg').length >= count", arg=count
+    )
+    return int(page.locator("[data-figure].js-plotly-plot").count())
+
+
+@pytest.mark.parametrize("results", [full(), base.partial_run()], ids=["full", "after find"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_draws_without_a_complaint(show: Any, results: dict[str, Any], scheme: str) -> None:
+    shown = show(results, color_scheme=scheme)
+    sections = shown.page.locator("section")
+    assert sections.evaluate_all("all => all.map(one => one.id)") == base.SECTIONS
+    assert all(section.is_visible() for section in sections.all())
+    assert draw_all(shown.page) == shown.page.locator("[data-figure]").count() > 0
+    assert shown.complaints == []
+    assert [address for address in shown.asked if not address.startswith(("file:", "data:"))] == []
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_page_is_no_wider_than_the_screen(show: Any, width: int) -> None:
+    shown = show(full(), viewport={"width": width, "height": 800})
+    draw_all(shown.page)
+    assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_page_opens_at_once(show: Any) -> None:
+    shown = show(full())
+    painted = shown.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert painted < 2000
+    far = shown.page.locator("[data-figure='data-attacks']")
+    assert far.locator("svg").count() == 0, "what is far from sight waits"
+    far.scroll_into_view_if_needed()
+    far.locator("svg").first.wait_for()
+
+
+def test_a_cell_shows_its_verdicts(show: Any) -> None:
+    shown = show(full())
+    button = shown.page.locator("[data-cell]").first
+    panel = shown.page.locator(".behind").first
+    assert not panel.is_visible()
+    button.click()
+    assert button.get_attribute("aria-expanded") == "true"
+    assert panel.locator("h4").inner_text() == "benign requests, against none, tiny, judge rules"
+    assert panel.locator("li").all_inner_texts()[0].split() == ["benign-000", "complied"]
+    assert panel.locator("li").count() == 4
+    shown.page.locator("[data-cell]").nth(1).click()
+    assert button.get_attribute("aria-expanded") == "false", "one cell of a grid is open at a time"
+    assert panel.locator("h4").inner_text().startswith("direct, against none")
+    assert shown.complaints == []
+
+
+def test_cells_are_reached_with_the_keyboard(show: Any) -> None:
+    page = show(full()).page
+    page.locator("[data-cell]").first.focus()
+    focused = "document.activeElement.dataset.cell"
+    first = page.evaluate(focused)
+    page.keyboard.press("Enter")
+    assert page.locator(".behind").first.is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator(".behind").first.is_visible()
+    page.keyboard.press("ArrowRight")
+    right = page.evaluate(focused)
+    page.keyboard.press("ArrowDown")
+    down = page.evaluate(focused)
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate(focused) == right
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(focused) == first
+    assert len({first, right, down}) == 3
+
+
+def test_all_that_scrolls_or_opens_is_reached_with_the_keyboard(show: Any) -> None:
+    page = show(full()).page
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    wide = "all => all.filter(one => one.scrollWidth > one.clientWidth && one.tabIndex < 0).length"
+    assert page.locator(".scroll, .behind").evaluate_all(wide) == 0
+    assert page.locator("[role=img]:not([aria-label]), [role=region]:not([aria-label])").count() == 0
+    assert page.locator("th:not([scope])").count() == 0
+    names = page.locator("[data-figure]").evaluate_all("all => all.map(one => one.getAttribute('aria-label').length)")
+    assert min(names) > 20
+
+
+def test_hostile_text_runs_nothing(show: Any) -> None:
+    shown = show(hostile_run())
+    draw_all(shown.page)
+    for number in range(shown.page.locator("[data-cell]").count()):
+        shown.page.locator("[data-cell]").nth(number).click(force=True)
+    assert "<script>alert(1)</script>" in shown.page.locator(".behind h4").first.inner_text()
+    assert shown.page.locator("img, iframe, object, embed").count() == 0
+    assert shown.complaints == []
+    text = shown.page.locator("body").inner_text()
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff\x00-\x08]", text)
+    assert shown.page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_runs_side_by_side(show: Any, tmp_path: Path) -> None:
+    path = tmp_path / "comparison.html"
+    write_comparison({"a" + base.PAYLOAD: hostile_run(), "b": full(), "c": base.partial_run()}, path)
+    shown = show.at(path, viewport={"width": 390, "height": 800})
+    assert shown.complaints == []
+    assert shown.page.locator("section").count() >= 5
+    assert shown.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.2) of a CSS colour, rgb(...) or color(srgb ...)."""
+    parts = [float(number) for number in re.findall(r"[\d.]+", colour.replace("srgb", ""))[:3]]
+    shares = parts if colour.startswith("color(") else [part / 255 for part in parts]
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in shares]
+    return sum(weight * one for weight, one in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(show: Any, scheme: str) -> None:
+    page = show(full(), color_scheme=scheme).page
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    colour = "one => getComputedStyle(one).color"
+    for part in ("body", ".soft", ".tone", "nav a", "summary", ".chip", ".sealed", "caption", ".unrun"):
+        assert contrast(page.locator(part).first.evaluate(colour), paper) >= TEXT_CONTRAST, part
+    page.locator("[data-cell]").first.click()
+    for rate, kind in itertools.product((0, 0.5, 1), ("", "safe")):
+        cell = page.locator(f".shade{'.safe' if kind else ':not(.safe)'}").first
+        cell.evaluate("(one, rate) => one.style.setProperty('--rate', rate)", rate)
+        ground = cell.evaluate("one => getComputedStyle(one).backgroundColor")
+        for part in (cell, cell.locator(".range").first):
+            assert contrast(part.evaluate(colour), ground) >= TEXT_CONTRAST, (rate, kind)
+    panel = page.locator(".behind").first
+    ground = panel.evaluate("one => getComputedStyle(one).backgroundColor")
+    for word in ("complied", "refused"):
+        said = page.locator(f"[data-verdict={word}]")
+        assert contrast(said.first.evaluate(colour), ground) >= TEXT_CONTRAST, word
+    for data in ("#0072B2", "#D55E00", "#009E73", "#8C8C8C"):
+        rgb = f"rgb({int(data[1:3], 16)}, {int(data[3:5], 16)}, {int(data[5:], 16)})"
+        assert contrast(rgb, paper) >= FIGURE_CONTRAST, data

@@ -1,0 +1,170 @@
+"""The report in other forms: Markdown, runs side by side, figures as files, and the command that writes them."""
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import plotly.io
+import pytest
+
+from safety_neurons.cli import app
+from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.report import exports, write_comparison, write_figures, write_markdown
+from safety_neurons.report.side_by_side import names
+
+# The results of a run with every section are those of the other tests of the page.
+_SPEC = importlib.util.spec_from_file_location("grid_report_page", Path(__file__).with_name("test_grid_report.py"))
+assert _SPEC
+assert _SPEC.loader
+grid = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(grid)
+base = grid.base
+
+DASH = "\N{EN DASH}"
+
+
+def all_sections() -> dict[str, Any]:
+    results: dict[str, Any] = grid.causal.all_sections()
+    return results | {"evaluation": grid.extended()}
+
+
+def other_run() -> dict[str, Any]:
+    results: dict[str, Any] = copy.deepcopy(base.whole_run())
+    results["run"]["settings"]["find"]["score"] = "gradient"
+    results["run"]["seed"] = 8
+    return results
+
+
+def folder(path: Path, results: dict[str, Any]) -> Path:
+    path.mkdir(parents=True)
+    (path / "results.json").write_text(json.dumps(results))
+    return path
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_markdown_has_every_part(tmp_path: Path) -> None:
+    write_markdown({"tiny": all_sections()}, tmp_path / "report.md")
+    found = lines(tmp_path / "report.md")
+    assert found[0].startswith("Tuning 2,335 safety neurons")
+    assert f"| mean (harmful, attack success) | 48% (44{DASH}52%), 3 unscored | 6% (2{DASH}10%), 3 unscored |" in found
+    titles = [line.strip("*") for line in found if line.startswith("**")]
+    for start in ("Before", "Refused while", "What the", "Dose", "The smallest push", "Detectors", "Refused without"):
+        assert any(title.startswith(start) for title in titles), start
+    assert "Defences, judge rules: mean over attacks, in percent (95% interval)" in titles
+    assert "| rules and asked, safe | 100% | 1.00 | 11 |" in found
+    tables = [block for block in "\n".join(found).split("\n\n") if block.startswith("|")]
+    assert all(len({line.replace("\\|", "").count("|") for line in block.split("\n")}) == 1 for block in tables)
+
+
+def test_markdown_of_a_run_that_has_only_found_neurons(tmp_path: Path) -> None:
+    write_markdown({"tiny": base.partial_run()}, tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert "whether they cause refusals is not tested yet" in text
+    assert "safety-neurons run --seed 7" in text
+    assert "|" not in text
+
+
+def test_hostile_names_stay_text_in_markdown(tmp_path: Path) -> None:
+    results = base.poisoned(base.whole_run()) | {"evaluation": grid.hostile(grid.extended())}
+    write_markdown({"tiny": results}, tmp_path / "report.md")
+    write_markdown({"a": results, "b": base.whole_run()}, tmp_path / "both.md")
+    for name in ("report.md", "both.md"):
+        text = (tmp_path / name).read_text(encoding="utf-8").split("```")
+        assert "&lt;script>" in "".join(text[::2])
+        assert "<" not in "".join(text[::2])
+        assert "\u202e" not in "".join(text)
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    page = tmp_path / "comparison.html"
+    write_comparison({"first": base.whole_run(), "second": other_run(), "third": base.partial_run()}, page)
+    rows = grid.causal.Rows(page.read_text(encoding="utf-8")).found
+    mean = f"48% (44{DASH}52%), 3 unscored → 6% (2{DASH}10%), 3 unscored"
+    assert f"mean (harmful, attack success) | {mean} | {mean} | -" in rows
+    assert "find.score | write-contrast | gradient | write-contrast" in rows
+    assert "seed | 7 | 8 | 7" in rows
+    assert not any(row.startswith("find.percent") for row in rows), "only what differs is listed"
+    assert "result | clear result | clear result | unfinished" in rows
+    shown = base.Page(page)
+    assert shown.scripts == []
+    assert len(shown.source) < 100_000
+    policies = [str(a["content"]) for _, a in shown.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert "script-src 'none'" in policies[0]
+
+
+def test_hostile_runs_side_by_side(tmp_path: Path) -> None:
+    page = tmp_path / "comparison.html"
+    results = base.poisoned(base.whole_run()) | {"evaluation": grid.hostile(grid.extended())}
+    write_comparison({"a" + base.PAYLOAD: results, "b": base.whole_run()}, page)
+    shown = base.Page(page)
+    assert [tag for tag, _ in shown.tags if tag in ("img", "script")] == []
+    assert shown.text.count("<script>alert(1)</script>") > 5
+    assert "\u202e" not in shown.source
+    assert "W" * 3000 not in shown.source
+
+
+def test_names_are_short_unless_they_clash(tmp_path: Path) -> None:
+    one, two, other = tmp_path / "x" / "run", tmp_path / "y" / "run", tmp_path / "demo"
+    assert names([one, other]) == ["run", "demo"]
+    assert names([one, two, other]) == [str(one), str(two), "demo"]
+    with pytest.raises(SafetyNeuronsError, match="each run once"):
+        names([one, one])
+
+
+def test_command_writes_what_is_asked_for(tmp_path: Path) -> None:
+    first, second = folder(tmp_path / "first", base.whole_run()), folder(tmp_path / "second", other_run())
+    for arguments, written in (
+        ([str(first)], first / "report.html"),
+        ([str(first), "--format", "md"], first / "report.md"),
+        ([str(first), str(second)], tmp_path / "comparison.html"),
+        ([str(first), str(second), "--format", "md", "--out", str(tmp_path / "x.md")], tmp_path / "x.md"),
+    ):
+        app(["report", *arguments], result_action="return_value")
+        assert written.stat().st_size > 0
+        written.unlink()
+    with pytest.raises(SafetyNeuronsError, match="holds no results"):
+        app(["report", str(first), str(tmp_path / "missing")], result_action="return_value")
+
+
+def test_figures_without_kaleido_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SafetyNeuronsError, match=r"safety-neurons\[figures\]"):
+        write_figures(all_sections(), tmp_path / "figures")
+    assert not (tmp_path / "figures").exists()
+
+
+def test_every_figure_is_written_twice_and_on_white(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def write_images(**given: Any) -> None:
+        calls.append(given)
+        for path in given["file"]:
+            path.write_text("")
+
+    monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(plotly.io, "write_images", write_images)
+    files = write_figures(all_sections(), tmp_path / "figures")
+    made = {path.name for path in files}
+    assert {"layers.png", "layers.svg", "attacks.svg", "grid-1.png", "doses-harmful.svg"} <= made
+    (call,) = calls
+    assert len(call["fig"]) == len(call["height"]) == len(call["scale"]) == len(files)
+    assert {figure["layout"]["paper_bgcolor"] for figure in call["fig"]} == {"#fff"}
+    for figure in call["fig"]:
+        plotly.io.from_json(json.dumps(figure, default=list))
+
+
+@pytest.mark.parametrize("writes", [True, False], ids=["no Chrome", "nothing written"])
+def test_a_failing_export_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: bool) -> None:
+    def write_images(**given: Any) -> None:
+        if writes:
+            raise RuntimeError("\n\nKaleido requires Google Chrome to be installed.\n")
+
+    monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(plotly.io, "write_images", write_images)
+    with pytest.raises(SafetyNeuronsError, match="Chrome"):
+        write_figures(base.whole_run(), tmp_path)
