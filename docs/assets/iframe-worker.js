@@ -5,22 +5,15 @@ if (location.protocol === "file:") {
       super();
       this.frame = document.createElement("iframe");
       this.frame.hidden = true;
-      this.frame.srcdoc = `<script>var postMessage = parent.postMessage.bind(parent)</script><script src="${url}"></script>`;
+      this.frame.answer = (data) => this.dispatchEvent(new MessageEvent("message", { data }));
+      this.frame.srcdoc = `<script>var postMessage = frameElement.answer</script><script src="${url}"></script>`;
       this.loaded = new Promise((done) => this.frame.addEventListener("load", done, { once: true }));
       document.body.append(this.frame);
-      this.receive = (event) => {
-        if (event.source !== this.frame.contentWindow) return;
-        const copy = new MessageEvent("message", { data: event.data });
-        this.dispatchEvent(copy);
-        if (this.onmessage) this.onmessage(copy);
-      };
-      addEventListener("message", this.receive);
     }
     postMessage(data) {
-      this.loaded.then(() => this.frame.contentWindow.postMessage(data, "*"));
+      this.loaded.then(() => this.frame.contentWindow.dispatchEvent(new MessageEvent("message", { data })));
     }
     terminate() {
-      removeEventListener("message", this.receive);
       this.frame.remove();
     }
   };
