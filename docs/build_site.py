@@ -29,6 +29,7 @@ from safety_neurons.settings import Settings
 log = logging.getLogger("mkdocs.hooks.build_site")
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+CELL = re.compile(r"<td[ >].*?</td>", re.DOTALL)
 LINK = re.compile(r'<a [^>]*?href="([a-z]+:[^"]*)"')
 
 
@@ -46,11 +47,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(content: str, page: Page, **_: Any) -> str:
-    """Formulas as MathML; links to the net checked for their form."""
+    """Formulas as MathML, bars in tables as bars; links to the net checked for their form."""
     for address in LINK.findall(content):
         parts = urlsplit(html.unescape(address))
         if parts.scheme != "mailto" and (parts.scheme not in ("https", "http") or "." not in (parts.hostname or "")):
             log.warning("%s links to %r, which is no web address.", page.file.src_uri, address)
+    # A bar in a table's cell is escaped, and within code this Markdown leaves the escape there.
+    content = CELL.sub(lambda found: found[0].replace(r"\|", "|"), content)
     return FORMULA.sub(_mathml, content)
 
 
@@ -81,7 +84,7 @@ def commands() -> str:
     for name in (name for name in app if not name.startswith("-")):
         command = app[name]
         text, _, _ = inspect.cleandoc(inspect.getdoc(command.default_command) or "").partition("\nParameters\n---")
-        parts += [f"## {name}", _fenced(text.strip())]
+        parts += [f"## {name}", text.strip()]
         arguments = [argument for argument in command.assemble_argument_collection() if argument.show]
         rows = [
             [
@@ -96,19 +99,6 @@ def commands() -> str:
         if any(argument.keys for argument in arguments):
             parts.append("And every [setting](settings.md).")
     return "\n\n".join(parts) + "\n"
-
-
-def _fenced(text: str) -> str:
-    """Indented examples as code; what else looks like Markdown is meant as text."""
-    lines: list[str] = []
-    inside = False
-    for line in text.splitlines():
-        indented = line.startswith("    ") or (inside and not line.strip())
-        if indented != inside:
-            lines.append("```" if indented or inside else "")
-            inside = indented
-        lines.append(line[4:] if inside else line)
-    return "\n".join([*lines, "```"] if inside else lines)
 
 
 def settings() -> str:

@@ -1,5 +1,6 @@
 """Every command line in the documentation can be read by the command line, and every name in it exists."""
 
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,7 +13,14 @@ from safety_neurons.find import scores
 from safety_neurons.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
+} | {
+    f"{name} --help": inspect.getdoc(cli.app[name].default_command) or ""
+    for name in cli.app
+    if not name.startswith("-")
+}
 FENCE = re.compile(r"^( *)```[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 # After this, however it is started.
@@ -34,12 +42,7 @@ def command_lines(text: str) -> Iterator[str]:
 
 
 LINES = sorted(
-    {
-        (page.relative_to(ROOT).as_posix(), line)
-        for page in PAGES
-        for line in command_lines(page.read_text())
-        if not line.startswith(STANDS_FOR)
-    }
+    {(page, line) for page, text in PAGES.items() for line in command_lines(text) if not line.startswith(STANDS_FOR)}
 )
 
 

@@ -73,9 +73,7 @@ def _grid(section: Mapping[str, Any], model: str, judge: str, behind: "_Behind")
     attacks = _names(cell["attack"] for cell in cells if cell["prompts"] == HARMFUL)
     safe = _names(cell["prompts"] for cell in cells if cell["prompts"] != HARMFUL)
     defenses = _names(cell["defense"] for cell in cells)
-    found = {
-        (cell["defense"], cell["attack"] if cell["prompts"] == HARMFUL else "", cell["prompts"]): cell for cell in cells
-    }
+    found = {(cell["defense"], cell["attack"] if cell["prompts"] == HARMFUL else "", cell["prompts"]): cell for cell in cells}
     standings = {row["defense"]: row for row in section["standings"] if (row["model"], row["judge"]) == (model, judge)}
     costs = {row["defense"]: row for row in section.get("overhead") or [] if row["model"] == model}
 

@@ -92,8 +92,7 @@ def confusions(results: Mapping[str, Any]) -> list[Confusion]:
         counts = measured.get("counts") or {}
         verdicts = tuple(dict.fromkeys([*counts, *(word for row in counts.values() for word in row)]))[:_MOST_JUDGES]
         rows = tuple(
-            (people, tuple(row.get(word, 0) for word in verdicts))
-            for people, row in list(counts.items())[:_MOST_JUDGES]
+            (people, tuple(row.get(word, 0) for word in verdicts)) for people, row in list(counts.items())[:_MOST_JUDGES]
         )
         n = sum(sum(row) for _, row in rows)
         same = sum(counts[word].get(word, 0) for word in counts)
