@@ -1,4 +1,4 @@
-# Two commands on a bare machine: `make demo` shows what the project does, `make test` checks it.
+# On a bare machine: `make demo` shows what the project does, `make test` checks it, `make docs` builds its pages.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,7 +32,7 @@ $(VENV)/.docs: $(VENV)/.installed
 	touch $@
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Open site/index.html"
 
 clean:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import docstring_parser
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -83,18 +84,15 @@ def commands() -> str:
     ]
     for name in (name for name in app if not name.startswith("-")):
         command = app[name]
-        text, _, _ = inspect.cleandoc(inspect.getdoc(command.default_command) or "").partition("\nParameters\n---")
-        parts += [f"## {name}", text.strip()]
+        text = inspect.getdoc(command.default_command) or ""
+        about = {one.arg_name: " ".join((one.description or "").split()) for one in docstring_parser.parse(text).params}
+        parts += [f"## {name}", text.partition("\nParameters\n---")[0].strip()]
         arguments = [argument for argument in command.assemble_argument_collection() if argument.show]
-        rows = [
-            [
-                _code(argument.names[0] if argument.field_info.is_keyword_only else argument.field_info.name.upper()),
-                argument.parameter.help or "",
-                _default(argument.field_info.default),
-            ]
-            for argument in arguments
-            if not argument.keys
-        ]
+        rows = []
+        for argument in (argument for argument in arguments if not argument.keys):
+            field = argument.field_info
+            shown = argument.names[0] if field.is_keyword_only else field.name.upper()
+            rows.append([_code(shown), argument.parameter.help or about.get(field.name, ""), _default(field.default)])
         parts.append(_table(["argument", "what it is", "default"], rows))
         if any(argument.keys for argument in arguments):
             parts.append("And every [setting](settings.md).")
@@ -167,7 +165,8 @@ def members() -> str:
 
 
 def _options(member: Any) -> str:
-    return ", ".join(_code(f"{name}={value}") for name, value in options_of(member).items())
+    """With the values that they have when nothing is said."""
+    return ", ".join(_code(name if value is None else f"{name}={value}") for name, value in options_of(member).items())
 
 
 def _default(value: Any) -> str:
