@@ -1,10 +1,10 @@
-# Two commands on a bare machine: `make demo` shows what the project does, `make test` checks it.
+# On a bare machine: `make demo` shows what the project does, `make test` checks it, `make docs` builds its pages.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types docs clean
 
 # The stamp is newer than the files that say what to install, so a second call does not install again.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -27,5 +27,13 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html"
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
