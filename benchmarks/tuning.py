@@ -20,12 +20,13 @@ from tuning_table import as_json, compare, summarise, tables
 from safety_neurons.cli.app import given_settings
 from safety_neurons.console import ConsoleListener, console, print_error
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.plugins import unknown_name
 from safety_neurons.progress import Listener
 from safety_neurons.run.opened import opened
 from safety_neurons.run.validation import Validator
 from safety_neurons.run.workplace import Workplace
-from safety_neurons.storage import append_line, fingerprint, read_lines, write_json, write_text
+from safety_neurons.storage import fingerprint, write_json, write_text
 from safety_neurons.tables import markdown, rich_table
 from safety_neurons.tune.batches import training_steps
 from safety_neurons.tune.lora import check_peft, matrices_of
@@ -99,19 +100,6 @@ class Options:
         ]
 
 
-class Kept:
-    """What was measured already, a line each, by a fingerprint of all that it depends on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines = {line["key"]: line for line in read_lines(path)}
-
-    def add(self, key: str, line: Mapping[str, Any]) -> dict[str, Any]:
-        self.lines[key] = {"key": key, **line}
-        append_line(self.path, self.lines[key])
-        return self.lines[key]
-
-
 def benchmark(
     path: Path, given: Mapping[str, Any], options: Options, listener: Listener | None = None, command: str = ""
 ) -> dict[str, Any]:
@@ -130,7 +118,7 @@ def benchmark(
         contenders = options.contenders()
         for contender in contenders:
             materials.neurons(work, contender)
-        bench = Bench(work, options, exam, materials, Kept(path / "tuning.jsonl"))
+        bench = Bench(work, options, exam, materials, KeptLines.read(path / "tuning.jsonl"))
         lines = [bench.untouched()]
         with work.listener.task("contenders", len(contenders)) as advance:
             rates: dict[str, float] = {}
@@ -164,7 +152,7 @@ class Bench:
     options: Options
     exam: Exam
     materials: Materials
-    kept: Kept
+    kept: KeptLines
 
     def key(self, *parts: Any) -> str:
         prompts = {name: one.sha256 for name, one in self.work.prompts.items()}
@@ -172,8 +160,8 @@ class Bench:
 
     def untouched(self) -> dict[str, Any]:
         key = self.key("untouched", self.exam.key)
-        if key in self.kept.lines:
-            return self.kept.lines[key]
+        if key in self.kept.by_key:
+            return self.kept.by_key[key]
         nobody = {"name": "untouched", "method": "untouched", "budget": None, "seed": 0, "learning_rate": None}
         return self.kept.add(key, nobody | measure(self.work, self.exam, "untouched", None))
 
@@ -182,8 +170,8 @@ class Bench:
         trained_on = self._trained_on(contender)
         tried = [learning_rate] if learning_rate is not None else self.options.rates_of(contender.method)
         key = self.key("contender", asdict(contender), trained_on, tried, self.exam.key)
-        if key in self.kept.lines:
-            return self.kept.lines[key]
+        if key in self.kept.by_key:
+            return self.kept.by_key[key]
         chosen, tuned = self._choose(contender, trained_on, tried)
         tuned = tuned or self._train(contender, chosen)
         costs = {name: getattr(tuned, name) for name in ("parameters", "artefact", "seconds_per_step", "peak")}
@@ -199,12 +187,12 @@ class Bench:
         for rate in rates:
             key = self.key("validation", asdict(contender), trained_on, rate)
             tuned = None
-            if key not in self.kept.lines:
+            if key not in self.kept.by_key:
                 tuned = self._train(contender, rate)
                 with tuned.applied():
                     found = validator.measure(tuned.digest)
                 self.kept.add(key, {"name": contender.name, "learning_rate": rate, **asdict(found)})
-            line = self.kept.lines[key]
+            line = self.kept.by_key[key]
             seen = Validation(line["attack_success"], line["over_refusal"])
             harm = seen.attack_success + seen.over_refusal
             if best is None or harm < best[0]:

@@ -14,8 +14,9 @@ from safety_neurons.attacks.attack import AttackedPrompt
 from safety_neurons.defenses.retokenization import encoded_as, rendered
 from safety_neurons.engines.bench import Bench
 from safety_neurons.engines.in_process import InProcess
-from safety_neurons.engines.kept import Kept, KeptAnswers
+from safety_neurons.engines.kept import Kept
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.bpe import BytePairs
 from safety_neurons.models.chat import ChatModel
 
@@ -114,14 +115,14 @@ def test_answers_follow_the_seed_and_come_from_the_other_tokens(retokenized: Cha
 
 
 def test_kept_answers_are_kept_apart(retokenized: ChatModel, tmp_path: Path) -> None:
-    bench = Bench(Kept(InProcess(retokenized), KeptAnswers.read(tmp_path / "answers.jsonl")), 6)
+    bench = Bench(Kept(InProcess(retokenized), KeptLines.read(tmp_path / "answers.jsonl")), 6)
     prompts = [AttackedPrompt(user) for user in USERS[:3]]
     with defenses.get("none").opened(bench) as defended:
         plain = defended.respond(prompts)
     with defenses.get("retokenization:dropout=0.7").opened(bench) as defended:
         assert defended.respond(prompts) != plain
         assert bench.engine.identity == defended.engine.identity
-    assert len(KeptAnswers.read(tmp_path / "answers.jsonl").by_key) == 6
+    assert len(KeptLines.read(tmp_path / "answers.jsonl").by_key) == 6
 
 
 def test_an_opened_encoding_knows_its_texts_alone(retokenized: ChatModel) -> None:

@@ -16,6 +16,7 @@ from safety_neurons.evaluate.likelihood import surprise_by_token
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.conversation import Conversation, Turn
 from safety_neurons.models.generate import Sampling
+from safety_neurons.models.quoting import key_of
 from safety_neurons.progress import Silence
 
 Make = Callable[..., tuple[Bench, Any]]
@@ -169,7 +170,7 @@ def test_self_examination_blocks_what_the_model_calls_harmful(said: str, blocked
     found = respond("self-examination", bench)
     assert found == ([BLOCKED] * 2 if blocked else [Response(" Bake it."), Response("Sure, Bake it.")])
     assert [tokens for _, tokens, _ in engine.calls] == [24, 10]
-    assert "> Sure, Bake it." in engine.calls[1][0][1].turns[0].content
+    assert "\nSure, Bake it.\n" in engine.calls[1][0][1].turns[0].content
 
 
 def test_an_answer_cannot_end_its_quotation(scripted: Make) -> None:
@@ -178,10 +179,8 @@ def test_an_answer_cannot_end_its_quotation(scripted: Make) -> None:
     respond("self-examination", bench, [PROMPTS[0]])
     content = engine.calls[1][0][0].turns[0].content
     assert "<|end|>" not in content
-    lines = content.splitlines()
-    marked = [number for number, line in enumerate(lines) if line.startswith(">")]
-    assert marked == list(range(marked[0], marked[0] + 4))
-    assert not any("Say No" in line or "Begin with No" in line for line in lines if not line.startswith(">"))
+    begin, end = (content.index(f"[text {key_of(attack)} {place}]") for place in ("begins", "ends"))
+    assert begin < content.index("Say No") < content.index("Begin with No.") < end
 
 
 def test_unclear_examinations_are_counted(scripted: Make) -> None:

@@ -17,9 +17,10 @@ from safety_neurons.calibrate.knobs import Knobs
 from safety_neurons.defenses.defense import Response
 from safety_neurons.engines.bench import Artefacts, Bench
 from safety_neurons.engines.in_process import InProcess
-from safety_neurons.engines.kept import Kept, KeptAnswers
+from safety_neurons.engines.kept import Kept
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
 from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import complete
 from safety_neurons.tune import lora
@@ -65,7 +66,7 @@ def make_bench(model: ChatModel, tmp_path: Path) -> Callable[..., Bench]:
     def make(kept: bool = False, **changes: Any) -> Bench:
         engine: Any = InProcess(model, batch_size=2)
         if kept:
-            engine = Kept(engine, KeptAnswers.read(tmp_path / "answers.jsonl"))
+            engine = Kept(engine, KeptLines.read(tmp_path / "answers.jsonl"))
         made = Artefacts(guard=fitted_guard(model), corpus=corpus())
         return dataclasses.replace(Bench(engine, 8, made=made, folder=tmp_path / "defences"), **changes)
 

@@ -13,8 +13,9 @@ import pytest
 
 from safety_neurons.engines.endpoint import Endpoint
 from safety_neurons.engines.engine import answers, weights_of
-from safety_neurons.engines.kept import Kept, KeptAnswers
+from safety_neurons.engines.kept import Kept
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.conversation import Conversation, Turn
 from safety_neurons.models.generate import Completion, Sampling
 
@@ -247,7 +248,7 @@ def test_the_key_is_sent_and_nowhere_else(
     """Even where the server itself repeats it."""
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     monkeypatch.setenv(variable, KEY)
-    engine = Kept(Endpoint(server.url, retries=0), KeptAnswers.read(tmp_path / "answers.jsonl"))
+    engine = Kept(Endpoint(server.url, retries=0), KeptLines.read(tmp_path / "answers.jsonl"))
     answers(engine, questions(1), max_new_tokens=5)
     assert server.keys == [f"Bearer {KEY}"]
     for body, status in ((f"no such key: {KEY}", 401), (f"{KEY} is not welcome", 200), (f"late, {KEY}", 500)):
@@ -363,7 +364,7 @@ def test_an_evaluation_goes_on_where_the_server_died(server: Any, tmp_path: Path
 
     def kept(name: str) -> Kept:
         # A process that begins anew reads the file.
-        return Kept(Endpoint(server.url, "tiny", concurrency=2, retries=0), KeptAnswers.read(tmp_path / name))
+        return Kept(Endpoint(server.url, "tiny", concurrency=2, retries=0), KeptLines.read(tmp_path / name))
 
     expected = answers(kept("undisturbed"), questions(9), max_new_tokens=5)
     server.asked.clear()

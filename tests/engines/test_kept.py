@@ -9,7 +9,8 @@ import pytest
 
 from safety_neurons.engines.engine import answers
 from safety_neurons.engines.in_process import InProcess
-from safety_neurons.engines.kept import Kept, KeptAnswers
+from safety_neurons.engines.kept import Kept
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.conversation import Conversation
 from safety_neurons.models.generate import Completion, Sampling
@@ -66,7 +67,7 @@ def engine(model: ChatModel) -> Watched:
 
 def kept(engine: Watched, path: Path) -> Kept:
     """As a process that begins anew has it."""
-    return Kept(engine, KeptAnswers.read(path))
+    return Kept(engine, KeptLines.read(path))
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(1.5, 3)])
@@ -140,5 +141,5 @@ def test_what_is_done_is_neither_computed_nor_yielded(engine: Watched, tmp_path:
 
 def test_progress_is_told_for_each_answer(engine: Watched, tmp_path: Path) -> None:
     heard: list[int] = []
-    answers(Kept(engine, KeptAnswers.read(tmp_path / "answers"), heard.append), ASKED, max_new_tokens=4)
+    answers(Kept(engine, KeptLines.read(tmp_path / "answers"), heard.append), ASKED, max_new_tokens=4)
     assert heard == [1] * len(ASKED)

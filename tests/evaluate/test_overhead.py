@@ -12,9 +12,10 @@ import pytest
 from safety_neurons.attacks.attack import AttackedPrompt
 from safety_neurons.defenses.defense import BLOCKED, REFUSAL, Defended, Defense, Response, respond_with
 from safety_neurons.engines.bench import Bench
-from safety_neurons.engines.kept import Kept, KeptAnswers
+from safety_neurons.engines.kept import Kept
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
 from safety_neurons.evaluate.overhead import overhead
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.conversation import Conversation
 from safety_neurons.models.generate import Completion
@@ -95,7 +96,7 @@ BLOCKING = Blocking(name="blocking", source="", description="")
 def make_bench(model: ChatModel, tmp_path: Path) -> Callable[..., tuple[Bench, FakeEngine]]:
     def make(with_model: bool = True) -> tuple[Bench, FakeEngine]:
         engine = FakeEngine(model if with_model else None, Clock())
-        return Bench(Kept(engine, KeptAnswers(tmp_path / "answers.jsonl")), 10), engine
+        return Bench(Kept(engine, KeptLines(tmp_path / "answers.jsonl")), 10), engine
 
     return make
 

@@ -1,4 +1,4 @@
-"""Random changes of a text that follow from a seed and the text alone, and texts that are quoted to a model."""
+"""Random changes of a text that follow from a seed and the text alone."""
 
 import random
 import re
@@ -15,8 +15,6 @@ ALPHABET = string.printable
 # Scripts that put no spaces between words: each of their characters counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"\s*(?:[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s])|\s+")
-# What control tokens begin with: <|end|>, </s>, [INST].
-_CONTROL = re.compile(r"<(?=[^\s<])|\[(?=/?[A-Z_]+\])")
 
 
 def drawing(*parts: object) -> random.Random:
@@ -64,8 +62,3 @@ def dropped(pieces: Sequence[str], share: float, numbers: random.Random) -> str:
     """What is left of a text in pieces without a random share of them, rounded down."""
     gone = set(numbers.sample(range(len(pieces)), int(len(pieces) * share)))
     return "".join(piece for place, piece in enumerate(pieces) if place not in gone)
-
-
-def quoted(text: str) -> str:
-    """The text as a quotation that it cannot end: a mark before every line, and no control tokens of a template."""
-    return "\n".join(f"> {_CONTROL.sub(lambda found: f'{found[0]} ', line)}" for line in text.splitlines() or [""])

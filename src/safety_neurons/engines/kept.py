@@ -1,32 +1,16 @@
 """Answers that are kept in a file as they come: a killed evaluation repeats none, and none is computed twice."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 from safety_neurons.engines.engine import Engine
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.conversation import Conversation
 from safety_neurons.models.generate import Completion, Sampling
 from safety_neurons.progress import Advance, ignore
-from safety_neurons.storage import append_line, fingerprint, read_lines
-
-
-@dataclass
-class KeptAnswers:
-    """The file, one line an answer, and what it holds by key."""
-
-    path: Path
-    by_key: dict[str, Completion] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        return cls(path, {line["key"]: Completion(line["text"], line["cut_off"]) for line in read_lines(path)})
-
-    def add(self, key: str, completion: Completion) -> None:
-        append_line(self.path, {"key": key, **completion._asdict()})
-        self.by_key[key] = completion
+from safety_neurons.storage import fingerprint
 
 
 @dataclass(frozen=True)
@@ -34,7 +18,7 @@ class Kept:
     """An engine that looks its answers up before it computes them. `advance` hears of each answer that is had."""
 
     engine: Engine
-    kept: KeptAnswers
+    kept: KeptLines
     advance: Advance = ignore
 
     @property
@@ -76,11 +60,11 @@ class Kept:
             for place, completion in self.engine.answer(
                 single, max_new_tokens=max_new_tokens, sampling=sampling, done=known
             ):
-                self.kept.add(distinct[place], completion)
+                self.kept.add(distinct[place], completion._asdict())
                 self.advance(1)
         for index, key in enumerate(keys):
             if index not in done:
-                yield index, self.kept.by_key[key]
+                yield index, Completion(self.kept.by_key[key]["text"], self.kept.by_key[key]["cut_off"])
 
 
 def computing_with(engine: Engine, change: Callable[[Engine], Engine]) -> Engine:

@@ -98,6 +98,12 @@ class JudgeErrors:
         """Write a file that `load` reads."""
         save_errors([self], path)
 
+    def to_json(self) -> dict[str, Any]:
+        """The counts as people's verdict, then the judge's, with where they are from."""
+        people, judged = ("refused", "complied"), ("refused", "complied", "unscored")
+        counts = {one: {other: getattr(self, f"{one}_{other}") for other in judged} for one in people}
+        return {"source": self.source, "counts": counts}
+
     def __add__(self, other: "JudgeErrors") -> "JudgeErrors":
         counts = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
         return JudgeErrors(self.judge, f"{self.source}, {other.source}", **counts)

@@ -1,7 +1,6 @@
 """One evaluation: targets by attacks by defences by judges, kept in a folder and gone on with where it was stopped."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ import filelock
 import safety_neurons.attacks as attacks_known
 import safety_neurons.defenses as defenses_known
 import safety_neurons.judges as judges_known
-from safety_neurons.engines.kept import KeptAnswers
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.grid import Cell, Plan, answer_grid
 from safety_neurons.evaluate.judged import judge_cells
-from safety_neurons.grid.measures import Extras, measures
+from safety_neurons.grid.measures import MEASURES, Extras, measures
 from safety_neurons.grid.standings import cell_results, errors_of, standings
 from safety_neurons.grid.tables import notes, tables
 from safety_neurons.grid.targets import Requests, check_target, is_run, opened_target, settings_of
@@ -104,10 +102,10 @@ def evaluate(
                 },
                 "answer_tokens": settings.evaluate.answer_tokens,
                 "seed": settings.seed,
-                "judge_errors": {name: asdict(found) for name, found in errors.items() if found is not None},
+                "judge_errors": {name: found.to_json() for name, found in errors.items() if found is not None},
                 "cells": cell_results(judged, errors, settings.seed),
                 "standings": standings(judged, errors, settings.seed),
-                "measures": measured,
+                **measured,
             }
             write_json(folder / "evaluation.json", results)
             lines = [f"```\n{command}\n```"] if command else []
@@ -128,10 +126,10 @@ def _answered(
     extras: Extras,
     listener: Listener,
     command: str,
-) -> tuple[list[Cell], list[dict[str, Any]]]:
-    kept = KeptAnswers.read(folder / "generations.jsonl")
+) -> tuple[list[Cell], dict[str, list[dict[str, Any]]]]:
+    kept = KeptLines.read(folder / "generations.jsonl")
     cells: list[Cell] = []
-    measured: list[dict[str, Any]] = []
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in MEASURES}
     ordinary = [prompt.text for prompt in next(iter(plan.safe.values()))]
     for target in targets:
         with opened_target(
@@ -144,12 +142,14 @@ def _answered(
             listener=listener,
             command=command,
         ) as bench:
-            found = KeptLines.read(folder / "answers.jsonl")
+            given_before = KeptLines.read(folder / "answers.jsonl")
             with listener.task(f"{bench.engine.name}: cells of the grid", plan.cells) as advance:
-                for cell in answer_grid(plan, bench, found):
+                for cell in answer_grid(plan, bench, given_before):
                     cells.append(cell)
                     advance(1)
-            measured += measures(extras, bench, plan.defenses, ordinary, KeptLines.read(folder / "measures.jsonl"))
+            lines = KeptLines.read(folder / "measures.jsonl")
+            for name, found in measures(extras, bench, plan.defenses, ordinary, lines).items():
+                measured[name] += found
     return cells, measured
 
 

@@ -19,6 +19,7 @@ from safety_neurons.kept_lines import KeptLines
 from safety_neurons.plugins import options_of
 from safety_neurons.storage import fingerprint
 
+MEASURES = ("overhead", "utility", "tasks")
 # The time of an answer hardly depends on the prompt; each is answered alone, in every round.
 TIMED_PROMPTS = 4
 
@@ -40,8 +41,8 @@ class Extras:
 
 def measures(
     extras: Extras, bench: Bench, defenses: Sequence[Defense], ordinary: Sequence[str], kept: KeptLines
-) -> list[dict[str, Any]]:
-    """One entry a defence: `overhead`, `utility` and `tasks`, as far as they were asked for and can be had.
+) -> dict[str, list[dict[str, Any]]]:
+    """By the names of MEASURES a row a defence, as far as they were asked for and can be had.
 
     What was measured already is not measured again. `ordinary` are safe requests, asked as they are.
     """
@@ -52,17 +53,16 @@ def measures(
             undefended.append(read_untouched(bench, ordinary))
         return undefended[0] if undefended else None
 
-    found = []
+    measure: dict[str, tuple[bool, Callable[[Defense], dict[str, Any]]]] = {
+        "overhead": (extras.rounds > 0, lambda defense: _time(extras.rounds, bench, defense, ordinary)),
+        "utility": (extras.utility, lambda defense: _utility(bench, defense, ordinary, untouched())),
+        "tasks": (bool(extras.tasks), lambda defense: _tasks(extras, bench, defense)),
+    }
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in MEASURES}
     for defense in defenses:
-        entry: dict[str, Any] = {"model": bench.engine.name, "defense": defense.name}
-        jobs: dict[str, Callable[[], Any]] = {}
-        if extras.rounds and defense.name != UNDEFENDED:
-            jobs["overhead"] = lambda one=defense: _time(extras.rounds, bench, one, ordinary)  # type: ignore[misc]
-        if extras.utility:
-            jobs["utility"] = lambda one=defense: _utility(bench, one, ordinary, untouched())  # type: ignore[misc]
-        if extras.tasks:
-            jobs["tasks"] = lambda one=defense: _tasks(extras, bench, one)  # type: ignore[misc]
-        for name, job in jobs.items():
+        for name, (wanted, job) in measure.items():
+            if not wanted or (name == "overhead" and defense.name == UNDEFENDED):
+                continue
             key = fingerprint(
                 name,
                 bench.engine.identity,
@@ -73,16 +73,16 @@ def measures(
                 asdict(extras),
                 list(ordinary),
             )
-            line = kept.by_key.get(key)
-            if line is None:
+            if key not in kept.by_key:
                 with bench.listener.task(f"{bench.engine.name}: {name}, defence {defense.name}", 1) as advance:
                     try:
-                        line = kept.add(key, {"found": job()})
+                        kept.add(key, {"found": job(defense)})
                     except CannotRun as error:
-                        line = {"found": {"reason": str(error)}}
+                        bench.listener.say(f"No {name} of {defense.name}: {error}")
                     advance(1)
-            entry[name] = line["found"]
-        found.append(entry)
+            if key in kept.by_key:
+                row = {"model": bench.engine.name, "defense": defense.name}
+                found[name].append(row | kept.by_key[key]["found"])
     return found
 
 
@@ -106,4 +106,4 @@ def _tasks(extras: Extras, bench: Bench, defense: Defense) -> dict[str, Any]:
             include_path=extras.task_folder,
             seed=bench.seed,
         )
-    return {name: asdict(result) for name, result in results.items()}
+    return {"results": {name: asdict(result) for name, result in results.items()}}

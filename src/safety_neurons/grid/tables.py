@@ -36,11 +36,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 def _standings(results: Mapping[str, Any], judge: str) -> TextTable:
     mine = [row for row in results["standings"] if row["judge"] == judge]
-    overhead = {
-        (row["model"], row["defense"]): row["overhead"]
-        for row in results["measures"]
-        if "ratio" in row.get("overhead", {})
-    }
+    overhead = {(row["model"], row["defense"]): row for row in results["overhead"]}
     sets = list(results["prompts"]["safe"])
     columns = ["defence", "attack success", "change", *(f"{name} refused" for name in sets)]
     corrected = results["judge_errors"].get(judge) is not None
@@ -52,7 +48,7 @@ def _standings(results: Mapping[str, Any], judge: str) -> TextTable:
                 *([row["model"]] if len(results["models"]) > 1 else []),
                 row["defense"],
                 _share(row["attack_success"]),
-                *([_share((row["attack_success"] or {}).get("corrected"))] if corrected else []),
+                *([_share(row["corrected"])] if corrected else []),
                 _points(row["against_none"]),
                 *(_share(row["over_refusal"].get(name)) for name in sets),
                 *([f"{cost['ratio']:.2f}" if cost else "-"] if overhead else []),
@@ -81,15 +77,12 @@ def _grid(results: Mapping[str, Any], model: str, judge: str) -> TextTable:
 def _utility(results: Mapping[str, Any]) -> TextTable:
     several = len(results["models"]) > 1
     rows = []
-    for entry in results["measures"]:
-        found = entry.get("utility")
-        if found is None or "reason" in found:
-            continue
+    for found in results["utility"]:
         words = found["words"]
         rows.append(
             [
-                *([entry["model"]] if several else []),
-                entry["defense"],
+                *([found["model"]] if several else []),
+                found["defense"],
                 f"{words['value']:.1f} ({words['low']:.1f}-{words['high']:.1f})",
                 _share(found["looping"]),
                 _share(found["blocked"]),

@@ -11,8 +11,9 @@ from safety_neurons.causal.detection import Learnt, fit_and_keep
 from safety_neurons.engines.bench import Artefacts, Bench
 from safety_neurons.engines.engine import Engine
 from safety_neurons.engines.in_process import InProcess
-from safety_neurons.engines.kept import Kept, KeptAnswers
+from safety_neurons.engines.kept import Kept
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.locate import locate
 from safety_neurons.progress import Listener
 from safety_neurons.prompts import Prompt, PromptSet, load_prompts
@@ -95,7 +96,7 @@ def opened_target(
     given: Mapping[str, Any],
     *,
     needs: Sequence[str],
-    kept: KeptAnswers,
+    kept: KeptLines,
     folder: Path,
     served_model: str | None,
     listener: Listener,

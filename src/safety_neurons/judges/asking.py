@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from safety_neurons.errors import CannotRun
 from safety_neurons.judges.judge import Exchange, Judge, Judgement
-from safety_neurons.judges.quoting import key_of, quoted
 from safety_neurons.judges.readability import unscored_reason
 from safety_neurons.models.conversation import Conversation
+from safety_neurons.models.quoting import key_of, quoted
 
 if TYPE_CHECKING:
     from safety_neurons.engines.engine import Engine
@@ -102,8 +101,9 @@ def engine_for(endpoint: str | None, model: str, chat_template: str | None) -> "
     """
     if endpoint is None:
         return _loaded(model, chat_template)
-    server: Engine = importlib.import_module("safety_neurons.engines.endpoint").Endpoint(endpoint, model)
-    return server
+    from safety_neurons.engines.endpoint import Endpoint
+
+    return Endpoint(endpoint, model)
 
 
 # Kept between calls, but not many: the model under test is in memory, too.

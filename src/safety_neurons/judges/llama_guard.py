@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from safety_neurons.judges.asking import ModelJudge
 from safety_neurons.judges.judge import Exchange, Judgement
-from safety_neurons.judges.quoting import harmless
 from safety_neurons.models.conversation import Conversation, Turn
+from safety_neurons.models.quoting import harmless
 
 _VERDICT = re.compile(r"\s*(safe|unsafe)\b[\s,:]*((?:S\d{1,2}\b[\s,]*)*)", re.IGNORECASE)
 

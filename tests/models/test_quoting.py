@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from safety_neurons.judges.quoting import END_CHARACTERS, START_CHARACTERS, harmless, key_of, quoted
+from safety_neurons.models.quoting import END_CHARACTERS, START_CHARACTERS, harmless, key_of, quoted
 
 
 def test_the_key_follows_from_the_texts_alone_and_from_where_one_ends() -> None:

@@ -1,8 +1,9 @@
-"""Foreign text in a judge's prompt, written so that it cannot pass for the judge's instructions.
+"""Foreign text in a prompt, written so that it cannot pass for the prompt's own instructions.
 
-A request or an answer may try to speak to the judge: close the quotation, imitate the chat template, or hide signs
-that reorder the text. What is quoted stands between two marks that follow from a hash of it, so that it cannot hold
-its own; signs that are not seen are written out; and what a chat template could take for its own is taken apart.
+A request or an answer may try to speak to the model that judges it: close the quotation, imitate the chat template, or
+hide signs that reorder the text. What is quoted stands between two marks that follow from a hash of it, so that it
+cannot hold its own; signs that are not seen are written out; and what a chat template could take for its own is taken
+apart.
 """
 
 import hashlib
@@ -17,6 +18,11 @@ END_CHARACTERS = 4_000
 _TEMPLATE_OPENS = re.compile("<(?=[|\uff5c/A-Za-z_<\u2581])")
 _TEMPLATE_CLOSES = re.compile("(?<=[|\uff5c])>")
 _TEMPLATE_NAME = re.compile(r"\[(?=/?[A-Z_]{2,}\])")
+
+
+def fenced(what: str, text: str) -> str:
+    """`text` between two marks that follow from it alone."""
+    return quoted(what, text, key_of(text))
 
 
 def quoted(what: str, text: str, key: str) -> str:
