@@ -103,6 +103,45 @@ def evaluate(
 
 
 @app.command
+def compare(
+    first: Annotated[Path, Parameter(help="A run or an evaluation's folder.")],
+    second: Annotated[Path, Parameter(help="Another one, or the same with --defenses.")],
+    *,
+    defenses: Names = None,
+    models: Names = None,
+    json: Path | None = None,
+) -> None:
+    """Two evaluations request by request: the difference with its interval, McNemar's exact test, and what flipped.
+
+    A star marks a difference that is not chance (5%, Holm's correction over all rows). Requests that could not be
+    judged on either side are left out of both.
+
+    Examples:
+
+        safety-neurons compare runs/before runs/after
+        safety-neurons compare runs/demo runs/demo --defenses none safetuning --json flips.json
+
+    Parameters
+    ----------
+    defenses
+        A defence of each side; each with itself when left out.
+    models
+        A model of each side, where an evaluation holds several.
+    json
+        Write the numbers and the requests that flipped to this file.
+    """
+    from safety_neurons.grid.comparison import compare as compared
+    from safety_neurons.grid.comparison import table
+    from safety_neurons.storage import write_json
+
+    rows = compared(first, second, defenses=defenses, models=models)
+    console.print(rich_table(table(rows, str(first), str(second))))
+    if json is not None:
+        write_json(json, rows)
+        console.print(f"Numbers: {json}", soft_wrap=True)
+
+
+@app.command
 def methods() -> None:
     """List the attacks, defences and judges: what each does, its options with their defaults, and its source."""
     from safety_neurons import attacks, defenses, judges
