@@ -128,6 +128,15 @@ def test_page_is_no_wider_than_the_screen(show: Any, width: int) -> None:
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_paper_holds_every_table(show: Any) -> None:
+    # A4 with the usual margins, in CSS pixels.
+    page = show(full(), viewport={"width": 718, "height": 1000}).page
+    page.emulate_media(media="print")
+    draw_all(page)
+    assert page.locator("details:not([open])").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+
+
 def test_page_opens_at_once(show: Any) -> None:
     shown = show(full())
     painted = shown.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")

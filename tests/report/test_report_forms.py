@@ -97,6 +97,16 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     assert "script-src 'none'" in policies[0]
 
 
+def test_grids_side_by_side(tmp_path: Path) -> None:
+    section = grid.evaluation()
+    section["standings"][0]["over_refusal"] = {"benign": grid.causal.share(0.25) | {"n": 4, "unscored": 1}}
+    write_markdown({"a": grid.graded(section), "b": grid.graded(grid.evaluation())}, tmp_path / "both.md")
+    found = lines(tmp_path / "both.md")
+    assert f"| icd (tiny, judge asked) | 25% (65{DASH}82%) | 25% (65{DASH}82%) |" in found
+    assert "**Attack by defence: benign requests refused**" in found
+    assert f"| none (tiny, judge rules) | 25% (15{DASH}32%), 1 unscored | - |" in found
+
+
 def test_hostile_runs_side_by_side(tmp_path: Path) -> None:
     page = tmp_path / "comparison.html"
     results = base.poisoned(base.whole_run()) | {"evaluation": grid.hostile(grid.extended())}

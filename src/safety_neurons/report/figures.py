@@ -112,7 +112,7 @@ def _vocabulary(results: dict[str, Any], side: str) -> Figure | None:
         f"Lines: how far {one.lexicon} words stand out in each layer, 0.5 is chance. On average the {side} neurons "
         f"together {text.score(one.overall['together'])}, random sets {text.score(one.overall['random'])}, one by one "
         f"{text.score(one.overall['single'])}, residual stream {text.score(one.overall['lens'])}.",
-        340,
+        380,
         traces,
         xaxis={"title": {"text": "layer (0 is next to the input)"}, "showgrid": False},
         yaxis={"tickformat": ".2f", "range": [0, 1.02], "tickvals": [0, 0.25, 0.5, 0.75, 1]},

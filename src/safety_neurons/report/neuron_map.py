@@ -72,11 +72,16 @@ def _starts(sites: list[dict[str, Any]]) -> dict[int, int]:
     return starts
 
 
+def _widest(sites: list[dict[str, Any]]) -> int:
+    """The neurons of the layer that has the most."""
+    starts = _starts(sites)
+    return max((starts[entry["site"]] + entry["width"] for entry in sites), default=0)
+
+
 def _sides(sites: list[dict[str, Any]]) -> dict[str, list[tuple[int, int]]]:
     """Layer and place of each side's neurons; those nearer than can be seen are one."""
     starts = _starts(sites)
-    widest = max((starts[entry["site"]] + entry["width"] for entry in sites), default=0)
-    cell = max(1, widest // _PLACES)
+    cell = max(1, _widest(sites) // _PLACES)
     return {
         side: list(
             dict.fromkeys(
@@ -118,6 +123,7 @@ def _map(
     if read:
         traces.append(_points(read))
     layers = sorted({entry["layer"] for entry in sites})
+    widest = _widest(sites)
     counts = {side: sum(len(entry[side]) for entry in sites) for side in sides}
     return make_figure(
         name,
@@ -125,7 +131,11 @@ def _map(
         f"for each of {len(layers)} layers, from left to right by the index in the layer.",
         min(_TALLEST, 120 + 15 * len(layers)),
         traces,
-        xaxis={"title": {"text": "neuron, by its index in the layer"}, "showgrid": False, "rangemode": "tozero"},
+        xaxis={
+            "title": {"text": "neuron, by its index in the layer"},
+            "showgrid": False,
+            "range": [-0.015 * widest, 1.015 * widest],
+        },
         yaxis={"title": {"text": "layer"}, "range": [layers[0] - 0.8, layers[-1] + 0.8], "showgrid": False},
     )
 

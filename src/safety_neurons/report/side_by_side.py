@@ -31,7 +31,7 @@ def names(folders: list[Path]) -> list[str]:
 
 def comparison_tables(runs: Runs) -> list[TextTable]:
     """The tables of the comparison, with a column for each run; without those that no run has numbers for."""
-    made = [_overview(runs), _rates(runs), _causes(runs), _vocabulary(runs), _grid(runs), _differences(runs)]
+    made = [_overview(runs), _rates(runs), _causes(runs), _vocabulary(runs), *_grid(runs), _differences(runs)]
     return [table for table in made if table.rows]
 
 
@@ -126,22 +126,30 @@ def _vocabulary(runs: Runs) -> TextTable:
 _READ = {"together": "found neurons together", "random": "random sets", "single": "one by one"}
 
 
-def _grid(runs: Runs) -> TextTable:
-    standings: dict[str, dict[tuple[str, str, str], Any]] = {
+def _grid(runs: Runs) -> list[TextTable]:
+    """Mean attack success, and one table for the refusals of each safe set."""
+    measured = {
         name: {
-            (row["model"], row["defense"], row["judge"]): row
+            (what, f"{row['defense']} ({row['model']}, judge {row['judge']})"): rates.rate(dict(rate))
             for row in (results.get("evaluation") or {}).get("standings") or []
+            for what, rate in {_SUCCESS: row["attack_success"], **row["over_refusal"]}.items()
+            if rate
         }
         for name, results in runs.items()
     }
-    lines = []
-    for key in list(dict.fromkeys(key for found in standings.values() for key in found))[: tables.MOST_ROWS]:
-        model, defense, judge = key
-        measured = [(found.get(key) or {}).get("attack_success") for found in standings.values()]
-        lines.append(
-            [f"{defense} ({model}, judge {judge})", *(share(rates.rate(one)) if one else "-" for one in measured)]
-        )
-    return TextTable("Attack by defence: mean attack success", ["defence", *runs], lines)
+    keys = dict.fromkeys(key for found in measured.values() for key in found)
+    made = []
+    for what in dict.fromkeys(what for what, _ in keys):
+        rows = [
+            [who, *(share(found.get((what, who))) for found in measured.values())] for also, who in keys if also == what
+        ]
+        title = "mean attack success" if what == _SUCCESS else f"{what} requests refused"
+        made.append(TextTable(f"Attack by defence: {title}", ["defence", *runs], rows[: tables.MOST_ROWS]))
+    return made
+
+
+# No set of prompts is called so.
+_SUCCESS = ""
 
 
 def _differences(runs: Runs) -> TextTable:
