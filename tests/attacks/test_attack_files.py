@@ -1,6 +1,7 @@
 """Jailbreak prompts from files: a user's own, JailbreakBench's local copies, and what is downloaded once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ def test_artifacts_come_from_a_folder(name: str, tmp_path: Path, defended: Defen
     write_lines(tmp_path / f"{name}.my-model.jsonl", ROWS[:1])
     assert sent(f"{name}:folder={tmp_path}", defended, bench) == SENT
     assert sent(f"{name}:folder={tmp_path},target=my-model", defended, bench) == [None, None, SENT[2]]
+
+
+def test_copies_of_public_sets_are_searched_before_the_network(
+    tmp_path: Path, defended: Defended, bench: Bench
+) -> None:
+    write_lines(tmp_path / "attacks" / "aim.vicuna-13b-v1.5.jsonl", ROWS)
+    bench = replace(bench, copies=tmp_path)
+    assert sent("jbc", defended, bench) == SENT
+    assert attacks.get("jbc").reads(bench) == (tmp_path / "attacks" / "aim.vicuna-13b-v1.5.jsonl",)
+    assert attacks.get("gcg").reads(bench) == ()
 
 
 def test_a_local_file_may_have_the_name_of_the_persona(tmp_path: Path, defended: Defended, bench: Bench) -> None:

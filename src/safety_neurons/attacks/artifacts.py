@@ -41,6 +41,8 @@ class Published:
 class Artifact(Attack):
     """The prompts made for the model `target`: from NAME.TARGET.jsonl in `folder`, or downloaded once.
 
+    Where no folder is given, `attacks` in the folder with copies of public sets is searched before the network.
+
     Raises:
         SafetyNeuronsError: nothing was published for this target, and no folder is given.
     """
@@ -70,9 +72,9 @@ class Artifact(Attack):
         return cache_folder() / "attacks" / self.published.revision[:12] / f"{self.short}.{self.target}.json"
 
     def prompts(self, requests: Sequence[str], defended: Defended, bench: Bench) -> Sequence[AttackedPrompt | None]:
-        if self.folder is not None:
-            path = self._local(self.folder.expanduser())
-            return matched(requests, read_attack(path), str(path))
+        local = self._local(bench)
+        if local is not None:
+            return matched(requests, read_attack(local), str(local))
         if not self.kept.exists():
             self._download()
         try:
@@ -84,9 +86,19 @@ class Artifact(Attack):
             ) from error
         return matched(requests, found, self.url)
 
-    def _local(self, folder: Path) -> Path:
-        usual, *others = (folder / f"{stem}.{self.target}.jsonl" for stem in (self.short, *self.published.aliases))
-        return next((path for path in (usual, *others) if path.exists()), usual)
+    def reads(self, bench: Bench) -> Sequence[Path]:
+        local = self._local(bench)
+        return () if local is None else (local,)
+
+    def _local(self, bench: Bench) -> Path | None:
+        folder = self.folder or (bench.copies and bench.copies / "attacks")
+        if folder is None:
+            return None
+        stems = (self.short, *self.published.aliases)
+        usual, *others = (folder.expanduser() / f"{stem}.{self.target}.jsonl" for stem in stems)
+        found = next((path for path in (usual, *others) if path.exists()), None)
+        # A folder that was named for this attack has to hold it.
+        return found if self.folder is None else found or usual
 
     def _download(self) -> None:
         # Imported here: urllib takes long to load.

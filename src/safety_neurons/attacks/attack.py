@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safety_neurons.models.conversation import Turn
@@ -39,6 +40,10 @@ class Attack:
     description: str
     budget: str = "one fixed prompt a request"
     sees_defended_model: bool = False
+
+    def reads(self, bench: "Bench") -> Sequence[Path]:
+        """The files whose content the attack depends on."""
+        return ()
 
     def surrounding(self, bench: "Bench") -> AbstractContextManager["Bench"]:
         """The bench on which the defended model is asked, for attacks that change the model itself.

@@ -19,6 +19,9 @@ class FromFile(Attack):
     goal_column: str = "goal"
     prompt_column: str = "prompt"
 
+    def reads(self, bench: Bench) -> Sequence[Path]:
+        return () if self.path is None else (self.path,)
+
     def prompts(self, requests: Sequence[str], defended: Defended, bench: Bench) -> Sequence[AttackedPrompt | None]:
         if self.path is None:
             raise CannotRun(f"The attack {self.name} needs a file with goals and prompts: file:path=FILE.")

@@ -31,7 +31,8 @@ class Artefacts:
 class Bench:
     """The model under test, and what belongs to its test.
 
-    `harmful` and `benign` are requests to learn from, never those that are tested. What is trained is kept in `folder`.
+    `harmful` and `benign` are requests to learn from, never those that are tested. What is trained is kept in `folder`;
+    `copies` has local copies of public sets.
     """
 
     engine: Engine
@@ -41,6 +42,7 @@ class Bench:
     benign: Sequence[str] = ()
     made: Artefacts = Artefacts()
     folder: Path | None = None
+    copies: Path | None = None
     listener: Listener = field(default_factory=Silence)
 
     def under(self, change: str) -> Self:

@@ -6,6 +6,7 @@ What is answered is kept cell by cell, and answer by answer by the engine: a kil
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from safety_neurons.attacks import Attack, AttackedPrompt
@@ -13,6 +14,7 @@ from safety_neurons.defenses import Defended, Defense, Response
 from safety_neurons.engines.bench import Bench
 from safety_neurons.errors import CannotRun
 from safety_neurons.kept_lines import KeptLines
+from safety_neurons.models.weights import file_sha256
 from safety_neurons.plugins import options_of
 from safety_neurons.prompts import Prompt
 from safety_neurons.storage import fingerprint
@@ -96,7 +98,7 @@ def _cell(
         bench.seed,
         made_digests(bench),
         [defense.name, options_of(defense)],
-        None if attack is None else [attack.name, options_of(attack)],
+        None if attack is None else [attack.name, options_of(attack), *map(_content, attack.reads(bench))],
         [request.text for request in requests],
     )
     line = kept.by_key.get(key)
@@ -132,6 +134,11 @@ def _answered(opened: _Opened, attack: Attack | None, requests: Sequence[str]) -
         return {"responses": [None if prompt is None else next(given) for prompt in sent], "reason": ""}
     except CannotRun as error:
         return {"responses": [], "reason": str(error)}
+
+
+def _content(path: Path) -> str | None:
+    """A name for what is in a file; None where there is none, which is an error when it is read."""
+    return file_sha256(path) if path.is_file() else None
 
 
 def made_digests(bench: Bench) -> list[Any]:

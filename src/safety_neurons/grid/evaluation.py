@@ -18,6 +18,8 @@ from safety_neurons.grid.tables import notes, tables
 from safety_neurons.grid.targets import Requests, check_target, is_run, opened_target, settings_of
 from safety_neurons.kept_lines import KeptLines
 from safety_neurons.progress import Listener, Silence
+from safety_neurons.run.folder import RunFolder
+from safety_neurons.run.opened import keep_section
 from safety_neurons.storage import disk_errors, write_json, write_text
 from safety_neurons.tables import markdown
 
@@ -52,6 +54,8 @@ def evaluate(
     command: str = "",
 ) -> dict[str, Any]:
     """Evaluate models and runs; evaluation.json and evaluation.md in the folder hold what comes out.
+
+    What is found of a single run stands on its page, too.
 
     Args:
         targets: run folders, models (presets, hub ids, folders, files), or addresses of OpenAI-compatible servers.
@@ -110,6 +114,8 @@ def evaluate(
             write_json(folder / "evaluation.json", results)
             lines = [f"```\n{command}\n```"] if command else []
             write_text(folder / "evaluation.md", markdown(tables(results), [*lines, *notes(results)]))
+        if len(targets) == 1 and is_run(targets[0]):
+            keep_section(RunFolder(Path(targets[0])), "evaluation", results)
     except filelock.Timeout as error:
         raise SafetyNeuronsError(
             f"Another process is working on {folder}. Wait for it, or choose another folder with --out."

@@ -113,7 +113,9 @@ def opened_target(
 
     def bench(engine: Engine, made: Artefacts) -> Bench:
         tokens = settings.evaluate.answer_tokens
-        return Bench(Kept(engine, kept), tokens, settings.seed, harmful, benign, made, folder, listener)
+        return Bench(
+            Kept(engine, kept), tokens, settings.seed, harmful, benign, made, folder, settings.data_dir, listener
+        )
 
     if _is_address(name):
         from safety_neurons.engines.endpoint import Endpoint

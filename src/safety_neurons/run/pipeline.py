@@ -295,6 +295,7 @@ SECTIONS = {
     "guard": "find",
     "adaptive": "tune",
     "auto": "tune",
+    "evaluation": "find",
 }
 
 
