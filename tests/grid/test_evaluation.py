@@ -1,7 +1,6 @@
 """The grid over a tiny model: what is asked, what is kept, what is claimed."""
 
 import contextlib
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,6 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.rows import mcnemar, rate
 from safety_neurons.grid.evaluation import evaluate, folder_of
 from safety_neurons.judges import Judgement, RuleJudge
-from safety_neurons.models.chat import ChatModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +39,12 @@ ATTACKS = ("direct", "prefix-injection", "prefill")
 DEFENSES = ("none", "safetuning")
 
 
-@pytest.fixture
-def given(make_model: Callable[..., ChatModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Settings of a tiny model in a folder, with prompt files of which some rows are for testing."""
-    model = make_model("llama")
-    model.model.save_pretrained(tmp_path / "model")
-    model.tokenizer.save_pretrained(tmp_path / "model")
+@pytest.fixture(autouse=True)
+def _judge_by_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
     judge = RuleJudge(
         "refusal", "this test", lambda _, text: Judgement(("refused", "complied", "unscored")[len(text) % 3], "length")
     )
     monkeypatch.setattr(judges, "get", lambda name: judge)
-    values: dict[str, Any] = {"evaluate": {"answer_tokens": 5}, "batch_size": 4}
-    for name in ("harmful", "benign", "borderline", "contrast"):
-        rows = [
-            {"prompt": f"{name} request {number}", "split": ("train", "validation", "test")[number % 3]}
-            for number in range(30)
-        ]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        values[name] = str(tmp_path / f"{name}.jsonl")
-    return values
 
 
 @pytest.fixture

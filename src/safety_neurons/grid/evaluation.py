@@ -10,9 +10,10 @@ import safety_neurons.attacks as attacks_known
 import safety_neurons.defenses as defenses_known
 import safety_neurons.judges as judges_known
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.evaluate.grid import Cell, Plan, answer_grid
+from safety_neurons.evaluate.grid import Cell, Plan
 from safety_neurons.evaluate.judged import judge_cells
 from safety_neurons.grid.measures import MEASURES, Extras, measures
+from safety_neurons.grid.shared import answered_together
 from safety_neurons.grid.standings import cell_results, errors_of, standings
 from safety_neurons.grid.tables import notes, tables
 from safety_neurons.grid.targets import Requests, check_target, is_run, opened_target, settings_of
@@ -20,6 +21,7 @@ from safety_neurons.kept_lines import KeptLines
 from safety_neurons.progress import Listener, Silence
 from safety_neurons.run.folder import RunFolder
 from safety_neurons.run.opened import keep_section
+from safety_neurons.run.torchrun import dismiss
 from safety_neurons.storage import disk_errors, write_json, write_text
 from safety_neurons.tables import markdown
 
@@ -91,6 +93,7 @@ def evaluate(
             cells, measured = _answered(
                 targets, given, plan, folder, served_model, extras or Extras(), listener, command
             )
+            dismiss()
             judged = judge_cells(cells, referees, KeptLines.read(folder / "verdicts.jsonl"), listener)
             results = {
                 "schema": SCHEMA,
@@ -150,7 +153,7 @@ def _answered(
         ) as bench:
             given_before = KeptLines.read(folder / "answers.jsonl")
             with listener.task(f"{bench.engine.name}: cells of the grid", plan.cells) as advance:
-                for cell in answer_grid(plan, bench, given_before):
+                for cell in answered_together(plan, bench, given_before, settings_of(target, given)):
                     cells.append(cell)
                     advance(1)
             lines = KeptLines.read(folder / "measures.jsonl")

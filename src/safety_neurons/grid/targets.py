@@ -123,7 +123,7 @@ def opened_target(
         yield bench(Endpoint(name, served_model), Artefacts())
     elif is_run(name):
         until = "tune" if TUNED & needed else "find"
-        with opened(Path(name), given, listener, command, until=until) as work:
+        with opened(Path(name), given, listener, command, until=until, alone=False) as work:
             delta = NeuronDelta.load(work.folder.delta) if until == "tune" else None
             corpus = Corpus.load(work.folder.corpus) if until == "tune" else None
             guard = None

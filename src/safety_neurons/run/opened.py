@@ -28,10 +28,12 @@ def opened(
     command: str,
     until: str = "find",
     on: Sequence[str | None] = (),
+    alone: bool = True,
 ) -> Iterator[Workplace]:
     """The workplace of a run that has come as far as `until`; nobody else works on the folder meanwhile.
 
     The HARMFUL:BENIGN pairs `on` are read before anything else, so that nobody waits for a mistyped name.
+    Where process 0 does not go on `alone`, the others wait for what it asks of them.
 
     Raises:
         SafetyNeuronsError: as `run`, or another process works on the folder.
@@ -43,8 +45,9 @@ def opened(
         for name in _pair(pair, wanted):
             load_prompts(name, wanted.column, wanted.data_dir)
     run(path, given, until=until, listener=listener, command=command)
-    # Only finding and tuning are shared among the processes of torchrun.
-    dismiss()
+    if alone:
+        # What comes now is not shared among the processes of torchrun.
+        dismiss()
     settings = merged_settings(folder.record()["settings"], given or {})
     prompts = {name: load_prompts(getattr(settings, name), settings.column, settings.data_dir) for name in PROMPT_SETS}
     try:

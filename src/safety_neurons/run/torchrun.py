@@ -1,4 +1,4 @@
-"""A run with several processes, started by torchrun: process 0 owns it, the others help it to find and to tune."""
+"""A run with several processes, started by torchrun: process 0 owns it, the others help where it asks them to."""
 
 import contextlib
 import datetime
@@ -83,7 +83,7 @@ def find_as_set(
 
     `other` is the second checkpoint, for scores that compare two.
     """
-    _ask_for("find", settings, harmful=list(harmful), benign=list(benign))
+    ask_for(_help_find, settings, harmful=list(harmful), benign=list(benign))
     return find(
         model,
         harmful,
@@ -114,8 +114,8 @@ def tune_as_set(
 ) -> NeuronDelta:
     """`tune` as a run's settings say, with the help of the other processes where there are any."""
     # What the neurons mean on prompts is nothing that tuning needs.
-    _ask_for(
-        "tune",
+    ask_for(
+        _help_tune,
         settings,
         neurons=replace(neurons, directions=None),
         corpus=corpus,
@@ -137,19 +137,18 @@ def _elsewhere(_digest: str) -> Validation:
     raise AssertionError("Process 0 validates.")
 
 
-def _ask_for(task: str, settings: Settings, **inputs: Any) -> None:
-    """Tell the other processes what is to be done together, and wait until they have their models."""
+def ask_for(help_with: Callable[..., None], settings: Settings, **inputs: Any) -> None:
+    """Tell the other processes to call `help_with(settings, **inputs)`, and wait until they have their models."""
     if process_count() > 1 and distributed.get_rank() == 0:
-        _tell({"task": task, "settings": settings.model_dump(mode="json"), **inputs})
+        _tell({"help_with": help_with, "settings": settings.model_dump(mode="json"), **inputs})
         with all_or_none():
             pass
 
 
 def _serve() -> None:
-    """Find and tune whenever process 0 asks for it, until it says stop."""
-    helpers: dict[str, Callable[..., None]] = {"find": _help_find, "tune": _help_tune}
+    """Help process 0 whenever it asks for it, until it says stop."""
     while (request := _tell(None)) is not None:
-        help_with = helpers[request.pop("task")]
+        help_with = request.pop("help_with")
         # Process 0 hears of the failures of all, and says them.
         with contextlib.suppress(SafetyNeuronsError):
             help_with(Settings.model_validate(request.pop("settings")), **request)

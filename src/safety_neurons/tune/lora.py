@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from safety_neurons.errors import CannotRun, DivergedError, SafetyNeuronsError
 from safety_neurons.find.neuron_set import NeuronSet, Provenance, read_tensors
+from safety_neurons.find.processes import process_count
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.sites import DenseSite, has_plain_weight
 from safety_neurons.progress import Advance, Listener, Silence, ignore
@@ -267,10 +268,16 @@ def kept_lora(
     alpha: float = ALPHA,
     listener: Listener | None = None,
 ) -> Adapter:
-    """The adapters that `train_lora` makes, kept in a folder `lora-...` of `folder` and found there the next time."""
+    """The adapters that `train_lora` makes, kept in a folder `lora-...` of `folder` and found there the next time.
+
+    Raises:
+        CannotRun: several processes would have to train it.
+    """
     place = folder and folder / f"lora-{_fingerprint(model, corpus, training, rank, alpha)[:16]}"
     if place and (place / TENSORS).exists():
         return Adapter.load(place)
+    if process_count() > 1:
+        raise CannotRun("LoRA is trained by one process: train it without torchrun first, it is then kept and found.")
     checkpoint = None
     if place:
         place.mkdir(parents=True, exist_ok=True)
