@@ -30,6 +30,9 @@ def evaluate(
     tasks: Names = None,
     task_limit: Count | None = None,
     task_folder: Path | None = None,
+    preference_judge: str | None = None,
+    preference_endpoint: str | None = None,
+    questions: Path | None = None,
     settings: SettingsArgument = None,
     config: Path | None = None,
 ) -> None:
@@ -75,9 +78,17 @@ def evaluate(
         How many documents of each task, at most.
     task_folder
         A folder with tasks of your own.
+    preference_judge
+        A model that says whose answers to open two-turn questions are better, the defence's or the undefended model's,
+        asked in both orders; a preset, hub id or folder, or the model's name at --preference-endpoint.
+    preference_endpoint
+        The address of an OpenAI-compatible server with that model.
+    questions
+        Questions of your own, a .jsonl file with `turns`; 24 of ours when left out.
     config
         A TOML file with the same fields as the options.
     """
+    from safety_neurons.evaluate.questions import BUNDLED
     from safety_neurons.grid import evaluation
     from safety_neurons.grid.measures import Extras
 
@@ -93,7 +104,16 @@ def evaluate(
             limit=limit,
             served_model=served_model,
             judge_errors=judge_errors,
-            extras=Extras(overhead or 0, utility, tasks or (), task_limit, task_folder),
+            extras=Extras(
+                overhead or 0,
+                utility,
+                tasks or (),
+                task_limit,
+                task_folder,
+                preference_judge,
+                preference_endpoint,
+                questions or BUNDLED,
+            ),
             listener=listener,
             command=command_line(),
         )

@@ -1,25 +1,30 @@
 """What a defence costs besides its verdicts: time, how ordinary answers look, and what benchmarks say."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safety_neurons.attacks import AttackedPrompt
-from safety_neurons.defenses import Defense
+from safety_neurons.defenses import Defense, get
 from safety_neurons.engines.bench import Bench
 from safety_neurons.engines.engine import weights_of
 from safety_neurons.errors import CannotRun
 from safety_neurons.evaluate.grid import made_digests
 from safety_neurons.evaluate.lm_eval_tasks import lm_eval
 from safety_neurons.evaluate.overhead import overhead
+from safety_neurons.evaluate.preferences import compare_answers, grade_answers
+from safety_neurons.evaluate.questions import BUNDLED, Dialogue, answer_questions, read_questions
 from safety_neurons.evaluate.utility import Untouched, read_untouched, utility
 from safety_neurons.grid.standings import UNDEFENDED
+from safety_neurons.judges.asking import engine_for
 from safety_neurons.kept_lines import KeptLines
 from safety_neurons.plugins import options_of
 from safety_neurons.storage import fingerprint
 
-MEASURES = ("overhead", "utility", "tasks")
+MEASURES = ("overhead", "utility", "tasks", "preferences")
+# What says how a defence compares with none.
+_RELATIVE = ("overhead", "preferences")
 # The time of an answer hardly depends on the prompt; each is answered alone, in every round.
 TIMED_PROMPTS = 4
 
@@ -29,7 +34,8 @@ class Extras:
     """What is measured beside the grid; nothing unless it is asked for.
 
     `rounds` are of the time that each defence takes, `tasks` names of lm-eval's, `task_limit` how many documents of
-    each, `task_folder` a folder with tasks of the user's.
+    each, `task_folder` a folder with tasks of the user's. `preference_judge` is the model that says whose answers to
+    open `questions` are better, the defence's or the undefended model's: at `preference_endpoint`, or loaded here.
     """
 
     rounds: int = 0
@@ -37,6 +43,10 @@ class Extras:
     tasks: Sequence[str] = ()
     task_limit: int | None = None
     task_folder: Path | None = None
+    preference_judge: str | None = None
+    preference_endpoint: str | None = None
+    questions: Path = BUNDLED
+    question_tokens: int = 256
 
 
 def measures(
@@ -47,21 +57,41 @@ def measures(
     What was measured already is not measured again. `ordinary` are safe requests, asked as they are.
     """
     undefended: list[Untouched] = []
+    plain: list[list[Dialogue]] = []
 
     def untouched() -> Untouched | None:
         if bench.engine.model is not None and not undefended:
             undefended.append(read_untouched(bench, ordinary))
         return undefended[0] if undefended else None
 
-    measure: dict[str, tuple[bool, Callable[[Defense], dict[str, Any]]]] = {
-        "overhead": (extras.rounds > 0, lambda defense: _time(extras.rounds, bench, defense, ordinary)),
-        "utility": (extras.utility, lambda defense: _utility(bench, defense, ordinary, untouched())),
-        "tasks": (bool(extras.tasks), lambda defense: _tasks(extras, bench, defense)),
+    def dialogues() -> list[Dialogue]:
+        if not plain:
+            plain.append(_dialogues(extras, bench, get(UNDEFENDED)))
+        return plain[0]
+
+    # By its name whether a measure is wanted, what it depends on besides the bench, and how it is made.
+    known: dict[str, tuple[bool, list[Any], Callable[[Defense], dict[str, Any]]]] = {
+        "overhead": (
+            extras.rounds > 0,
+            [extras.rounds, *ordinary[:TIMED_PROMPTS]],
+            lambda defense: _time(extras.rounds, bench, defense, ordinary),
+        ),
+        "utility": (extras.utility, [*ordinary], lambda defense: _utility(bench, defense, ordinary, untouched())),
+        "tasks": (
+            bool(extras.tasks),
+            [extras.tasks, extras.task_limit, extras.task_folder],
+            lambda defense: _tasks(extras, bench, defense),
+        ),
+        "preferences": (
+            extras.preference_judge is not None,
+            [extras.preference_judge, extras.preference_endpoint, extras.question_tokens, extras.questions],
+            lambda defense: _preferences(extras, bench, defense, dialogues()),
+        ),
     }
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in MEASURES}
     for defense in defenses:
-        for name, (wanted, job) in measure.items():
-            if not wanted or (name == "overhead" and defense.name == UNDEFENDED):
+        for name, (wanted, depends_on, make) in known.items():
+            if not wanted or (name in _RELATIVE and defense.name == UNDEFENDED):
                 continue
             key = fingerprint(
                 name,
@@ -70,13 +100,12 @@ def measures(
                 bench.seed,
                 made_digests(bench),
                 [defense.name, options_of(defense)],
-                asdict(extras),
-                list(ordinary),
+                depends_on,
             )
             if key not in kept.by_key:
                 with bench.listener.task(f"{bench.engine.name}: {name}, defence {defense.name}", 1) as advance:
                     try:
-                        kept.add(key, {"found": job(defense)})
+                        kept.add(key, {"found": make(defense)})
                     except CannotRun as error:
                         bench.listener.say(f"No {name} of {defense.name}: {error}")
                     advance(1)
@@ -107,3 +136,16 @@ def _tasks(extras: Extras, bench: Bench, defense: Defense) -> dict[str, Any]:
             seed=bench.seed,
         )
     return {"results": {name: asdict(result) for name, result in results.items()}}
+
+
+def _preferences(extras: Extras, bench: Bench, defense: Defense, plain: Sequence[Dialogue]) -> dict[str, Any]:
+    assert extras.preference_judge is not None
+    ours = _dialogues(extras, bench, defense)
+    judge = engine_for(extras.preference_endpoint, extras.preference_judge, None)
+    win_rate = compare_answers(judge, ours, plain, seed=bench.seed)
+    return {"win_rate": asdict(win_rate), "grades": asdict(grade_answers(judge, ours, seed=bench.seed))}
+
+
+def _dialogues(extras: Extras, bench: Bench, defense: Defense) -> list[Dialogue]:
+    with defense.opened(replace(bench, answer_tokens=extras.question_tokens)) as defended:
+        return answer_questions(defended, read_questions(extras.questions))

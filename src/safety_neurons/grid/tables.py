@@ -16,7 +16,7 @@ def tables(results: Mapping[str, Any]) -> list[TextTable]:
     for judge in results["judges"]:
         found.append(_standings(results, judge))
         found += [_grid(results, model, judge) for model in results["models"]]
-    found.append(_utility(results))
+    found += [_utility(results), _preferences(results), _tasks(results)]
     return [table for table in found if table.rows]
 
 
@@ -92,6 +92,36 @@ def _utility(results: Mapping[str, Any]) -> TextTable:
         )
     columns = ["defence", "words", "looping", "blocked", "KL, nats/token", "perplexity"]
     return TextTable("Ordinary requests", ["model", *columns] if several else columns, rows)
+
+
+def _preferences(results: Mapping[str, Any]) -> TextTable:
+    rows = [
+        [
+            row["model"],
+            row["defense"],
+            _share(row["win_rate"]["rate"]),
+            "/".join(str(row["win_rate"][name]) for name in ("wins", "ties", "losses", "swayed", "unscored")),
+            _number(row["grades"]["mean"]),
+        ]
+        for row in results["preferences"]
+    ]
+    columns = ["model", "defence", "win rate over none", "won/tied/lost/swayed/unscored", "grade of 10"]
+    return TextTable("Open questions, by the preference judge", columns, rows, words=2)
+
+
+def _tasks(results: Mapping[str, Any]) -> TextTable:
+    rows = [
+        [row["model"], row["defense"], task, name, f"{metric['value']:.3f}", _error(metric["stderr"])]
+        for row in results["tasks"]
+        for task, found in row["results"].items()
+        for name, metric in found["metrics"].items()
+    ]
+    columns = ["model", "defence", "task", "metric", "value", "standard error"]
+    return TextTable("Tasks of the LM Evaluation Harness", columns, rows, words=4)
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _number(found: Mapping[str, Any] | None) -> str:
