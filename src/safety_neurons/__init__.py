@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from safety_neurons.explain.vocabulary_scores import VocabularyTest
     from safety_neurons.find.find import find
     from safety_neurons.find.neuron_set import Directions, NeuronSet
+    from safety_neurons.grid.evaluation import evaluate
     from safety_neurons.models.chat import ChatModel
     from safety_neurons.models.load import load
     from safety_neurons.prompts import PromptSet, load_prompts
@@ -62,6 +63,7 @@ _HOMES = {
     "calibrate": "calibrate.calibration",
     "compare_scores": "compare.compare",
     "dose_response": "causal.dose_response",
+    "evaluate": "grid.evaluation",
     "explain": "explain.projection",
     "find": "find.find",
     "fit_guard": "calibrate.guard",
@@ -97,6 +99,7 @@ __all__ = [
     "calibrate",
     "compare_scores",
     "dose_response",
+    "evaluate",
     "explain",
     "find",
     "fit_guard",

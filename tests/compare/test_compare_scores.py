@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from scipy.stats import binomtest
 
-import safety_neurons.console as console_module
+import safety_neurons.cli.show as console_module
 import safety_neurons.judges as judges
 from safety_neurons.calibrate.calibration import calibrate
 from safety_neurons.calibrate.dose import dose

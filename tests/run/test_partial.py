@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import safety_neurons.judges as judges
-from safety_neurons.console import console, print_results
+from safety_neurons.cli.show import print_results
+from safety_neurons.console import console
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.find.find import find
 from safety_neurons.judges import Judgement, RuleJudge

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import Parameter
 
-from safety_neurons.console import ConsoleListener, console, print_results, print_stage
+from safety_neurons.cli.show import print_results, print_stage
+from safety_neurons.console import ConsoleListener, console
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.settings import Settings
 

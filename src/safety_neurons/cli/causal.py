@@ -16,14 +16,8 @@ from safety_neurons.cli.app import (
     print_where,
     run_until,
 )
-from safety_neurons.console import (
-    ConsoleListener,
-    console,
-    print_adaptive,
-    print_dose_response,
-    print_guard,
-    print_search,
-)
+from safety_neurons.cli.show import print_adaptive, print_dose_response, print_guard, print_search
+from safety_neurons.console import ConsoleListener, console
 from safety_neurons.errors import SafetyNeuronsError
 
 

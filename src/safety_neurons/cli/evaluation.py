@@ -6,7 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from safety_neurons.cli.app import Count, SettingsArgument, app, command_line, given_settings
-from safety_neurons.console import ConsoleListener, console, print_evaluation_grid
+from safety_neurons.cli.show import print_evaluation_grid
+from safety_neurons.console import ConsoleListener, console
 from safety_neurons.plugins import options_of
 from safety_neurons.tables import TextTable, rich_table
 

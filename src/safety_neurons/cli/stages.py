@@ -16,7 +16,8 @@ from safety_neurons.cli.app import (
     print_where,
     run_until,
 )
-from safety_neurons.console import ConsoleListener, console, print_auto
+from safety_neurons.cli.show import print_auto
+from safety_neurons.console import ConsoleListener, console
 from safety_neurons.errors import SafetyNeuronsError
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from safety_neurons.cli.app import Count, RunFolderArgument, SettingsArgument, app, command_line, given_settings
-from safety_neurons.console import ConsoleListener, console, print_comparison, print_models
+from safety_neurons.cli.show import print_comparison, print_models
+from safety_neurons.console import ConsoleListener, console
 from safety_neurons.settings import Settings
 
 
