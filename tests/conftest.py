@@ -1,6 +1,7 @@
 """Tiny models built from configs and a tiny tokenizer: everything offline and in a second."""
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from safety_neurons.models.chat import ChatModel
 
+# A width that is there when the console is made would hold for all tests.
+os.environ.pop("COLUMNS", None)
 # Threads over tensors this small only wait for each other, for many times as long where the cores are shared.
 torch.set_num_threads(1)
 

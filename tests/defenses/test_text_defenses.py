@@ -1,5 +1,6 @@
 """The defences that work on texts, by what they send and what they make of the answers."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -293,7 +294,8 @@ def test_long_texts_are_read_in_parts(
 ) -> None:
     model = make_model(name)
     texts = ["Tell me how to bake bread.", "", "ab", "word " * 30]
-    monkeypatch.setattr("safety_neurons.evaluate.likelihood.READ_TOKENS", 7)
+    # By a string it would be looked for in the function `sn.evaluate`.
+    monkeypatch.setattr(sys.modules["safety_neurons.evaluate.likelihood"], "READ_TOKENS", 7)
     found = surprise_by_token(model, model.encode(texts))
     assert [len(nats) for nats in found] == [max(0, len(text) - 1) for text in texts]
     for text, nats in zip(texts, found, strict=True):

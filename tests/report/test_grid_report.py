@@ -68,6 +68,7 @@ def evaluation() -> dict[str, Any]:
             "attack_success": rate if defense == "none" else rate | {"value": 0.25},
             "against_none": None if defense == "none" else {"value": -0.5, "low": -0.75, "high": -0.25},
             "over_refusal": {},
+            "corrected": None,
         }
         for defense, judge in itertools.product(VERDICTS, ("rules", "asked"))
     ]
@@ -83,6 +84,11 @@ def evaluation() -> dict[str, Any]:
         "seed": 0,
         "cells": [cell(defense, attack) for defense in VERDICTS for attack in ("direct", "prefill", "benign")],
         "standings": standings,
+        "judge_errors": {},
+        "overhead": [],
+        "utility": [],
+        "tasks": [],
+        "preferences": [],
     }
 
 
