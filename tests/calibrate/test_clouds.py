@@ -35,10 +35,8 @@ def neurons(model: ChatModel, harmful: list[str], benign: list[str]) -> NeuronSe
 
 
 def read(model: ChatModel, neurons: NeuronSet, **options: Any) -> list[dict[str, Any]]:
-    knobs = Knobs(prompt_positions=POSITIONS)
-    return read_clouds(
-        model, neurons, neurons.random_like(1), TEST, **({"alphas": ALPHAS, "knobs": knobs, "batch_size": 3} | options)
-    )
+    given: dict[str, Any] = {"alphas": ALPHAS, "knobs": Knobs(prompt_positions=POSITIONS), "batch_size": 3} | options
+    return read_clouds(model, neurons, neurons.random_like(1), TEST, **given)
 
 
 @contextlib.contextmanager
