@@ -89,7 +89,7 @@ def test_the_best_layer_is_shown_first_and_all_are_in_the_table(tmp_path: Path) 
     assert any(tag == "label" and attributes.get("for") == "clouds-layer" for tag, attributes in shown.tags)
     said = "Layer 1, 11 neurons: AUROC 0.970 (0.87 to 0.99), of random neurons 0.600 (0.50 to 0.70)."
     assert said in shown.text
-    for start in ("layer 010 0.800", "layer 212 0.798", "all layers13 0.797"):
+    for start in (" 010 0.800", " 212 0.798", " all13 0.797"):
         assert start in shown.text
     alternative = next(str(a["aria-label"]) for _, a in shown.tags if a.get("data-figure") == "data-clouds")
     assert "Points: 4 harmful and 4 benign prompts" in alternative
@@ -145,4 +145,4 @@ def test_large_models_stay_small(tmp_path: Path) -> None:
     assert len(shown.json["data-clouds"]["planes"]) == 65
     assert len(json.dumps(shown.json["data-clouds"])) < 600_000
     assert "The slider has the 64 layers with the most neurons; the table has all." in shown.text
-    assert "layer 010 0." in shown.text
+    assert " 010 0." in shown.text
