@@ -17,13 +17,13 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 # The results of a run with every section are those of the other tests of the page.
 _PARTS = {}
-for _name in ("test_neuron_map", "test_report_forms", "test_tuning_report"):
+for _name in ("test_clouds_report", "test_neuron_map", "test_report_forms", "test_tuning_report"):
     _SPEC = importlib.util.spec_from_file_location(f"browser_{_name}", Path(__file__).with_name(f"{_name}.py"))
     assert _SPEC
     assert _SPEC.loader
     _PARTS[_name] = importlib.util.module_from_spec(_SPEC)
     _SPEC.loader.exec_module(_PARTS[_name])
-maps, forms, tuning = _PARTS.values()
+clouds, maps, forms, tuning = _PARTS.values()
 grid, base = forms.grid, forms.base
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -35,7 +35,7 @@ def full() -> dict[str, Any]:
     """A run with everything that a page can show."""
     results: dict[str, Any] = forms.all_sections() | tuning.searched_run()
     mapped = maps.mapped()
-    results |= {"control": mapped["control"], "words": mapped["words"]}
+    results |= {"control": mapped["control"], "words": mapped["words"], "clouds": clouds.section()}
     results["neurons"] |= {"indices": mapped["neurons"]["indices"]}
     return results
 
@@ -44,6 +44,9 @@ def hostile_run() -> dict[str, Any]:
     results = base.poisoned(full() | {"evaluation": None})
     for section in ("auto", "adaptive", "dose_response", "search", "guard"):
         results[section] = grid.causal.hostile(full()[section])
+    results["clouds"] = clouds.section()
+    for prompt in itertools.chain(*results["clouds"]["prompts"].values()):
+        prompt["id"] = prompt["category"] = base.PAYLOAD
     return results | {"evaluation": grid.hostile(grid.extended())}
 
 
@@ -114,7 +117,9 @@ def draw_all(page: Any) -> int:
 def test_page_draws_without_a_complaint(show: Any, results: dict[str, Any], scheme: str) -> None:
     shown = show(results, color_scheme=scheme)
     sections = shown.page.locator("section")
-    assert sections.evaluate_all("all => all.map(one => one.id)") == base.SECTIONS
+    before = base.SECTIONS.index("guard")
+    expected = [*base.SECTIONS[:before], "clouds", *base.SECTIONS[before:]] if "clouds" in results else base.SECTIONS
+    assert sections.evaluate_all("all => all.map(one => one.id)") == expected
     assert all(section.is_visible() for section in sections.all())
     assert draw_all(shown.page) == shown.page.locator("[data-figure]").count() > 0
     assert shown.complaints == []
@@ -192,6 +197,61 @@ def test_all_that_scrolls_or_opens_is_reached_with_the_keyboard(show: Any) -> No
     assert page.locator("th:not([scope])").count() == 0
     names = page.locator("[data-figure]").evaluate_all("all => all.map(one => one.getAttribute('aria-label').length)")
     assert min(names) > 20
+
+
+def cloud_points(page: Any) -> list[float]:
+    """Where the clouds' points are in pixels, once they have not moved for longer than a move takes."""
+    read = "all => all.flatMap(one => one.getAttribute('transform').match(/-?[0-9.]+/g).map(Number))"
+    found: list[float] = []
+    rested = 0
+    while rested < 5:
+        now = page.locator("[data-figure='data-clouds'] path.point").evaluate_all(read)
+        found, rested = now, rested + 1 if now == found else 0
+        page.wait_for_timeout(100)
+    return found
+
+
+@pytest.mark.parametrize("motion", ["no-preference", "reduce"])
+def test_slider_moves_the_clouds(show: Any, motion: str) -> None:
+    shown = show(full(), reduced_motion=motion)
+    page = shown.page
+    slider = page.get_by_label("Layer", exact=True)
+    slider.scroll_into_view_if_needed()
+    page.locator("[data-figure='data-clouds'] path.point").first.wait_for()
+    before = cloud_points(page)
+    same = pytest.approx(before, abs=0.5)
+    assert len(before) == 32
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    after = cloud_points(page)
+    assert after != same
+    assert page.locator("#clouds-said").inner_text().startswith("Layer 2, 12 neurons: AUROC")
+    assert slider.get_attribute("aria-valuetext").startswith("Layer 2,")
+    assert page.locator("[data-figure='data-clouds-auroc']").evaluate("one => one.layout.shapes[0].x0") == 2
+    page.keyboard.press("End")
+    assert page.locator("#clouds-said").inner_text().startswith("All layers,")
+    assert not page.locator("[data-figure='data-clouds-auroc']").evaluate("one => one.layout.shapes[0].visible")
+    box = slider.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
+    assert cloud_points(page) == same, "back in layer 1"
+    page.get_by_role("checkbox", name="push").uncheck()
+    home = cloud_points(page)
+    untouched = before[16:]
+    assert home == pytest.approx(2 * untouched, abs=0.5), "without the push the pushed prompts are where they came from"
+    page.get_by_role("checkbox", name="push").check()
+    assert cloud_points(page) == same
+    assert shown.complaints == []
+
+
+def test_hostile_prompts_are_named_as_text(show: Any) -> None:
+    shown = show(hostile_run())
+    plot = shown.page.locator("[data-figure='data-clouds']")
+    plot.scroll_into_view_if_needed()
+    box = plot.locator("path.point").last.bounding_box()
+    shown.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    plot.locator(".hoverlayer text").first.wait_for()
+    assert "</script><script>alert(1)" in plot.locator(".hoverlayer").text_content()
+    assert shown.complaints == []
 
 
 def test_hostile_text_runs_nothing(show: Any) -> None:

@@ -93,3 +93,18 @@ def test_results_name_the_found_neurons_and_the_random_ones(given: dict[str, Any
     neurons = NeuronSet.load(tmp_path / "run" / "neurons.safetensors")
     assert results["neurons"]["indices"] == neurons.indices()
     assert results["control"]["indices"] == neurons.random_like(4).indices()
+
+
+def test_clouds_are_those_of_the_calibration_and_leave_with_it(given: dict[str, Any], tmp_path: Path) -> None:
+    options = given | {"find": {"percent": 10}, "evaluate": {"answer_tokens": 2}}
+    clouds = run(tmp_path / "run", options, until="calibrate")["clouds"]
+    assert [entry["layer"] for entry in clouds["layers"]] == [0, 1, 2, None]
+    assert clouds["prompts"]["harmful"] == [{"id": f"harmful-000{n}", "category": ""} for n in (7, 8)]
+    assert clouds["alpha"] == {"conformity": 4.0, "rejection": 3.0}
+    other = {"calibrate": {"alpha_rejection": 0.5}}
+    again = run(tmp_path / "run", other, until="calibrate")["clouds"]
+    assert again["alpha"]["rejection"] == 0.5
+    for before, after in zip(clouds["layers"], again["layers"], strict=True):
+        kept = {name: before["points"][name] == after["points"][name] for name in before["points"]}
+        assert kept == {"harmful": True, "benign": True, "harmful_pushed": True, "benign_pushed": False}
+    assert "clouds" not in run(tmp_path / "run", {"find": {"percent": 20}}, until="find")

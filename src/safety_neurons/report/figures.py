@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from safety_neurons.report import causal_figures, neuron_map, rates, text, tuning_figures
+from safety_neurons.report import causal_figures, clouds, neuron_map, rates, text, tuning_figures
 from safety_neurons.report.drawing import (
     BLUE,
     GREEN,
@@ -38,7 +38,7 @@ def figures(results: dict[str, Any]) -> dict[str, Figure]:
         _refusals,
     ]
     made = [maker(results) for maker in makers]
-    for section in (neuron_map, causal_figures, tuning_figures):
+    for section in (neuron_map, causal_figures, clouds, tuning_figures):
         made += section.figures(results)
     return {figure.name: figure for figure in made if figure}
 

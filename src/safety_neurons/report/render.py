@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from safety_neurons.report import (
     causal_tables,
+    clouds,
     figures,
     grid_tables,
     judge_tables,
@@ -42,7 +43,9 @@ def render(results: dict[str, Any]) -> str:
     check(results)
     drawn = figures.figures(results)
     grids, behind = grid_tables.grids(results)
-    script = _inline("page.js") + (_inline("grid.js") if grids else "")
+    planes = clouds.planes(results)
+    shown_first = clouds.first(planes) if planes else None
+    script = _inline("page.js") + (_inline("grid.js") if grids else "") + (_inline("clouds.js") if planes else "")
     # Plotly's script is nearly all of the page's weight: once, and only where something is drawn.
     plotly = get_plotlyjs() if drawn else ""
     arms, comparisons = tables.comparisons(results["rows"])
@@ -64,6 +67,10 @@ def render(results: dict[str, Any]) -> str:
             doses=causal_tables.doses(results),
             directions=causal_tables.directions(results),
             detector_tests=causal_tables.detector_tests(results),
+            cloud_layers=clouds.layers(results),
+            cloud_planes=planes,
+            cloud_first=shown_first,
+            cloud_said="" if shown_first is None else clouds.said(planes[shown_first]),
             trials=tuning_tables.tried(results),
             tuned_with=tuning_tables.tuned_with(results),
             pairs=tuning_tables.pairs(results),

@@ -288,6 +288,7 @@ SECTIONS = {
     "write_share": "explain",
     "vocabulary": "explain",
     "control": "calibrate",
+    "clouds": "calibrate",
     "training": "tune",
     # What other commands add to a run; each looks itself whether it is up to date.
     "dose_response": "find",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
+from safety_neurons.calibrate.clouds import AWAY, MOST_PROMPTS, read_clouds
 from safety_neurons.calibrate.knobs import Toward
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.rows import Row, mean_rate
@@ -169,7 +170,32 @@ def calibrate_stage(work: Workplace) -> StageResult:
         for subject, neurons in (("found", work.neurons), ("random", random)):
             with work.calibrated_model(toward, neurons):
                 measure(work.calibrated(toward, subject), name)
-    return StageResult(tuple(rows), sections={"control": {"indices": random.indices()}}, examples=tuple(examples))
+    sections = {"control": {"indices": random.indices()}, "clouds": two_clouds(work, random)}
+    return StageResult(tuple(rows), sections=sections, examples=tuple(examples))
+
+
+def two_clouds(work: Workplace, random: NeuronSet) -> dict[str, Any]:
+    """Test prompts by what the found neurons do, as they are and calibrated; no answer is made."""
+    settings = work.settings
+    count = min(settings.evaluate.prompts, MOST_PROMPTS)
+    prompts = {side: work.chosen(side, "test", count) for side in AWAY}
+    alphas = {toward: settings.calibrate.alpha(toward) for toward in AWAY.values()}
+    # Loaded before the bar begins.
+    model, neurons = work.model, work.neurons
+    with work.listener.task("reading the two clouds", 2 * sum(map(len, prompts.values()))) as advance:
+        layers = read_clouds(
+            model,
+            neurons,
+            random,
+            {side: [prompt.text for prompt in own] for side, own in prompts.items()},
+            alphas=alphas,
+            knobs=settings.calibrate.knobs(),
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            advance=advance,
+        )
+    shown = {side: [{"id": one.id, "category": one.category} for one in own] for side, own in prompts.items()}
+    return {"alpha": alphas, "prompts": shown, "layers": layers}
 
 
 def tune_stage(work: Workplace) -> StageResult:
