@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from safety_neurons.engines.in_process import InProcess
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.rows import mcnemar, rate
 from safety_neurons.grid.evaluation import evaluate, folder_of
+from safety_neurons.grid.measures import Extras
 from safety_neurons.judges import Judgement, RuleJudge
 
 
@@ -163,6 +165,22 @@ def test_differences_from_the_undefended_model_are_paired(run_it: Run, monkeypat
     [row] = [row for row in results["standings"] if row["defense"] == "shouting"]
     values = [cells["shouting", attack, "harmful"]["value"] for attack in ATTACKS]
     assert row["attack_success"]["value"] == pytest.approx(sum(values) / len(values))
+
+
+def test_two_targets_whose_models_are_called_alike_are_told_apart(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    monkeypatch.setattr(InProcess, "name", "tiny")
+    targets = [str(tmp_path / "model"), str(tmp_path / "other")]
+    results = evaluate(
+        targets, given, attacks=("direct",), defenses=("none",), out=tmp_path / "out", extras=Extras(utility=True)
+    )
+    names = [f"tiny ({target})" for target in targets]
+    assert results["models"] == names
+    for rows in (results["standings"], results["utility"]):
+        assert [row["model"] for row in rows] == names
+    assert Counter(cell["model"] for cell in results["cells"]) == dict.fromkeys(names, 3)
 
 
 def test_where_an_evaluation_is_kept(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """One evaluation: targets by attacks by defences by judges, kept in a folder and gone on with where it was stopped."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,9 @@ def _answered(
     command: str,
 ) -> tuple[list[Cell], dict[str, list[dict[str, Any]]]]:
     kept = KeptLines.read(folder / "generations.jsonl")
-    cells: list[Cell] = []
-    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in MEASURES}
+    names: list[str] = []
+    answered: list[list[Cell]] = []
+    made: list[dict[str, list[dict[str, Any]]]] = []
     ordinary = [prompt.text for prompt in next(iter(plan.safe.values()))]
     for target in targets:
         with opened_target(
@@ -152,13 +154,22 @@ def _answered(
             command=command,
         ) as bench:
             given_before = KeptLines.read(folder / "answers.jsonl")
+            names.append(bench.engine.name)
+            answered.append([])
             with listener.task(f"{bench.engine.name}: cells of the grid", plan.cells) as advance:
                 for cell in answered_together(plan, bench, given_before, settings_of(target, given)):
-                    cells.append(cell)
+                    answered[-1].append(cell)
                     advance(1)
-            lines = KeptLines.read(folder / "measures.jsonl")
-            for name, found in measures(extras, bench, plan.defenses, ordinary, lines).items():
-                measured[name] += found
+            made.append(measures(extras, bench, plan.defenses, ordinary, KeptLines.read(folder / "measures.jsonl")))
+    # Two runs of one model, or the model and its run, are different rows.
+    called = [
+        name if names.count(name) == 1 else f"{name} ({target})" for name, target in zip(names, targets, strict=True)
+    ]
+    cells = [replace(cell, model=name) for name, found in zip(called, answered, strict=True) for cell in found]
+    measured = {
+        measure: [row | {"model": name} for name, found in zip(called, made, strict=True) for row in found[measure]]
+        for measure in MEASURES
+    }
     return cells, measured
 
 
