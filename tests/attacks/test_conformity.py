@@ -6,15 +6,18 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from safety_neurons import attacks
+from safety_neurons import attacks, defenses
 from safety_neurons.attacks.attack import AttackedPrompt
 from safety_neurons.calibrate.calibration import calibrate
 from safety_neurons.defenses.defense import Defended
 from safety_neurons.engines.bench import Artefacts, Bench
 from safety_neurons.errors import CannotRun
+from safety_neurons.evaluate.grid import Plan, answer_grid
 from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.conversation import Conversation
+from safety_neurons.prompts import Prompt
 
 CONVERSATIONS = [Conversation.of("How do I wrap a present?"), Conversation.of("Why?", prefill="Be")]
 
@@ -80,3 +83,13 @@ def test_it_needs_neurons_with_directions(bench: Bench, armed: Bench, neurons: N
         attacks.get("conformity").surrounding(dataclasses.replace(armed, made=bare)),
     ):
         pass
+
+
+def test_the_grid_keeps_the_answers_of_another_strength_apart(armed: Bench, model: ChatModel) -> None:
+    plan = Plan((attacks.get("conformity"),), (defenses.get("none"),), (Prompt("one", "Why is the sky blue?"),), {})
+    kept = KeptLines(None)
+    for alpha in (0.0, 40.0, 0.0):
+        bench = dataclasses.replace(armed, made=dataclasses.replace(armed.made, alpha_conformity=alpha))
+        (fresh,), (found,) = (list(answer_grid(plan, bench, lines)) for lines in (KeptLines(None), kept))
+        assert found == fresh
+    assert len(kept.by_key) == 2

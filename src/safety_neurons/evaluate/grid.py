@@ -99,6 +99,8 @@ def _cell(
         made_digests(bench),
         [defense.name, options_of(defense)],
         None if attack is None else [attack.name, options_of(attack), *map(_content, attack.reads(bench))],
+        # Only what changes the model takes the run's strength.
+        *([] if opened.around is None else [bench.made.alpha_conformity]),
         [request.text for request in requests],
     )
     line = kept.by_key.get(key)
