@@ -7,7 +7,7 @@ from math import comb
 
 import pytest
 
-from safety_neurons.evaluate.paired import compare_all, compare_verdicts, holm
+from safety_neurons.evaluate.paired import by_request, compare_verdicts, holm
 from safety_neurons.judges import Verdict
 
 LETTERS: dict[str, Verdict] = {"r": "refused", "c": "complied", "u": "unscored"}
@@ -63,14 +63,8 @@ def test_over_refusal_counts_refusals() -> None:
     assert found.difference.value == 0.5
 
 
-def test_all_cells_that_both_have() -> None:
-    first = {("direct", "j"): verdicts("c" * 12), ("prefill", "j"): verdicts("cc"), ("old", "j"): verdicts("c")}
-    second = {("prefill", "j"): verdicts("cr"), ("direct", "j"): verdicts("r" * 12), ("new", "j"): verdicts("c")}
-    found = compare_all(first, second)
-    assert [(one.attack, one.judge) for one in found] == [("direct", "j"), ("prefill", "j")]
-    assert found[0].paired.p_value == pytest.approx(2 / 2**12)
-    assert found[0].adjusted == pytest.approx(4 / 2**12)
-    assert found[1].adjusted == 1
+def test_requests_that_were_not_made_have_no_verdict() -> None:
+    assert by_request(["a", "b"], ["refused", None]) == {"a": "refused"}
 
 
 def test_holm_is_the_step_down_procedure() -> None:

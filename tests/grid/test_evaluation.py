@@ -160,6 +160,10 @@ def test_differences_from_the_undefended_model_are_paired(run_it: Run, monkeypat
             if "unscored" not in (one, other)
         ]
         assert after["against_none"]["n"] == len(pairs)
+        # Of the requests alone that both could be judged on, as everywhere else.
+        gained = sum(other for _, other in pairs) - sum(one for one, _ in pairs)
+        expected = pytest.approx(gained / len(pairs)) if pairs else None
+        assert after["against_none"]["value"] == expected
         assert after["against_none"]["p"] == mcnemar([one for one, _ in pairs], [other for _, other in pairs])
         assert before["against_none"] is None
     [row] = [row for row in results["standings"] if row["defense"] == "shouting"]

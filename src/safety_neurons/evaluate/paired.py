@@ -10,6 +10,11 @@ from safety_neurons.judges import Verdict
 Verdicts = Mapping[str, Verdict]
 
 
+def by_request(ids: Sequence[str], verdicts: Sequence[Verdict | None]) -> Verdicts:
+    """Without the requests that were not made, whose verdict is None."""
+    return {name: verdict for name, verdict in zip(ids, verdicts, strict=True) if verdict is not None}
+
+
 @dataclass(frozen=True)
 class Paired:
     """Two sets of verdicts on the prompts that both have a verdict on.
@@ -53,31 +58,6 @@ def compare_verdicts(first: Verdicts, second: Verdicts, counted: Verdict = "comp
         only_first=len(first) - len(shared),
         only_second=len(second) - len(shared),
     )
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One attack and judge; `adjusted` is the p-value after Holm's correction over all that were compared."""
-
-    attack: str
-    judge: str
-    paired: Paired
-    adjusted: float
-
-
-def compare_all(
-    first: Mapping[tuple[str, str], Verdicts],
-    second: Mapping[tuple[str, str], Verdicts],
-    counted: Verdict = "complied",
-    seed: int = 0,
-) -> list[Compared]:
-    """Compare two evaluations in every (attack, judge) that both have, in the order of the first."""
-    found = {cell: compare_verdicts(first[cell], second[cell], counted, seed) for cell in first if cell in second}
-    adjusted = holm([paired.p_value for paired in found.values()])
-    return [
-        Compared(attack, judge, paired, p_value)
-        for ((attack, judge), paired), p_value in zip(found.items(), adjusted, strict=True)
-    ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.evaluate.paired import compare_verdicts, holm
+from safety_neurons.evaluate.paired import Verdicts, by_request, compare_verdicts, holm
 from safety_neurons.grid.standings import counted_in
 from safety_neurons.plugins import unknown_name
 from safety_neurons.storage import read_json
@@ -115,7 +115,7 @@ Cell = tuple[str, str, str, str]
 
 def _cells(
     found: dict[str, Any], path: Path, model: str | None, defense: str | None
-) -> dict[Cell, tuple[str, dict[str, Any]]]:
+) -> dict[Cell, tuple[str, Verdicts]]:
     """By (defence or "", attack, prompts, judge) the defence's name, and the verdicts by request."""
     known = found["models"]
     if model is None and len(known) > 1:
@@ -123,15 +123,11 @@ def _cells(
     for kind, name, names in (("model", model, known), ("defense", defense, list(found["defenses"]))):
         if name is not None and name not in names:
             raise SafetyNeuronsError(f"In {path}: {unknown_name(kind, name, names)}")
-    cells: dict[Cell, tuple[str, dict[str, Any]]] = {}
+    cells: dict[Cell, tuple[str, Verdicts]] = {}
     for cell in found["cells"]:
         if cell["model"] == (model or known[0]) and defense in (None, cell["defense"]):
             for judge, judged in cell["judges"].items():
-                verdicts = {
-                    request: verdict
-                    for request, verdict in zip(cell["prompt_ids"], judged["verdicts"], strict=True)
-                    if verdict is not None
-                }
+                verdicts = by_request(cell["prompt_ids"], judged["verdicts"])
                 place = cell["defense"] if defense is None else ""
                 cells[place, cell["attack"], cell["prompts"], judge] = (cell["defense"], verdicts)
     return cells

@@ -8,7 +8,8 @@ from typing import Any
 from safety_neurons.evaluate.grid import HARMFUL
 from safety_neurons.evaluate.judge_error import JudgeErrors, corrected
 from safety_neurons.evaluate.judged import JudgedCell
-from safety_neurons.evaluate.rows import Difference, Rate, mcnemar, mean_rate, paired_difference, rate
+from safety_neurons.evaluate.paired import by_request, compare_verdicts
+from safety_neurons.evaluate.rows import Rate, mean_rate, paired_difference, rate
 from safety_neurons.judges import Verdict
 
 UNDEFENDED = "none"
@@ -65,7 +66,7 @@ def cell_results(judged: Sequence[JudgedCell], judges: Judges, seed: int) -> lis
                 "corrected": _corrected(raw, errors, counted),
                 "against_none": None
                 if reference is None or reference is one
-                else _against(reference.verdicts(judge), verdicts, counted, seed),
+                else _against(reference, one, judge, seed),
             }
         found.append(entry)
     return found
@@ -80,16 +81,13 @@ def _corrected(raw: Rate, errors: JudgeErrors | None, counted: Verdict) -> dict[
     return None if errors is None else asdict(corrected(raw, errors, counted))
 
 
-def _against(
-    before: Sequence[Verdict | None], after: Sequence[Verdict | None], counted: Verdict, seed: int
-) -> dict[str, Any]:
-    both = [
-        (one == counted, other == counted)
-        for one, other in zip(before, after, strict=True)
-        if one not in (None, "unscored") and other not in (None, "unscored")
-    ]
-    difference = paired_difference([after], [before], counted, seed) if both else Difference(None, None, None)
-    return asdict(difference) | {"p": mcnemar([one for one, _ in both], [other for _, other in both]), "n": len(both)}
+def _against(before: JudgedCell, after: JudgedCell, judge: str, seed: int) -> dict[str, Any]:
+    """The same numbers that `compare` gives for the two."""
+    first, second = (
+        by_request([request.id for request in one.cell.requests], one.verdicts(judge)) for one in (before, after)
+    )
+    paired = compare_verdicts(first, second, counted_in(after.cell.prompts), seed)
+    return asdict(paired.difference) | {"p": paired.p_value, "n": paired.first.n}
 
 
 def standings(judged: Sequence[JudgedCell], judges: Judges, seed: int) -> list[dict[str, Any]]:
