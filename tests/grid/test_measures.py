@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.grid import measures
 from safety_neurons.grid.evaluation import evaluate
 from safety_neurons.grid.measures import Extras
@@ -85,3 +86,31 @@ def test_open_questions_are_answered_and_compared(
     assert row["win_rate"]["rate"]["value"] == 0.5
     assert row["grades"]["mean"]["value"] == 7
     assert len(asked) == 3 * 2 + 3
+    # The same file with other questions is another measure.
+    questions.write_text('{"turns": ["Name a bird."]}\n')
+    [row] = measured(extras, "none", "self-reminder")["preferences"]
+    assert row["win_rate"]["ties"] == 1
+
+
+def test_tasks_are_no_measure_of_what_a_defence_does_to_texts(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "lm_eval", lambda *_arguments, **_options: {})
+    notes = Notes()
+    results = measured(Extras(tasks=("one",)), "none", "self-reminder", listener=notes)
+    assert [row["defense"] for row in results["tasks"]] == ["none"]
+    assert any("No tasks of self-reminder" in text and "reads the model alone" in text for text in notes.said)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task_limit": 3}, "are for --tasks"),
+        ({"task_folder": Path("tasks")}, "are for --tasks"),
+        ({"preference_endpoint": "http://localhost/v1"}, "are for --preference-judge"),
+        ({"questions": Path("mine.jsonl")}, "are for --preference-judge"),
+        ({"preference_judge": "one", "questions": Path("mine.jsonl")}, "mine.jsonl"),
+    ],
+    ids=str,
+)
+def test_options_without_effect_and_files_that_are_not_there_are_errors(options: Any, message: str) -> None:
+    with pytest.raises(SafetyNeuronsError, match=message):
+        Extras(**options)

@@ -9,7 +9,9 @@ from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.defenses import Defense, get
 from safety_neurons.engines.bench import Bench
 from safety_neurons.engines.engine import weights_of
-from safety_neurons.errors import CannotRun
+from safety_neurons.engines.in_process import InProcess
+from safety_neurons.engines.kept import uncached
+from safety_neurons.errors import CannotRun, SafetyNeuronsError
 from safety_neurons.evaluate.grid import made_digests
 from safety_neurons.evaluate.lm_eval_tasks import lm_eval
 from safety_neurons.evaluate.overhead import overhead
@@ -19,6 +21,7 @@ from safety_neurons.evaluate.utility import Untouched, read_untouched, utility
 from safety_neurons.grid.standings import UNDEFENDED
 from safety_neurons.judges.asking import engine_for
 from safety_neurons.kept_lines import KeptLines
+from safety_neurons.models.weights import file_sha256
 from safety_neurons.plugins import options_of
 from safety_neurons.storage import fingerprint
 
@@ -47,6 +50,16 @@ class Extras:
     preference_endpoint: str | None = None
     questions: Path = BUNDLED
     question_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        """Raises SafetyNeuronsError where an option would have no effect, or a file with questions cannot be read."""
+        if not self.tasks and (self.task_limit is not None or self.task_folder is not None):
+            raise SafetyNeuronsError("--task-limit and --task-folder are for --tasks: name the tasks of lm-eval, too.")
+        if self.preference_judge is None and (self.preference_endpoint is not None or self.questions != BUNDLED):
+            raise SafetyNeuronsError(
+                "--preference-endpoint and --questions are for --preference-judge: name the model that judges, too."
+            )
+        read_questions(self.questions)
 
 
 def measures(
@@ -79,12 +92,17 @@ def measures(
         "utility": (extras.utility, [*ordinary], lambda defense: _utility(bench, defense, ordinary, untouched())),
         "tasks": (
             bool(extras.tasks),
-            [extras.tasks, extras.task_limit, extras.task_folder],
+            [extras.tasks, extras.task_limit, extras.task_folder and _files(extras.task_folder)],
             lambda defense: _tasks(extras, bench, defense),
         ),
         "preferences": (
             extras.preference_judge is not None,
-            [extras.preference_judge, extras.preference_endpoint, extras.question_tokens, extras.questions],
+            [
+                extras.preference_judge,
+                extras.preference_endpoint,
+                extras.question_tokens,
+                file_sha256(extras.questions) if extras.preference_judge else None,
+            ],
             lambda defense: _preferences(extras, bench, defense, dialogues()),
         ),
     }
@@ -127,7 +145,12 @@ def _utility(bench: Bench, defense: Defense, ordinary: Sequence[str], untouched:
 
 def _tasks(extras: Extras, bench: Bench, defense: Defense) -> dict[str, Any]:
     model = weights_of(bench.engine, "lm-eval")
-    with defense.opened(bench):
+    with defense.opened(bench) as defended:
+        # The harness reads the model itself: what else a defence does would not be in its numbers.
+        engine = uncached(defended.engine)
+        changed = defended.engine.identity != bench.engine.identity
+        if not isinstance(engine, InProcess) or not (changed or defense.name == UNDEFENDED):
+            raise CannotRun("lm-eval reads the model alone, and this defence works on texts or on the decoding.")
         results = lm_eval(
             model,
             extras.tasks,
@@ -144,6 +167,11 @@ def _preferences(extras: Extras, bench: Bench, defense: Defense, plain: Sequence
     judge = engine_for(extras.preference_endpoint, extras.preference_judge, None)
     win_rate = compare_answers(judge, ours, plain, seed=bench.seed)
     return {"win_rate": asdict(win_rate), "grades": asdict(grade_answers(judge, ours, seed=bench.seed))}
+
+
+def _files(folder: Path) -> list[list[str]]:
+    """Each file of a folder with tasks, and a name for what is in it."""
+    return [[str(path), file_sha256(path)] for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def _dialogues(extras: Extras, bench: Bench, defense: Defense) -> list[Dialogue]:
