@@ -23,6 +23,7 @@ from safety_neurons.evaluate.rows import mcnemar, rate
 from safety_neurons.grid.evaluation import evaluate, folder_of
 from safety_neurons.grid.measures import Extras
 from safety_neurons.judges import Judgement, RuleJudge
+from safety_neurons.judges.yes_no import JUDGE as YES_NO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +209,9 @@ def test_where_an_evaluation_is_kept(tmp_path: Path) -> None:
         ({"attacks": ()}, "at least one of --attacks"),
         ({"on": "advbench"}, "names no harmful and safe prompt sets"),
         ({"on": "nosuchset:benign"}, "nosuchset"),
+        ({"on": "contrast:benign:benign"}, "names a set twice"),
+        ({"on": "contrast:harmful"}, "'harmful' as a safe one"),
+        ({"served_model": "qwen"}, "evaluate the server's address"),
     ],
     ids=str,
 )
@@ -216,6 +220,21 @@ def test_bad_input_is_an_error_before_any_work(
 ) -> None:
     with pytest.raises(SafetyNeuronsError, match=message):
         run_it(**options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_beside_the_target_is_an_error(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SafetyNeuronsError, match="--model is for runs"):
+        evaluate([str(tmp_path / "model")], {**given, "model": "qwen3-0.6b"}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_judge_without_a_model_is_an_error_before_any_work(
+    run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judges, "get", lambda name: YES_NO)
+    with pytest.raises(SafetyNeuronsError, match="jailbreakbench:model=NAME"):
+        run_it(judges=("jailbreakbench",))
     assert not (tmp_path / "out").exists()
 
 

@@ -89,12 +89,14 @@ def check_judges(
         names: which judges, with their options; all that need no model when left out.
 
     Raises:
-        SafetyNeuronsError: a file is no file of labelled answers, or there is no such judge.
+        SafetyNeuronsError: a file is no file of labelled answers, or there is no such judge, or none of its model.
     """
     listener = listener or Silence()
     chosen = [judges.get(name) for name in names or judges.names()]
     if not names:
         chosen = [judge for judge in chosen if isinstance(judge, RuleJudge)]
+    for judge in chosen:
+        judge.check()
     groups: dict[str, list[Labelled]] = {}
     for path in paths:
         for labelled in read_labelled(path):

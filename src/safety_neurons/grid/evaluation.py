@@ -17,7 +17,7 @@ from safety_neurons.grid.measures import MEASURES, Extras, measures
 from safety_neurons.grid.shared import answered_together
 from safety_neurons.grid.standings import cell_results, errors_of, standings
 from safety_neurons.grid.tables import notes, tables
-from safety_neurons.grid.targets import Requests, check_target, is_run, opened_target, settings_of
+from safety_neurons.grid.targets import Requests, check_target, is_address, is_run, opened_target, settings_of
 from safety_neurons.kept_lines import KeptLines
 from safety_neurons.progress import Listener, Silence
 from safety_neurons.run.folder import RunFolder
@@ -80,7 +80,11 @@ def evaluate(
     trials = [attacks_known.get(name) for name in _once(attacks, "attacks")]
     defended = [defenses_known.get(name) for name in _once(defenses, "defenses")]
     referees = [judges_known.get(name) for name in _once(judges, "judges")]
+    for judge in referees:
+        judge.check()
     errors = {one.name: errors_of(one.name, judge_errors) for one in referees}
+    if served_model is not None and not any(map(is_address, targets)):
+        raise SafetyNeuronsError("--served-model is the model's name at a server: evaluate the server's address.")
     settings = settings_of(targets[0], given)
     requests = Requests.read(settings, on, limit or settings.evaluate.prompts)
     plan = Plan(tuple(trials), tuple(defended), requests.harmful, requests.safe)

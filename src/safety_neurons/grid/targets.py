@@ -13,6 +13,7 @@ from safety_neurons.engines.engine import Engine
 from safety_neurons.engines.in_process import InProcess
 from safety_neurons.engines.kept import Kept
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.evaluate.grid import HARMFUL
 from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.locate import locate
 from safety_neurons.progress import Listener
@@ -54,6 +55,8 @@ class Requests:
             raise SafetyNeuronsError(
                 f"{on!r} names no harmful and safe prompt sets: give them as jailbreakbench:alpaca:xstest-safe."
             )
+        if len(set(names)) < len(names) or HARMFUL in names[1:]:
+            raise SafetyNeuronsError(f"{on!r} names a set twice, or {HARMFUL!r} as a safe one.")
         learnt = {prompt.text for prompts in own.values() for prompt in prompts if prompt.split != "test"}
         found = {}
         for name in names:
@@ -69,6 +72,10 @@ def is_run(name: str) -> bool:
     return RunFolder(Path(name)).record_file.exists()
 
 
+def is_address(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
 def settings_of(name: str, given: Mapping[str, Any]) -> Settings:
     """The settings under which a target is evaluated.
 
@@ -77,16 +84,20 @@ def settings_of(name: str, given: Mapping[str, Any]) -> Settings:
     """
     if is_run(name):
         return merged_settings(read_json(RunFolder(Path(name)).record_file).get("settings", {}), given)
-    return merged_settings({}, given if _is_address(name) else {**given, "model": name})
+    return merged_settings({}, given if is_address(name) else {**given, "model": name})
 
 
 def check_target(name: str, given: Mapping[str, Any]) -> None:
     """Say at once that there is no such model; what is behind an address is only known when it is asked.
 
     Raises:
-        SafetyNeuronsError: no run and no model is called so.
+        SafetyNeuronsError: no run and no model is called so, or another model is named besides.
     """
-    if not _is_address(name):
+    if "model" in given and not is_run(name):
+        raise SafetyNeuronsError(
+            f"--model is for runs, and {name} is evaluated as it is: name each model to evaluate as a target."
+        )
+    if not is_address(name):
         locate(settings_of(name, given).model)
 
 
@@ -117,7 +128,7 @@ def opened_target(
             Kept(engine, kept), tokens, settings.seed, harmful, benign, made, folder, settings.data_dir, listener
         )
 
-    if _is_address(name):
+    if is_address(name):
         from safety_neurons.engines.endpoint import Endpoint
 
         yield bench(Endpoint(name, served_model), Artefacts())
@@ -140,10 +151,6 @@ def opened_target(
             model.render("Hello")
             advance(1)
         yield bench(InProcess(model, settings.batch_size), Artefacts())
-
-
-def _is_address(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
 
 
 def _same_neurons(guard: Guard, neurons: Any) -> bool:

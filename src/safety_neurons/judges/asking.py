@@ -50,6 +50,14 @@ class ModelJudge(Judge):
         """The verdict in what the model said; "unscored", with what is missing, where there is none."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        if not self.model:
+            plain = self.name.partition(":")[0]
+            raise CannotRun(
+                f"The judge {self.name} asks a model, and none was named: {plain}:model=NAME for one that is loaded "
+                f"here, or {plain}:endpoint=URL,model=NAME for one behind a server."
+            )
+
     @property
     def identity(self) -> str:
         """Which model is asked what, and how its words are read: all that the verdicts depend on."""
@@ -80,12 +88,7 @@ class ModelJudge(Judge):
                 yield index, Judgement("unscored", reason)
         if done.issuperset(asked):
             return
-        if not self.model:
-            plain = self.name.partition(":")[0]
-            raise CannotRun(
-                f"The judge {self.name} asks a model, and none was named: {plain}:model=NAME for one that is loaded "
-                f"here, or {plain}:endpoint=URL,model=NAME for one behind a server."
-            )
+        self.check()
         engine = engine_for(self.endpoint, self.model, self.chat_template)
         conversations = [self.conversation(exchanges[index]) for index in asked]
         known = frozenset(place for place, index in enumerate(asked) if index in done)

@@ -38,6 +38,13 @@ class Judge:
     name: str
     source: str
 
+    def check(self) -> None:
+        """Say before any work what would keep the judge from judging.
+
+        Raises:
+            CannotRun: no model was named for a judge that asks one.
+        """
+
     @property
     def identity(self) -> str:
         """The name of exactly these verdicts: what is kept of them is found again by it."""
