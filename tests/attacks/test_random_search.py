@@ -129,3 +129,18 @@ def test_it_needs_the_model(bench: Bench, make_interpreter: Callable[..., Any]) 
 
 def test_probabilities_are_logarithms(model: ChatModel) -> None:
     assert all(-math.inf < value < 0 for value in agreement(model, USERS))
+
+
+def test_a_helping_process_keeps_no_file(
+    tmp_path: Path, make_bench: Callable[..., Bench], defended: Defended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(folder=tmp_path)
+    first = search().prompts(USERS, defended, bench)
+    path = tmp_path / random_search.FILE
+    content = path.read_bytes()
+    kept = random_search.KeptLines.read(path).by_key
+    monkeypatch.setattr(random_search, "is_mine", lambda number: False)
+    monkeypatch.setattr(random_search, "from_all_processes", lambda mine: [kept, mine])
+    assert search().prompts(USERS, defended, bench) == first
+    assert search("random-search:steps=1,suffix_tokens=2").prompts(USERS, defended, bench) != first
+    assert path.read_bytes() == content

@@ -6,6 +6,7 @@ Only the probability of the first token is asked for, so that it also works on m
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -14,10 +15,12 @@ from safety_neurons.defenses.defense import Defended
 from safety_neurons.engines.bench import Bench
 from safety_neurons.engines.engine import weights_of
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.find.processes import from_all_processes, is_mine
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import in_batches
-from safety_neurons.storage import append_line, disk_errors, fingerprint, read_lines
+from safety_neurons.storage import disk_errors, fingerprint
 
 TARGET = "Sure"
 START = " !"
@@ -44,12 +47,7 @@ class RandomSearch(Attack):
 
     def prompts(self, requests: Sequence[str], defended: Defended, bench: Bench) -> Sequence[AttackedPrompt]:
         model = weights_of(defended.engine, self.name)
-        path = None if bench.folder is None else bench.folder / FILE
-        kept: dict[str, str] = {}
-        if path is not None:
-            with disk_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            kept = {line["key"]: line["suffix"] for line in read_lines(path)}
+        kept = _kept(bench.folder)
         pieces = suffix_pieces(model)
         sent = []
         with bench.listener.task(self.name, len(requests)) as advance:
@@ -57,11 +55,10 @@ class RandomSearch(Attack):
                 key = fingerprint(
                     defended.engine.identity, request, self.steps, self.suffix_tokens, self.candidates, bench.seed
                 )
-                if key not in kept:
-                    *_, (kept[key], _) = self.search(model, pieces, request, bench.seed)
-                    if path is not None:
-                        append_line(path, {"key": key, "suffix": kept[key]})
-                sent.append(AttackedPrompt(request + kept[key]))
+                if key not in kept.by_key:
+                    *_, (suffix, _) = self.search(model, pieces, request, bench.seed)
+                    kept.add(key, {"suffix": suffix})
+                sent.append(AttackedPrompt(request + kept.by_key[key]["suffix"]))
                 advance(1)
         return sent
 
@@ -81,6 +78,15 @@ class RandomSearch(Attack):
                 if value > highest:
                     best, highest = suffix, value
             yield "".join(best), highest
+
+
+def _kept(folder: Path | None) -> KeptLines:
+    """What was found before. Of several processes only the first has the file, and the others know what is in it."""
+    path = folder / FILE if folder is not None and is_mine(0) else None
+    if path is not None:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    return KeptLines(path, from_all_processes(KeptLines.read(path).by_key)[0])
 
 
 def changed(suffix: Sequence[str], pieces: Sequence[str], draw: random.Random) -> list[str]:
