@@ -203,6 +203,7 @@ def test_what_came_before_a_failure_is_had(server: Any) -> None:
         (b'{"choices": [{"message": "Hi"}]}', "message"),
         (b"[1, 2", r"\[1, 2"),
         (b"\xff\xfe", "It says"),
+        (b"\x1b[2Jgone", r"It says: \?\[2Jgone$"),
         (b"word " * 1000, r"word +\.\.\.$"),
     ],
 )

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from safety_neurons.engines.probes import CONTINUED, must_draw, repeats_prefill
 from safety_neurons.engines.replies import Reply, ServedModels
-from safety_neurons.engines.unanswered import explained, not_understood
+from safety_neurons.engines.unanswered import explained, not_understood, shown
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
 from safety_neurons.models.conversation import Conversation
 from safety_neurons.models.generate import Completion, Sampling
@@ -115,7 +115,8 @@ class Endpoint:
             return self.model_name
         names = self._wait_for(self._names)
         if len(names) != 1:
-            listed = f"has {len(names)} models ({', '.join(names)})" if names else "lists no models"
+            known = shown(", ".join(names), self._key)
+            listed = f"has {len(names)} models ({known})" if names else "lists no models"
             raise SafetyNeuronsError(f"The server at {self.url} {listed}: say which model you mean.")
         return names[0]
 

@@ -43,9 +43,9 @@ def not_understood(url: str, text: str, key: str | None) -> SafetyNeuronsError:
 
 
 def shown(text: str, key: str | None) -> str:
-    """The beginning of a text in one line, without the key."""
+    """The beginning of a text in one line, without the key and without what a terminal would obey."""
     hidden = text.replace(key, "[key]") if key else text
-    line = " ".join(hidden.split())
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(hidden.split()))
     return line if len(line) <= SHOWN else f"{line[:SHOWN]} ..."
 
 
