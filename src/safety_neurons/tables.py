@@ -22,7 +22,7 @@ def rich_table(found: TextTable) -> Table:
     """For the terminal."""
     result = Table(title=escape(found.title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, column in enumerate(found.columns):
-        result.add_column(escape(column), justify="left" if number < found.words else "right")
+        result.add_column(escape(column), justify="left" if number < found.words else "right", overflow="fold")
     for row in found.rows:
         result.add_row(*map(escape, row))
     return result

@@ -172,5 +172,8 @@ def methods() -> None:
         for name in family.names():
             member = family.get(name)
             options = ", ".join(f"{option}={value}" for option, value in options_of(member).items())
-            rows.append([name, getattr(member, "description", member.source), options or "-"])
-        console.print(rich_table(TextTable(title, [title.lower()[:-1], "what it is", "options"], rows, words=3)))
+            # A judge is its source.
+            said = [member.description] if hasattr(member, "description") else []
+            rows.append([name, *said, options or "-", member.source])
+        columns = [title.lower()[:-1], *(["what it does"] if family is not judges else []), "options", "source"]
+        console.print(rich_table(TextTable(title, columns, rows, words=len(columns))))
