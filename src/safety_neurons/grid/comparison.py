@@ -7,13 +7,11 @@ from typing import Any
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.paired import Verdicts, by_request, compare_verdicts, holm
-from safety_neurons.grid.standings import counted_in
+from safety_neurons.grid.standings import SCHEMA, counted_in
+from safety_neurons.grid.tables import SIGNIFICANT, points
 from safety_neurons.plugins import unknown_name
 from safety_neurons.storage import read_json
 from safety_neurons.tables import TextTable
-
-# A difference this unlikely by chance, corrected for the number of comparisons, is marked.
-SIGNIFICANT = 0.05
 
 
 def compare(
@@ -79,7 +77,7 @@ def table(rows: Sequence[dict[str, Any]], first: str, second: str) -> TextTable:
             row["judge"],
             f"{row['first']['value'] * 100:.0f}",
             f"{row['second']['value'] * 100:.0f}",
-            _points(row["difference"]) + ("*" if row["adjusted_p"] < SIGNIFICANT else ""),
+            points(row["difference"]) + ("*" if row["adjusted_p"] < SIGNIFICANT else ""),
             f"+{len(row['gained'])} -{len(row['lost'])}",
             str(row["second"]["n"]),
         ]
@@ -90,14 +88,15 @@ def table(rows: Sequence[dict[str, Any]], first: str, second: str) -> TextTable:
     return TextTable(title, columns, lines, words=4)
 
 
-def _points(found: dict[str, Any]) -> str:
-    return f"{found['value'] * 100:+.0f} ({found['low'] * 100:+.0f} to {found['high'] * 100:+.0f})"
-
-
 def _read(path: Path) -> dict[str, Any]:
     for folder in (path, path / "evaluation"):
         if (folder / "evaluation.json").exists():
-            found: dict[str, Any] = read_json(folder / "evaluation.json")
+            found = read_json(folder / "evaluation.json")
+            if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+                raise SafetyNeuronsError(
+                    f"{folder / 'evaluation.json'} is no evaluation of this version. Evaluate again: what was answered "
+                    "is kept."
+                )
             return found
     raise SafetyNeuronsError(f"{path} holds no evaluation. Make one: safety-neurons evaluate {path}")
 

@@ -15,7 +15,7 @@ from safety_neurons.evaluate.grid import Cell, Plan
 from safety_neurons.evaluate.judged import judge_cells
 from safety_neurons.grid.measures import MEASURES, Extras, measures
 from safety_neurons.grid.shared import answered_together
-from safety_neurons.grid.standings import cell_results, errors_of, standings
+from safety_neurons.grid.standings import SCHEMA, cell_results, errors_of, standings
 from safety_neurons.grid.tables import notes, tables
 from safety_neurons.grid.targets import Requests, check_target, is_address, is_run, opened_target, settings_of
 from safety_neurons.kept_lines import KeptLines
@@ -26,7 +26,6 @@ from safety_neurons.run.torchrun import dismiss
 from safety_neurons.storage import disk_errors, write_json, write_text
 from safety_neurons.tables import markdown
 
-SCHEMA = 1
 ATTACKS = ("direct", "prefix-injection", "refusal-suppression", "prefill")
 DEFENSES = ("none", "self-reminder", "icd", "guard", "safetuning")
 JUDGES = ("refusal",)

@@ -13,6 +13,8 @@ from safety_neurons.evaluate.rows import Rate, mean_rate, paired_difference, rat
 from safety_neurons.judges import Verdict
 
 UNDEFENDED = "none"
+# Of evaluation.json.
+SCHEMA = 1
 # The judges' names, and their errors where these are known.
 Judges = Mapping[str, JudgeErrors | None]
 

@@ -6,7 +6,7 @@ from typing import Any
 from safety_neurons.evaluate.grid import HARMFUL
 from safety_neurons.tables import TextTable
 
-# A difference from the undefended model this unlikely by chance is marked.
+# A difference this unlikely by chance is marked.
 SIGNIFICANT = 0.05
 
 
@@ -49,7 +49,7 @@ def _standings(results: Mapping[str, Any], judge: str) -> TextTable:
                 row["defense"],
                 _share(row["attack_success"]),
                 *([_share(row["corrected"])] if corrected else []),
-                _points(row["against_none"]),
+                points(row["against_none"]),
                 *(_share(row["over_refusal"].get(name)) for name in sets),
                 *([f"{cost['ratio']:.2f}" if cost else "-"] if overhead else []),
             ]
@@ -145,7 +145,8 @@ def _share(found: Mapping[str, Any] | None) -> str:
     return f"{found['value'] * 100:.0f} ({found['low'] * 100:.0f}-{found['high'] * 100:.0f})"
 
 
-def _points(found: Mapping[str, Any] | None) -> str:
+def points(found: Mapping[str, Any] | None) -> str:
+    """A difference of two shares in percent, with its interval."""
     if found is None or found["value"] is None:
         return "-"
     return f"{found['value'] * 100:+.0f} ({found['low'] * 100:+.0f} to {found['high'] * 100:+.0f})"
