@@ -19,6 +19,7 @@ from safety_neurons.engines.bench import Artefacts, Bench
 from safety_neurons.engines.in_process import InProcess
 from safety_neurons.engines.kept import Kept
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
+from safety_neurons.evaluate.utility import read_untouched, utility
 from safety_neurons.find.neuron_set import Directions, NeuronSet, Provenance
 from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.chat import ChatModel
@@ -205,3 +206,12 @@ def test_an_expert_without_refusals_cannot_be_trained(make_bench: Callable[..., 
     nothing = Corpus(tuple(pair for pair in corpus().pairs if pair.kind != "refusal"))
     with pytest.raises(CannotRun, match="there are none in the run's corpus"):
         answered(make_bench(made=Artefacts(corpus=nothing)), "safedecoding")
+
+
+def test_the_models_own_probabilities_say_nothing_of_another_decoding(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    untouched = read_untouched(bench, ["Why is the sky blue?"])
+    with defenses.get(SAFEDECODING).opened(bench) as defended:
+        found = utility(bench, defended, untouched.prompts, untouched)
+    assert (found.divergence, found.perplexity) == (None, None)
+    assert "decodes in its own way" in str(found.no_divergence)

@@ -9,6 +9,8 @@ from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.defenses import Defended
 from safety_neurons.engines.bench import Bench
 from safety_neurons.engines.engine import weights_of
+from safety_neurons.engines.in_process import InProcess
+from safety_neurons.engines.kept import uncached
 from safety_neurons.evaluate.likelihood import distance, perplexity, read_answers, surprise
 from safety_neurons.evaluate.rows import Rate, mean, share
 from safety_neurons.judges.readability import loops
@@ -133,6 +135,8 @@ def _no_divergence(defended: Defended, untouched: Untouched | None) -> str | Non
         return f"{defended.engine.name} gives text only."
     if untouched is None:
         return "The untouched model's answers were not read."
+    if not isinstance(uncached(defended.engine), InProcess):
+        return "The defence decodes in its own way, which the model's own probabilities do not show."
     if defended.engine.identity == untouched.identity:
         return "The model is the untouched one: only texts are changed, if anything is."
     return None
