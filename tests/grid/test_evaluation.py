@@ -22,8 +22,10 @@ from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.evaluate.rows import mcnemar, rate
 from safety_neurons.grid.evaluation import evaluate, folder_of
 from safety_neurons.grid.measures import Extras
+from safety_neurons.grid.targets import Requests
 from safety_neurons.judges import Judgement, RuleJudge
 from safety_neurons.judges.yes_no import JUDGE as YES_NO
+from safety_neurons.run.folder import merged_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,3 +251,15 @@ def test_sets_that_are_named_are_asked_without_what_a_run_learns_from(given: dic
     harmful = [cell for cell in results["cells"] if cell["prompts"] == "harmful"]
     assert all(len(cell["prompt_ids"]) == 4 for cell in harmful)
     assert results["prompts"]["safe"] == {given["benign"]: 4}
+
+
+def test_what_any_target_learns_from_is_not_asked(given: dict[str, Any], tmp_path: Path) -> None:
+    settings = merged_settings({}, given)
+    other = tmp_path / "other.jsonl"
+    alone = Requests.read(settings, None, 3, [settings])
+    other.write_text("".join(f'{{"prompt": "{one.text}", "split": "train"}}\n' for one in alone.harmful))
+    learner = settings.model_copy(update={"harmful": str(other)})
+    asked = Requests.read(settings, None, 3, [settings, learner])
+    assert asked.safe == alone.safe
+    assert len(asked.harmful) == 3
+    assert not {one.text for one in asked.harmful} & {one.text for one in alone.harmful}

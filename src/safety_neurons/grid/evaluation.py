@@ -84,8 +84,8 @@ def evaluate(
     errors = {one.name: errors_of(one.name, judge_errors) for one in referees}
     if served_model is not None and not any(map(is_address, targets)):
         raise SafetyNeuronsError("--served-model is the model's name at a server: evaluate the server's address.")
-    settings = settings_of(targets[0], given)
-    requests = Requests.read(settings, on, limit or settings.evaluate.prompts)
+    settings, *others = (settings_of(target, given) for target in targets)
+    requests = Requests.read(settings, on, limit or settings.evaluate.prompts, [settings, *others])
     plan = Plan(tuple(trials), tuple(defended), requests.harmful, requests.safe)
     for target in targets:
         check_target(target, given)

@@ -40,16 +40,34 @@ class Requests:
     safe: dict[str, tuple[Prompt, ...]]
 
     @classmethod
-    def read(cls, settings: Settings, on: str | None, limit: int) -> "Requests":
-        """The test split of the settings' own sets, or the sets `on`, HARMFUL:SAFE[:SAFE...], without what was learnt.
+    def read(cls, settings: Settings, on: str | None, limit: int, learners: Sequence[Settings]) -> "Requests":
+        """The test split of the settings' own sets, or the sets `on`, HARMFUL:SAFE[:SAFE...].
+
+        Without what any of the `learners` may learn from: the settings of all targets.
 
         Raises:
             SafetyNeuronsError: a set cannot be read, or nothing of it is left to ask.
         """
-        own = {name: load_prompts(getattr(settings, name), settings.column, settings.data_dir) for name in PROMPT_SETS}
+        learnt = {
+            prompt.text
+            for one in learners
+            for name in PROMPT_SETS
+            for prompt in load_prompts(getattr(one, name), one.column, one.data_dir)
+            if prompt.split != "test"
+        }
+
+        def fresh(name: str, split: str | None) -> tuple[Prompt, ...]:
+            prompts: PromptSet = load_prompts(name, settings.column, settings.data_dir)
+            if split is not None:
+                prompts = prompts.split(split)
+            left = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learnt))
+            if not len(left):
+                raise SafetyNeuronsError(f"Nothing of {name!r} is left to ask: a run learns from all its prompts.")
+            return tuple(left.take(limit))
+
         if on is None:
-            harmful, *safe = (list(own[name].split("test").take(limit)) for name in ("harmful", "benign", "borderline"))
-            return cls(tuple(harmful), {"benign": tuple(safe[0]), "borderline": tuple(safe[1])})
+            safe = {name: fresh(getattr(settings, name), "test") for name in ("benign", "borderline")}
+            return cls(fresh(settings.harmful, "test"), safe)
         names = on.split(":")
         if len(names) < 2 or not all(names):
             raise SafetyNeuronsError(
@@ -57,15 +75,8 @@ class Requests:
             )
         if len(set(names)) < len(names) or HARMFUL in names[1:]:
             raise SafetyNeuronsError(f"{on!r} names a set twice, or {HARMFUL!r} as a safe one.")
-        learnt = {prompt.text for prompts in own.values() for prompt in prompts if prompt.split != "test"}
-        found = {}
-        for name in names:
-            prompts: PromptSet = load_prompts(name, settings.column, settings.data_dir)
-            fresh = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learnt))
-            if not len(fresh):
-                raise SafetyNeuronsError(f"Nothing of {name!r} is left to ask: a run learns from all its prompts.")
-            found[name] = tuple(fresh.take(limit))
-        return cls(found[names[0]], {name: found[name] for name in names[1:]})
+        harmful, *safe_names = names
+        return cls(fresh(harmful, None), {name: fresh(name, None) for name in safe_names})
 
 
 def is_run(name: str) -> bool:
