@@ -28,14 +28,19 @@ def rich_table(found: TextTable) -> Table:
     return result
 
 
+def inert(said: str) -> str:
+    """Names that others chose must not become markup where Markdown is read."""
+    return said.replace("&", "&amp;").replace("<", "&lt;")
+
+
 def markdown(tables: Sequence[TextTable], before: Sequence[str] = ()) -> str:
-    """Paragraphs, then the tables, each after its title."""
+    """Paragraphs as they are, then the tables, each after its title."""
     parts = list(before)
     for table in tables:
         rule = ["---"] * table.words + ["--:"] * (len(table.columns) - table.words)
-        parts.append(f"**{table.title}**\n\n" + "\n".join(map(_line, [table.columns, rule, *table.rows])))
+        parts.append(f"**{inert(table.title)}**\n\n" + "\n".join(map(_line, [table.columns, rule, *table.rows])))
     return "\n\n".join(parts) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(inert(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -178,13 +178,16 @@ def test_two_targets_whose_models_are_called_alike_are_told_apart(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tmp_path / "model", tmp_path / "other")
-    monkeypatch.setattr(InProcess, "name", "tiny")
+    monkeypatch.setattr(InProcess, "name", "<b>tiny")
     targets = [str(tmp_path / "model"), str(tmp_path / "other")]
     results = evaluate(
         targets, given, attacks=("direct",), defenses=("none",), out=tmp_path / "out", extras=Extras(utility=True)
     )
-    names = [f"tiny ({target})" for target in targets]
+    names = [f"<b>tiny ({target})" for target in targets]
     assert results["models"] == names
+    said = (tmp_path / "out" / "evaluation.md").read_text()
+    assert "&lt;b>tiny" in said
+    assert "<b>" not in said
     for rows in (results["standings"], results["utility"]):
         assert [row["model"] for row in rows] == names
     assert Counter(cell["model"] for cell in results["cells"]) == dict.fromkeys(names, 3)

@@ -24,7 +24,7 @@ from safety_neurons.run.folder import RunFolder
 from safety_neurons.run.opened import keep_section
 from safety_neurons.run.torchrun import dismiss
 from safety_neurons.storage import disk_errors, write_json, write_text
-from safety_neurons.tables import markdown
+from safety_neurons.tables import inert, markdown
 
 ATTACKS = ("direct", "prefix-injection", "refusal-suppression", "prefill")
 DEFENSES = ("none", "self-reminder", "icd", "guard", "safetuning")
@@ -120,7 +120,7 @@ def evaluate(
             }
             write_json(folder / "evaluation.json", results)
             lines = [f"```\n{command}\n```"] if command else []
-            write_text(folder / "evaluation.md", markdown(tables(results), [*lines, *notes(results)]))
+            write_text(folder / "evaluation.md", markdown(tables(results), [*lines, *map(inert, notes(results))]))
         if len(targets) == 1 and is_run(targets[0]):
             keep_section(RunFolder(Path(targets[0])), "evaluation", results)
     except filelock.Timeout as error:

@@ -12,7 +12,7 @@ from safety_neurons.report.results import check
 from safety_neurons.report.run_tables import introduction, notes, run_tables
 from safety_neurons.report.side_by_side import Runs, comparison_tables
 from safety_neurons.storage import disk_errors, write_text
-from safety_neurons.tables import TextTable, markdown
+from safety_neurons.tables import TextTable, inert, markdown
 
 # Pixels; PNG files have twice as many in each direction.
 _WIDTH = 900
@@ -23,6 +23,8 @@ _PAPER = {
     "width": _WIDTH,
 }
 _GRID = {"gridcolor": "#e1e4e8"}
+# Characters of a name or a sentence.
+_MOST = 1000
 
 
 def write_markdown(runs: Runs, path: Path) -> None:
@@ -43,17 +45,16 @@ def write_markdown(runs: Runs, path: Path) -> None:
     else:
         before = [_shown(note) for results in runs.values() for note in notes(results)]
         found = comparison_tables(runs)
-    write_text(path, markdown([_safe(table) for table in found], list(dict.fromkeys(before))))
+    write_text(path, markdown([_seen(table) for table in found], list(dict.fromkeys(before))))
 
 
-def _safe(table: TextTable) -> TextTable:
-    columns, rows = list(map(_shown, table.columns)), [list(map(_shown, row)) for row in table.rows]
-    return TextTable(_shown(table.title), columns, rows)
+def _seen(table: TextTable) -> TextTable:
+    columns, *rows = ([text.visible(cell, _MOST) for cell in row] for row in (table.columns, *table.rows))
+    return TextTable(text.visible(table.title, _MOST), columns, rows, table.words)
 
 
 def _shown(said: str) -> str:
-    """Names that others chose must not become markup where Markdown is read."""
-    return text.visible(said, 1000).replace("&", "&amp;").replace("<", "&lt;")
+    return inert(text.visible(said, _MOST))
 
 
 def write_figures(results: dict[str, Any], folder: Path) -> list[Path]:
