@@ -74,7 +74,7 @@ def evaluate(
     utility
         Measure how ordinary answers look under each defence, and how far the model moved (KL, perplexity).
     tasks
-        Names of lm-eval tasks that are run under each defence (extra lm-eval).
+        Names of lm-eval tasks that are run under each defence that changes the model (extra lm-eval).
     task_limit
         How many documents of each task, at most.
     task_folder

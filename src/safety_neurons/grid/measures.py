@@ -36,9 +36,10 @@ TIMED_PROMPTS = 4
 class Extras:
     """What is measured beside the grid; nothing unless it is asked for.
 
-    `rounds` are of the time that each defence takes, `tasks` names of lm-eval's, `task_limit` how many documents of
-    each, `task_folder` a folder with tasks of the user's. `preference_judge` is the model that says whose answers to
-    open `questions` are better, the defence's or the undefended model's: at `preference_endpoint`, or loaded here.
+    `rounds` are of the time that each defence takes, `tasks` names of lm-eval's for the defences that change the model,
+    `task_limit` how many documents of each, `task_folder` a folder with tasks of the user's. `preference_judge` is the
+    model that says whose answers to open `questions` are better, the defence's or the undefended model's: at
+    `preference_endpoint`, or loaded here.
     """
 
     rounds: int = 0
