@@ -18,7 +18,7 @@ from safety_neurons.storage import read_json, read_lines
 
 # Seconds until a start answers.
 LOADING = 10
-KEPT = ("generations.jsonl", "answers.jsonl", "verdicts.jsonl")
+KEPT = ("generations.jsonl", "answers.jsonl")
 
 
 def command(arguments: list[str], out: Path) -> list[str]:

@@ -79,3 +79,15 @@ def test_engines_of_other_architectures_answer_too(architecture: str, make_model
     model = make_model(architecture)
     alone = [answers(InProcess(model), [one], max_new_tokens=5)[0] for one in ASKED]
     assert answers(InProcess(model, batch_size=4), ASKED, max_new_tokens=5) == alone
+
+
+def test_another_template_or_system_prompt_is_another_engine(model: ChatModel) -> None:
+    template = model.tokenizer.chat_template
+    before = InProcess(model).identity
+    assert InProcess(model).identity == before
+    assert InProcess(model.with_system("Be brief.")).identity != before
+    model.tokenizer.chat_template = template.replace("<|end|>", "<|end|> ")
+    try:
+        assert InProcess(model).identity != before
+    finally:
+        model.tokenizer.chat_template = template

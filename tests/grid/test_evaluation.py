@@ -141,7 +141,7 @@ def test_a_grid_killed_at_any_moment_gives_the_same_results_and_repeats_no_answe
             kills += 1
     assert kills >= 5
     assert results == whole
-    for name in ("generations.jsonl", "answers.jsonl", "verdicts.jsonl"):
+    for name in ("generations.jsonl", "answers.jsonl"):
         kept = storage.read_lines(tmp_path / "killed" / name)
         assert len(kept) == len({line["key"] for line in kept}) == lines[name]
 

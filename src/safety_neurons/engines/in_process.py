@@ -25,8 +25,10 @@ class InProcess:
     @property
     def identity(self) -> str:
         model = self.model
-        # The batch size, too: who shares a batch with whom decides the rounding.
-        return fingerprint(model.identity, str(model.model.dtype), model.system, self.batch_size, self.change)
+        # A rendered turn shows the template, its options and the system prompt. The batch size, too: who shares a batch
+        # with whom decides the rounding.
+        turn = model.render("Hello")
+        return fingerprint(model.identity, str(model.model.dtype), turn, self.batch_size, self.change)
 
     def under(self, change: str) -> Self:
         return replace(self, change=f"{self.change}+{change}" if self.change else change)

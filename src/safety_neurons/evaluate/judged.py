@@ -1,10 +1,10 @@
-"""The verdicts of several judges on the cells of a grid; no answer is judged twice."""
+"""The verdicts of several judges on the cells of a grid; no model is asked for one twice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safety_neurons.evaluate.grid import Cell
-from safety_neurons.judges import Exchange, Judge, Judgement, Verdict
+from safety_neurons.judges import Exchange, Judge, Judgement, RuleJudge, Verdict
 from safety_neurons.kept_lines import KeptLines
 from safety_neurons.progress import Listener
 from safety_neurons.storage import fingerprint
@@ -34,12 +34,14 @@ def judge_cells(
     distinct = list(dict.fromkeys(exchanges.values()))
     found: dict[str, dict[Exchange, Judgement]] = {}
     for judge in judges:
+        # Rules cost nothing, and what they say may change with them.
+        lines = KeptLines(None) if isinstance(judge, RuleJudge) else kept
         keys = [fingerprint(judge.identity, *exchange) for exchange in distinct]
-        done = frozenset(index for index, key in enumerate(keys) if key in kept.by_key)
+        done = frozenset(index for index, key in enumerate(keys) if key in lines.by_key)
         with listener.task(f"judge {judge.name}", len(distinct)) as advance:
             advance(len(done))
             for index, judgement in judge.judge_all(distinct, done):
-                kept.add(
+                lines.add(
                     keys[index],
                     {
                         "judge": judge.name,
@@ -51,7 +53,7 @@ def judge_cells(
                 advance(1)
         found[judge.name] = {
             exchange: Judgement(line["verdict"], line["reason"], line["score"])
-            for exchange, line in zip(distinct, (kept.by_key[key] for key in keys), strict=True)
+            for exchange, line in zip(distinct, (lines.by_key[key] for key in keys), strict=True)
         }
     return [
         JudgedCell(
