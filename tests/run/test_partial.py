@@ -98,9 +98,9 @@ def test_every_output_of_a_run_says_so(
     assert len(coverage["unread"]) == allow_partial
     assert ("PARTIAL" in notes.said[0]) == allow_partial
     assert any("mlp.extra" in said for said in notes.said) == allow_partial
-    # Beside the verdict, where the neurons are, and in the captions of both tables.
+    # Beside the verdict, where the neurons are, and in the captions of the three tables.
     assert page.count(PARTIAL + " were") == 5 * allow_partial
-    assert page.count(f"<caption>Partial: only {PARTIAL}") == 2 * allow_partial
+    assert page.count(f"<caption>Partial: only {PARTIAL}") == 3 * allow_partial
     assert ("mlp.extra" in page) == allow_partial
     assert captured.get().count(PARTIAL) == 2 * allow_partial
 
