@@ -339,10 +339,16 @@ def test_an_interrupt_stops_at_once(server: Any) -> None:
     server.answer = server.waiting(20)
     me = threading.main_thread().ident
     assert me is not None
+
+    def interrupt() -> None:
+        while len(server.asked) < 2:
+            time.sleep(0.05)
+        signal.pthread_kill(me, signal.SIGINT)
+
     # The workers of a test run that is spread over processes ignore interrupts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        threading.Timer(0.5, signal.pthread_kill, (me, signal.SIGINT)).start()
+        threading.Thread(target=interrupt, daemon=True).start()
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             list(Endpoint(server.url, "tiny", concurrency=2).answer(questions(50), max_new_tokens=5))
