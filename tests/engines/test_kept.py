@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
 
 import pytest
 
-from safety_neurons.engines.engine import answers
+from safety_neurons.engines.engine import Around, answers
 from safety_neurons.engines.in_process import InProcess
 from safety_neurons.engines.kept import Kept
 from safety_neurons.kept_lines import KeptLines
@@ -19,28 +18,12 @@ ASKED = [Conversation.of(text) for text in ("Hi", "Tell me about the sea", "Why?
 
 
 @dataclass(frozen=True)
-class Watched:
+class Watched(Around[InProcess]):
     """An engine that notes what it is asked for, and is killed after so many answers."""
 
-    engine: InProcess
     kill_after: int | None = None
     asked: list[list[str]] = field(default_factory=list)
     missing: list[list[str]] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return self.engine.name
-
-    @property
-    def identity(self) -> str:
-        return self.engine.identity
-
-    @property
-    def model(self) -> ChatModel | None:
-        return self.engine.model
-
-    def under(self, change: str) -> Self:
-        return replace(self, engine=self.engine.under(change))
 
     def answer(
         self,

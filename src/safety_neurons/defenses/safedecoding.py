@@ -10,15 +10,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 from safety_neurons.defenses.defense import Defended, Defense, respond_with
 from safety_neurons.engines.bench import Bench
-from safety_neurons.engines.engine import Engine, weights_of
+from safety_neurons.engines.engine import Around, Engine, weights_of
 from safety_neurons.engines.in_process import InProcess
 from safety_neurons.engines.kept import computing_with
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
-from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.conversation import Conversation
 from safety_neurons.models.generate import Completion, Sampling, streamed
 from safety_neurons.models.safe_decoding import Steering, complete_safely
@@ -28,27 +27,11 @@ from safety_neurons.tune.training import Training
 
 
 @dataclass(frozen=True)
-class SafelyDecoded:
+class SafelyDecoded(Around[InProcess]):
     """A model in this process whose first tokens are chosen with its expert, which it is while `expert()` is open."""
 
-    engine: InProcess
     expert: Callable[[], AbstractContextManager[Any]]
     steering: Steering
-
-    @property
-    def name(self) -> str:
-        return self.engine.name
-
-    @property
-    def identity(self) -> str:
-        return self.engine.identity
-
-    @property
-    def model(self) -> ChatModel:
-        return self.engine.model
-
-    def under(self, change: str) -> Self:
-        return replace(self, engine=self.engine.under(change))
 
     def answer(
         self,
@@ -59,9 +42,9 @@ class SafelyDecoded:
         done: frozenset[int] = frozenset(),
     ) -> Iterator[tuple[int, Completion]]:
         def complete(texts: Sequence[str]) -> list[Completion]:
-            return complete_safely(self.model, self.expert, texts, max_new_tokens, self.steering, sampling)
+            return complete_safely(self.engine.model, self.expert, texts, max_new_tokens, self.steering, sampling)
 
-        texts = [self.model.render_conversation(conversation) for conversation in conversations]
+        texts = [self.engine.model.render_conversation(conversation) for conversation in conversations]
         return streamed(texts, complete, batch_size=self.engine.batch_size, done=done)
 
 

@@ -1,7 +1,8 @@
 """What an engine is: conversations in, answers out, whoever computes them."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, Self
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, Self, TypeVar
 
 from safety_neurons.errors import CannotRun
 from safety_neurons.models.chat import ChatModel
@@ -44,6 +45,31 @@ class Engine(Protocol):
         Greedy unless `sampling` says otherwise.
         """
         ...
+
+
+Inner = TypeVar("Inner", bound=Engine)
+
+
+@dataclass(frozen=True)
+class Around(Generic[Inner]):
+    """What engines around another one share: they answer in their own way, and are otherwise the one inside."""
+
+    engine: Inner
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
+
+    @property
+    def identity(self) -> str:
+        return self.engine.identity
+
+    @property
+    def model(self) -> ChatModel | None:
+        return self.engine.model
+
+    def under(self, change: str) -> Self:
+        return replace(self, engine=self.engine.under(change))
 
 
 def answers(

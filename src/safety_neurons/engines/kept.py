@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Self
 
-from safety_neurons.engines.engine import Engine
+from safety_neurons.engines.engine import Around, Engine
 from safety_neurons.kept_lines import KeptLines
-from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.conversation import Conversation
 from safety_neurons.models.generate import Completion, Sampling
 from safety_neurons.progress import Advance, ignore
@@ -14,27 +12,11 @@ from safety_neurons.storage import fingerprint
 
 
 @dataclass(frozen=True)
-class Kept:
+class Kept(Around[Engine]):
     """An engine that looks its answers up before it computes them. `advance` hears of each answer that is had."""
 
-    engine: Engine
     kept: KeptLines
     advance: Advance = ignore
-
-    @property
-    def name(self) -> str:
-        return self.engine.name
-
-    @property
-    def identity(self) -> str:
-        return self.engine.identity
-
-    @property
-    def model(self) -> ChatModel | None:
-        return self.engine.model
-
-    def under(self, change: str) -> Self:
-        return replace(self, engine=self.engine.under(change))
 
     def answer(
         self,

@@ -93,11 +93,7 @@ def _cell(
     bench, defense = opened.bench, opened.defense
     attack_name = DIRECT if attack is None else attack.name
     key = fingerprint(
-        bench.engine.identity,
-        bench.answer_tokens,
-        bench.seed,
-        made_digests(bench),
-        [defense.name, options_of(defense)],
+        *depends_on(bench, defense),
         None if attack is None else [attack.name, options_of(attack), *map(_content, attack.reads(bench))],
         # Only what changes the model takes the run's strength.
         *([] if opened.around is None else [bench.made.alpha_conformity]),
@@ -143,7 +139,18 @@ def _content(path: Path) -> str | None:
     return file_sha256(path) if path.is_file() else None
 
 
-def made_digests(bench: Bench) -> list[Any]:
+def depends_on(bench: Bench, defense: Defense) -> list[Any]:
+    """Names for all that whatever is said behind this defence depends on, besides what is asked."""
+    return [
+        bench.engine.identity,
+        bench.answer_tokens,
+        bench.seed,
+        _made_digests(bench),
+        [defense.name, options_of(defense)],
+    ]
+
+
+def _made_digests(bench: Bench) -> list[Any]:
     """Names for exactly the artefacts that attacks and defences may draw on."""
     made = bench.made
     return [

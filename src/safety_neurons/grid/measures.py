@@ -12,7 +12,7 @@ from safety_neurons.engines.engine import weights_of
 from safety_neurons.engines.in_process import InProcess
 from safety_neurons.engines.kept import uncached
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
-from safety_neurons.evaluate.grid import made_digests
+from safety_neurons.evaluate.grid import depends_on
 from safety_neurons.evaluate.lm_eval_tasks import lm_eval
 from safety_neurons.evaluate.overhead import overhead
 from safety_neurons.evaluate.preferences import compare_answers, grade_answers
@@ -22,7 +22,6 @@ from safety_neurons.grid.standings import UNDEFENDED
 from safety_neurons.judges.asking import engine_for
 from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.weights import file_sha256
-from safety_neurons.plugins import options_of
 from safety_neurons.storage import fingerprint
 
 MEASURES = ("overhead", "utility", "tasks", "preferences")
@@ -109,17 +108,13 @@ def measures(
     }
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in MEASURES}
     for defense in defenses:
-        for name, (wanted, depends_on, make) in known.items():
+        for name, (wanted, inputs, make) in known.items():
             if not wanted or (name in _RELATIVE and defense.name == UNDEFENDED):
                 continue
             key = fingerprint(
                 name,
-                bench.engine.identity,
-                bench.answer_tokens,
-                bench.seed,
-                made_digests(bench),
-                [defense.name, options_of(defense)],
-                depends_on,
+                *depends_on(bench, defense),
+                inputs,
             )
             if key not in kept.by_key:
                 with bench.listener.task(f"{bench.engine.name}: {name}, defence {defense.name}", 1) as advance:

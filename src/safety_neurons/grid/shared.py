@@ -6,16 +6,16 @@ The processes go through the same grid with models changed alike; only process 0
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from safety_neurons import attacks, defenses
 from safety_neurons.engines.bench import Artefacts, Bench
+from safety_neurons.engines.engine import Around
 from safety_neurons.engines.in_process import InProcess
 from safety_neurons.engines.kept import Kept, computing_with
 from safety_neurons.evaluate.grid import Cell, Plan, answer_grid
 from safety_neurons.find.processes import all_or_none, from_all_processes, is_mine, process_count
 from safety_neurons.kept_lines import KeptLines
-from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.conversation import Conversation
 from safety_neurons.models.generate import Completion, Sampling, batches_by_length
 from safety_neurons.prompts import Prompt
@@ -25,25 +25,8 @@ from safety_neurons.settings import Settings
 
 
 @dataclass(frozen=True)
-class Shared:
+class Shared(Around[InProcess]):
     """An engine whose batches are shared out; all processes have to ask it the same."""
-
-    engine: InProcess
-
-    @property
-    def name(self) -> str:
-        return self.engine.name
-
-    @property
-    def identity(self) -> str:
-        return self.engine.identity
-
-    @property
-    def model(self) -> ChatModel:
-        return self.engine.model
-
-    def under(self, change: str) -> Self:
-        return replace(self, engine=self.engine.under(change))
 
     def answer(
         self,
@@ -53,7 +36,7 @@ class Shared:
         sampling: Sampling | None = None,
         done: frozenset[int] = frozenset(),
     ) -> Iterator[tuple[int, Completion]]:
-        texts = [self.model.render_conversation(conversation) for conversation in conversations]
+        texts = [self.engine.model.render_conversation(conversation) for conversation in conversations]
         batches = batches_by_length(texts, self.engine.batch_size)
         others = {index for number, batch in enumerate(batches) if not is_mine(number) for index in batch}
         mine = list(
