@@ -98,12 +98,16 @@ class CalibrateSettings(Section):
 class GuardSettings(Section):
     """Calibration towards rejection for the prompts that the neurons find harmful."""
 
+    percent: float = Field(0.1, gt=0, le=100)
+    """Budget of the guard's own neurons, in percent: the best of the run's score. Few work, many do not: see
+    docs/calibration.md."""
     false_positive_rate: float = Field(0.01, gt=0, lt=1)
     """Which share of ordinary prompts may be flagged; the threshold follows from it."""
     layer: int | None = Field(None, ge=0)
     """The layer in which it is decided; the earliest one that is nearly as good as the best when left out."""
-    alpha: float = Field(3.0, ge=0)
-    """Strength of the calibration towards rejection; its other knobs are those of calibrate."""
+    alpha: float | None = Field(None, ge=0)
+    """Strength of the calibration towards rejection, its other knobs being those of calibrate; of 2, 3, 4 and 6 the one
+    that is best on the validation prompts when left out."""
     generated_tokens: Annotated[int, Field(ge=0)] | Literal["all"] = 4
     """Also while so many of the first generated tokens are read."""
 

@@ -88,7 +88,7 @@ def given(make_model: Callable[..., ChatModel], tmp_path_factory: pytest.TempPat
             lines = [json.dumps({"text": text.format(n), "split": split}) for n, split in enumerate(SPLITS)]
             (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
             values[name] = str(folder / f"{name}.jsonl")
-        values["guard"] = {"false_positive_rate": 0.2}
+        values["guard"] = {"false_positive_rate": 0.2, "percent": 20.0}
         values["find"] = {"percent": 20.0, "positions": 3, "scope": "layer"}
         values["calibrate"] = {"prompt_positions": 3}
         values["evaluate"] = {"answer_tokens": 4}

@@ -185,8 +185,9 @@ def test_a_second_time_nothing_is_asked(guarded: tuple[Path, dict[str, Any]], pa
     assert lines(folder / "responses.jsonl") == answers
 
 
-def test_without_answers_nothing_is_asked(found: Path, few_resamples: None, lines: Lines) -> None:
-    assert guard_run(found, answers=False)["guard"]["rows"] == []
+def test_without_answers_and_with_a_dose_nothing_is_asked(found: Path, few_resamples: None, lines: Lines) -> None:
+    section = guard_run(found, {"guard": {"alpha": 2.5}}, answers=False)["guard"]
+    assert (section["rows"], section["doses"], section["alpha"]) == ([], [], 2.5)
     assert lines(found / "responses.jsonl") == []
 
 

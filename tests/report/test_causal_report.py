@@ -117,7 +117,12 @@ def guard() -> dict[str, Any]:
         "threshold": 1.5,
         "penalty": 0.001,
         "learnt": {"harmful": 254, "benign": 301, "borderline": 112},
+        "neurons": 1800,
         "alpha": 3.0,
+        "doses": [
+            {"alpha": alpha, "attack_success": success, "over_refusal": refused}
+            for alpha, success, refused in ((0.0, 0.62, 0.0), (2.0, 0.31, 0.04), (3.0, 0.13, 0.05))
+        ],
         "knobs": {"prompt_positions": 5, "layers": [12, 23]},
         "detectors": detectors,
         "rows": [{"on": "contrast", "prompts": "harmful", "n": 59, "untouched": before, "guarded": after}],

@@ -43,6 +43,7 @@ class Guard:
     """A fitted guard: a file of its own, with all that `guard` needs besides the model.
 
     The neurons of layers up to `layer` decide, those of later layers are calibrated towards rejection with `alpha`.
+    `origin` names what a run fitted it from; it is empty where no run did.
     """
 
     neurons: NeuronSet
@@ -51,6 +52,7 @@ class Guard:
     false_positive_rate: float
     alpha: float
     knobs: Knobs
+    origin: str = ""
 
     def at(self, false_positive_rate: float) -> Self:
         """The same guard with the threshold for another false-positive rate.
@@ -107,6 +109,7 @@ class Guard:
             "bias": self.detector.bias,
             "auroc": self.detector.auroc,
             "penalty": self.detector.penalty,
+            "origin": self.origin,
         }
         # One entry, because safetensors writes several in any order.
         return {"neurons": json.dumps(json.loads(self.neurons.metadata()["neurons"]) | {"guard": about})}
@@ -141,6 +144,8 @@ class Guard:
                 about["false_positive_rate"],
                 about["alpha"],
                 knobs,
+                # Older files have none.
+                about.get("origin", ""),
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise SafetyNeuronsError(f"{path} is no guard ({error!r}). Make one: safety-neurons guard RUN.") from error

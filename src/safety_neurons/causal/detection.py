@@ -1,8 +1,8 @@
-"""A run's guard: fitted, kept, and tested as a detector and in action, beside other detectors."""
+"""A run's guard, tested: as a detector beside others, and in action."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
-from safety_neurons.calibrate.detector import Detector, fit_detector
-from safety_neurons.calibrate.guard import Guard, fit_guard, guard
+from safety_neurons.calibrate.guard import Guard, guard
 from safety_neurons.calibrate.last_token import last_token_activations
+from safety_neurons.causal.fitting import Learnt, fit_and_keep
 from safety_neurons.causal.summary import share
 from safety_neurons.evaluate.likelihood import READ_AT_ONCE, surprise_by_token
 from safety_neurons.evaluate.rows import CONFIDENCE, RESAMPLES
@@ -29,33 +29,6 @@ from safety_neurons.run.workplace import Workplace
 from safety_neurons.storage import fingerprint
 
 FALSE_POSITIVE_RATES = (0.01, 0.05)
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """The requests that detectors learn from."""
-
-    harmful: list[str]
-    benign: list[str]
-    borderline: list[str]
-
-    @classmethod
-    def of(cls, work: Workplace) -> "Learnt":
-        """All training prompts of a run."""
-        harmful, contrast, benign, borderline = (
-            [prompt.text for prompt in work.chosen(name, "train", None)]
-            for name in ("harmful", "contrast", "benign", "borderline")
-        )
-        return cls([*harmful, *contrast], benign, borderline)
-
-    @property
-    def all(self) -> list[str]:
-        return [*self.harmful, *self.benign, *self.borderline]
-
-    def fit(self, features: Tensor) -> Detector:
-        """A detector on features [all requests, features]."""
-        parts = features.split([len(self.harmful), len(self.benign), len(self.borderline)])
-        return fit_detector(parts[0], parts[1], parts[2])
 
 
 def guard_run(
@@ -89,7 +62,7 @@ def guard_run(
             "benign": work.chosen("borderline", "test", settings.evaluate.prompts),
         }
         learnt = Learnt.of(work)
-        fitted = fit_and_keep(work, learnt)
+        fitted, doses = fit_and_keep(work)
         detected = _detect(work, fitted, learnt, tests)
         section = {
             "layer": fitted.layer,
@@ -102,33 +75,14 @@ def guard_run(
                 "benign": len(learnt.benign),
                 "borderline": len(learnt.borderline),
             },
+            "neurons": len(fitted.neurons),
             "alpha": fitted.alpha,
+            "doses": [dose._asdict() for dose in doses],
             "knobs": asdict(fitted.knobs),
             "detectors": detected,
             "rows": _in_action(work, fitted, tests) if answers else [],
         }
         return keep_section(work.folder, "guard", section)
-
-
-def fit_and_keep(work: Workplace, learnt: Learnt) -> Guard:
-    """The guard that the run's settings describe, in the run's folder."""
-    settings = work.settings
-    with work.listener.task("fitting the guard", len(learnt.all)) as advance:
-        fitted = fit_guard(
-            work.model,
-            work.neurons,
-            learnt.harmful,
-            learnt.benign,
-            learnt.borderline,
-            false_positive_rate=settings.guard.false_positive_rate,
-            layer=settings.guard.layer,
-            alpha=settings.guard.alpha,
-            knobs=replace(settings.calibrate.knobs(), generated_tokens=settings.guard.generated_tokens),
-            batch_size=settings.batch_size,
-            advance=advance,
-        )
-    fitted.save(work.folder.guard)
-    return fitted
 
 
 def _detect(
@@ -142,7 +96,7 @@ def _detect(
     def rows(features: Tensor, wanted: Sequence[str]) -> Tensor:
         return features[[row_of[text] for text in wanted]]
 
-    found, random = work.neurons.both, work.neurons.random_like(work.settings.seed + 1).both
+    found, random = fitted.neurons.both, fitted.neurons.random_like(work.settings.seed + 1).both
     with work.listener.task("reading prompts for the detectors", 3 * len(texts)) as advance:
         rendered = [work.model.render(text) for text in texts]
         together = [torch.cat(pair) for pair in zip(found, random, strict=True)]
@@ -151,7 +105,10 @@ def _detect(
         surprise = _batched(work.model, rendered, _surprise, READ_AT_ONCE, advance)
     mine = torch.cat([torch.arange(len(one) + len(other)) < len(one) for one, other in zip(found, random, strict=True)])
     early = torch.cat(
-        [torch.full((len(one),), layer <= fitted.layer) for layer, one in zip(work.neurons.layers, found, strict=True)]
+        [
+            torch.full((len(one),), layer <= fitted.layer)
+            for layer, one in zip(fitted.neurons.layers, found, strict=True)
+        ]
     )
 
     def fit(features: Tensor) -> Tensor:

@@ -139,20 +139,22 @@ def guard(
 ) -> None:
     """Fit and test a guard: calibrate towards rejection only where the neurons say that the prompt is harmful.
 
-    The folder gets guard.safetensors. In Python: `with sn.guard(model, sn.Guard.load(path)): model.generate(...)`.
+    The guard has few neurons of its own (guard.percent), and the dose that is best on the validation prompts unless
+    guard.alpha names one. The folder gets guard.safetensors. In Python:
+    `with sn.guard(model, sn.Guard.load(path)): model.generate(...)`.
 
     Examples:
 
         safety-neurons guard runs/demo
         safety-neurons guard runs/demo --guard.false-positive-rate 0.05 --on jailbreakbench:alpaca
-        safety-neurons guard runs/demo --on my-attacks.jsonl:alpaca --no-answers
+        safety-neurons guard runs/demo --on my-attacks.jsonl:alpaca --no-answers --guard.alpha 3
 
     Parameters
     ----------
     on
         HARMFUL:BENIGN pairs of prompt sets to test on, besides the run's own.
     answers
-        Also let the guarded model answer; without, only what it would flag is measured.
+        Also let the guarded model answer the test prompts; without, only what it would flag is measured.
     config
         A TOML file with the same fields as the options.
     """

@@ -231,6 +231,17 @@ def print_guard(results: dict[str, Any]) -> None:
         f"for {found['false_positive_rate']:.0%} false positives among the training prompts. At 1% and 5%: the share "
         "of harmful prompts caught with the threshold that gives so many false positives on the test itself."
     )
+    if doses := found["doses"]:
+        table = _table(results, "Its dose, tried on the validation prompts, plain and disguised")
+        for column in ("alpha", "attack success", "over-refusal"):
+            table.add_column(column, justify="right")
+        for dose in doses:
+            alpha = f"{dose['alpha']:g}" + (" (chosen)" if dose["alpha"] == found["alpha"] else "")
+            table.add_row(
+                alpha if dose["alpha"] else "no guard",
+                *(f"{dose[name]:.0%}" for name in ("attack_success", "over_refusal")),
+            )
+        console.print(Padding(table, (1, 0, 0, 0)))
     if not found["rows"]:
         return
     table = _table(results, "In action: what is refused (95% interval)")

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safety_neurons.calibrate.guard import Guard
-from safety_neurons.causal.detection import Learnt, fit_and_keep
+from safety_neurons.causal.fitting import guard_of
 from safety_neurons.engines.bench import Artefacts, Bench
 from safety_neurons.engines.engine import Engine
 from safety_neurons.engines.in_process import InProcess
@@ -148,12 +147,7 @@ def opened_target(
         with opened(Path(name), given, listener, command, until=until, alone=False) as work:
             delta = NeuronDelta.load(work.folder.delta) if until == "tune" else None
             corpus = Corpus.load(work.folder.corpus) if until == "tune" else None
-            guard = None
-            if GUARDED & needed:
-                # One that was fitted on other neurons would act on those.
-                guard = Guard.load(work.folder.guard) if work.folder.guard.exists() else None
-                if guard is None or not _same_neurons(guard, work.neurons):
-                    guard = fit_and_keep(work, Learnt.of(work))
+            guard = guard_of(work) if GUARDED & needed else None
             made = Artefacts(work.neurons, guard, delta, corpus, settings.calibrate.alpha_conformity)
             yield bench(InProcess(work.model, settings.batch_size), made)
     else:
@@ -162,11 +156,6 @@ def opened_target(
             model.render("Hello")
             advance(1)
         yield bench(InProcess(model, settings.batch_size), Artefacts())
-
-
-def _same_neurons(guard: Guard, neurons: Any) -> bool:
-    pairs = zip(guard.neurons.both, neurons.both, strict=True)
-    return len(guard.neurons.both) == len(neurons.both) and all(one.equal(other) for one, other in pairs)
 
 
 def _learnt(settings: Settings, name: str) -> tuple[str, ...]:
