@@ -11,15 +11,21 @@ import pytest
 
 from safety_neurons.cli import app
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.report import exports, write_comparison, write_figures, write_markdown
+from safety_neurons.report import exports, rates, side_by_side_figures, write_comparison, write_figures, write_markdown
 from safety_neurons.report.side_by_side import names
 
+
 # The results of a run with every section are those of the other tests of the page.
-_SPEC = importlib.util.spec_from_file_location("grid_report_page", Path(__file__).with_name("test_grid_report.py"))
-assert _SPEC
-assert _SPEC.loader
-grid = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(grid)
+def _other(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"{name}_page", Path(__file__).with_name(f"test_{name}_report.py"))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+grid, clouds = _other("grid"), _other("clouds")
 base = grid.base
 
 DASH = "\N{EN DASH}"
@@ -69,6 +75,17 @@ def test_markdown_of_a_run_that_has_only_found_neurons(tmp_path: Path) -> None:
     assert "|" not in text
 
 
+def test_the_clouds_and_the_doses_of_the_guard_in_markdown(tmp_path: Path) -> None:
+    results = base.whole_run() | {"clouds": clouds.section(), "guard": grid.causal.guard()}
+    write_markdown({"tiny": results}, tmp_path / "report.md")
+    found = lines(tmp_path / "report.md")
+    assert sum(line.startswith(("| layer ", "| all layers ")) for line in found) == len(results["clouds"]["layers"])
+    assert "| no guard | 62% | 0% |" in found
+    assert "| 3, chosen | 13% | 5% |" in found
+    write_markdown({"a": results, "b": base.whole_run()}, tmp_path / "both.md")
+    assert "**Harmful and benign prompts told apart by activations: AUROC**" in lines(tmp_path / "both.md")
+
+
 def test_hostile_names_stay_text_in_markdown(tmp_path: Path) -> None:
     results = base.poisoned(base.whole_run()) | {"evaluation": grid.hostile(grid.extended())}
     write_markdown({"tiny": results}, tmp_path / "report.md")
@@ -91,10 +108,29 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     assert not any(row.startswith("find.percent") for row in rows), "only what differs is listed"
     assert "result | clear result | clear result | unfinished" in rows
     shown = base.Page(page)
+    assert len(shown.source) < 8_000_000
+    assert set(shown.json) == {"data-compared-attacks", "data-compared-refusals"}
+
+
+def test_runs_that_measured_nothing_side_by_side_have_no_figure_and_no_script(tmp_path: Path) -> None:
+    page = tmp_path / "comparison.html"
+    write_comparison({"first": base.whole_run(), "second": base.partial_run()}, page)
+    shown = base.Page(page)
     assert shown.scripts == []
     assert len(shown.source) < 100_000
     policies = [str(a["content"]) for _, a in shown.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert "script-src 'none'" in policies[0]
+
+
+def test_figures_of_runs_side_by_side() -> None:
+    runs = {"first": base.whole_run(), "second": other_run(), "third": base.partial_run()}
+    attacks, refusals = side_by_side_figures.figures(runs)
+    drawn = [trace for trace in attacks.specification["data"] if trace.get("showlegend", True)]
+    assert [trace["name"] for trace in drawn] == ["first", "second"]
+    after = rates.select(runs["first"]["rows"], metric=rates.ATTACK_SUCCESS, subject="tuned")
+    assert sorted(drawn[0]["x"]) == sorted(row["value"] for row in after)
+    assert "first, mean: 48% before, 6% after" in attacks.alternative
+    assert "harmless requests refused" in refusals.alternative
 
 
 def test_grids_side_by_side(tmp_path: Path) -> None:
@@ -112,7 +148,9 @@ def test_hostile_runs_side_by_side(tmp_path: Path) -> None:
     results = base.poisoned(base.whole_run()) | {"evaluation": grid.hostile(grid.extended())}
     write_comparison({"a" + base.PAYLOAD: results, "b": base.whole_run()}, page)
     shown = base.Page(page)
-    assert [tag for tag, _ in shown.tags if tag in ("img", "script")] == []
+    # Plotly's script and ours; what the runs hold is data.
+    assert len(shown.scripts) == 2
+    assert [tag for tag, _ in shown.tags if tag == "img"] == []
     assert shown.text.count("<script>alert(1)</script>") > 5
     assert "\u202e" not in shown.source
     assert "W" * 3000 not in shown.source

@@ -67,7 +67,7 @@ def said(one: Layer) -> str:
     across, up = one.explained or (0.0, 0.0)
     return (
         f"{one.name.capitalize()}, {one.neurons:,} neuron{'' if one.neurons == 1 else 's'}: AUROC "
-        f"{_measured(one.found)}, of random neurons {_measured(one.random)}. Of what the neurons vary, the first axis "
+        f"{measured(one.found)}, of random neurons {measured(one.random)}. Of what the neurons vary, the first axis "
         f"holds {text.percent(across)}, the second {text.percent(up)}."
     )
 
@@ -175,7 +175,7 @@ def _separability(every: list[Layer], shown: Layer) -> Figure:
         trace = markers(name, placed, colour, symbol, say=lambda rate: f"AUROC {text.auroc(rate.value)}")
         trace.update(marker_size=7, error_y_width=0)
         trace.hovertext = [
-            f"{one.name}, {one.neurons:,} {name} neurons: AUROC {_measured(row)}"
+            f"{one.name}, {one.neurons:,} {name} neurons: AUROC {measured(row)}"
             for one, row in zip(single, rows, strict=True)
         ]
         traces.append(trace)
@@ -200,5 +200,5 @@ def _separability(every: list[Layer], shown: Layer) -> Figure:
     )
 
 
-def _measured(one: dict[str, float]) -> str:
+def measured(one: dict[str, float]) -> str:
     return f"{text.auroc(one['value'])} ({text.score(one['low'])} to {text.score(one['high'])})"

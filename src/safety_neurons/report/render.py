@@ -19,6 +19,7 @@ from safety_neurons.report import (
     judge_tables,
     neuron_map,
     rates,
+    side_by_side_figures,
     summary,
     tables,
     text,
@@ -103,16 +104,29 @@ def render(results: dict[str, Any]) -> str:
 
 
 def write_comparison(runs: Runs, path: Path) -> None:
-    """Write a page with the tables of several runs side by side.
+    """Write a page with several runs side by side, in figures and tables.
 
     Raises:
         SafetyNeuronsError: a run's results cannot be read, or the disk failed.
     """
     for results in runs.values():
         check(results)
-    page = _environment().get_template("comparison.html.j2")
-    style = Markup(_inline("page.css"))
-    write_text(path, page.render(runs=runs, tables=comparison_tables(runs), style=style, policy=_policy([])))
+    drawn = {figure.name: figure for figure in side_by_side_figures.figures(runs)}
+    script, plotly = (_inline("page.js"), get_plotlyjs()) if drawn else ("", "")
+    page = (
+        _environment()
+        .get_template("comparison.html.j2")
+        .render(
+            runs=runs,
+            tables=comparison_tables(runs),
+            figures=drawn,
+            style=Markup(_inline("page.css")),
+            script=Markup(script),
+            plotly=Markup(plotly),
+            policy=_policy([plotly, script] if drawn else []),
+        )
+    )
+    write_text(path, page)
 
 
 def _environment() -> Environment:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from safety_neurons.report import causal_tables, judge_tables, rates, summary, tables, text, tuning_tables
+from safety_neurons.report import causal_tables, clouds, judge_tables, rates, summary, tables, text, tuning_tables
 from safety_neurons.report.rates import Rate
 from safety_neurons.tables import TextTable
 
@@ -14,9 +14,11 @@ def run_tables(results: dict[str, Any]) -> list[TextTable]:
         _before_after(results),
         _causes(results),
         _vocabulary(results),
+        _separability(results),
         *_doses(results),
         *_pushes(results),
         *_detectors(results),
+        _guard_doses(results),
         _guarded(results),
         _front(results),
         _adaptive(results),
@@ -141,6 +143,15 @@ def _pushes(results: dict[str, Any]) -> list[TextTable]:
     ]
 
 
+def _separability(results: dict[str, Any]) -> TextTable:
+    rows = [
+        [one.name, text.count(one.neurons), clouds.measured(one.found), clouds.measured(one.random)]
+        for one in clouds.layers(results)
+    ]
+    columns = ["neurons of", "how many", "found", "random"]
+    return TextTable("Harmful and benign prompts told apart by activations: AUROC", columns, rows)
+
+
 def _detectors(results: dict[str, Any]) -> list[TextTable]:
     return [
         TextTable(
@@ -159,6 +170,21 @@ def _detectors(results: dict[str, Any]) -> list[TextTable]:
         )
         for test in causal_tables.detector_tests(results)
     ]
+
+
+def _guard_doses(results: dict[str, Any]) -> TextTable:
+    guard = results.get("guard") or {}
+    rows = [
+        [
+            f"{dose['alpha']:g}{', chosen' if dose['alpha'] == guard['alpha'] else ''}"
+            if dose["alpha"]
+            else "no guard",
+            text.percent(dose["attack_success"]),
+            text.percent(dose["over_refusal"]),
+        ]
+        for dose in (guard.get("doses") or [])[: tables.MOST_ROWS]
+    ]
+    return TextTable("The guard's dose, on validation prompts", ["alpha", "attack success", "over-refusal"], rows)
 
 
 def _guarded(results: dict[str, Any]) -> TextTable:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.report import rates, summary, tables, text
+from safety_neurons.report import clouds, rates, summary, tables, text
 from safety_neurons.report.rates import Change
 from safety_neurons.report.run_tables import share
 from safety_neurons.tables import TextTable
@@ -31,7 +31,15 @@ def names(folders: list[Path]) -> list[str]:
 
 def comparison_tables(runs: Runs) -> list[TextTable]:
     """The tables of the comparison, with a column for each run; without those that no run has numbers for."""
-    made = [_overview(runs), _rates(runs), _causes(runs), _vocabulary(runs), *_grid(runs), _differences(runs)]
+    made = [
+        _overview(runs),
+        _rates(runs),
+        _causes(runs),
+        _vocabulary(runs),
+        _separability(runs),
+        *_grid(runs),
+        _differences(runs),
+    ]
     return [table for table in made if table.rows]
 
 
@@ -124,6 +132,20 @@ def _vocabulary(runs: Runs) -> TextTable:
 
 
 _READ = {"together": "found neurons together", "random": "random sets", "single": "one by one"}
+
+
+def _separability(runs: Runs) -> TextTable:
+    """All neurons of a run together: the page of each run has its layers."""
+
+    def read(whose: str) -> Callable[[dict[str, Any]], str]:
+        def said(results: dict[str, Any]) -> str:
+            together = [one for one in clouds.layers(results) if one.number is None]
+            return clouds.measured(getattr(together[0], whose)) if together else "-"
+
+        return said
+
+    title = "Harmful and benign prompts told apart by activations: AUROC"
+    return _table(runs, title, "neurons", {"found": read("found"), "random": read("random")})
 
 
 def _grid(runs: Runs) -> list[TextTable]:
