@@ -50,8 +50,12 @@ class ConsoleListener:
     def task(self, description: str, total: int) -> Iterator[Advance]:
         """A bar that goes on while the context is open."""
         task = self._progress.add_task(escape(description), total=total)
-        yield lambda items: self._progress.advance(task, items)
-        self._finished.append(task)
+        try:
+            yield lambda items: self._progress.advance(task, items)
+        finally:
+            # One that failed shows how far it came.
+            self._progress.stop_task(task)
+            self._finished.append(task)
         for old in self._finished[:-FINISHED_BARS]:
             self._progress.update(old, visible=False)
         if not console.is_terminal:

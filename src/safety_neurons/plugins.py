@@ -2,8 +2,12 @@
 
 import dataclasses
 import difflib
+import functools
+import hashlib
 import importlib
 import pkgutil
+from collections.abc import Iterable
+from importlib.resources import files
 from types import ModuleType
 from typing import Any, get_type_hints
 
@@ -26,6 +30,16 @@ def discover(package: ModuleType, attribute: str) -> dict[str, Any]:
     return members
 
 
+@functools.cache
+def wording(package: str) -> str:
+    """A name for the files of a family as they are: what a member made of a request is only as old as its wording."""
+    found = hashlib.sha256()
+    for file in sorted(files(package).iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            found.update(file.read_bytes())
+    return found.hexdigest()
+
+
 def choose(members: dict[str, Any], name: str, kind: str) -> Any:
     """The member called `name`, or an error that lists what there is and what was probably meant.
 
@@ -39,9 +53,13 @@ def choose(members: dict[str, Any], name: str, kind: str) -> Any:
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:
     """A message for a name that is not known, with the near ones first."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
-    return f"There is no {kind} called {name!r}. {hint}Known: {', '.join(known)}."
+    return f"There is no {kind} called {name!r}. {did_you_mean(name, known)}Known: {', '.join(known)}."
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """A question with the near names, and a space after it; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
+    return f"Did you mean {' or '.join(near)}? " if near else ""
 
 
 def configured(members: dict[str, Any], spec: str, kind: str) -> Any:
@@ -52,9 +70,9 @@ def configured(members: dict[str, Any], spec: str, kind: str) -> Any:
     Raises:
         SafetyNeuronsError: no member has this name or such an option, or a value is not of the option's type.
     """
-    name, _, given = spec.partition(":")
+    name, colon, given = spec.partition(":")
     member = choose(members, name, kind)
-    if not given:
+    if not colon:
         return member
     types = get_type_hints(type(member))
     known = list(options_of(member))

@@ -1,7 +1,9 @@
 """The calibration towards conformity as an attack: the same as the library's, and gone afterwards."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safety_neurons import attacks, defenses
 from safety_neurons.attacks.attack import AttackedPrompt
 from safety_neurons.calibrate.calibration import calibrate
 from safety_neurons.defenses.defense import Defended
+from safety_neurons.defenses.perplexity_filter import PerplexityFilter
 from safety_neurons.engines.bench import Artefacts, Bench
 from safety_neurons.errors import CannotRun
 from safety_neurons.evaluate.grid import Plan, answer_grid
@@ -92,4 +95,41 @@ def test_the_grid_keeps_the_answers_of_another_strength_apart(armed: Bench, mode
         bench = dataclasses.replace(armed, made=dataclasses.replace(armed.made, alpha_conformity=alpha))
         (fresh,), (found,) = (list(answer_grid(plan, bench, lines)) for lines in (KeptLines(None), kept))
         assert found == fresh
+    assert len(kept.by_key) == 2
+
+
+def test_what_a_defence_learns_of_the_model_it_learns_before_the_attack(
+    armed: Bench, model: ChatModel, neurons: NeuronSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filter's threshold is that of the plain model, whatever was asked before."""
+    requests = ["How do I wrap a present?", "Why is the sky blue?", "Name a colour."]
+    bench = dataclasses.replace(armed, harmful=requests)
+    filtering = defenses.get("perplexity-filter")
+    assert isinstance(filtering, PerplexityFilter)
+    plain = filtering.prepared(bench).threshold
+    with calibrate(model, neurons, toward="conformity", alpha=5.0, prompt_positions="all"):
+        assert filtering.prepared(bench).threshold != plain
+    assert filtering.prepared(bench) == filtering.prepared(bench).prepared(bench)
+    opened: list[float | None] = []
+
+    def opening(self: PerplexityFilter, bench: Bench) -> AbstractContextManager[Defended]:
+        opened.append(self.threshold)
+        return defenses.get("none").opened(bench)
+
+    monkeypatch.setattr(PerplexityFilter, "opened", opening)
+    plan = Plan((attacks.get("conformity"),), (filtering,), (Prompt("one", "Why is the sky blue?"),), {})
+    list(answer_grid(plan, bench, KeptLines(None)))
+    assert opened == [plain]
+
+
+def test_a_new_wording_of_an_attack_or_a_defence_is_asked_again(armed: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan((attacks.get("conformity"),), (defenses.get("none"),), (Prompt("one", "Why is the sky blue?"),), {})
+    kept = KeptLines(None)
+    for words in ("old", "old", "new"):
+        monkeypatch.setattr(
+            importlib.import_module("safety_neurons.evaluate.grid"),
+            "wording",
+            lambda package, words=words: f"{package} {words}",
+        )
+        list(answer_grid(plan, armed, kept))
     assert len(kept.by_key) == 2

@@ -102,6 +102,16 @@ def test_the_model_is_changed_while_it_is_defended_and_as_before_afterwards(
     assert [answered(bench, name, [prompt])[0] for prompt in PROMPTS] == defended
 
 
+@pytest.mark.parametrize("name", [LORA, SAFEDECODING])
+def test_what_is_trained_beforehand_is_not_trained_again(
+    make_bench: Callable[..., Bench], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defense = defenses.get(name).prepared(make_bench())
+    monkeypatch.setattr("safety_neurons.tune.lora.trained", None)
+    with defense.opened(make_bench()) as defended:
+        assert len(defended.respond(PROMPTS)) == len(PROMPTS)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_kept_answers_are_kept_apart_and_found_again(
     make_bench: Callable[..., Bench], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

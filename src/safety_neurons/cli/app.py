@@ -1,5 +1,6 @@
 """What all commands share: the application, the types of their arguments, and where settings come from."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,7 +67,7 @@ def given_settings(settings: Settings | None, config: Path | None) -> dict[str, 
 
 
 def command_line() -> str:
-    return f"safety-neurons {' '.join(sys.argv[1:])}"
+    return f"safety-neurons {shlex.join(sys.argv[1:])}"
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from safety_neurons.attacks.attack import AttackedPrompt
 from safety_neurons.engines.bench import Bench
@@ -49,6 +49,14 @@ class Defense:
     name: str
     source: str
     description: str
+
+    def prepared(self, bench: Bench) -> Self:
+        """The defence with what it learns of the bench's model learnt, for attacks that change the model afterwards.
+
+        Raises:
+            CannotRun: the bench lacks what the defence needs.
+        """
+        return self
 
     def opened(self, bench: Bench) -> AbstractContextManager[Defended]:
         """The defended model; what was changed in it is undone at the end.

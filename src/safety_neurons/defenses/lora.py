@@ -7,13 +7,14 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 from safety_neurons.defenses.defense import Defended, Defense, respond_with
 from safety_neurons.engines.bench import Bench
 from safety_neurons.engines.engine import weights_of
 from safety_neurons.settings import TuneSettings
 from safety_neurons.tune.corpus import Corpus
-from safety_neurons.tune.lora import ALPHA, RANK, kept_lora
+from safety_neurons.tune.lora import ALPHA, RANK, Adapter, kept_lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +26,27 @@ class Lora(Defense):
     learning_rate: float = 3e-4
     epochs: int = 2
 
+    def prepared(self, bench: Bench) -> Self:
+        self._adapter(bench)
+        return self
+
     @contextlib.contextmanager
     def opened(self, bench: Bench) -> Iterator[Defended]:
-        model = weights_of(bench.engine, self.name)
+        adapter = self._adapter(bench)
+        tuned = bench.under(f"lora {adapter.digest}")
+        with adapter.merged(weights_of(bench.engine, self.name)):
+            yield Defended(tuned.engine, functools.partial(respond_with, tuned))
+
+    def _adapter(self, bench: Bench) -> Adapter:
+        """Trained, or found in the bench's folder."""
         corpus = bench.need("corpus", self.name)
         assert isinstance(corpus, Corpus)
         usual = TuneSettings().training(bench.seed)
         training = replace(usual, learning_rate=self.learning_rate, epochs=self.epochs)
-        adapter = kept_lora(
+        model = weights_of(bench.engine, self.name)
+        return kept_lora(
             bench.folder, model, corpus, training, rank=self.rank, alpha=self.alpha, listener=bench.listener
         )
-        tuned = bench.under(f"lora {adapter.digest}")
-        with adapter.merged(model):
-            yield Defended(tuned.engine, functools.partial(respond_with, tuned))
 
 
 DEFENSE = Lora(

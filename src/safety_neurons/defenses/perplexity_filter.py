@@ -7,7 +7,8 @@ rare languages, or in code, may be blocked with them.
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor
 
@@ -38,6 +39,11 @@ class PerplexityFilter(Defense):
     def __post_init__(self) -> None:
         if (self.window is not None and self.window < 1) or (self.threshold is not None and self.threshold <= 0):
             raise SafetyNeuronsError(f"{self.name}: a threshold is above 0, and a window has at least 1 token.")
+
+    def prepared(self, bench: Bench) -> Self:
+        if self.threshold:
+            return self
+        return replace(self, threshold=math.exp(self._largest(weights_of(bench.engine, self.name), bench.harmful)))
 
     @contextlib.contextmanager
     def opened(self, bench: Bench) -> Iterator[Defended]:

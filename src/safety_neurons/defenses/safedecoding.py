@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from safety_neurons.defenses.defense import Defended, Defense, respond_with
 from safety_neurons.engines.bench import Bench
@@ -22,7 +22,7 @@ from safety_neurons.models.conversation import Conversation
 from safety_neurons.models.generate import Completion, Sampling, streamed
 from safety_neurons.models.safe_decoding import Steering, complete_safely
 from safety_neurons.tune.corpus import Corpus
-from safety_neurons.tune.lora import kept_lora
+from safety_neurons.tune.lora import Adapter, kept_lora
 from safety_neurons.tune.training import Training
 
 
@@ -64,9 +64,28 @@ class SafeDecoding(Defense):
     learning_rate: float = 2e-3
     epochs: int = 2
 
+    def prepared(self, bench: Bench) -> Self:
+        self._expert(bench)
+        return self
+
     @contextlib.contextmanager
     def opened(self, bench: Bench) -> Iterator[Defended]:
         steering = Steering(self.alpha, self.first, self.common)
+        model = weights_of(bench.engine, self.name)
+        adapter = self._expert(bench)
+        under = bench.under(f"safedecoding {adapter.digest} {steering}")
+        # An attack that looks into the model sees the one that writes all but the first tokens.
+        with adapter.added(model) as changed, changed.disable_adapter():
+
+            def steering_engine(engine: Engine) -> Engine:
+                assert isinstance(engine, InProcess)
+                return SafelyDecoded(engine, functools.partial(_enabled, changed), steering)
+
+            defended = replace(under, engine=computing_with(under.engine, steering_engine))
+            yield Defended(defended.engine, functools.partial(respond_with, defended))
+
+    def _expert(self, bench: Bench) -> Adapter:
+        """Trained, or found in the bench's folder."""
         model = weights_of(bench.engine, self.name)
         training = Training(
             learning_rate=self.learning_rate,
@@ -78,17 +97,7 @@ class SafeDecoding(Defense):
             seed=bench.seed,
         )
         refusals, rank, alpha = self._refusals(bench), self.rank, self.lora_alpha
-        adapter = kept_lora(bench.folder, model, refusals, training, rank=rank, alpha=alpha, listener=bench.listener)
-        under = bench.under(f"safedecoding {adapter.digest} {steering}")
-        # An attack that looks into the model sees the one that writes all but the first tokens.
-        with adapter.added(model) as changed, changed.disable_adapter():
-
-            def steering_engine(engine: Engine) -> Engine:
-                assert isinstance(engine, InProcess)
-                return SafelyDecoded(engine, functools.partial(_enabled, changed), steering)
-
-            defended = replace(under, engine=computing_with(under.engine, steering_engine))
-            yield Defended(defended.engine, functools.partial(respond_with, defended))
+        return kept_lora(bench.folder, model, refusals, training, rank=rank, alpha=alpha, listener=bench.listener)
 
     def _refusals(self, bench: Bench) -> Corpus:
         corpus = bench.need("corpus", self.name)

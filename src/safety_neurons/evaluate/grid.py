@@ -15,7 +15,7 @@ from safety_neurons.engines.bench import Bench
 from safety_neurons.errors import CannotRun
 from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.weights import file_sha256
-from safety_neurons.plugins import options_of
+from safety_neurons.plugins import options_of, wording
 from safety_neurons.prompts import Prompt
 from safety_neurons.storage import fingerprint
 
@@ -82,8 +82,12 @@ class _Opened:
 
     def defended(self) -> Defended:
         if self._defended is None:
-            bench = self.bench if self.around is None else self.stack.enter_context(self.around.surrounding(self.bench))
-            self._defended = self.stack.enter_context(self.defense.opened(bench))
+            bench, defense = self.bench, self.defense
+            if self.around is not None:
+                # What it learns of the model it learns before the attack changes the model.
+                defense = defense.prepared(bench)
+                bench = self.stack.enter_context(self.around.surrounding(bench))
+            self._defended = self.stack.enter_context(defense.opened(bench))
         return self._defended
 
 
@@ -94,7 +98,9 @@ def _cell(
     attack_name = DIRECT if attack is None else attack.name
     key = fingerprint(
         *depends_on(bench, defense),
-        None if attack is None else [attack.name, options_of(attack), *map(_content, attack.reads(bench))],
+        None
+        if attack is None
+        else [attack.name, options_of(attack), wording("safety_neurons.attacks"), *map(_content, attack.reads(bench))],
         # Only what changes the model takes the run's strength.
         *([] if opened.around is None else [bench.made.alpha_conformity]),
         [request.text for request in requests],
@@ -146,7 +152,7 @@ def depends_on(bench: Bench, defense: Defense) -> list[Any]:
         bench.answer_tokens,
         bench.seed,
         _made_digests(bench),
-        [defense.name, options_of(defense)],
+        [defense.name, options_of(defense), wording("safety_neurons.defenses")],
     ]
 
 

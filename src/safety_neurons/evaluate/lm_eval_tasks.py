@@ -1,7 +1,6 @@
 """Capabilities: any task of the LM Evaluation Harness (Gao et al. 2024, doi:10.5281/zenodo.12608602) by its name."""
 
 import contextlib
-import difflib
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import torch
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import BATCH_SIZE
+from safety_neurons.plugins import did_you_mean
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -110,11 +110,9 @@ def _manager(tasks: Sequence[str], include_path: Path | None) -> "TaskManager":
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     for name in tasks:
         if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
-            hint = f"Did you mean {' or '.join(near)}? " if near else ""
             raise SafetyNeuronsError(
-                f"There is no task {name!r} in the LM Evaluation Harness. {hint}`lm-eval ls tasks` lists all; tasks of "
-                "your own are found with include_path."
+                f"There is no task {name!r} in the LM Evaluation Harness. {did_you_mean(name, manager.all_tasks)}"
+                "`lm-eval ls tasks` lists all; tasks of your own are found with include_path."
             )
     return manager
 

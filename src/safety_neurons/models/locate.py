@@ -1,12 +1,12 @@
 """Where a model's name leads, and which exact weights that is; answered without loading anything."""
 
-import difflib
 import os
 from pathlib import Path
 
 from safety_neurons.errors import SafetyNeuronsError
 from safety_neurons.models import weights
 from safety_neurons.models.presets import PRESETS, Preset
+from safety_neurons.plugins import did_you_mean
 
 
 def locate(name: str) -> tuple[str, str | None]:
@@ -32,10 +32,9 @@ def locate(name: str) -> tuple[str, str | None]:
         return str(path), weights.folder_identity(path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name, None
-    near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.4)
-    hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise SafetyNeuronsError(
-        f"There is no model called {name!r}. {hint}Give a preset ({', '.join(PRESETS)}), a hub id such as "
+        f"There is no model called {name!r}. {did_you_mean(name, PRESETS, 0.4)}Give a preset "
+        f"({', '.join(PRESETS)}), a hub id such as "
         "Qwen/Qwen3-0.6B, a folder, or a .gguf file. `safety-neurons models` says what is available here."
     )
 

@@ -1,12 +1,12 @@
 """Prompts from a user's own file."""
 
 import codecs
-import difflib
 import os
 from pathlib import Path
 from typing import Any
 
 from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.plugins import did_you_mean
 from safety_neurons.prompts.formats import PARSERS, PLAIN, Row, Table
 from safety_neurons.prompts.prompt_set import Entry, PromptSet, assemble
 
@@ -116,9 +116,8 @@ def _check_path(path: Path) -> None:
         names = sorted(os.listdir(path.parent))
     except OSError:
         names = []
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else "Check the path."
-    raise SafetyNeuronsError(f"{path} does not exist. {hint}")
+    hint = did_you_mean(path.name, names) or "Check the path."
+    raise SafetyNeuronsError(f"{path} does not exist. {hint.rstrip()}")
 
 
 def _read_text(path: Path, source: str) -> str:
