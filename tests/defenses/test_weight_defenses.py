@@ -1,6 +1,7 @@
 """Defences that change the model: what they answer, where their answers are kept, and that nothing is left behind."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_what_is_trained_beforehand_is_not_trained_again(
     make_bench: Callable[..., Bench], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defense = defenses.get(name).prepared(make_bench())
-    monkeypatch.setattr("safety_neurons.tune.lora.trained", None)
+    monkeypatch.setattr(importlib.import_module("safety_neurons.tune.lora"), "trained", None)
     with defense.opened(make_bench()) as defended:
         assert len(defended.respond(PROMPTS)) == len(PROMPTS)
 
