@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/safety-neurons run --out $(OUT)
 
 test: $(VENV)/.installed lint types
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -20,6 +20,20 @@ os.environ.pop("COLUMNS", None)
 # Threads over tensors this small only wait for each other, for many times as long where the cores are shared.
 torch.set_num_threads(1)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files first, so that the others fill the gaps when the tests are shared out among processes."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None and item.path.name not in SLOW)
+
+
+@pytest.fixture(scope="session")
+def cores() -> int:
+    """How many cores a process of the tests has for itself."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+# Files that wait for processes of their own.
+SLOW = ("test_processes.py", "test_tune_processes.py", "test_grid_processes.py", "test_auto_tune.py")
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

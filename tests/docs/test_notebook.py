@@ -36,7 +36,7 @@ def explained(lines: list[str]) -> Iterator[str]:
 
 @pytest.mark.real
 @pytest.mark.timeout(900)
-def test_it_runs_and_shows_what_it_says(tmp_path: Path) -> None:
+def test_it_runs_and_shows_what_it_says(tmp_path: Path, cores: int) -> None:
     code = ["".join(cell["source"]) for cell in cells() if cell["cell_type"] == "code"]
     script = tmp_path / "tutorial.py"
     script.write_text("\n".join([*code, "import json", f"print(json.dumps([{', '.join(ANSWERS)}]))"]))
@@ -44,7 +44,7 @@ def test_it_runs_and_shows_what_it_says(tmp_path: Path) -> None:
         [sys.executable, script],
         capture_output=True,
         text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(cores)},
         timeout=840,
         check=False,
     )

