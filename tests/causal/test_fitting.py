@@ -75,9 +75,7 @@ def test_the_guard_has_its_own_neurons(found: Path) -> None:
         assert all(one.equal(other) for one, other in zip(same.neurons.both, work.neurons.both, strict=True))
 
 
-def test_the_kept_guard_is_taken_until_a_setting_that_makes_it_changes(
-    found: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_kept_guard_is_taken_unless_others_are_asked_for(found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[float] = []
 
     def counted(work: Any) -> Any:
@@ -86,20 +84,22 @@ def test_the_kept_guard_is_taken_until_a_setting_that_makes_it_changes(
 
     monkeypatch.setattr(fitting, "fit_and_keep", counted)
 
-    def guard(**settings: Any) -> Guard:
+    def guard(as_settings_say: bool = False, **settings: Any) -> Guard:
         with opened(found, {"guard": {"alpha": 1.0} | settings}, None, "") as work:
-            return guard_of(work)
+            return guard_of(work, as_settings_say)
 
     first = guard()
     before = digest(found / "guard.safetensors")
-    assert guard().digest == first.digest
+    assert guard().digest == guard(as_settings_say=True).digest == first.digest
+    assert guard(false_positive_rate=0.4).digest == first.digest
     assert (len(made), digest(found / "guard.safetensors")) == (1, before)
-    other = guard(false_positive_rate=0.4)
+    other = guard(as_settings_say=True, false_positive_rate=0.4)
     assert (len(made), other.false_positive_rate) == (2, 0.4)
+    assert guard().digest == other.digest
     # The size of the run's own set is not the guard's.
     run(found, {"find": {"percent": 30.0}}, until="find")
-    assert guard(false_positive_rate=0.4).digest == other.digest
+    assert guard().digest == other.digest
     assert len(made) == 2
     run(found, {"find": {"score": "magnitude"}}, until="find")
-    assert guard(false_positive_rate=0.4).digest != other.digest
+    assert guard().digest != other.digest
     assert len(made) == 3

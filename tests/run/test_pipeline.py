@@ -23,7 +23,8 @@ from safety_neurons.judges import Judgement, RuleJudge, Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
 from safety_neurons.progress import Advance, Silence
-from safety_neurons.run.pipeline import STAGES, run
+from safety_neurons.run.pipeline import run
+from safety_neurons.run.plan import STAGES
 from safety_neurons.tune.corpus import Corpus
 from safety_neurons.tune.delta import NeuronDelta
 

@@ -15,7 +15,8 @@ from safety_neurons.progress import Listener
 from safety_neurons.run.corpus import corpus_of
 from safety_neurons.run.folder import RunFolder, merged_settings, overridden
 from safety_neurons.run.opened import keep_section, opened
-from safety_neurons.run.pipeline import run, stage_fingerprints
+from safety_neurons.run.pipeline import run
+from safety_neurons.run.plan import stage_fingerprints
 from safety_neurons.run.stages import score_as_settings_say
 from safety_neurons.run.validation import Validator
 from safety_neurons.run.workplace import Workplace

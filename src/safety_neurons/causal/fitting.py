@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -60,12 +60,15 @@ class Fitted(NamedTuple):
     doses: tuple[Dose, ...]
 
 
-def guard_of(work: Workplace) -> Guard:
-    """The guard that the run's settings describe: the one in its folder, if it is that one."""
+def guard_of(work: Workplace, as_settings_say: bool = False) -> Guard:
+    """The guard in the run's folder, whatever its options were; made now where there is none of this run.
+
+    With `as_settings_say` one with other options is not taken.
+    """
     kept = work.folder.guard
     if kept.exists():
-        found = Guard.load(kept)
-        if found.origin == _origin(work):
+        found, origin = Guard.load(kept), _origin(work)
+        if found.origin == origin or (found.origin.split()[:1] == origin.split()[:1] and not as_settings_say):
             return found
     return fit_and_keep(work).guard
 
@@ -132,11 +135,9 @@ def _tried(work: Workplace, fitted: Guard) -> tuple[Dose, ...]:
 
 
 def _origin(work: Workplace) -> str:
-    """A name for everything that the run's guard follows from."""
+    """Two names: for the run that a guard is fitted on, and for the guard's options."""
     settings = work.settings
-    made: list[Any] = [
-        settings.find.model_dump(mode="json", exclude={"percent"}),
-        settings.guard.model_dump(mode="json"),
-    ]
     sets = [work.prompts[name].sha256 for name in ("harmful", "contrast", "benign", "borderline")]
-    return fingerprint(work.answering, settings.seed, *made, asdict(settings.calibrate.knobs()), *sets)
+    ranked = settings.find.model_dump(mode="json", exclude={"percent"})
+    run = fingerprint(work.answering, settings.seed, ranked, *sets)
+    return f"{run} {fingerprint(settings.guard.model_dump(mode='json'), asdict(settings.calibrate.knobs()))}"

@@ -19,7 +19,7 @@ from safety_neurons.progress import Listener
 from safety_neurons.prompts import Prompt, PromptSet, load_prompts
 from safety_neurons.run.folder import RunFolder, merged_settings
 from safety_neurons.run.opened import opened
-from safety_neurons.run.pipeline import PROMPT_SETS
+from safety_neurons.run.plan import PROMPT_SETS
 from safety_neurons.run.workplace import load_model
 from safety_neurons.settings import Settings
 from safety_neurons.storage import read_json
@@ -147,7 +147,7 @@ def opened_target(
         with opened(Path(name), given, listener, command, until=until, alone=False) as work:
             delta = NeuronDelta.load(work.folder.delta) if until == "tune" else None
             corpus = Corpus.load(work.folder.corpus) if until == "tune" else None
-            guard = guard_of(work) if GUARDED & needed else None
+            guard = guard_of(work, as_settings_say="guard" in given) if GUARDED & needed else None
             made = Artefacts(work.neurons, guard, delta, corpus, settings.calibrate.alpha_conformity)
             yield bench(InProcess(work.model, settings.batch_size), made)
     else:

@@ -13,7 +13,8 @@ from safety_neurons.progress import Listener, Silence
 from safety_neurons.prompts import Prompt, load_prompts
 from safety_neurons.report import write_report
 from safety_neurons.run.folder import RunFolder, merged_settings
-from safety_neurons.run.pipeline import PROMPT_SETS, run
+from safety_neurons.run.pipeline import run
+from safety_neurons.run.plan import PROMPT_SETS
 from safety_neurons.run.torchrun import dismiss
 from safety_neurons.run.workplace import Workplace
 from safety_neurons.settings import Settings

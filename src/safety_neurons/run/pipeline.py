@@ -1,7 +1,6 @@
 """The stages in order over a run folder: what is done is not redone, what changed is, and it says so."""
 
 import datetime
-import hashlib
 import importlib.metadata
 import time
 from collections.abc import Mapping, Sequence
@@ -16,35 +15,16 @@ from safety_neurons.models.locate import hub_identity, locate
 from safety_neurons.progress import Listener, Silence
 from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.run.folder import SCHEMA, RunFolder, merged_settings
+from safety_neurons.run.plan import PROMPT_SETS, SHARED, STAGES, needed_for, stage_fingerprints
 from safety_neurons.settings import Settings
-from safety_neurons.storage import disk_errors, fingerprint, read_json, write_json
+from safety_neurons.storage import disk_errors, read_json, write_json
 from safety_neurons.tune.corpus import Corpus
 
 if TYPE_CHECKING:
     from safety_neurons.models.chat import ChatModel
     from safety_neurons.run.workplace import StageResult, Workplace
 
-STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
-# What the processes of torchrun do together.
-SHARED = frozenset({"find", "tune"})
-PROMPT_SETS = ("harmful", "benign", "borderline", "contrast")
 PACKAGES = ("safety-neurons", "torch", "transformers", "accelerate", "safetensors", "numpy")
-
-# What each stage depends on besides the model and the prompts: earlier stages, and settings by their path.
-INPUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "find": ((), ("find",)),
-    "explain": (("find",), ("explain",)),
-    "calibrate": (
-        ("find",),
-        ("calibrate", "evaluate.judge", "evaluate.prompts", "evaluate.answer_tokens", "show_responses"),
-    ),
-    "tune": (("find",), ("tune", "calibrate", "evaluate.judge")),
-    "evaluate": (("tune",), ("evaluate", "show_responses")),
-}
-COMMON = (
-    *("seed", "dtype", "quantize", "system", "chat_template", "thinking", "write_matrices", "allow_partial"),
-    "batch_size",
-)
 
 
 def run(
@@ -83,7 +63,7 @@ def run(
     lock = path / ".lock"
     try:
         with disk_errors(path), filelock.FileLock(lock, timeout=0):
-            return _run(folder, record, settings, prompts, work, _needed(until), prints, listener, command)
+            return _run(folder, record, settings, prompts, work, needed_for(until), prints, listener, command)
     except filelock.Timeout as error:
         raise SafetyNeuronsError(
             f"Another process is working on {path}. Wait for it, or choose another --out."
@@ -93,40 +73,6 @@ def run(
         if not record and set(path.iterdir()) == {lock}:
             lock.unlink()
             path.rmdir()
-
-
-def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, PromptSet]) -> dict[str, str]:
-    """For each stage the fingerprint of all that its result depends on."""
-    values = settings.model_dump(mode="json")
-
-    def value(path: str) -> Any:
-        found: Any = values
-        for part in path.split("."):
-            found = found[part]
-        return found
-
-    common = [identity, {name: prompts[name].sha256 for name in PROMPT_SETS}, [value(name) for name in COMMON]]
-    # A corpus of the user's is what stands in it, not where it is kept.
-    brought = None if settings.tune.corpus is None else hashlib.sha256(settings.tune.corpus.read_bytes()).hexdigest()
-    prints: dict[str, str] = {}
-    for stage, (earlier, own) in INPUTS.items():
-        files = [brought] if stage == "tune" else []
-        prints[stage] = fingerprint(
-            stage, common, [prints[name] for name in earlier], [value(path) for path in own], files
-        )
-    prints["report"] = fingerprint(prints)
-    return prints
-
-
-def _needed(until: str) -> list[str]:
-    """The stages up to `until` that it depends on; the report takes what there is, the whole run makes all."""
-    if until == "report":
-        return list(STAGES)
-    needed = {until}
-    for stage in reversed(STAGES[:-1]):
-        if stage in needed:
-            needed |= set(INPUTS[stage][0])
-    return [stage for stage in STAGES if stage in needed]
 
 
 def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
