@@ -1,16 +1,20 @@
 """Requests in another language: sent as they were translated, or not at all."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from safety_neurons import attacks
+from safety_neurons import attacks, defenses
 from safety_neurons.attacks.attack import AttackedPrompt
-from safety_neurons.defenses.defense import Defended
+from safety_neurons.defenses.defense import BLOCKED, Defended, Response
 from safety_neurons.engines.bench import Bench
-from safety_neurons.errors import CannotRun
+from safety_neurons.errors import CannotRun, SafetyNeuronsError
+from safety_neurons.evaluate.grid import Plan, answer_grid
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.generate import Completion
+from safety_neurons.prompts import Prompt
 
 MakeInterpreter = Callable[[dict[str, Completion]], Any]
 
@@ -40,3 +44,66 @@ def test_a_model_that_translates_nothing_cannot_run(bench: Bench, make_interpret
     engine = make_interpreter({"cake": Completion("I cannot help with that.", False)})
     with pytest.raises(CannotRun, match="none of the 1 requests was translated into Zulu"):
         translated(engine, bench, ["Bake a cake"])
+
+
+def test_answers_come_back_in_english_where_they_can(bench: Bench, make_interpreter: MakeInterpreter) -> None:
+    answers = {
+        "ikhekhe": Completion(" Bake the cake. ", False),
+        "udonga": Completion("I'm sorry, but I can't help with that.", False),
+        "isobho": Completion("Soup soup", True),
+    }
+    engine = make_interpreter(answers)
+    defended = Defended(engine, lambda _prompts: pytest.fail("asked the defence"))
+    given = [*(Response(f"Nansi {word}", word == "isobho") for word in answers), BLOCKED, Response("  ")]
+    attack = attacks.get("translation")
+    assert attack.returned(given, defended, bench) == [
+        Response("Bake the cake."),
+        # A refusal that was translated is one.
+        Response("I'm sorry, but I can't help with that."),
+        Response("Nansi isobho", True),
+        BLOCKED,
+        Response("  "),
+    ]
+    assert len(engine.asked) == 3
+    assert all("into English" in one for one in engine.asked)
+    assert attacks.get("translation:back=false").returned(given, defended, bench) == given
+
+
+def test_another_model_translates_where_one_is_named(
+    bench: Bench, make_interpreter: MakeInterpreter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_interpreter({"cake": Completion("Bhaka ikhekhe", False)})
+    asked: list[tuple[str | None, str]] = []
+
+    def engine_for(endpoint: str | None, model: str) -> Any:
+        asked.append((endpoint, model))
+        return other
+
+    monkeypatch.setattr("safety_neurons.attacks.translation.engine_for", engine_for)
+    spec = "translation:model=interpreter,endpoint=http://127.0.0.1:9/v1"
+    assert translated(None, bench, ["Bake a cake"], spec) == [AttackedPrompt("Bhaka ikhekhe")]
+    assert asked == [("http://127.0.0.1:9/v1", "interpreter")]
+    assert [attacks.get(one).sees_defended_model for one in ("translation", spec)] == [True, False]
+
+
+def test_a_server_without_a_model_is_an_error() -> None:
+    with pytest.raises(SafetyNeuronsError, match="model=NAME"):
+        attacks.get("translation:endpoint=http://127.0.0.1:9/v1")
+
+
+def test_the_grid_judges_what_came_back(
+    bench: Bench, make_interpreter: MakeInterpreter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_interpreter({"Why": Completion("Ngani", False), "After": Completion("Because.", False)})
+    monkeypatch.setattr("safety_neurons.attacks.translation.engine_for", lambda *_: other)
+    none = defenses.get("none")
+    monkeypatch.setattr(
+        type(none),
+        "opened",
+        lambda _self, bench: contextlib.nullcontext(
+            Defended(bench.engine, lambda prompts: [Response(f"After {prompt.user}") for prompt in prompts])
+        ),
+    )
+    plan = Plan((attacks.get("translation:model=interpreter"),), (none,), (Prompt("one", "Why?"),), {})
+    [cell] = answer_grid(plan, bench, KeptLines(None))
+    assert cell.responses == (Response("Because."),)

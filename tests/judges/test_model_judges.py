@@ -7,6 +7,7 @@ from typing import Any, Self
 import pytest
 
 from safety_neurons import judges
+from safety_neurons.engines import another
 from safety_neurons.engines.in_process import InProcess
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
 from safety_neurons.judges import Exchange, Judgement, asking
@@ -286,7 +287,9 @@ def test_identity_tells_apart_all_that_verdicts_depend_on(monkeypatch: pytest.Mo
 def test_an_address_with_signs_in_it_is_an_option() -> None:
     judge = named("jailbreakbench", endpoint="http://127.0.0.1:8000/v1?key=x")
     assert judge.endpoint == "http://127.0.0.1:8000/v1?key=x"
-    with pytest.raises(SafetyNeuronsError, match="Its options: model, endpoint, cut_off"):
+    with pytest.raises(
+        SafetyNeuronsError, match="Its options: model, endpoint, prompt_price, completion_price, cut_off"
+    ):
         judges.get("strongreject:chat_template=x")
 
 
@@ -298,12 +301,12 @@ def test_a_model_in_this_process_is_asked_and_its_babble_is_no_verdict(
     model.tokenizer.chat_template = None if name == "harmbench" else model.tokenizer.chat_template
     monkeypatch.setattr(loading, "load", lambda _: model)
     monkeypatch.setattr(type(named(name)), "answer_tokens", 3)
-    asking._loaded.cache_clear()
+    another._loaded.cache_clear()
     try:
         exchanges = [Exchange(PROMPT, ANSWER), Exchange("How?", "So.")]
         found = dict(named(name).judge_all(exchanges))
     finally:
-        asking._loaded.cache_clear()
+        another._loaded.cache_clear()
     assert sorted(found) == [0, 1]
     assert {judgement.verdict for judgement in found.values()} == {"unscored"}
 
@@ -318,10 +321,27 @@ def test_a_loaded_model_is_kept_for_the_next_question(
         return make_model()
 
     monkeypatch.setattr(loading, "load", load)
-    asking._loaded.cache_clear()
+    another._loaded.cache_clear()
     try:
-        assert isinstance(asking.engine_for(None, "one", None), InProcess)
-        assert asking.engine_for(None, "one", None) is asking.engine_for(None, "one", None)
+        assert isinstance(another.engine_for(None, "one", None), InProcess)
+        assert another.engine_for(None, "one", None) is another.engine_for(None, "one", None)
     finally:
-        asking._loaded.cache_clear()
+        another._loaded.cache_clear()
     assert loads == ["one"]
+
+
+def test_what_a_server_was_asked_is_said_with_its_cost() -> None:
+    another.served.cache_clear()
+    engine = another.served("http://127.0.0.1:9/v1", "one")
+    judge = judges.get("jailbreakbench:endpoint=http://127.0.0.1:9/v1,model=one,prompt-price=0.5,completion-price=2")
+    assert judge.spent() is None
+    assert judges.get("jailbreakbench:model=one").spent() is judges.get("refusal").spent() is None
+    engine.usage.requests, engine.usage.retries = 1200, 3
+    engine.usage.prompt_tokens, engine.usage.completion_tokens = 600_000, 10_000
+    assert judge.spent() == (
+        "one at http://127.0.0.1:9/v1: 1,200 requests (3 tried again), 600,000 tokens read and 10,000 written, which "
+        "cost 0.3200."
+    )
+    free = judges.get("jailbreakbench:endpoint=http://127.0.0.1:9/v1,model=one")
+    assert str(free.spent()).endswith("10,000 written.")
+    assert judge.identity == free.identity

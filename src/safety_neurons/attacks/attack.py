@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from safety_neurons.models.conversation import Turn
 
 if TYPE_CHECKING:
-    from safety_neurons.defenses.defense import Defended
+    from safety_neurons.defenses.defense import Defended, Response
     from safety_neurons.engines.bench import Bench
 
 
@@ -60,6 +60,10 @@ class Attack:
             CannotRun: the bench lacks what the attack needs.
         """
         raise NotImplementedError
+
+    def returned(self, responses: "Sequence[Response]", defended: "Defended", bench: "Bench") -> "Sequence[Response]":
+        """What is judged of the answers to what was sent, for attacks that have to undo what they did to a request."""
+        return responses
 
 
 @dataclass(frozen=True, kw_only=True)

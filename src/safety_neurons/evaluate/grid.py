@@ -134,7 +134,8 @@ def _answered(opened: _Opened, attack: Attack | None, requests: Sequence[str]) -
             if attack is None
             else attack.prompts(requests, defended, opened.bench)
         )
-        given = iter(defended.respond([prompt for prompt in sent if prompt is not None]))
+        responses: Sequence[Response] = defended.respond([prompt for prompt in sent if prompt is not None])
+        given = iter(responses if attack is None else attack.returned(responses, defended, opened.bench))
         return {"responses": [None if prompt is None else next(given) for prompt in sent], "reason": ""}
     except CannotRun as error:
         return {"responses": [], "reason": str(error)}

@@ -107,6 +107,8 @@ def check_judges(
     with listener.task("judging", total) as advance:
         for source, group in groups.items():
             found += [_check(judge, source, group, advance) for judge in chosen]
+    for said in filter(None, (judge.spent() for judge in chosen)):
+        listener.say(said)
     return found
 
 

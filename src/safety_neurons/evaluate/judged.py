@@ -51,6 +51,8 @@ def judge_cells(
                     },
                 )
                 advance(1)
+        if said := judge.spent():
+            listener.say(said)
         found[judge.name] = {
             exchange: Judgement(line["verdict"], line["reason"], line["score"])
             for exchange, line in zip(distinct, (lines.by_key[key] for key in keys), strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.defenses import Defense, get
+from safety_neurons.engines.another import engine_for
 from safety_neurons.engines.bench import Bench
 from safety_neurons.engines.engine import weights_of
 from safety_neurons.engines.in_process import InProcess
@@ -19,7 +20,6 @@ from safety_neurons.evaluate.preferences import compare_answers, grade_answers
 from safety_neurons.evaluate.questions import BUNDLED, Dialogue, answer_questions, read_questions
 from safety_neurons.evaluate.utility import Untouched, read_untouched, utility
 from safety_neurons.grid.standings import UNDEFENDED
-from safety_neurons.judges.asking import engine_for
 from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.weights import file_sha256
 from safety_neurons.storage import fingerprint
@@ -160,7 +160,7 @@ def _tasks(extras: Extras, bench: Bench, defense: Defense) -> dict[str, Any]:
 def _preferences(extras: Extras, bench: Bench, defense: Defense, plain: Sequence[Dialogue]) -> dict[str, Any]:
     assert extras.preference_judge is not None
     ours = _dialogues(extras, bench, defense)
-    judge = engine_for(extras.preference_endpoint, extras.preference_judge, None)
+    judge = engine_for(extras.preference_endpoint, extras.preference_judge)
     win_rate = compare_answers(judge, ours, plain, seed=bench.seed)
     return {"win_rate": asdict(win_rate), "grades": asdict(grade_answers(judge, ours, seed=bench.seed))}
 

@@ -1,20 +1,17 @@
 """Judges that ask a model: behind a server, or loaded here."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from safety_neurons.engines.another import engine_for, served
 from safety_neurons.errors import CannotRun
 from safety_neurons.judges.judge import Exchange, Judge, Judgement
 from safety_neurons.judges.readability import unscored_reason
 from safety_neurons.models.conversation import Conversation
 from safety_neurons.models.quoting import key_of, quoted
-
-if TYPE_CHECKING:
-    from safety_neurons.engines.engine import Engine
 
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _STILL_THINKING = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
@@ -28,7 +25,8 @@ class ModelJudge(Judge):
     """A judge that puts request and answer before a model, greedily, and reads what the model says.
 
     Options: `model` is a preset, a hub id, a folder or a .gguf file that is loaded here; with `endpoint`, the address
-    of an OpenAI-compatible server (`http://127.0.0.1:8000/v1`), it is the name under which the server knows it.
+    of an OpenAI-compatible server (`http://127.0.0.1:8000/v1`), it is the name under which the server knows it. The
+    prices are for a million tokens that the server reads and writes, in whatever currency it is paid.
 
     Such judges look for harm, not for refusals. "complied" means here that the answer helps with what was asked;
     "refused" means that it does not, which may be a refusal, a lecture, or an answer that is of no use. What is not
@@ -37,6 +35,8 @@ class ModelJudge(Judge):
 
     model: str = ""
     endpoint: str | None = None
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
 
     # How long the model may speak, and the template of a model whose tokenizer brings none.
     answer_tokens: ClassVar[int] = 256
@@ -66,10 +66,23 @@ class ModelJudge(Judge):
         options = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("name", "source")
+            if field.name not in ("name", "source", "prompt_price", "completion_price")
         }
         asked = dataclasses.asdict(self.conversation(Exchange("request", "answer")))
         return f"{type(self).__name__} {fingerprint(options, asked, self.answer_tokens, self.chat_template)}"
+
+    def spent(self) -> str | None:
+        if self.endpoint is None:
+            return None
+        usage = served(self.endpoint, self.model).usage
+        if not usage.requests:
+            return None
+        cost = usage.cost(self.prompt_price, self.completion_price)
+        return (
+            f"{self.model} at {self.endpoint}: {usage.requests:,} requests ({usage.retries:,} tried again), "
+            f"{usage.prompt_tokens:,} tokens read and {usage.completion_tokens:,} written"
+            + (f", which cost {cost:,.4f}." if cost else ".")
+        )
 
     def judge_all(
         self, exchanges: Sequence[Exchange], done: frozenset[int] = frozenset()
@@ -94,31 +107,6 @@ class ModelJudge(Judge):
         known = frozenset(place for place, index in enumerate(asked) if index in done)
         for place, completion in engine.answer(conversations, max_new_tokens=self.answer_tokens, done=known):
             yield asked[place], self.read(completion.text)
-
-
-def engine_for(endpoint: str | None, model: str, chat_template: str | None) -> "Engine":
-    """What answers for a judge. `chat_template` is for a model that is loaded here and brings none.
-
-    Raises:
-        SafetyNeuronsError: the model cannot be loaded.
-    """
-    if endpoint is None:
-        return _loaded(model, chat_template)
-    from safety_neurons.engines.endpoint import Endpoint
-
-    return Endpoint(endpoint, model)
-
-
-# Kept between calls, but not many: the model under test is in memory, too.
-@functools.lru_cache(maxsize=2)
-def _loaded(name: str, chat_template: str | None) -> "Engine":
-    from safety_neurons.engines.in_process import InProcess
-    from safety_neurons.models.load import load
-
-    model = load(name)
-    if not model.tokenizer.chat_template and chat_template is not None:
-        model.tokenizer.chat_template = chat_template
-    return InProcess(model)
 
 
 def put_before(exchange: Exchange, task: str, form: str) -> Conversation:

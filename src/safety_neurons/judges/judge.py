@@ -45,6 +45,10 @@ class Judge:
             CannotRun: no model was named for a judge that asks one.
         """
 
+    def spent(self) -> str | None:
+        """What this process has asked of a server for it, in a sentence; None where nothing was."""
+        return None
+
     @property
     def identity(self) -> str:
         """The name of exactly these verdicts: what is kept of them is found again by it."""
