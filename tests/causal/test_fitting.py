@@ -9,7 +9,7 @@ import pytest
 import safety_neurons.causal.fitting as fitting
 from safety_neurons import run
 from safety_neurons.calibrate.guard import Guard
-from safety_neurons.causal.fitting import ALPHAS, Dose, best_dose, fit_and_keep, guard_of
+from safety_neurons.causal.fitting import ALPHAS, Dose, Learnt, best_dose, fit_and_keep, guard_of
 from safety_neurons.progress import Silence
 from safety_neurons.run.opened import opened
 
@@ -103,3 +103,19 @@ def test_the_kept_guard_is_taken_unless_others_are_asked_for(found: Path, monkey
     run(found, {"find": {"score": "magnitude"}}, until="find")
     assert guard().digest != other.digest
     assert len(made) == 3
+
+
+def test_it_learns_from_disguised_requests_too(found: Path) -> None:
+    with opened(found, None, None, "") as work:
+        learnt = Learnt.of(work)
+        plain = {
+            name: [work.model.render(prompt.text) for prompt in work.prompts[name].split("train")]
+            for name in ("harmful", "contrast", "benign", "borderline")
+        }
+    assert learnt.benign == plain["benign"]
+    for own, asked in ((learnt.harmful, ("harmful", "contrast")), (learnt.borderline, ("borderline",))):
+        expected = [text for name in asked for text in plain[name]]
+        assert own[: len(expected)] == expected
+        assert not set(own[len(expected) :]) & {text for texts in plain.values() for text in texts}
+    # Some disguises begin the answer.
+    assert any(not text.endswith("<|assistant|>") for text in learnt.harmful)

@@ -173,12 +173,14 @@ def fit_guard(
     layer: int | None = None,
     alpha: float = 3.0,
     knobs: Knobs | None = None,
+    rendered: bool = False,
     batch_size: int = BATCH_SIZE,
     advance: Advance = ignore,
 ) -> Guard:
     """Fit a guard on requests, as a user would type them.
 
     Args:
+        rendered: the requests are in the chat template already, which lets an answer's beginning be part of them.
         borderline: safe requests that sound unsafe; they count as safe, but not for the threshold.
         false_positive_rate: the share of ordinary prompts that may be flagged.
         layer: the layer in which it is decided. When left out, the earliest one that is nearly as good as the best, so
@@ -195,7 +197,7 @@ def fit_guard(
     if knobs.prompt_positions == "template":
         # A number needs no tokenizer, so that the guard can be used on a plain transformers model.
         knobs = replace(knobs, prompt_positions=model.template_tail)
-    texts = [model.render(prompt) for prompt in (*harmful, *benign, *borderline)]
+    texts = [prompt if rendered else model.render(prompt) for prompt in (*harmful, *benign, *borderline)]
     features = last_token_activations(model, neurons.both, texts, batch_size, advance)
     by_site = zip(neurons.layers, neurons.both, strict=True)
     layer_of = torch.cat([torch.full((len(found),), number) for number, found in by_site])

@@ -89,8 +89,13 @@ def _detect(
     work: Workplace, fitted: Guard, learnt: Learnt, tests: Mapping[str, dict[str, list[Prompt]]]
 ) -> list[dict[str, Any]]:
     """Each detector on each test. Every prompt is read once, however many detectors and tests want it."""
-    asked = [prompt.text for sets in tests.values() for prompts in sets.values() for prompt in prompts]
-    texts = list(dict.fromkeys([*learnt.all, *asked]))
+    asked = {
+        prompt.text: work.model.render(prompt.text)
+        for sets in tests.values()
+        for own in sets.values()
+        for prompt in own
+    }
+    texts = list(dict.fromkeys([*learnt.all, *asked.values()]))
     row_of = {text: row for row, text in enumerate(texts)}
 
     def rows(features: Tensor, wanted: Sequence[str]) -> Tensor:
@@ -98,11 +103,10 @@ def _detect(
 
     found, random = fitted.neurons.both, fitted.neurons.random_like(work.settings.seed + 1).both
     with work.listener.task("reading prompts for the detectors", 3 * len(texts)) as advance:
-        rendered = [work.model.render(text) for text in texts]
         together = [torch.cat(pair) for pair in zip(found, random, strict=True)]
-        neurons = last_token_activations(work.model, together, rendered, work.settings.batch_size, advance)
-        hidden = _batched(work.model, rendered, _last_hidden, work.settings.batch_size, advance)
-        surprise = _batched(work.model, rendered, _surprise, READ_AT_ONCE, advance)
+        neurons = last_token_activations(work.model, together, texts, work.settings.batch_size, advance)
+        hidden = _batched(work.model, texts, _last_hidden, work.settings.batch_size, advance)
+        surprise = _batched(work.model, texts, _surprise, READ_AT_ONCE, advance)
     mine = torch.cat([torch.arange(len(one) + len(other)) < len(one) for one, other in zip(found, random, strict=True)])
     early = torch.cat(
         [
@@ -125,7 +129,7 @@ def _detect(
     for name, all_scores in scores.items():
         threshold = fitted.threshold if name.startswith("guard") else None
         for test, sets in tests.items():
-            sides = [rows(all_scores, [prompt.text for prompt in sets[side]]) for side in ("harmful", "benign")]
+            sides = [rows(all_scores, [asked[prompt.text] for prompt in sets[side]]) for side in ("harmful", "benign")]
             result.append({"detector": name, "on": test} | described(sides[0], sides[1], threshold, work.settings.seed))
     return result
 

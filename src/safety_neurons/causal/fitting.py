@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.calibrate.detector import Detector, fit_detector
 from safety_neurons.calibrate.guard import Guard, fit_guard, guard
 from safety_neurons.run.stages import score_as_settings_say
 from safety_neurons.run.validation import Validator
 from safety_neurons.run.workplace import Workplace
 from safety_neurons.storage import fingerprint
+from safety_neurons.tune.disguises import disguise
 from safety_neurons.tune.training import Validation
 
 # The doses that are tried: below these little is refused, above answers break (docs/calibration.md).
@@ -20,7 +22,11 @@ ALPHAS = (2.0, 3.0, 4.0, 6.0)
 
 @dataclass(frozen=True)
 class Learnt:
-    """The requests that detectors learn from."""
+    """The requests that detectors learn from, in the chat template.
+
+    All are there as they are and in a disguise, so that it is the harm that is learnt. Disguised benign requests count
+    as safe, but no threshold is set by them: `benign` are ordinary ones.
+    """
 
     harmful: list[str]
     benign: list[str]
@@ -33,7 +39,17 @@ class Learnt:
             [prompt.text for prompt in work.chosen(name, "train", None)]
             for name in ("harmful", "contrast", "benign", "borderline")
         )
-        return cls([*harmful, *contrast], benign, borderline)
+
+        def rendered(texts: Sequence[str], plain: bool = True) -> list[str]:
+            sent = [AttackedPrompt(text) for text in texts] if plain else disguise(texts, plain_share=0.0)
+            return [work.model.render(request.user, request.prefill) for request in sent]
+
+        both, safe = [*harmful, *contrast], [*benign, *borderline]
+        return cls(
+            [*rendered(both), *rendered(both, plain=False)],
+            rendered(benign),
+            [*rendered(borderline), *rendered(safe, plain=False)],
+        )
 
     @property
     def all(self) -> list[str]:
@@ -88,6 +104,7 @@ def fit_and_keep(work: Workplace) -> Fitted:
             layer=settings.guard.layer,
             alpha=settings.guard.alpha or 0.0,
             knobs=replace(settings.calibrate.knobs(), generated_tokens=settings.guard.generated_tokens),
+            rendered=True,
             batch_size=settings.batch_size,
             advance=advance,
         )
