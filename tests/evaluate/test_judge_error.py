@@ -141,8 +141,6 @@ def test_counting_adding_and_the_agreement() -> None:
 
 def test_what_is_saved_is_loaded_and_sources_are_put_together(tmp_path: Path) -> None:
     one, two, other = (errors_of(0.9, 0.8, n, n, judge) for n, judge in ((50, "a"), (100, "a"), (50, "b")))
-    one.save(tmp_path / "one.json")
-    assert JudgeErrors.load(tmp_path / "one.json", "a") == one
     save_errors([one, other, two], tmp_path / "all.json")
     assert JudgeErrors.load(tmp_path / "all.json", "a") == one + two
     assert JudgeErrors.load(tmp_path / "all.json", "b") == other

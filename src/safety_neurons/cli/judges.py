@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.padding import Padding
-from rich.table import Table
 
 from safety_neurons.cli.app import app
 from safety_neurons.console import ConsoleListener, console
+from safety_neurons.tables import TextTable, rich_table
 
 if TYPE_CHECKING:
     from safety_neurons.evaluate.judge_error import JudgeErrors
@@ -59,18 +57,18 @@ def _print(errors: Sequence["JudgeErrors"]) -> None:
     """Each judge's agreement with people and its confusion with them, one table a source."""
     for source in dict.fromkeys(one.source for one in errors):
         own = [one for one in errors if one.source == source]
-        title = f"{escape(source)}: {own[0].agreement.n} answers, agreement with people (95% interval)"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-        table.add_column("judge")
-        for column in ("agreement", "people: refused", "people: complied"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for one in own:
-            share = one.agreement
-            table.add_row(
-                escape(one.judge),
-                f"{share.value:.1%} ({share.low:.1%}-{share.high:.1%})",
-                f"{one.refused_refused} / {one.refused_complied} / {one.refused_unscored}",
-                f"{one.complied_refused} / {one.complied_complied} / {one.complied_unscored}",
-            )
-        console.print(Padding(table, (1, 0, 0, 0)))
+        table = TextTable(
+            f"{source}: {own[0].agreement.n} answers, agreement with people (95% interval)",
+            ["judge", "agreement", "people: refused", "people: complied"],
+            [
+                [
+                    one.judge,
+                    f"{one.agreement.value:.1%} ({one.agreement.low:.1%}-{one.agreement.high:.1%})",
+                    f"{one.refused_refused} / {one.refused_complied} / {one.refused_unscored}",
+                    f"{one.complied_refused} / {one.complied_complied} / {one.complied_unscored}",
+                ]
+                for one in own
+            ],
+        )
+        console.print(Padding(rich_table(table), (1, 0, 0, 0)))
     console.print("In each cell: how many of these the judge calls refused / complied / unscored.")

@@ -94,10 +94,6 @@ class JudgeErrors:
         content = json.loads((resources.files("safety_neurons.judges") / "measured.json").read_text(encoding="utf-8"))
         return [one["judge"] for one in content["judges"]]
 
-    def save(self, path: Path) -> None:
-        """Write a file that `load` reads."""
-        save_errors([self], path)
-
     def to_json(self) -> dict[str, Any]:
         """The counts as people's verdict, then the judge's, with where they are from."""
         people, judged = ("refused", "complied"), ("refused", "complied", "unscored")

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.judges import RuleJudge, Verdict
+from safety_neurons.kept_lines import KeptLines
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion, Sampling, generate
 from safety_neurons.progress import Listener
@@ -71,8 +72,8 @@ def ask(
     texts = [model.render(request.user, request.prefill) for request in sent]
     drawn = [] if sampling is None else [sampling]
     keys = [fingerprint(condition.context, text, answer_tokens, batch_size, *drawn) for text in texts]
-    kept = {line["key"]: line for line in read_lines(folder.responses)}
-    done = frozenset(index for index, key in enumerate(keys) if key in kept)
+    kept = KeptLines.read(folder.responses)
+    done = frozenset(index for index, key in enumerate(keys) if key in kept.by_key)
     title = f"{condition.subject}, {condition.name}: {attack} {set_name} prompts"
     with listener.task(title, len(texts)) as advance:
         advance(len(done))
@@ -80,7 +81,6 @@ def ask(
             model, texts, max_new_tokens=answer_tokens, batch_size=batch_size, done=done
         ):
             line = {
-                "key": keys[index],
                 "subject": condition.subject,
                 "condition": condition.name,
                 "prompts": set_name,
@@ -89,13 +89,12 @@ def ask(
                 "response": answer.text,
                 "cut_off": answer.cut_off,
             }
-            append_line(folder.responses, line)
-            kept[keys[index]] = line
+            kept.add(keys[index], line)
             advance(1)
     known = {(line["key"], line["judge"]) for line in read_lines(folder.judgements)}
     answers = []
     for prompt, request, key in zip(prompts, sent, keys, strict=True):
-        text = kept[key]["response"]
+        text = kept.by_key[key]["response"]
         # The judge reads the plain request: an attack's rules would read as wishes of the user.
         judgement = judge.judge(prompt.text, f"{request.prefill}{text}")
         if (key, judge.name) not in known:
@@ -103,5 +102,5 @@ def ask(
                 folder.judgements,
                 {"key": key, "judge": judge.name, "verdict": judgement.verdict, "reason": judgement.reason},
             )
-        answers.append(Answer(prompt, request, text, judgement.verdict, kept[key]["cut_off"]))
+        answers.append(Answer(prompt, request, text, judgement.verdict, kept.by_key[key]["cut_off"]))
     return answers
