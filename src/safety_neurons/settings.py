@@ -98,7 +98,7 @@ class CalibrateSettings(Section):
 class GuardSettings(Section):
     """Calibration towards rejection for the prompts that the neurons find harmful."""
 
-    percent: float = Field(0.1, gt=0, le=100)
+    percent: float = Field(0.3, gt=0, le=100)
     """Budget of the guard's own neurons, in percent: the best of the run's score. Few work, many do not: see
     docs/calibration.md."""
     false_positive_rate: float = Field(0.01, gt=0, lt=1)
