@@ -99,8 +99,7 @@ class GuardSettings(Section):
     """Calibration towards rejection for the prompts that the neurons find harmful."""
 
     percent: float = Field(0.3, gt=0, le=100)
-    """Budget of the guard's own neurons, in percent: the best of the run's score. Few work, many do not: see
-    docs/calibration.md."""
+    """Budget of the guard's own neurons, in percent: the best by the run's score. With many it decides too late."""
     false_positive_rate: float = Field(0.01, gt=0, lt=1)
     """Which share of ordinary prompts may be flagged; the threshold follows from it."""
     layer: int | None = Field(None, ge=0)
