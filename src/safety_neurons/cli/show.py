@@ -175,31 +175,30 @@ def print_auto(results: dict[str, Any]) -> None:
     """All trials of a search for tuning's settings, those of the Pareto front marked."""
     found = results["auto"]
     table = _table(results, "Tuning's settings, on validation prompts; * is on the Pareto front")
-    for column in ("", "score", "neurons", "rate", "pairs", "KL weight", "attacks succeed", "over-refusal", "KL"):
-        table.add_column(column, justify="left" if column in ("", "score") else "right", no_wrap=True)
-    table.add_row("untouched", *[""] * 5, *_rates(found["untouched"] | {"divergence": 0.0}), end_section=True)
+    # Eight columns in eighty characters.
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
+    for column in ("trial", "neurons", "rate", "pairs", "KLw", "attacks", "over", "KL"):
+        table.add_column(column, justify="left" if column in ("trial", "neurons") else "right", no_wrap=True)
+    table.add_row("none", *[""] * 4, *_rates(found["untouched"] | {"divergence": 0.0}), end_section=True)
     for trial in found["trials"]:
-        name = f"{trial['number']}{'*' if trial['number'] in found['front'] else ''}"
-        chosen = trial["number"] == found["chosen"]
         settings = trial["settings"]
-        pairs = "+".join(str(settings[f"tune.{kind}"]) for kind in ("refusals", "contrast", "benign"))
         table.add_row(
-            f"{name} chosen" if chosen else name,
-            escape(settings["find.score"]),
-            f"{settings['find.percent']:.2g}%",
-            f"{settings['tune.learning_rate']:.1e}",
-            pairs,
+            f"{trial['number']}{'*' if trial['number'] in found['front'] else ''}",
+            f"{settings['find.percent']:.2g}% {escape(settings['find.score'])}",
+            f"{settings['tune.learning_rate']:.0e}",
+            "+".join(str(settings[f"tune.{kind}"]) for kind in ("refusals", "contrast", "benign")),
             f"{settings['tune.kl']:g}",
             *_rates(trial["objectives"]),
-            style="bold" if chosen else None,
+            style="bold" if trial["number"] == found["chosen"] else None,
             end_section=trial is found["trials"][-1],
         )
-    table.add_row("the run, tuned so", *[""] * 5, *_rates(found["tuned"]))
+    table.add_row("the run", *[""] * 4, *_rates(found["tuned"]))
     console.print(Padding(table, (1, 0, 0, 0)))
     console.print(
-        "Pairs: refusals of harmful requests, of unsafe twins, and answers to benign requests, as they were asked for. "
-        "Over-refusal: safe requests that the untouched model answers and the tuned one does not. KL: to the untouched "
-        "model on its own answers to these, in nats per token."
+        f"Chosen: trial {found['chosen']}; the run is tuned so. Pairs: refusals of harmful requests, of unsafe twins, "
+        "and answers to benign requests, as they were asked for. KLw: how much KL counts in training. Attacks: those "
+        "that succeed. Over: safe requests that the untouched model answers and the tuned one does not. KL: to the "
+        "untouched model on its own answers to these, in nats per token."
     )
 
 
