@@ -304,11 +304,13 @@ def test_options_arrive_and_the_trials_are_shown(
         return found
 
     monkeypatch.setattr(module, "auto_tune", fake)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     arguments = ("--auto", "--trials", "3", "--max-over-refusal", "0.1", "--scores", "contrast", "gradient")
     assert inside(monkeypatch, "tune", str(folder), *arguments) == 0
     assert (asked[0]["trials"], asked[0]["max_over_refusal"]) == (3, 0.1)
     assert asked[0]["space"] == Space(scores=("contrast", "gradient"))
     shown = capsys.readouterr().out
-    assert "untouched" in shown
-    assert f"{section['chosen']}* chosen" in shown
+    # In an ordinary terminal nothing is cut off.
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    assert f" {section['chosen']}*" in shown
+    assert f"Chosen: trial {section['chosen']}" in shown
