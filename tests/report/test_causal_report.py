@@ -274,7 +274,7 @@ def test_guard_in_numbers(tmp_path: Path) -> None:
     shown = base.page(tmp_path, all_sections())
     for said in (
         "It decides in layer 12 by 1,412 neurons",
-        "254 harmful, 301 ordinary and 112 borderline requests",
+        "254 harmful, 301 ordinary and 112 borderline or disguised harmless requests",
         "test (59 harmful, 61 safe)",
     ):
         assert said in shown.text
