@@ -91,6 +91,11 @@ def test_a_server_without_a_model_is_an_error() -> None:
         attacks.get("translation:endpoint=http://127.0.0.1:9/v1")
 
 
+def test_an_address_that_is_none_is_told_at_once() -> None:
+    with pytest.raises(SafetyNeuronsError, match="The server's url has to be"):
+        attacks.get("translation:endpoint=nowhere,model=interpreter")
+
+
 def test_the_grid_judges_what_came_back(
     bench: Bench, make_interpreter: MakeInterpreter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

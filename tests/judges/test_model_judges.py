@@ -265,6 +265,11 @@ def test_a_judge_without_a_model_says_how_to_name_one() -> None:
         list(judge.judge_all([Exchange(PROMPT, ANSWER)]))
 
 
+def test_an_address_that_is_none_is_told_before_any_work() -> None:
+    with pytest.raises(SafetyNeuronsError, match="The server's url has to be"):
+        judges.get("strongreject:endpoint=nowhere,model=one").check()
+
+
 def test_identity_tells_apart_all_that_verdicts_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
     same = judges.get("strongreject:model=a,cut_off=0.5"), judges.get("strongreject:cut_off=0.5,model=a")
     assert same[0].identity == same[1].identity

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import safety_neurons.judges as judges
 from safety_neurons.attacks.attack import Attack, AttackedPrompt
 from safety_neurons.defenses.defense import Defended, Response
-from safety_neurons.engines.another import engine_for
+from safety_neurons.engines.another import engine_for, served
 from safety_neurons.engines.bench import Bench
 from safety_neurons.engines.engine import Engine, answers
 from safety_neurons.errors import CannotRun, SafetyNeuronsError
@@ -41,6 +41,9 @@ class Translation(Attack):
             raise SafetyNeuronsError(f"{self.name}: language is a language's name, such as Zulu.")
         if self.endpoint is not None and not self.model:
             raise SafetyNeuronsError(f"{self.name}: name the model of the server at {self.endpoint}, too: model=NAME.")
+        if self.endpoint is not None:
+            # An address that is none is told now.
+            served(self.endpoint, self.model)
         # Frozen, but what it says of itself depends on who translates.
         object.__setattr__(self, "sees_defended_model", not self.model)
 

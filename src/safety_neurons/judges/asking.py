@@ -57,6 +57,9 @@ class ModelJudge(Judge):
                 f"The judge {self.name} asks a model, and none was named: {plain}:model=NAME for one that is loaded "
                 f"here, or {plain}:endpoint=URL,model=NAME for one behind a server."
             )
+        if self.endpoint is not None:
+            # An address that is none is told now.
+            served(self.endpoint, self.model)
 
     @property
     def identity(self) -> str:
