@@ -47,7 +47,7 @@ def test_the_best_dose(rates: list[tuple[float, float]], best: float) -> None:
 def test_the_dose_is_the_one_that_is_best_on_validation_prompts(found: Path, lines: Any) -> None:
     notes = Notes()
     with opened(found, None, notes, "") as work:
-        fitted, doses = fit_and_keep(work)
+        fitted, _, doses = fit_and_keep(work)
         asked = {line["prompt_id"] for line in lines(found / "responses.jsonl")}
         validation = {prompt.id for prompts in work.prompts.values() for prompt in prompts.split("validation")}
     assert asked <= validation

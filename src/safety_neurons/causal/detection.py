@@ -61,8 +61,7 @@ def guard_run(
             "harmful": work.chosen("contrast", "test", settings.evaluate.prompts),
             "benign": work.chosen("borderline", "test", settings.evaluate.prompts),
         }
-        learnt = Learnt.of(work)
-        fitted, doses = fit_and_keep(work)
+        fitted, learnt, doses = fit_and_keep(work)
         detected = _detect(work, fitted, learnt, tests)
         section = {
             "layer": fitted.layer,

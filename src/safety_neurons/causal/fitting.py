@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from safety_neurons.attacks import AttackedPrompt
 from safety_neurons.calibrate.detector import Detector, fit_detector
 from safety_neurons.calibrate.guard import Guard, fit_guard, guard
 from safety_neurons.run.stages import score_as_settings_say
@@ -41,7 +40,7 @@ class Learnt:
         )
 
         def rendered(texts: Sequence[str], plain: bool = True) -> list[str]:
-            sent = [AttackedPrompt(text) for text in texts] if plain else disguise(texts, plain_share=0.0)
+            sent = disguise(texts, plain_share=float(plain))
             return [work.model.render(request.user, request.prefill) for request in sent]
 
         both, safe = [*harmful, *contrast], [*benign, *borderline]
@@ -70,9 +69,10 @@ class Dose(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A guard, and the doses that were tried for it: none where the settings name the dose."""
+    """A guard, what it learnt from, and the doses that were tried for it: none where the settings name the dose."""
 
     guard: Guard
+    learnt: Learnt
     doses: tuple[Dose, ...]
 
 
@@ -83,8 +83,8 @@ def guard_of(work: Workplace, as_settings_say: bool = False) -> Guard:
     """
     kept = work.folder.guard
     if kept.exists():
-        found, origin = Guard.load(kept), _origin(work)
-        if found.origin == origin or (found.origin.split()[:1] == origin.split()[:1] and not as_settings_say):
+        found, names = Guard.load(kept), 2 if as_settings_say else 1
+        if found.origin.split()[:names] == _origin(work).split()[:names]:
             return found
     return fit_and_keep(work).guard
 
@@ -124,7 +124,7 @@ def fit_and_keep(work: Workplace) -> Fitted:
                 "guard.generated-tokens."
             )
     fitted.save(work.folder.guard)
-    return Fitted(fitted, doses)
+    return Fitted(fitted, learnt, doses)
 
 
 def best_dose(doses: Sequence[Dose]) -> Dose:

@@ -111,11 +111,7 @@ def measures(
         for name, (wanted, inputs, make) in known.items():
             if not wanted or (name in _RELATIVE and defense.name == UNDEFENDED):
                 continue
-            key = fingerprint(
-                name,
-                *depends_on(bench, defense),
-                inputs,
-            )
+            key = fingerprint(name, *depends_on(bench, defense), inputs)
             if key not in kept.by_key:
                 with bench.listener.task(f"{bench.engine.name}: {name}, defence {defense.name}", 1) as advance:
                     try:
