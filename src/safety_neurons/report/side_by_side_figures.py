@@ -1,11 +1,13 @@
 """Several runs in one figure: attack success and refusals before and after tuning, run by run."""
 
+from dataclasses import asdict
 from typing import Any
 
 import plotly.graph_objects as go
 
 from safety_neurons.report import rates, text
 from safety_neurons.report.drawing import BLUE, GREEN, GREY, PURPLE, SHARES, VERMILLION, Figure, make_figure, markers
+from safety_neurons.report.rates import Rate
 from safety_neurons.report.side_by_side import Runs
 
 # Fewer than the tables hold: more would not be told apart.
@@ -30,7 +32,8 @@ def _compared(runs: Runs, name: str, what: str, metric: str, field: str) -> Figu
     for run, results in list(runs.items())[:_MOST_RUNS]:
         rows = rates.select(rates.main_judge(results["rows"], "evaluate"), metric=metric)
         names = dict.fromkeys(str(row[field]) for row in rows)
-        pairs = [(named, *_both(rates.select(rows, **{field: named}))) for named in names]
+        changes = {named: rates.change(rows, **{field: named}) for named in names}
+        pairs = [(named, _known(one.before), _known(one.after)) for named, one in changes.items()]
         if known := [pair for pair in pairs if pair[1] or pair[2]]:
             measured[run] = known
     if len(measured) < 2:
@@ -71,13 +74,8 @@ def _said(row: Row | None) -> str:
     return text.percent(row["value"]) if row else "not measured"
 
 
-def _both(rows: list[Row]) -> tuple[Row | None, Row | None]:
-    """The untouched and the tuned model's row among those of one attack or one set of prompts."""
-    known = [row for row in rows if row.get("value") is not None]
-    return (
-        next((row for row in known if rates.arm(row).untouched), None),
-        next((row for row in known if rates.arm(row).tuned), None),
-    )
+def _known(one: Rate | None) -> Row | None:
+    return None if one is None or one.value is None else asdict(one)
 
 
 def _before(run: str, placed: list[tuple[float, Row]], colour: str, symbol: str, alone: bool) -> Any:
