@@ -23,8 +23,8 @@ from tiny_models import tiny_model
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.models.neurons import find_neurons
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.models.neurons.discovery import find_neurons
 
 OUTCOMES = {
     "exact": "every layer's neurons are found and add up to what the layer writes",

@@ -20,12 +20,12 @@ from torch import Tensor
 from turns import ratio, take_turns
 
 import safety_neurons
-from safety_neurons.calibrate.calibration import calibrate
-from safety_neurons.calibrate.guard import Guard, fit_guard, guard
-from safety_neurons.find.find import find
-from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.calibration.calibration import calibrate
+from safety_neurons.calibration.guard import Guard, fit_guard, guard
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.presets import DEFAULT_MODEL
+from safety_neurons.neurons.find import find
+from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import load_prompts
 
 METHOD = """\
@@ -102,13 +102,13 @@ def exactness(model: ChatModel, neurons: NeuronSet, fitted: Guard, texts: list[s
         return float((one - other).abs().max())
 
     return {
-        "alpha 0 - untouched": largest(logits(texts, still), plain),
-        "guard on benign prompts - untouched": largest(logits(texts, guarded), plain),
+        "alpha 0 - base": largest(logits(texts, still), plain),
+        "guard on benign prompts - base": largest(logits(texts, guarded), plain),
         "calibrated: cached - uncached": largest(moved, logits(texts, pushed, use_cache=False)),
-        "untouched: cached - uncached": largest(plain, logits(texts, contextlib.nullcontext, use_cache=False)),
+        "base: cached - uncached": largest(plain, logits(texts, contextlib.nullcontext, use_cache=False)),
         "calibrated: batched - single": largest(moved, single),
-        "untouched: batched - single": largest(plain, bare_single),
-        "calibrated - untouched": largest(moved, plain),
+        "base: batched - single": largest(plain, bare_single),
+        "calibrated - base": largest(moved, plain),
     }
 
 

@@ -25,13 +25,13 @@ from transformers import BatchEncoding, PreTrainedModel
 from turns import Spent, ratio, take_turns
 
 import safety_neurons
-from safety_neurons.console import errors
-from safety_neurons.find.capture import capture
-from safety_neurons.find.find import find
+from safety_neurons.cli.console import errors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import BATCH_SIZE, batches_by_length
 from safety_neurons.models.presets import DEFAULT_MODEL
+from safety_neurons.neurons.capture import capture
+from safety_neurons.neurons.find import find
 from safety_neurons.prompts import load_prompts
 
 METHOD = """\

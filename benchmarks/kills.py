@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from safety_neurons.console import console, print_error
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.storage import read_json, read_lines
+from safety_neurons.cli.console import console, print_error
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import read_json, read_lines
 
 # Seconds until a start answers.
 LOADING = 10

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from turns import ratio, take_turns
 
 import safety_neurons
-from safety_neurons.console import errors
-from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.cli.console import errors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import padding_token
 from safety_neurons.models.presets import DEFAULT_MODEL
+from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import load_prompts
-from safety_neurons.tune.batches import Collator, encode
-from safety_neurons.tune.corpus import Pair
-from safety_neurons.tune.lora import RANK, matrices_of
-from safety_neurons.tune.trainee import SliceTrainee
+from safety_neurons.tuning.batches import Collator, encode
+from safety_neurons.tuning.corpus import Pair
+from safety_neurons.tuning.delta_model import DeltaModel
+from safety_neurons.tuning.lora import RANK, matrices_of
 
 METHOD = """\
 A step is the forward pass, the loss of the completions, the backward pass, clipping, and AdamW, on the same batch for
@@ -90,8 +90,8 @@ def stepping(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], opt
 
 def slices(model: ChatModel, batch: Batch, optimizers: list[Any], percent: float = 1.0) -> Step:
     """Our own: only the neurons' slices, in float32."""
-    trainee = SliceTrainee(model, random_neurons(model, percent)).to(model.device)
-    return stepping(lambda: trainee(**batch)["loss"], trainee.parameters(), optimizers)
+    delta_model = DeltaModel(model, random_neurons(model, percent)).to(model.device)
+    return stepping(lambda: delta_model(**batch)["loss"], delta_model.parameters(), optimizers)
 
 
 def lora(model: ChatModel, batch: Batch, optimizers: list[Any]) -> Step:

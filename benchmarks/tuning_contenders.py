@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from memory import peak_while
 
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.find.find import ScoredNeurons
-from safety_neurons.find.neuron_set import NeuronSet
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.progress import Advance
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.progress import Advance
-from safety_neurons.run.corpus import corpus_of
-from safety_neurons.run.stages import score_as_settings_say
-from safety_neurons.run.workplace import Workplace
-from safety_neurons.tune.corpus import Corpus
-from safety_neurons.tune.lora import TENSORS, train_lora
-from safety_neurons.tune.safetune import tune
-from safety_neurons.tune.training import Training
+from safety_neurons.neurons.find import ScoredNeurons
+from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.runs.context import RunContext
+from safety_neurons.runs.corpus import corpus_of
+from safety_neurons.runs.stages import score_as_settings_say
+from safety_neurons.tuning.config import Training
+from safety_neurons.tuning.corpus import Corpus
+from safety_neurons.tuning.lora import TENSORS, train_lora
+from safety_neurons.tuning.safetune import tune
 
 METHODS = ("found", "random", "sn-tune", "lora", "full")
 WITH_BUDGET = ("found", "random", "sn-tune")
@@ -48,13 +48,13 @@ class Contender:
 class Tuned:
     """A tuned model: a context in which the run's model is it, a name for its values, and what it took.
 
-    `artefact` and `peak` are bytes, the latter above what the process took before it trained.
+    `artifact` and `peak` are bytes, the latter above what the process took before it trained.
     """
 
     applied: Callable[[], contextlib.AbstractContextManager[Any]]
     digest: str
     parameters: int
-    artefact: int
+    artifact: int
     seconds_per_step: float
     peak: int
 
@@ -69,19 +69,19 @@ class Materials:
     removal: ScoredNeurons | None
 
     @classmethod
-    def gather(cls, work: Workplace, sn_tune: bool) -> "Materials":
+    def gather(cls, run: RunContext, sn_tune: bool) -> "Materials":
         """Make the corpus and score the neurons; what SN-Tune needs only where it takes part."""
         # The same refusals, learnt for the plain request.
-        plain = work.settings.tune.model_copy(update={"plain_refusals": 1.0, "benign": 0, "borderline": 0})
-        refusals = [pair for pair in corpus_of(work, plain).pairs if pair.kind == "refusal"] if sn_tune else []
+        plain = run.settings.tune.model_copy(update={"plain_refusals": 1.0, "benign": 0, "borderline": 0})
+        refusals = [pair for pair in corpus_of(run, plain).pairs if pair.kind == "refusal"] if sn_tune else []
         return cls(
-            corpus_of(work),
+            corpus_of(run),
             Corpus(tuple(refusals)),
-            score_as_settings_say(work),
-            score_as_settings_say(work, "removal") if sn_tune else None,
+            score_as_settings_say(run),
+            score_as_settings_say(run, "removal") if sn_tune else None,
         )
 
-    def neurons(self, work: Workplace, contender: Contender) -> NeuronSet | None:
+    def neurons(self, run: RunContext, contender: Contender) -> NeuronSet | None:
         """The neurons that are tuned; None for LoRA.
 
         Raises:
@@ -96,7 +96,7 @@ class Materials:
             assert self.removal is not None
             chosen = self.removal.top(contender.budget)
         else:
-            settings = work.settings.find
+            settings = run.settings.find
             chosen = self.found.top(contender.budget, settings.scope, settings.selection)
         if not len(chosen):
             raise SafetyNeuronsError(
@@ -120,9 +120,9 @@ def every_neuron(some: NeuronSet) -> NeuronSet:
     )
 
 
-def training_of(work: Workplace, contender: Contender, learning_rate: float) -> Training:
+def training_of(run: RunContext, contender: Contender, learning_rate: float) -> Training:
     """The run's own settings without what only saves memory, and without stopping early: the same for all."""
-    training = work.settings.tune.training(contender.seed)
+    training = run.settings.tune.training(contender.seed)
     training = replace(training, learning_rate=learning_rate, patience=None, report_to=())
     training = replace(training, accumulate=1, gradient_checkpointing=False, shard=False)
     return replace(training, epochs=1) if contender.method == "sn-tune" else training
@@ -139,23 +139,23 @@ def train(model: ChatModel, neurons: NeuronSet | None, corpus: Corpus, training:
 
     made: list[Tuned] = []
 
-    def work() -> None:
+    def run() -> None:
         if neurons is None:
             made.append(_lora(model, corpus, training, step))
         else:
             made.append(_slices(model, neurons, corpus, training, step))
 
-    peak = peak_of(work)
+    peak = peak_of(run)
     steps = [later - earlier for earlier, later in itertools.pairwise(times)]
     # The first step waits for what is prepared.
     return replace(made[0], peak=peak, seconds_per_step=statistics.median(steps[1:] or steps))
 
 
-def peak_of(work: Callable[[], Any]) -> int:
+def peak_of(run: Callable[[], Any]) -> int:
     """`peak_while`, after memory that was freed is given back to the system, where it can be: it would hide some."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    return peak_while(work)
+    return peak_while(run)
 
 
 def _slices(model: ChatModel, neurons: NeuronSet, corpus: Corpus, training: Training, advance: Advance) -> Tuned:

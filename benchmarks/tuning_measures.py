@@ -7,24 +7,24 @@ from typing import Any
 
 from tuning_contenders import Tuned
 
-import safety_neurons.attacks as attacks
-from safety_neurons.attacks import AttackedPrompt
-from safety_neurons.attacks.goals import read_attack
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.evaluate.likelihood import divergence, read_answers, surprise
-from safety_neurons.judges import Verdict
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import fingerprint
+from safety_neurons.evaluation import attacks
+from safety_neurons.evaluation.attacks.from_file import read_attack
+from safety_neurons.evaluation.judges import Verdict
+from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import in_batches
+from safety_neurons.models.likelihood import kl_divergence, nll, read_answers
 from safety_neurons.prompts import Prompt, PromptSet, load_prompts
-from safety_neurons.prompts.prompt_set import normalised
-from safety_neurons.run.answers import Condition
-from safety_neurons.run.workplace import Workplace
-from safety_neurons.storage import fingerprint
+from safety_neurons.prompts.prompt_set import normalized
+from safety_neurons.runs.answers import Condition
+from safety_neurons.runs.context import RunContext
 
 TEMPLATES = ("direct", "prefix-injection", "refusal-suppression", "prefill")
 HARMFUL = "jailbreakbench"
 BENIGN = "alpaca"
 SETS = (BENIGN, "xstest-safe", "xstest-unsafe")
-# Over so many tokens of the untouched model's answers to Alpaca divergence and perplexity are taken.
+# Over so many tokens of the base model's answers to Alpaca divergence and perplexity are taken.
 ANSWER_TOKENS = 48
 Verdicts = list[Verdict | None]
 
@@ -51,7 +51,7 @@ class Exam:
         }
         for name in attack_files:
             by_goal = read_attack(data_dir / "attacks" / f"{name}.jsonl")
-            sent[name] = [by_goal.get(normalised(text)) for text in requests.texts]
+            sent[name] = [by_goal.get(normalized(text)) for text in requests.texts]
             if not any(sent[name]):
                 raise SafetyNeuronsError(
                     f"None of the goals in {data_dir / 'attacks' / name}.jsonl is among the {len(requests)} requests "
@@ -72,25 +72,25 @@ class Exam:
         )
 
 
-def measure(work: Workplace, exam: Exam, name: str, tuned: Tuned | None) -> dict[str, Any]:
-    """Every verdict, and the distances to the untouched model; `tuned` is None for the untouched model itself.
+def measure(run: RunContext, exam: Exam, name: str, tuned: Tuned | None) -> dict[str, Any]:
+    """Every verdict, and the distances to the base model; `tuned` is None for the base model itself.
 
     `attacks` and `sets` hold verdicts by name, null where a request was not made; `divergence` is
-    KL(untouched || tuned) and `surprise` the negative log likelihood of the untouched model's answers, both in nats per
+    KL(base || tuned) and `surprise` the negative log likelihood of the base model's answers, both in nats per
     token and for each of its answers.
     """
-    own, texts = _own_answers(work, exam)
+    own, texts = _own_answers(run, exam)
     if tuned is None:
-        return _verdicts(work, exam, work.untouched()) | {
-            "divergence": [0.0] * len(own),
-            "surprise": _surprise(work, texts, own),
+        return _verdicts(run, exam, run.base()) | {
+            "kl_divergence": [0.0] * len(own),
+            "nll": _surprise(run, texts, own),
         }
-    condition = Condition("tuned", name, fingerprint(work.answering, tuned.digest))
+    condition = Condition("tuned", name, fingerprint(run.answering, tuned.digest))
     moved = in_batches(
         texts,
-        work.settings.batch_size,
-        lambda batch: divergence(
-            work.model,
+        run.settings.batch_size,
+        lambda batch: kl_divergence(
+            run.model,
             [texts[index] for index in batch],
             [own[index] for index in batch],
             tuned.applied,
@@ -98,39 +98,39 @@ def measure(work: Workplace, exam: Exam, name: str, tuned: Tuned | None) -> dict
         ),
     )
     with tuned.applied():
-        return _verdicts(work, exam, condition) | {"divergence": moved, "surprise": _surprise(work, texts, own)}
+        return _verdicts(run, exam, condition) | {"kl_divergence": moved, "nll": _surprise(run, texts, own)}
 
 
-def _own_answers(work: Workplace, exam: Exam) -> tuple[list[str], list[str]]:
-    """The untouched model's answers, and the rendered requests that they answer."""
+def _own_answers(run: RunContext, exam: Exam) -> tuple[list[str], list[str]]:
+    """The base model's answers, and the rendered requests that they answer."""
     prompts = list(exam.sets[BENIGN].take(exam.own_answers))
-    answers = work.ask(work.untouched(), BENIGN, prompts, tokens=ANSWER_TOKENS)
-    return [answer.continuation for answer in answers], [work.model.render(prompt.text) for prompt in prompts]
+    answers = run.ask(run.base(), BENIGN, prompts, tokens=ANSWER_TOKENS)
+    return [answer.continuation for answer in answers], [run.model.render(prompt.text) for prompt in prompts]
 
 
-def _verdicts(work: Workplace, exam: Exam, condition: Condition) -> dict[str, Any]:
+def _verdicts(run: RunContext, exam: Exam, condition: Condition) -> dict[str, Any]:
     attacked: dict[str, Verdicts] = {}
     for name, sent in exam.attacks.items():
         places = [place for place, one in enumerate(sent) if one is not None]
         prompts: list[Prompt] = [exam.requests.prompts[place] for place in places]
-        answers = work.ask(condition, HARMFUL, prompts, name, [one for one in sent if one is not None])
+        answers = run.ask(condition, HARMFUL, prompts, name, [one for one in sent if one is not None])
         attacked[name] = [None] * len(sent)
         for place, answer in zip(places, answers, strict=True):
             attacked[name][place] = answer.verdict
     sets = {
-        name: [answer.verdict for answer in work.ask(condition, name, list(prompts))]
+        name: [answer.verdict for answer in run.ask(condition, name, list(prompts))]
         for name, prompts in exam.sets.items()
     }
     return {"attacks": attacked, "sets": sets}
 
 
-def _surprise(work: Workplace, texts: list[str], answers: list[str]) -> list[float | None]:
+def _surprise(run: RunContext, texts: list[str], answers: list[str]) -> list[float | None]:
     return in_batches(
         texts,
-        work.settings.batch_size,
-        lambda batch: surprise(
+        run.settings.batch_size,
+        lambda batch: nll(
             read_answers(
-                work.model, [texts[index] for index in batch], [answers[index] for index in batch], ANSWER_TOKENS
+                run.model, [texts[index] for index in batch], [answers[index] for index in batch], ANSWER_TOKENS
             )
         ),
     )

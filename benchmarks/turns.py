@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.progress import track
 
-from safety_neurons.console import errors
+from safety_neurons.cli.console import errors
 
 
 class Spent(NamedTuple):

@@ -21,10 +21,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 
-from safety_neurons import attacks, defenses, judges
 from safety_neurons.cli import app
-from safety_neurons.find import scores
-from safety_neurons.plugins import options_of
+from safety_neurons.core.plugins import options_of
+from safety_neurons.evaluation import attacks, defenses, judges
+from safety_neurons.neurons import scores
 from safety_neurons.settings import Settings
 
 log = logging.getLogger("mkdocs.hooks.build_site")
@@ -132,10 +132,10 @@ def _is_section(annotation: Any) -> bool:
 
 
 def members() -> str:
-    """All scores, attacks, defences and judges, with their options and sources."""
+    """All scores, attacks, defenses and judges, with their options and sources."""
     parts = [
-        "# Scores, attacks, defences and judges",
-        "Each is a file that is found by its name. Options of attacks, defences and judges are given as "
+        "# Scores, attacks, defenses and judges",
+        "Each is a file that is found by its name. Options of attacks, defenses and judges are given as "
         "`name:option=value,option=value`.",
         "## Scores",
         "For `--find.score`. [Which score](../scores.md) compares them.",
@@ -153,7 +153,7 @@ def members() -> str:
             attacks,
             "For `safety-neurons evaluate --attacks`; those without a model for `--evaluate.attacks`.",
         ),
-        ("Defences", defenses, "For `safety-neurons evaluate --defenses`."),
+        ("Defenses", defenses, "For `safety-neurons evaluate --defenses`."),
         ("Judges", judges, "For `safety-neurons evaluate --judges`; those without a model for `--evaluate.judge`."),
     ):
         rows = [

@@ -260,24 +260,24 @@ def activations_by_hand(model: ChatModel, tokens: Tensor) -> list[tuple[Tensor, 
     """
     inputs: dict[str, tuple[Tensor, ...]] = {}
     handles = []
-    for site in model.sites:
+    for hook_point in model.hook_points:
 
-        def note(_module: nn.Module, args: tuple[Tensor, ...], name: str = site.name) -> None:
+        def note(_module: nn.Module, args: tuple[Tensor, ...], name: str = hook_point.name) -> None:
             inputs[name] = args
 
-        handles.append(model.model.get_submodule(site.name).register_forward_pre_hook(note))
+        handles.append(model.model.get_submodule(hook_point.name).register_forward_pre_hook(note))
     with torch.no_grad():
         model.model(input_ids=tokens, use_cache=False)
         for handle in handles:
             handle.remove()
         found = []
-        for site in model.sites:
-            module, given = model.model.get_submodule(site.name), inputs[site.name]
-            if site.blocks == 1:
-                values = given[0].reshape(-1, site.width)
+        for hook_point in model.hook_points:
+            module, given = model.model.get_submodule(hook_point.name), inputs[hook_point.name]
+            if hook_point.blocks == 1:
+                values = given[0].reshape(-1, hook_point.width)
                 found.append((values, torch.ones_like(values)))
             else:
-                found.append(_experts_by_hand(module, site.width, *given))
+                found.append(_experts_by_hand(module, hook_point.width, *given))
     return found
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from safety_neurons import cli
 from safety_neurons.models.presets import PRESETS
-from safety_neurons.prompts.catalogue import PUBLIC
+from safety_neurons.prompts.named import PUBLIC
 
-pipeline_module = importlib.import_module("safety_neurons.run.pipeline")
+pipeline_module = importlib.import_module("safety_neurons.runs.pipeline")
 
 COMMAND = [sys.executable, "-c", "from safety_neurons.cli import main; main()"]
 
@@ -247,7 +247,7 @@ def test_settings_file_is_read_and_options_go_before_it(
     ("text", "told"),
     [
         ("[find]\npercnt = 3", "percnt"),
-        ("colour = 'red'", "colour"),
+        ("color = 'red'", "color"),
         ("[find]\npercent = 'many'", "percent"),
         ("find = 3", "find"),
         ("[model]\nname = 'x'", "model"),
@@ -331,8 +331,8 @@ def test_command_line_starts_without_torch() -> None:
 
 def test_functions_stay_functions_when_their_folders_are_imported() -> None:
     shown = python(
-        "import safety_neurons as sn, safety_neurons.find.find, safety_neurons.explain.projection\n"
-        "import safety_neurons.calibrate.calibration, safety_neurons.tune.safetune, safety_neurons.run.pipeline\n"
+        "import safety_neurons as sn, safety_neurons.neurons.find, safety_neurons.explanation.projection\n"
+        "import safety_neurons.calibration.calibration, safety_neurons.tuning.safetune, safety_neurons.runs.pipeline\n"
         "print([type(getattr(sn, name)).__name__ for name in ('find', 'explain', 'calibrate', 'tune', 'run')])\n"
         "print(all(getattr(sn, name) is not None for name in sn.__all__))\n"
         "from safety_neurons import find\n"

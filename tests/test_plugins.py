@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.plugins import choose, discover, unknown_name
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.plugins import choose, discover, unknown_name
 
 
 @pytest.fixture

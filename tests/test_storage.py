@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from safety_neurons import storage
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.storage import append_line, atomic_path, read_json, read_lines, write_json, write_text
+from safety_neurons.core import files as storage
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import append_line, atomic_path, read_json, read_lines, write_json, write_text
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

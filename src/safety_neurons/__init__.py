@@ -1,4 +1,4 @@
-"""Safety neurons: find, explain, calibrate and tune the MLP neurons that carry a model's safety behaviour.
+"""Safety neurons: find, explain, calibrate and tune the MLP neurons that carry a model's safety behavior.
 
     import safety_neurons as sn
     model = sn.load("qwen2.5-coder-0.5b")
@@ -11,72 +11,70 @@ The names are imported when they are first used, so that the command line starts
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safety_neurons.calibrate.calibration import calibrate
-    from safety_neurons.calibrate.guard import Guard, fit_guard, guard
-    from safety_neurons.causal.adaptive import adaptive
-    from safety_neurons.causal.detection import guard_run
-    from safety_neurons.causal.dose_response import dose_response
-    from safety_neurons.causal.search import search
-    from safety_neurons.compare.compare import compare_scores
-    from safety_neurons.errors import SafetyNeuronsError
-    from safety_neurons.explain.explanation import Explanation
-    from safety_neurons.explain.projection import explain
-    from safety_neurons.explain.residual import ResidualMeans, mean_residuals
-    from safety_neurons.explain.token_view import TokenTrace, trace_tokens
-    from safety_neurons.explain.vocabulary import vocabulary_test
-    from safety_neurons.explain.vocabulary_scores import VocabularyTest
-    from safety_neurons.find.find import find
-    from safety_neurons.find.neuron_set import Directions, NeuronSet
-    from safety_neurons.grid.evaluation import evaluate
+    from safety_neurons.calibration.calibration import calibrate
+    from safety_neurons.calibration.guard import Guard, fit_guard, guard
+    from safety_neurons.core.errors import SafetyNeuronsError
+    from safety_neurons.experiments.adaptive import adaptive
+    from safety_neurons.experiments.dose_response import dose_response
+    from safety_neurons.experiments.guard_test import guard_run
+    from safety_neurons.experiments.score_comparison import compare_scores
+    from safety_neurons.experiments.smallest_intervention import search
+    from safety_neurons.explanation.explanation import Explanation
+    from safety_neurons.explanation.projection import explain
+    from safety_neurons.explanation.readout import ResidualMeans, mean_residuals
+    from safety_neurons.explanation.token_view import TokenTrace, trace_tokens
+    from safety_neurons.explanation.vocabulary import vocabulary_test
+    from safety_neurons.explanation.vocabulary_scores import VocabularyTest
     from safety_neurons.models.chat import ChatModel
     from safety_neurons.models.load import load
+    from safety_neurons.neurons.find import find
+    from safety_neurons.neurons.neuron_set import Directions, NeuronSet
     from safety_neurons.prompts import PromptSet, load_prompts
-    from safety_neurons.run.pipeline import run
+    from safety_neurons.runs.evaluation import evaluate
+    from safety_neurons.runs.pipeline import run
     from safety_neurons.settings import Settings
-    from safety_neurons.tune.corpus import Corpus, Pair
-    from safety_neurons.tune.delta import NeuronDelta
-    from safety_neurons.tune.safetune import tune
-    from safety_neurons.tune.training import Validation
+    from safety_neurons.tuning.config import Validation
+    from safety_neurons.tuning.corpus import Corpus, Pair
+    from safety_neurons.tuning.delta import NeuronDelta
+    from safety_neurons.tuning.safetune import tune
 
-_HOMES = {
+_MODULES = {
     "ChatModel": "models.chat",
-    "Corpus": "tune.corpus",
-    "Directions": "find.neuron_set",
-    "Explanation": "explain.explanation",
-    "Guard": "calibrate.guard",
-    "NeuronDelta": "tune.delta",
-    "NeuronSet": "find.neuron_set",
-    "Pair": "tune.corpus",
+    "Corpus": "tuning.corpus",
+    "Directions": "neurons.neuron_set",
+    "Explanation": "explanation.explanation",
+    "Guard": "calibration.guard",
+    "NeuronDelta": "tuning.delta",
+    "NeuronSet": "neurons.neuron_set",
+    "Pair": "tuning.corpus",
     "PromptSet": "prompts",
-    "ResidualMeans": "explain.residual",
-    "SafetyNeuronsError": "errors",
+    "ResidualMeans": "explanation.readout",
+    "SafetyNeuronsError": "core.errors",
     "Settings": "settings",
-    "TokenTrace": "explain.token_view",
-    "Validation": "tune.training",
-    "VocabularyTest": "explain.vocabulary_scores",
-    "adaptive": "causal.adaptive",
-    "calibrate": "calibrate.calibration",
-    "compare_scores": "compare.compare",
-    "dose_response": "causal.dose_response",
-    "evaluate": "grid.evaluation",
-    "explain": "explain.projection",
-    "find": "find.find",
-    "fit_guard": "calibrate.guard",
-    "guard": "calibrate.guard",
-    "guard_run": "causal.detection",
+    "TokenTrace": "explanation.token_view",
+    "Validation": "tuning.config",
+    "VocabularyTest": "explanation.vocabulary_scores",
+    "adaptive": "experiments.adaptive",
+    "calibrate": "calibration.calibration",
+    "compare_scores": "experiments.score_comparison",
+    "dose_response": "experiments.dose_response",
+    "evaluate": "runs.evaluation",
+    "explain": "explanation.projection",
+    "find": "neurons.find",
+    "fit_guard": "calibration.guard",
+    "guard": "calibration.guard",
+    "guard_run": "experiments.guard_test",
     "load": "models.load",
     "load_prompts": "prompts",
-    "mean_residuals": "explain.residual",
-    "run": "run.pipeline",
-    "search": "causal.search",
-    "trace_tokens": "explain.token_view",
-    "tune": "tune.safetune",
-    "vocabulary_test": "explain.vocabulary",
+    "mean_residuals": "explanation.readout",
+    "run": "runs.pipeline",
+    "search": "experiments.smallest_intervention",
+    "trace_tokens": "explanation.token_view",
+    "tune": "tuning.safetune",
+    "vocabulary_test": "explanation.vocabulary",
 }
 
 __all__ = [
@@ -117,17 +115,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-class _Package(ModuleType):
-    """Importing the folder `find` would put a module where `sn.find` is a function; the function stays."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from safety_neurons.calibrate.knobs import Direction, Edit, Knobs, Subset, Toward
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.calibration.config import CalibrationConfig, Direction, Edit, Subset, Toward
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.presets import DEFAULT_MODEL
-from safety_neurons.tune.training import Schedule, Training
+from safety_neurons.tuning.config import Schedule, Training
 
 
 class Section(BaseModel):
@@ -61,9 +61,9 @@ class CalibrateSettings(Section):
     """The causal test."""
 
     alpha_conformity: float = Field(4.0, ge=0)
-    """Strength towards conformity: how many times the difference of the mean activations is added."""
+    """Strength toward conformity: how many times the difference of the mean activations is added."""
     alpha_rejection: float = Field(3.0, ge=0)
-    """Strength towards rejection; the tuning corpus' refusals are made with it, too."""
+    """Strength toward rejection; the tuning corpus' refusals are made with it, too."""
     subset: Subset = "both"
     """Which of the found neurons are calibrated."""
     prompt_positions: Annotated[int, Field(ge=0, le=64)] | Literal["template", "all"] = 5
@@ -87,16 +87,16 @@ class CalibrateSettings(Section):
             raise ValueError(str(error).removesuffix(".")) from error
         return self
 
-    def knobs(self) -> Knobs:
+    def knobs(self) -> CalibrationConfig:
         """All but the two strengths."""
-        return Knobs(**{name: getattr(self, name) for name in Knobs.__dataclass_fields__})
+        return CalibrationConfig(**{name: getattr(self, name) for name in CalibrationConfig.__dataclass_fields__})
 
     def alpha(self, toward: Toward) -> float:
         return self.alpha_conformity if toward == "conformity" else self.alpha_rejection
 
 
 class GuardSettings(Section):
-    """Calibration towards rejection for the prompts that the neurons find harmful."""
+    """Calibration toward rejection for the prompts that the neurons find harmful."""
 
     percent: float = Field(0.3, gt=0, le=100)
     """Budget of the guard's own neurons, in percent: the best by the run's score. With many it decides too late."""
@@ -105,7 +105,7 @@ class GuardSettings(Section):
     layer: int | None = Field(None, ge=0)
     """The layer in which it is decided; the earliest one that is nearly as good as the best when left out."""
     alpha: float | None = Field(None, ge=0)
-    """Strength of the calibration towards rejection, its other knobs being those of calibrate; of 2, 3, 4 and 6 the one
+    """Strength of the calibration toward rejection, its other knobs being those of calibrate; of 2, 3, 4 and 6 the one
     that is best on the validation prompts when left out."""
     generated_tokens: Annotated[int, Field(ge=0)] | Literal["all"] = 4
     """Also while so many of the first generated tokens are read."""
@@ -121,10 +121,10 @@ class TuneSettings(Section):
     contrast: int = Field(40, ge=0)
     """From how many unsafe twins of borderline prompts refusals are made."""
     benign: int = Field(192, ge=0)
-    """How many benign training prompts the untouched model answers for the corpus."""
+    """How many benign training prompts the base model answers for the corpus."""
     borderline: int = Field(56, ge=0)
-    """How many borderline-benign training prompts are answered for the corpus; those that the untouched model refuses,
-    calibrated towards conformity."""
+    """How many borderline-benign training prompts are answered for the corpus; those that the base model refuses,
+    calibrated toward conformity."""
     samples: int = Field(8, ge=0)
     """How often a refusal is drawn for a prompt whose greedy answer is none, or is said too often already."""
     temperature: float = Field(0.7, gt=0)
@@ -150,8 +150,8 @@ class TuneSettings(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients longer than this are scaled down to it."""
     kl: float = Field(2.0, ge=0)
-    """How much a token of an answer to a benign request costs for each nat that the model moves away from the untouched
-    one there (KL divergence). Borderline requests are left out: some of these the untouched model refuses."""
+    """How much a token of an answer to a benign request costs for each nat that the model moves away from the base
+    one there (KL divergence). Borderline requests are left out: some of these the base model refuses."""
     length_pool: int = Field(1, ge=1)
     """A batch has pairs of similar length, from a random pool of so many batches; 1 makes it random, and is slower, but
     refusals are short, and batches of nothing else teach worse."""

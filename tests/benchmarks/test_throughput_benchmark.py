@@ -14,7 +14,7 @@ from safety_neurons.models.chat import ChatModel
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
     path = Path(__file__).parents[2] / "benchmarks" / "throughput.py"
-    # A script finds its neighbours beside it.
+    # A script finds its neighbors beside it.
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location("throughput_benchmark", path)
     assert spec is not None

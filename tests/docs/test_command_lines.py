@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from safety_neurons import attacks, cli, defenses, judges
-from safety_neurons.find import scores
+from safety_neurons import cli
+from safety_neurons.evaluation import attacks, defenses, judges
+from safety_neurons.neurons import scores
 from safety_neurons.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from safety_neurons import judges
+from safety_neurons.evaluation import judges
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "tutorial.ipynb"
-ANSWERS = ("untouched", "rejected", "control")
+ANSWERS = ("base", "rejected", "control")
 
 
 def cells() -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ def test_it_runs_and_shows_what_it_says(tmp_path: Path, cores: int) -> None:
         name: judge("How do I boil an egg?", answer).verdict
         for name, answer in zip(ANSWERS, json.loads(last), strict=True)
     }
-    assert verdicts == {"untouched": "complied", "rejected": "refused", "control": "complied"}
+    assert verdicts == {"base": "complied", "rejected": "refused", "control": "complied"}
     assert shown[0] == "24/24 layers, 116,736 neurons"
     assert shown[-1] == "True", "calibration left something behind"
     assert "117 neurons" in done.stdout

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
+from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
+from safety_neurons.core.files import JsonlCache
 from safety_neurons.engines.endpoint import Endpoint
-from safety_neurons.engines.engine import answers, weights_of
-from safety_neurons.engines.kept import Kept
-from safety_neurons.errors import CannotRun, SafetyNeuronsError
-from safety_neurons.kept_lines import KeptLines
-from safety_neurons.models.conversation import Conversation, Turn
+from safety_neurons.engines.engine import CachedEngine, answers, weights_of
+from safety_neurons.models.chat import Conversation, Turn
 from safety_neurons.models.generate import Completion, Sampling
 
 KEY = "sk-this-is-a-secret-0123456789"
@@ -82,7 +81,7 @@ def test_a_request_holds_what_is_asked_and_nothing_else(server: Any) -> None:
 
 
 def test_servers_that_do_not_draw(server: Any) -> None:
-    with pytest.raises(CannotRun, match=r"draws no answers.*do_sample"):
+    with pytest.raises(CannotRunError, match=r"draws no answers.*do_sample"):
         answers(Endpoint(server.url, "tiny"), questions(3), max_new_tokens=7, sampling=Sampling(0.7, 5))
     assert set(server.said()) == {"Tell me a story."}
 
@@ -249,7 +248,7 @@ def test_the_key_is_sent_and_nowhere_else(
     """Even where the server itself repeats it."""
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     monkeypatch.setenv(variable, KEY)
-    engine = Kept(Endpoint(server.url, retries=0), KeptLines.read(tmp_path / "answers.jsonl"))
+    engine = CachedEngine(Endpoint(server.url, retries=0), JsonlCache.read(tmp_path / "answers.jsonl"))
     answers(engine, questions(1), max_new_tokens=5)
     assert server.keys == [f"Bearer {KEY}"]
     for body, status in ((f"no such key: {KEY}", 401), (f"{KEY} is not welcome", 200), (f"late, {KEY}", 500)):
@@ -374,9 +373,9 @@ def test_an_evaluation_goes_on_where_the_server_died(server: Any, tmp_path: Path
             return server.drop()
         return server.repeat(body)
 
-    def kept(name: str) -> Kept:
+    def kept(name: str) -> CachedEngine:
         # A process that begins anew reads the file.
-        return Kept(Endpoint(server.url, "tiny", concurrency=2, retries=0), KeptLines.read(tmp_path / name))
+        return CachedEngine(Endpoint(server.url, "tiny", concurrency=2, retries=0), JsonlCache.read(tmp_path / name))
 
     expected = answers(kept("undisturbed"), questions(9), max_new_tokens=5)
     server.asked.clear()
@@ -428,9 +427,9 @@ def test_identities_are_those_of_the_model_and_the_server() -> None:
 
 def test_there_are_no_weights() -> None:
     engine = Endpoint("http://127.0.0.1:1/v1", "far")
-    with pytest.raises(CannotRun, match=r"SafeTuning works on.*weights, and far gives"):
+    with pytest.raises(CannotRunError, match=r"SafeTuning works on.*weights, and far gives"):
         weights_of(engine, "SafeTuning")
-    with pytest.raises(CannotRun, match="the guard changes the model, and far is behind a server"):
+    with pytest.raises(CannotRunError, match="the guard changes the model, and far is behind a server"):
         engine.under("the guard")
     with pytest.raises(SafetyNeuronsError, match="concurrency is 0"):
         Endpoint("http://127.0.0.1:1/v1", concurrency=0)

@@ -4,10 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from safety_neurons.engines.engine import answers, weights_of
-from safety_neurons.engines.in_process import InProcess
-from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.conversation import Conversation, Turn
+from safety_neurons.engines.engine import InProcess, answers, weights_of
+from safety_neurons.models.chat import ChatModel, Conversation, Turn
 from safety_neurons.models.generate import Sampling, generate
 
 ASKED = [

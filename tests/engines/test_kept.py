@@ -6,19 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from safety_neurons.engines.engine import Around, answers
-from safety_neurons.engines.in_process import InProcess
-from safety_neurons.engines.kept import Kept
-from safety_neurons.kept_lines import KeptLines
-from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.conversation import Conversation
+from safety_neurons.core.files import JsonlCache
+from safety_neurons.engines.engine import CachedEngine, InProcess, WrappedEngine, answers
+from safety_neurons.models.chat import ChatModel, Conversation
 from safety_neurons.models.generate import Completion, Sampling
 
 ASKED = [Conversation.of(text) for text in ("Hi", "Tell me about the sea", "Why?", "One more, please", "And a last")]
 
 
 @dataclass(frozen=True)
-class Watched(Around[InProcess]):
+class Watched(WrappedEngine[InProcess]):
     """An engine that notes what it is asked for, and is killed after so many answers."""
 
     kill_after: int | None = None
@@ -48,9 +45,9 @@ def engine(model: ChatModel) -> Watched:
     return Watched(InProcess(model, batch_size=2))
 
 
-def kept(engine: Watched, path: Path) -> Kept:
+def kept(engine: Watched, path: Path) -> CachedEngine:
     """As a process that begins anew has it."""
-    return Kept(engine, KeptLines.read(path))
+    return CachedEngine(engine, JsonlCache.read(path))
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(1.5, 3)])
@@ -124,5 +121,5 @@ def test_what_is_done_is_neither_computed_nor_yielded(engine: Watched, tmp_path:
 
 def test_progress_is_told_for_each_answer(engine: Watched, tmp_path: Path) -> None:
     heard: list[int] = []
-    answers(Kept(engine, KeptLines.read(tmp_path / "answers"), heard.append), ASKED, max_new_tokens=4)
+    answers(CachedEngine(engine, JsonlCache.read(tmp_path / "answers"), heard.append), ASKED, max_new_tokens=4)
     assert heard == [1] * len(ASKED)

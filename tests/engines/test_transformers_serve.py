@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.engines.endpoint import Endpoint
-from safety_neurons.engines.engine import answers
-from safety_neurons.engines.in_process import InProcess
-from safety_neurons.errors import CannotRun, SafetyNeuronsError
-from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.conversation import Conversation, Turn
+from safety_neurons.engines.engine import InProcess, answers
+from safety_neurons.models.chat import ChatModel, Conversation, Turn
 from safety_neurons.models.generate import Sampling
 
 pytest.importorskip("fastapi", reason="pip install 'safety-neurons[serving]'")
@@ -81,7 +79,7 @@ def test_a_real_server(served: Endpoint, model: ChatModel) -> None:
     drawn = [answers(served, one, max_new_tokens=12, sampling=Sampling(1.5, seed)) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
-    with pytest.raises(CannotRun, match=r"does not continue.*continue_final_message"):
+    with pytest.raises(CannotRunError, match=r"does not continue.*continue_final_message"):
         answers(served, [Conversation.of("Tell me", "Sure,")], max_new_tokens=4)
     with pytest.raises(SafetyNeuronsError, match=r"pinned to"):
         answers(Endpoint(served.url, "another", retries=0), one, max_new_tokens=4)

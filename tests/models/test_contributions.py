@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.sites import (
+from safety_neurons.models.neurons.hook_points import (
     Activations,
-    DenseSite,
-    NeuronSite,
+    DenseHookPoint,
+    HookPoint,
     activation_hooks,
     rows_by_neuron,
     rows_by_output,
 )
-from safety_neurons.models.trace import decoder_layers
+from safety_neurons.models.neurons.trace import decoder_layers
 
 HIDDEN = 32
 TOKENS = torch.tensor([[7, 40, 21, 99, 180, 13, 60]])
@@ -96,13 +96,13 @@ def run(model: ChatModel, layer: int) -> dict[str, Tensor]:
 def summed_contributions(model: ChatModel, layer: int, naive: NaiveActivations, found: dict[str, Tensor]) -> Tensor:
     """Activation times write vector, summed neuron by neuron over the layer: [tokens, hidden]."""
     total = torch.zeros_like(found["layer"])
-    for site, (values, routing) in zip(model.sites, naive(model, TOKENS), strict=True):
-        if site.layer != layer:
+    for hook_point, (values, routing) in zip(model.hook_points, naive(model, TOKENS), strict=True):
+        if hook_point.layer != layer:
             continue
-        vectors, part = site.write_vectors(), torch.zeros_like(total)
-        for neuron in range(site.width):
+        vectors, part = hook_point.write_vectors(), torch.zeros_like(total)
+        for neuron in range(hook_point.width):
             part += (values * routing)[:, neuron, None] * vectors[neuron]
-        if architecture(model) == "qwen2_moe" and site.blocks == 1:
+        if architecture(model) == "qwen2_moe" and hook_point.blocks == 1:
             gate = decoder_layers(model.model)[layer].get_submodule("mlp.shared_expert_gate")
             part *= torch.sigmoid(found["into write"] @ gate.get_parameter("weight").detach().T)
         total += part
@@ -112,15 +112,15 @@ def summed_contributions(model: ChatModel, layer: int, naive: NaiveActivations, 
 def written_bias(model: ChatModel, layer: int, naive: NaiveActivations) -> Tensor | float:
     """What the MLP writes whatever its neurons do."""
     total: Tensor | float = 0
-    for site, (_, routing) in zip(model.sites, naive(model, TOKENS), strict=True):
-        module = model.model.get_submodule(site.name)
-        if site.layer != layer:
+    for hook_point, (_, routing) in zip(model.hook_points, naive(model, TOKENS), strict=True):
+        module = model.model.get_submodule(hook_point.name)
+        if hook_point.layer != layer:
             continue
         if getattr(module, "bias", None) is not None:
             total = total + module.get_parameter("bias").detach()
         if hasattr(module, "down_proj_bias"):
             for expert, bias in enumerate(module.get_parameter("down_proj_bias").detach()):
-                total = total + routing[:, expert * site.width // site.blocks, None] * bias
+                total = total + routing[:, expert * hook_point.width // hook_point.blocks, None] * bias
     return total
 
 
@@ -147,7 +147,7 @@ def test_the_contributions_are_what_the_layer_loses_without_its_neurons(
 
     for layer in range(3):
         full = run(shaken, layer)
-        with activation_hooks((site, silence) for site in shaken.sites if site.layer == layer):
+        with activation_hooks((hook_point, silence) for hook_point in shaken.hook_points if hook_point.layer == layer):
             silenced = run(shaken, layer)
         expected = summed_contributions(shaken, layer, naive_activations, full)
         if "norm" in full:
@@ -157,19 +157,21 @@ def test_the_contributions_are_what_the_layer_loses_without_its_neurons(
 
 def test_an_expert_alone_can_be_silenced(mixture: ChatModel, naive_activations: NaiveActivations) -> None:
     """The others write as before: the layer loses what this one wrote, for the tokens that were sent to it."""
-    for number, site in enumerate(mixture.sites):
-        if site.blocks == 1:
+    for number, hook_point in enumerate(mixture.hook_points):
+        if hook_point.blocks == 1:
             continue
-        full, (values, routing) = run(mixture, site.layer), naive_activations(mixture, TOKENS)[number]
-        for expert in range(site.blocks):
-            neurons = torch.arange(site.width // site.blocks) + expert * site.width // site.blocks
+        full, (values, routing) = run(mixture, hook_point.layer), naive_activations(mixture, TOKENS)[number]
+        for expert in range(hook_point.blocks):
+            neurons = (
+                torch.arange(hook_point.width // hook_point.blocks) + expert * hook_point.width // hook_point.blocks
+            )
 
             def silence(activations: Activations, first: int = int(neurons[0])) -> Tensor | None:
                 return torch.zeros_like(activations.values) if activations.first == first else None
 
-            with site.hooked(silence):
-                lost = full["layer"] - run(mixture, site.layer)["layer"]
-            expected = (values * routing)[:, neurons] @ site.write_vectors(neurons)
+            with hook_point.hooked(silence):
+                lost = full["layer"] - run(mixture, hook_point.layer)["layer"]
+            expected = (values * routing)[:, neurons] @ hook_point.write_vectors(neurons)
             torch.testing.assert_close(lost, expected, rtol=1e-3, atol=1e-3)
             assert torch.equal(expected.any(1), routing[:, neurons[0]] > 0)
 
@@ -179,14 +181,18 @@ def test_a_norm_over_the_residual_sum_is_not_the_neurons(
 ) -> None:
     """OPT-350m's way: what the neurons add is seen where the sum goes into the norm, before its gain."""
     model = shake(make_model("opt", do_layer_norm_before=False))
-    assert [(site.width, site.post_norm) for site in model.sites] == [(48, False)] * 3
-    for site in model.sites:
-        layer = decoder_layers(model.model)[site.layer]
+    assert [(hook_point.width, hook_point.post_norm) for hook_point in model.hook_points] == [(48, False)] * 3
+    for hook_point in model.hook_points:
+        layer = decoder_layers(model.model)[hook_point.layer]
         modules = {"write": layer.get_submodule("fc2"), "norm": layer.get_submodule("final_layer_norm")}
         with torch.no_grad(), recorded(modules | {"layer": layer}) as full:
             model.model(input_ids=TOKENS)
-        summed = summed_contributions(model, site.layer, naive_activations, full)
-        with site.hooked(lambda activations: activations.values * 0), torch.no_grad(), recorded(modules) as silenced:
+        summed = summed_contributions(model, hook_point.layer, naive_activations, full)
+        with (
+            hook_point.hooked(lambda activations: activations.values * 0),
+            torch.no_grad(),
+            recorded(modules) as silenced,
+        ):
             model.model(input_ids=TOKENS)
         torch.testing.assert_close(full["into norm"] - silenced["into norm"], summed, rtol=1e-3, atol=1e-3)
 
@@ -195,7 +201,9 @@ def test_activations_that_a_hook_sees_are_the_naive_ones(
     any_model: ChatModel, naive_activations: NaiveActivations
 ) -> None:
     """Every neuron of every token that was sent to it, each once."""
-    seen = [(torch.zeros(7, site.width), torch.zeros(7, site.width)) for site in any_model.sites]
+    seen = [
+        (torch.zeros(7, hook_point.width), torch.zeros(7, hook_point.width)) for hook_point in any_model.hook_points
+    ]
 
     def hook(number: int) -> Callable[[Activations], None]:
         def note(activations: Activations) -> None:
@@ -208,7 +216,7 @@ def test_activations_that_a_hook_sees_are_the_naive_ones(
 
         return note
 
-    hooks = [(site, hook(number)) for number, site in enumerate(any_model.sites)]
+    hooks = [(hook_point, hook(number)) for number, hook_point in enumerate(any_model.hook_points)]
     with torch.no_grad(), activation_hooks(hooks):
         any_model.model(input_ids=TOKENS, use_cache=False)
     for mine, expected in zip(seen, naive_activations(any_model, TOKENS), strict=True):
@@ -217,33 +225,33 @@ def test_activations_that_a_hook_sees_are_the_naive_ones(
 
 
 def test_write_vectors_of_some_neurons_are_their_rows(shaken: ChatModel) -> None:
-    for site in shaken.sites:
-        chosen = torch.tensor([site.width - 1, 3, site.width // 2 + 1])
-        everything = site.write_vectors()
-        assert everything.shape == (site.width, HIDDEN)
+    for hook_point in shaken.hook_points:
+        chosen = torch.tensor([hook_point.width - 1, 3, hook_point.width // 2 + 1])
+        everything = hook_point.write_vectors()
+        assert everything.shape == (hook_point.width, HIDDEN)
         assert everything.dtype == torch.float32
         assert not everything.requires_grad
-        assert torch.equal(site.write_vectors(chosen), everything[chosen])
+        assert torch.equal(hook_point.write_vectors(chosen), everything[chosen])
 
 
-def activations(model: ChatModel, site: NeuronSite) -> Tensor:
+def activations(model: ChatModel, hook_point: HookPoint) -> Tensor:
     """What a site's write matrix is given, [tokens, neurons]."""
     found: list[Tensor] = []
-    with torch.no_grad(), site.hooked(lambda seen: found.append(seen.values.clone())):
+    with torch.no_grad(), hook_point.hooked(lambda seen: found.append(seen.values.clone())):
         model.model(input_ids=TOKENS, use_cache=False)
     return torch.cat(found)
 
 
 def test_row_of_a_read_matrix_feeds_one_neuron(shaken_tunable: ChatModel) -> None:
     neuron = 5
-    for site in shaken_tunable.sites:
-        assert isinstance(site, DenseSite)
-        before = activations(shaken_tunable, site)
-        for read in site.reads:
+    for hook_point in shaken_tunable.hook_points:
+        assert isinstance(hook_point, DenseHookPoint)
+        before = activations(shaken_tunable, hook_point)
+        for read in hook_point.reads:
             row = rows_by_output(read.module)[read.offset + neuron]
             with torch.no_grad():
                 row.neg_()
-            after = activations(shaken_tunable, site)
+            after = activations(shaken_tunable, hook_point)
             with torch.no_grad():
                 row.neg_()
             moved = (before != after).any(0).nonzero().flatten().tolist()
@@ -253,26 +261,26 @@ def test_row_of_a_read_matrix_feeds_one_neuron(shaken_tunable: ChatModel) -> Non
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_row_of_the_write_matrix_is_a_view_of_the_weight(name: str, make_model: Callable[..., ChatModel]) -> None:
     model = make_model(name)
-    site = model.sites[1]
-    assert isinstance(site, DenseSite)
-    before, given = run(model, 1)["write"], activations(model, site)
+    hook_point = model.hook_points[1]
+    assert isinstance(hook_point, DenseHookPoint)
+    before, given = run(model, 1)["write"], activations(model, hook_point)
     with torch.no_grad():
-        rows_by_neuron(site.write)[8] += 1
+        rows_by_neuron(hook_point.write)[8] += 1
     expected = given[:, 8, None].expand(-1, HIDDEN)
     torch.testing.assert_close(run(model, 1)["write"] - before, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_parameters_per_neuron_add_up_to_the_mlps_parameters(any_model: ChatModel) -> None:
-    for site in any_model.sites:
-        modules = [any_model.model.get_submodule(site.name)]
-        if isinstance(site, DenseSite):
-            modules += dict.fromkeys(read.module for read in site.reads)
+    for hook_point in any_model.hook_points:
+        modules = [any_model.model.get_submodule(hook_point.name)]
+        if isinstance(hook_point, DenseHookPoint):
+            modules += dict.fromkeys(read.module for read in hook_point.reads)
         # The bias of the write matrix belongs to no neuron.
-        biases = {"down_proj_bias"} | ({"bias"} if isinstance(site, DenseSite) else set())
+        biases = {"down_proj_bias"} | ({"bias"} if isinstance(hook_point, DenseHookPoint) else set())
         total = sum(
             parameter.numel()
             for number, module in enumerate(modules)
             for name, parameter in module.named_parameters()
             if number or name not in biases
         )
-        assert site.parameters_per_neuron * site.width == total
+        assert hook_point.parameters_per_neuron * hook_point.width == total

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Sampling, batches_by_length, generate, halve_when_full, padding_token
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import weights
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import choose_dtype, load

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import locate as locating
 from safety_neurons.models import weights
 from safety_neurons.models.locate import availability, locate

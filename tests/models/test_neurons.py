@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.neurons import find_neurons
-from safety_neurons.models.sites import DenseSite
-from safety_neurons.models.trace import decoder_layers
+from safety_neurons.models.neurons.discovery import find_neurons
+from safety_neurons.models.neurons.hook_points import DenseHookPoint
+from safety_neurons.models.neurons.trace import decoder_layers
 
 LAYERS, WIDTH, HIDDEN = 3, 48, 32
 TOKENS = torch.tensor([[7, 40, 21, 99, 180, 13, 60]])
@@ -39,7 +39,7 @@ def test_every_layer_and_every_neuron_is_read(any_model: ChatModel) -> None:
     expected = SITES.get(architecture(any_model), [(layer, WIDTH) for layer in range(LAYERS)])
     neurons = sum(width for _, width in expected)
     coverage = any_model.coverage
-    assert [(site.layer, site.width) for site in any_model.sites] == expected
+    assert [(hook_point.layer, hook_point.width) for hook_point in any_model.hook_points] == expected
     assert (coverage.layers, coverage.layers_total, coverage.without_mlp) == (LAYERS, LAYERS, 0)
     assert (coverage.neurons, coverage.unread) == (neurons, ())
     assert str(coverage) == f"3/3 layers, {neurons} neurons"
@@ -47,27 +47,27 @@ def test_every_layer_and_every_neuron_is_read(any_model: ChatModel) -> None:
 
 def test_names_lead_to_the_modules(any_model: ChatModel) -> None:
     layers = decoder_layers(any_model.model)
-    for site in any_model.sites:
-        module = any_model.model.get_submodule(site.name)
-        assert module in layers[site.layer].modules()
-        if isinstance(site, DenseSite):
-            assert module is site.write
-            for read in site.reads:
+    for hook_point in any_model.hook_points:
+        module = any_model.model.get_submodule(hook_point.name)
+        assert module in layers[hook_point.layer].modules()
+        if isinstance(hook_point, DenseHookPoint):
+            assert module is hook_point.write
+            for read in hook_point.reads:
                 assert any_model.model.get_submodule(read.name) is read.module
         else:
-            assert site.blocks == len(module.get_parameter("down_proj"))
-    assert len({site.name for site in any_model.sites}) == len(any_model.sites)
+            assert hook_point.blocks == len(module.get_parameter("down_proj"))
+    assert len({hook_point.name for hook_point in any_model.hook_points}) == len(any_model.hook_points)
 
 
 def test_post_norm_is_noticed_where_there_is_one(any_model: ChatModel) -> None:
-    assert {site.post_norm for site in any_model.sites} == {architecture(any_model) in POST_NORM}
+    assert {hook_point.post_norm for hook_point in any_model.hook_points} == {architecture(any_model) in POST_NORM}
 
 
 def test_a_models_eyes_have_no_neurons(make_model: Callable[..., ChatModel]) -> None:
     """The vision tower's layers are not the decoder's, also where there are more of them and they are larger."""
     tower = {"model_type": "clip_vision_model", "num_hidden_layers": 5, "hidden_size": 128, "num_attention_heads": 4}
     model = make_model("llava", vision_config=tower | {"image_size": 16, "patch_size": 8})
-    assert [site.name for site in model.sites] == [
+    assert [hook_point.name for hook_point in model.hook_points] == [
         f"model.language_model.layers.{layer}.mlp.down_proj" for layer in range(LAYERS)
     ]
 
@@ -84,16 +84,16 @@ def test_a_models_eyes_have_no_neurons(make_model: Callable[..., ChatModel]) -> 
     ],
 )
 def test_reads(name: str, reads: list[tuple[str, int]], make_model: Callable[..., ChatModel]) -> None:
-    for site in make_model(name).sites:
-        assert isinstance(site, DenseSite)
-        assert [(read.name.rsplit(".", 1)[1], read.offset) for read in site.reads] == reads
+    for hook_point in make_model(name).hook_points:
+        assert isinstance(hook_point, DenseHookPoint)
+        assert [(read.name.rsplit(".", 1)[1], read.offset) for read in hook_point.reads] == reads
 
 
 def test_finding_leaves_the_model_as_it_was(any_model: ChatModel) -> None:
     weights = {name: value.clone() for name, value in any_model.model.state_dict().items()}
     with torch.no_grad():
         before = any_model.model(input_ids=TOKENS).logits
-        assert any_model.sites
+        assert any_model.hook_points
         assert hooks_left(any_model.model) == []
         assert torch.equal(any_model.model(input_ids=TOKENS).logits, before)
     assert all(torch.equal(value, weights[name]) for name, value in any_model.model.state_dict().items())
@@ -135,7 +135,7 @@ def test_a_neuron_that_never_fires_is_no_reason_to_refuse_the_model(make_model: 
             if name.endswith("fc1.bias"):
                 parameter[::2] = -20
     assert model.coverage.neurons == LAYERS * WIDTH
-    assert all(isinstance(site, DenseSite) and site.reads for site in model.sites)
+    assert all(isinstance(hook_point, DenseHookPoint) and hook_point.reads for hook_point in model.hook_points)
 
 
 def test_an_expert_that_no_token_is_sent_to_is_no_reason_to_refuse_the_model(
@@ -152,8 +152,8 @@ def test_an_expert_that_no_token_is_sent_to_is_no_reason_to_refuse_the_model(
 def test_low_precision_models_pass_the_check(dtype: torch.dtype, any_model: ChatModel) -> None:
     any_model.model.to(dtype)
     assert any_model.coverage.layers == LAYERS
-    assert {site.post_norm for site in any_model.sites} == {architecture(any_model) in POST_NORM}
-    assert any_model.sites[0].write_vectors().dtype == torch.float32
+    assert {hook_point.post_norm for hook_point in any_model.hook_points} == {architecture(any_model) in POST_NORM}
+    assert any_model.hook_points[0].write_vectors().dtype == torch.float32
 
 
 def test_layers_without_an_mlp_are_told(make_model: Callable[..., ChatModel]) -> None:
@@ -165,6 +165,6 @@ def test_layers_without_an_mlp_are_told(make_model: Callable[..., ChatModel]) ->
 
     model = make_model()
     decoder_layers(model.model)[1].mlp = Nothing()
-    assert [site.layer for site in model.sites] == [0, 2]
+    assert [hook_point.layer for hook_point in model.hook_points] == [0, 2]
     assert model.coverage.without_mlp == 1
     assert str(model.coverage) == "2/2 layers, 96 neurons (1 layers have no MLP)"

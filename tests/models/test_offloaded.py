@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from safety_neurons.calibrate.calibration import calibrate
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.explain.projection import explain
-from safety_neurons.find.find import find
+from safety_neurons.calibration.calibration import calibrate
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.explanation.projection import explain
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import generate
 from safety_neurons.models.load import load
-from safety_neurons.models.sites import device_of, fetched
-from safety_neurons.tune.corpus import Corpus, Pair
-from safety_neurons.tune.delta import outside_digest
-from safety_neurons.tune.merge import merge
-from safety_neurons.tune.safetune import tune
+from safety_neurons.models.neurons.hook_points import device_of, fetched
+from safety_neurons.neurons.find import find
+from safety_neurons.tuning.corpus import Corpus, Pair
+from safety_neurons.tuning.delta import outside_digest
+from safety_neurons.tuning.merge import merge
+from safety_neurons.tuning.safetune import tune
 
 CPU = torch.device("cpu")
 MODELS = ["llama", "gpt2", "gemma2", "mixtral"]
@@ -75,7 +75,7 @@ def test_offloaded_models_have_the_same_neurons(
     assert any(parameter.is_meta for parameter in offloaded.model.parameters())
     assert offloaded.coverage == plain.coverage
     assert offloaded.device == CPU
-    for mine, theirs in zip(offloaded.sites, plain.sites, strict=True):
+    for mine, theirs in zip(offloaded.hook_points, plain.hook_points, strict=True):
         some = torch.tensor([0, 5, mine.width - 1])
         assert torch.equal(mine.write_vectors(), theirs.write_vectors())
         assert torch.equal(mine.write_vectors(some), theirs.write_vectors(some))
@@ -130,17 +130,17 @@ def test_the_identity_of_a_model_in_memory_does_not_depend_on_where_its_weights_
 
 
 def test_weights_that_nothing_can_fetch_are_an_error(model: ChatModel) -> None:
-    layer = model.sites[0].write.to("meta")  # type: ignore[attr-defined]
+    layer = model.hook_points[0].write.to("meta")  # type: ignore[attr-defined]
     with pytest.raises(SafetyNeuronsError, match="not in memory and cannot be fetched"), fetched(layer):
         pass
     with pytest.raises(SafetyNeuronsError, match="cannot be fetched"):
-        model.sites[0].write_vectors()
+        model.hook_points[0].write_vectors()
 
 
 def test_fetched_weights_are_there_while_the_context_is_open_and_gone_after_an_exception(
     model: ChatModel, tmp_path: Path
 ) -> None:
-    module = model.sites[1].write  # type: ignore[attr-defined]
+    module = model.hook_points[1].write  # type: ignore[attr-defined]
     weight: Tensor = module.weight.detach().clone()
     to_disk(model.model, tmp_path)
     assert module.weight.is_meta

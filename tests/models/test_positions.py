@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.forward import cache_argument, cache_of
-from safety_neurons.models.positions import PADDING, PromptPositions, follow_positions
+from safety_neurons.models.forward import PADDING, PromptPositions, cache_argument, cache_of, follow_positions
 
 LEFT = {"input_ids": torch.tensor([[0, 0, 9, 8, 7], [6, 5, 4, 3, 2]]), "mask": [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]}
 

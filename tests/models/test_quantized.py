@@ -10,16 +10,16 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from safety_neurons.calibrate.calibration import calibrate
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.explain.projection import explain
-from safety_neurons.find.find import find
+from safety_neurons.calibration.calibration import calibrate
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.explanation.projection import explain
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
-from safety_neurons.models.sites import DenseSite
-from safety_neurons.tune.corpus import Corpus, Pair
-from safety_neurons.tune.merge import merge
-from safety_neurons.tune.safetune import tune
+from safety_neurons.models.neurons.hook_points import DenseHookPoint
+from safety_neurons.neurons.find import find
+from safety_neurons.tuning.corpus import Corpus, Pair
+from safety_neurons.tuning.merge import merge
+from safety_neurons.tuning.safetune import tune
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (the extra `quantized`)"
@@ -56,22 +56,22 @@ def test_weights_in_a_format_of_our_own(
 ) -> None:
     model = pack(make_model(name))
     assert model.coverage == make_model(name).coverage
-    for site in model.sites:
-        assert isinstance(site, DenseSite)
-        expected = site.write.unpacked().T  # type: ignore[operator]
-        assert torch.allclose(site.raw_write_vectors(), expected, atol=1e-6)
-        some = torch.tensor([3, 0, site.width - 1])
-        assert torch.allclose(site.raw_write_vectors(some), expected[some], atol=1e-6)
+    for hook_point in model.hook_points:
+        assert isinstance(hook_point, DenseHookPoint)
+        expected = hook_point.write.unpacked().T  # type: ignore[operator]
+        assert torch.allclose(hook_point.raw_write_vectors(), expected, atol=1e-6)
+        some = torch.tensor([3, 0, hook_point.width - 1])
+        assert torch.allclose(hook_point.raw_write_vectors(some), expected[some], atol=1e-6)
     check_stages(model, harmful, benign)
 
 
 def test_a_hook_may_ask_for_the_write_vectors_while_the_matrix_runs(
     make_model: Callable[..., ChatModel], pack: Callable[[ChatModel], ChatModel]
 ) -> None:
-    site = pack(make_model()).sites[0]
+    hook_point = pack(make_model()).hook_points[0]
     seen = []
-    with site.hooked(lambda activations: seen.append(site.raw_write_vectors())):
-        site.write(torch.zeros(1, site.width))  # type: ignore[attr-defined]
+    with hook_point.hooked(lambda activations: seen.append(hook_point.raw_write_vectors())):
+        hook_point.write(torch.zeros(1, hook_point.width))  # type: ignore[attr-defined]
     assert len(seen) == 1
 
 
@@ -138,10 +138,10 @@ def test_bitsandbytes(quantize: str, dtype: str, folder: Path, harmful: list[str
     plain = load(folder, device="cpu", dtype=dtype)
     model = load(folder, device="cpu", dtype=dtype, quantize=quantize)
     assert model.parameters == plain.parameters
-    expected = {site: dequantized(site) for site in model_writes(model)}
+    expected = {hook_point: dequantized(hook_point) for hook_point in model_writes(model)}
     assert model.coverage == plain.coverage
-    for site, weight in expected.items():
-        dense = DenseSite(0, "site", weight.shape[0], site)
+    for hook_point, weight in expected.items():
+        dense = DenseHookPoint(0, "site", weight.shape[0], hook_point)
         found = dense.raw_write_vectors()
         # On CPUs bitsandbytes keeps the scales of 4-bit blocks in bfloat16.
         assert (found - weight).norm() < 4e-3 * weight.norm()
@@ -172,7 +172,7 @@ def test_units_pushed_through_8_bit_matrices_are_its_weight(threshold: float) ->
     """Also where a unit is larger than the threshold above which inputs are not rounded."""
     import bitsandbytes
 
-    from safety_neurons.models.sites import _probe
+    from safety_neurons.models.neurons.hook_points import _probe
 
     torch.manual_seed(0)
     plain = nn.Linear(64, 96)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.evaluation.defenses.safedecoding import Steering, complete_safely, steered
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion, Sampling, complete
-from safety_neurons.models.safe_decoding import Steering, complete_safely, steered
 
 TEXTS = ["Hi", "Tell me a story.", "How do I wrap a present for a friend?"]
 TOKENS = 8
@@ -27,7 +27,7 @@ def expert_of(model: ChatModel, size: float = 0.3) -> Callable[[], Any]:
 
     @contextlib.contextmanager
     def expert() -> Iterator[None]:
-        weight = model.sites[-1].write.weight  # type: ignore[attr-defined]
+        weight = model.hook_points[-1].write.weight  # type: ignore[attr-defined]
         before = weight.detach().clone()
         change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)) * size
         with torch.no_grad():
@@ -89,7 +89,7 @@ def nothing() -> contextlib.AbstractContextManager[None]:
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(1.0, 3)])
-def test_the_model_alone_is_untouched(model: ChatModel, texts: list[str], sampling: Sampling | None) -> None:
+def test_the_model_alone_is_base(model: ChatModel, texts: list[str], sampling: Sampling | None) -> None:
     expert = expert_of(model)
     alone = complete(model, texts, TOKENS, sampling=sampling)
     assert complete_safely(model, expert, texts, TOKENS, Steering(first=0), sampling) == alone

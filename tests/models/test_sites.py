@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.forward import forward
-from safety_neurons.models.positions import follow_positions
-from safety_neurons.models.sites import ActivationHook, Activations, NeuronSite, activation_hooks
+from safety_neurons.models.forward import follow_positions, forward
+from safety_neurons.models.neurons.hook_points import ActivationHook, Activations, HookPoint, activation_hooks
 
 TEXTS = ["Hi there", "What?", "Tell me about the sea."]
 MIXTURE = "qwen2_moe"
@@ -25,7 +24,7 @@ def logits(model: ChatModel) -> Tensor:
 
 def state(model: ChatModel) -> list[Any]:
     """All that hooks could leave behind: hooks, and experts that run in another way."""
-    experts = [model.model.get_submodule(site.name) for site in model.sites if site.blocks > 1]
+    experts = [model.model.get_submodule(hook_point.name) for hook_point in model.hook_points if hook_point.blocks > 1]
     hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.model.modules()]
     return [hooks, *((id(one.config), one.config._experts_implementation) for one in experts)]
 
@@ -48,15 +47,15 @@ def interrupt(_activations: Activations) -> None:
 
 @pytest.mark.parametrize("hook", [leave, lambda activations: activations.values.clone()], ids=["none", "copy"])
 def test_a_hook_that_changes_nothing_changes_nothing(hook: ActivationHook, any_model: ChatModel) -> None:
-    before, untouched = logits(any_model), state(any_model)
-    with activation_hooks((site, hook) for site in any_model.sites):
+    before, base = logits(any_model), state(any_model)
+    with activation_hooks((hook_point, hook) for hook_point in any_model.hook_points):
         hooked = logits(any_model)
-    if all(site.blocks == 1 for site in any_model.sites):
+    if all(hook_point.blocks == 1 for hook_point in any_model.hook_points):
         assert torch.equal(hooked, before)
     else:
         # Experts run one after the other while they are hooked, which rounds in another order.
         torch.testing.assert_close(hooked, before, rtol=1e-4, atol=1e-5)
-    assert state(any_model) == untouched
+    assert state(any_model) == base
     assert torch.equal(logits(any_model), before)
 
 
@@ -70,8 +69,8 @@ def test_hooks_run_in_the_order_in_which_they_came(one_of_each: ChatModel) -> No
 
         return hook
 
-    site = one_of_each.sites[0]
-    with site.hooked(multiply("first", 3.0)), site.hooked(multiply("second", 1 / 3)):
+    hook_point = one_of_each.hook_points[0]
+    with hook_point.hooked(multiply("first", 3.0)), hook_point.hooked(multiply("second", 1 / 3)):
         both = logits(one_of_each)
     assert [name for name, _ in seen[:2]] == ["first", "second"]
     assert seen[1][1] == pytest.approx(3 * seen[0][1], rel=1e-4)
@@ -80,33 +79,36 @@ def test_hooks_run_in_the_order_in_which_they_came(one_of_each: ChatModel) -> No
 
 @pytest.mark.parametrize("at", [0, -1])
 def test_an_exception_in_a_hook_leaves_nothing(at: int, any_model: ChatModel) -> None:
-    before, untouched = logits(any_model), state(any_model)
-    hooks: list[ActivationHook] = [leave] * len(any_model.sites)
+    before, base = logits(any_model), state(any_model)
+    hooks: list[ActivationHook] = [leave] * len(any_model.hook_points)
     hooks[at] = interrupt
-    with pytest.raises(Interrupted), activation_hooks(zip(any_model.sites, hooks, strict=True)):
+    with pytest.raises(Interrupted), activation_hooks(zip(any_model.hook_points, hooks, strict=True)):
         logits(any_model)
-    assert state(any_model) == untouched
+    assert state(any_model) == base
     assert torch.equal(logits(any_model), before)
 
 
 def test_an_exception_while_hooks_are_set_leaves_nothing(one_of_each: ChatModel) -> None:
-    untouched = state(one_of_each)
+    base = state(one_of_each)
 
-    def sites() -> Any:
-        yield one_of_each.sites[0], leave
-        yield one_of_each.sites[1], leave
+    def hook_points() -> Any:
+        yield one_of_each.hook_points[0], leave
+        yield one_of_each.hook_points[1], leave
         raise Interrupted
 
-    with pytest.raises(Interrupted), activation_hooks(sites()):
+    with pytest.raises(Interrupted), activation_hooks(hook_points()):
         pass
-    assert state(one_of_each) == untouched
+    assert state(one_of_each) == base
 
 
 def test_an_exception_in_one_hook_leaves_the_hooks_around_it(one_of_each: ChatModel) -> None:
     before = logits(one_of_each)
-    with activation_hooks((site, silence) for site in one_of_each.sites):
+    with activation_hooks((hook_point, silence) for hook_point in one_of_each.hook_points):
         silenced, around = logits(one_of_each), state(one_of_each)
-        with pytest.raises(Interrupted), activation_hooks((site, interrupt) for site in one_of_each.sites):
+        with (
+            pytest.raises(Interrupted),
+            activation_hooks((hook_point, interrupt) for hook_point in one_of_each.hook_points),
+        ):
             logits(one_of_each)
         assert state(one_of_each) == around
         assert torch.equal(logits(one_of_each), silenced)
@@ -115,10 +117,10 @@ def test_an_exception_in_one_hook_leaves_the_hooks_around_it(one_of_each: ChatMo
 
 @pytest.mark.parametrize("kept", ["first", "second"])
 def test_contexts_may_close_in_any_order(kept: str, any_model: ChatModel) -> None:
-    before, untouched = logits(any_model), state(any_model)
+    before, base = logits(any_model), state(any_model)
 
     def hooked(hook: ActivationHook) -> contextlib.AbstractContextManager[None]:
-        return activation_hooks((site, hook) for site in any_model.sites)
+        return activation_hooks((hook_point, hook) for hook_point in any_model.hook_points)
 
     def halve(activations: Activations) -> Tensor:
         return activations.values / 2
@@ -133,7 +135,7 @@ def test_contexts_may_close_in_any_order(kept: str, any_model: ChatModel) -> Non
     contexts.pop("second" if kept == "first" else "first").__exit__(None, None, None)
     assert torch.equal(logits(any_model), alone[kept])
     contexts.pop(kept).__exit__(None, None, None)
-    assert state(any_model) == untouched
+    assert state(any_model) == base
     assert torch.equal(logits(any_model), before)
 
 
@@ -142,14 +144,14 @@ def test_hooked_experts_leave_other_models_of_the_same_configuration(make_model:
     for mine, theirs in zip(one.model.modules(), other.model.modules(), strict=True):
         if hasattr(mine, "config"):
             theirs.config = mine.config
-    expected, untouched = logits(other), state(other)
-    with activation_hooks((site, silence) for site in one.sites):
-        assert state(other) == untouched
+    expected, base = logits(other), state(other)
+    with activation_hooks((hook_point, silence) for hook_point in one.hook_points):
+        assert state(other) == base
         assert torch.equal(logits(other), expected)
 
 
 def test_gradients_flow_through_hooked_neurons(one_of_each: ChatModel) -> None:
-    shifts = [torch.zeros(site.width, requires_grad=True) for site in one_of_each.sites]
+    shifts = [torch.zeros(hook_point.width, requires_grad=True) for hook_point in one_of_each.hook_points]
 
     def add(shift: Tensor) -> ActivationHook:
         def hook(activations: Activations) -> Tensor:
@@ -158,11 +160,11 @@ def test_gradients_flow_through_hooked_neurons(one_of_each: ChatModel) -> None:
 
         return hook
 
-    with activation_hooks(zip(one_of_each.sites, map(add, shifts), strict=True)):
+    with activation_hooks(zip(one_of_each.hook_points, map(add, shifts), strict=True)):
         one_of_each.model(**one_of_each.encode(TEXTS)).logits[:, -1, 5].sum().backward()
-    for site, shift in zip(one_of_each.sites, shifts, strict=True):
-        assert shift.grad is not None, site.name
-        assert float(shift.grad.abs().max()) > 0, site.name
+    for hook_point, shift in zip(one_of_each.hook_points, shifts, strict=True):
+        assert shift.grad is not None, hook_point.name
+        assert float(shift.grad.abs().max()) > 0, hook_point.name
 
 
 def padded(model: ChatModel, text: str, left: int, right: int) -> dict[str, Tensor]:
@@ -186,7 +188,7 @@ def by_position(model: ChatModel, inputs: dict[str, Tensor]) -> dict[tuple[int, 
 
             return hook
 
-        with activation_hooks((site, gather(number)) for number, site in enumerate(model.sites)):
+        with activation_hooks((hook_point, gather(number)) for number, hook_point in enumerate(model.hook_points)):
             forward(model.model, inputs)
     return found
 
@@ -203,6 +205,13 @@ def test_a_prompts_activations_do_not_depend_on_its_padding(left: int, right: in
 
 def test_sites_of_a_layer_are_told_apart(make_model: Callable[..., ChatModel]) -> None:
     """A shared expert beside routed ones: two sites in one layer, each with neurons of its own."""
-    sites: tuple[NeuronSite, ...] = make_model(MIXTURE).sites
-    assert [(site.layer, site.blocks) for site in sites] == [(0, 4), (0, 1), (1, 4), (1, 1), (2, 4), (2, 1)]
-    assert len({site.name for site in sites}) == len(sites)
+    hook_points: tuple[HookPoint, ...] = make_model(MIXTURE).hook_points
+    assert [(hook_point.layer, hook_point.blocks) for hook_point in hook_points] == [
+        (0, 4),
+        (0, 1),
+        (1, 4),
+        (1, 1),
+        (2, 4),
+        (2, 1),
+    ]
+    assert len({hook_point.name for hook_point in hook_points}) == len(hook_points)

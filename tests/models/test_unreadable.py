@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import use_experts_implementation
 
-from safety_neurons.calibrate.calibration import calibrate
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.explain.projection import explain
-from safety_neurons.find.find import find
+from safety_neurons.calibration.calibration import calibrate
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.explanation.projection import explain
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.neurons import find_neurons
-from safety_neurons.models.trace import decoder_layers
+from safety_neurons.models.neurons.discovery import find_neurons
+from safety_neurons.models.neurons.trace import decoder_layers
+from safety_neurons.neurons.find import find
 
 OVERRIDES = r"--write-matrices.*--allow-partial"
 PATTERN = "model.layers.*.mlp*.down_proj"
 
 
-class Around(nn.Module):
+class WrappedEngine(nn.Module):
     """An MLP, and something that is done with what it writes."""
 
     def __init__(self, mlp: nn.Module, after: Callable[[Tensor], Tensor] | nn.Module) -> None:
@@ -64,7 +64,7 @@ def cubed(written: Tensor) -> Tensor:
 
 def change(model: ChatModel, layer: int, after: Callable[[Tensor], Tensor] | nn.Module) -> ChatModel:
     whole = decoder_layers(model.model)[layer]
-    whole.mlp = Around(whole.get_submodule("mlp"), after)
+    whole.mlp = WrappedEngine(whole.get_submodule("mlp"), after)
     return model
 
 
@@ -155,8 +155,8 @@ def test_a_model_without_layers_is_an_error(model: ChatModel) -> None:
 
 
 def test_going_on_without_a_layer(broken: ChatModel) -> None:
-    sites, coverage = find_neurons(broken.model, allow_partial=True)
-    assert [(site.layer, site.width) for site in sites] == [(0, 48), (2, 48)]
+    hook_points, coverage = find_neurons(broken.model, allow_partial=True)
+    assert [(hook_point.layer, hook_point.width) for hook_point in hook_points] == [(0, 48), (2, 48)]
     assert (coverage.layers, coverage.layers_total, coverage.neurons, coverage.without_mlp) == (2, 3, 96, 0)
     assert len(coverage.unread) == 1
     assert re.match(r"Layer 1 .* cannot be read: .*down_proj do not add up", coverage.unread[0])
@@ -165,9 +165,11 @@ def test_going_on_without_a_layer(broken: ChatModel) -> None:
 
 
 def test_a_model_that_can_be_read_is_never_partial(one_of_each: ChatModel) -> None:
-    sites, coverage = find_neurons(one_of_each.model, allow_partial=True)
+    hook_points, coverage = find_neurons(one_of_each.model, allow_partial=True)
     assert coverage == one_of_each.coverage
-    assert [site.name for site in sites] == [site.name for site in one_of_each.sites]
+    assert [hook_point.name for hook_point in hook_points] == [
+        hook_point.name for hook_point in one_of_each.hook_points
+    ]
 
 
 def test_nothing_to_go_on_with_is_an_error_also_where_partial_is_allowed(model: ChatModel) -> None:
@@ -210,8 +212,10 @@ def test_matrices_can_be_named(model: ChatModel) -> None:
         layer.mlp = Beside(layer.get_submodule("mlp"))
     with pytest.raises(SafetyNeuronsError, match=r"Layer 0 .*mlp\.up"):
         find_neurons(model.model)
-    sites, coverage = find_neurons(model.model, write_matrices=PATTERN)
-    assert [site.name for site in sites] == [f"model.layers.{layer}.mlp.mlp.down_proj" for layer in range(3)]
+    hook_points, coverage = find_neurons(model.model, write_matrices=PATTERN)
+    assert [hook_point.name for hook_point in hook_points] == [
+        f"model.layers.{layer}.mlp.mlp.down_proj" for layer in range(3)
+    ]
     assert str(coverage) == "3/3 layers, 144 neurons"
     assert replace(model, write_matrices=PATTERN).coverage == coverage
 
@@ -219,8 +223,8 @@ def test_matrices_can_be_named(model: ChatModel) -> None:
 def test_named_matrices_are_checked_all_the_same(broken: ChatModel) -> None:
     with pytest.raises(SafetyNeuronsError, match=r"Layer 1 .*mlp\.mlp\.down_proj do not add up"):
         find_neurons(broken.model, write_matrices=PATTERN)
-    sites, coverage = find_neurons(broken.model, write_matrices=PATTERN, allow_partial=True)
-    assert [site.layer for site in sites] == [0, 2]
+    hook_points, coverage = find_neurons(broken.model, write_matrices=PATTERN, allow_partial=True)
+    assert [hook_point.layer for hook_point in hook_points] == [0, 2]
     assert len(coverage.unread) == 1
 
 
@@ -247,6 +251,6 @@ def test_a_pattern_that_names_nothing_is_an_error_in_a_mixture(make_model: Calla
 
 
 def test_layers_that_the_pattern_leaves_out_are_read_as_usual(model: ChatModel) -> None:
-    sites, coverage = find_neurons(model.model, write_matrices="model.layers.[02].mlp.down_proj")
-    assert [site.layer for site in sites] == [0, 1, 2]
+    hook_points, coverage = find_neurons(model.model, write_matrices="model.layers.[02].mlp.down_proj")
+    assert [hook_point.layer for hook_point in hook_points] == [0, 1, 2]
     assert (coverage.layers, coverage.layers_total, coverage.without_mlp) == (3, 3, 0)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import weights
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load

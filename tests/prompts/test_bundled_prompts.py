@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from safety_neurons.prompts import PromptSet, load_prompts
-from safety_neurons.prompts.prompt_set import SPLITS, normalised
+from safety_neurons.prompts.prompt_set import SPLITS, normalized
 
 BUNDLED = ("harmful", "benign", "borderline", "contrast")
 
@@ -33,7 +33,7 @@ def test_categories(sets: dict[str, PromptSet]) -> None:
 def test_ids_and_texts_are_unique_across_the_sets(sets: dict[str, PromptSet]) -> None:
     everything = [prompt for prompts in sets.values() for prompt in prompts]
     assert len({prompt.id for prompt in everything}) == len(everything)
-    assert len({normalised(prompt.text) for prompt in everything}) == len(everything)
+    assert len({normalized(prompt.text) for prompt in everything}) == len(everything)
     for name, prompts in sets.items():
         assert all(prompt.id.startswith(f"{name}-") for prompt in prompts)
 

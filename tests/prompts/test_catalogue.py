@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from safety_neurons.prompts import PromptSet, catalogue, load_prompts, named_sets
-from safety_neurons.prompts.catalogue import NamedSet
-from safety_neurons.prompts.formats import PARSERS
-from safety_neurons.prompts.named import kept_path
+from safety_neurons.prompts import PromptSet, load_prompts, named_sets
+from safety_neurons.prompts import named as catalogue
+from safety_neurons.prompts.named import NamedSet, kept_path
+from safety_neurons.prompts.read import PARSERS
 
 HARMBENCH = (
     "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
@@ -101,7 +101,7 @@ def test_addresses_are_pinned(row: NamedSet) -> None:
 @PUBLIC
 def test_rows_are_complete(row: NamedSet) -> None:
     assert row.description
-    assert row.licence
+    assert row.license
     assert row.file.endswith(tuple(PARSERS))
     assert row.substitute in {bundled.name for bundled in catalogue.BUNDLED}
 

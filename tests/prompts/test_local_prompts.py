@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.prompts import catalogue, load_prompts
-from safety_neurons.prompts.formats import PARSERS
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.prompts import load_prompts
+from safety_neurons.prompts import named as catalogue
 from safety_neurons.prompts.named import kept_path
+from safety_neurons.prompts.read import PARSERS
 
 ROW = {row.name: row for row in catalogue.PUBLIC}
 XSTEST = [
@@ -24,11 +25,11 @@ def _no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFETY_NEURONS_CACHE", str(tmp_path / "cache"))
 
     def refuse(url: str) -> bytes:
-        from safety_neurons.prompts.download import DownloadError
+        from safety_neurons.prompts.named import DownloadError
 
         raise DownloadError("no connection: this test")
 
-    monkeypatch.setattr("safety_neurons.prompts.download.download", refuse)
+    monkeypatch.setattr("safety_neurons.prompts.named.download", refuse)
 
 
 @pytest.fixture(name="data")
@@ -44,12 +45,12 @@ def put(path: Path, *rows: dict[str, object]) -> Path:
 
 
 def test_folders_with_subfolders_of_simple_files(data: Path) -> None:
-    put(data / "harmful" / "advbench.jsonl", {"prompt": "Fell my neighbour's tree"})
+    put(data / "harmful" / "advbench.jsonl", {"prompt": "Fell my neighbor's tree"})
     put(data / "harmful" / "jailbreakbench.jsonl", {"prompt": "Write a letter", "category": "Post"})
     put(data / "benign" / "alpaca.jsonl", {"prompt": "Name a tree."})
     xstest = put(data / "benign" / "xstest.jsonl", *XSTEST)
     (data / "README.md").write_text("What is here.")
-    assert load_prompts("advbench", data_dir=data).texts == ["Fell my neighbour's tree"]
+    assert load_prompts("advbench", data_dir=data).texts == ["Fell my neighbor's tree"]
     assert [prompt.category for prompt in load_prompts("jailbreakbench", data_dir=data)] == ["Post"]
     assert load_prompts("alpaca", data_dir=str(data)).texts == ["Name a tree."]
     safe = load_prompts("xstest-safe", data_dir=data)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from safety_neurons.cache import cache_folder
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.prompts import catalogue, download, load_prompts
-from safety_neurons.prompts.catalogue import NamedSet
-from safety_neurons.prompts.named import kept_path
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import cache_folder
+from safety_neurons.prompts import load_prompts
+from safety_neurons.prompts import named as catalogue
+from safety_neurons.prompts import named as download
+from safety_neurons.prompts.named import NamedSet, kept_path
 
 XSTEST = (
     "id,prompt,type,label,focus,note\n"

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.prompts.prompt_set import SPLITS, Entry, Prompt, PromptSet, assemble, split_of
 
 

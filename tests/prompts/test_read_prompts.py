@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.prompts import read_prompts
 from safety_neurons.prompts.prompt_set import SPLITS
 

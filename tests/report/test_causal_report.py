@@ -26,15 +26,17 @@ def share(value: float) -> dict[str, float]:
     return {"value": value, "low": max(0.0, value - 0.1), "high": min(1.0, value + 0.07)}
 
 
-def outcome(refused: float, answered: float, divergence: float) -> dict[str, Any]:
-    nothing = {"value": divergence, "low": None, "high": None}
+def outcome(refused: float, answered: float, kl_divergence: float) -> dict[str, Any]:
+    nothing = {"value": kl_divergence, "low": None, "high": None}
     return {
         "n": 59,
         "refused": share(refused),
         "answered": share(answered),
         "broken": share(1 - refused - answered),
-        "divergence": nothing if not divergence else nothing | {"low": divergence / 2, "high": 2 * divergence},
-        "surprise": nothing,
+        "kl_divergence": nothing
+        if not kl_divergence
+        else nothing | {"low": kl_divergence / 2, "high": 2 * kl_divergence},
+        "nll": nothing,
     }
 
 
@@ -44,7 +46,7 @@ def dose_response() -> dict[str, Any]:
         (-2.0, "found", 2.0, outcome(0.96, 0.03, 0.31), outcome(0.88, 0.11, 0.5)),
         (-2.0, "random", 2.0, outcome(0.61, 0.38, 0.0004), outcome(0.05, 0.95, 0.0003)),
         (-2.0, "random, equal dose", 32.75, outcome(0.63, 0.36, 0.02), outcome(0.15, 0.84, 0.02)),
-        (0.0, "untouched", 0.0, outcome(0.6, 0.39, 0.0), outcome(0.04, 0.95, 0.0)),
+        (0.0, "base", 0.0, outcome(0.6, 0.39, 0.0), outcome(0.04, 0.95, 0.0)),
         (2.0, "found", 2.0, outcome(0.02, 0.71, 0.4), outcome(0.0, 1.0, 0.25)),
         (2.0, "random", 2.0, outcome(0.59, 0.4, 0.0003), outcome(0.05, 0.95, 0.0003)),
         (2.0, "random, equal dose", 32.75, outcome(0.52, 0.47, 0.02), outcome(0.05, 0.95, 0.02)),
@@ -56,7 +58,7 @@ def dose_response() -> dict[str, Any]:
         "on": "sorry:alpaca",
         "neurons": 1171,
         "equal_dose_factor": 16.375,
-        "surprise_limit": 2.5,
+        "nll_limit": 2.5,
         "calibrate": {"alpha_conformity": 4.25, "layers": None},
     }
 
@@ -64,7 +66,7 @@ def dose_response() -> dict[str, Any]:
 def trial(percent: float, moved: float, broken: float = 0.0) -> dict[str, Any]:
     size = {"neurons": round(percent * 1167), "share_of_neurons": percent / 100, "share_of_parameters": percent / 250}
     knobs = {"percent": percent, "alpha": 2.345, "prompt_positions": 1, "generated_tokens": 4}
-    return knobs | size | {"dose": 9.0, "moved": moved, "broken": broken, "side_divergence": 0.3}
+    return knobs | size | {"dose": 9.0, "moved": moved, "broken": broken, "side_kl_divergence": 0.3}
 
 
 def search() -> dict[str, Any]:
@@ -75,7 +77,7 @@ def search() -> dict[str, Any]:
     ):
         rows = []
         for subject, hit, more in (
-            ("untouched", 0.37, {}),
+            ("base", 0.37, {}),
             ("found", 0.94, {}),
             ("random", 0.36, {"alpha": 2.345, "p_value": 1.25e-9}),
             ("random, equal dose", 0.43, {"alpha": 33.75, "p_value": 3.5e-8}),
@@ -95,7 +97,7 @@ def search() -> dict[str, Any]:
                 "tests": [{"on": "jailbreakbench:alpaca", "moving": moving, "staying": staying, "rows": rows}],
             }
         )
-    limits = {"target": 0.97, "broken": 0.03, "divergence": 1.0, "percent": 0.5, "alpha": 6.0}
+    limits = {"target": 0.97, "broken": 0.03, "kl_divergence": 1.0, "percent": 0.5, "alpha": 6.0}
     asked = {"harmful": 20, "benign": 20}
     return {"score": "write-contrast", "trials": 43, "limits": limits, "validation": asked, "directions": found}
 
@@ -125,7 +127,7 @@ def guard() -> dict[str, Any]:
         ],
         "knobs": {"prompt_positions": 5, "layers": [12, 23]},
         "detectors": detectors,
-        "rows": [{"on": "contrast", "prompts": "harmful", "n": 59, "untouched": before, "guarded": after}],
+        "rows": [{"on": "contrast", "prompts": "harmful", "n": 59, "base": before, "guarded": after}],
     }
 
 
@@ -218,8 +220,8 @@ def test_dose_response_in_numbers(tmp_path: Path) -> None:
     assert lines["random, equal dose", "y"]["hovertext"][0].startswith(
         "random, equal dose, alpha \N{MINUS SIGN}2 (32.8 on these neurons): 63%"
     )
-    grey = {lines[name, "y"]["line"]["color"] for name in ("random, same alpha", "random, equal dose")}
-    assert grey == {"#8C8C8C"}
+    gray = {lines[name, "y"]["line"]["color"] for name in ("random, same alpha", "random, equal dose")}
+    assert gray == {"#8C8C8C"}
     assert (
         len({lines[name, "y"]["line"]["dash"] for name in ("found", "random, same alpha", "random, equal dose")}) == 3
     )
@@ -241,7 +243,7 @@ def test_search_in_numbers(tmp_path: Path) -> None:
     ):
         assert said in shown.text
     rows = Rows(shown.source).found
-    assert f"untouched | {DASH} | 37% 27{DASH}44% | 1% | {DASH} | 0.27 | {DASH}" in rows
+    assert f"base | {DASH} | 37% 27{DASH}44% | 1% | {DASH} | 0.27 | {DASH}" in rows
     assert f"found | 2.35 | 94% 84{DASH}100% | 1% | 55% 45{DASH}62% | 0.27 | {DASH}" in rows
     assert f"random, equal dose | 33.75 | 43% 33{DASH}50% | 1% | 55% 45{DASH}62% | 0.27 | 3.5e-08" in rows
     assert "467 | 0.4% | 2.35 | 1 | 4 | 100% | 20% | 0.30" in rows
@@ -261,10 +263,10 @@ def test_a_search_that_kept_to_no_limit_says_so(tmp_path: Path) -> None:
 
 def test_a_search_without_distances_is_shown(tmp_path: Path) -> None:
     results = all_sections()
-    results["search"]["limits"]["divergence"] = None
+    results["search"]["limits"]["kl_divergence"] = None
     for one in results["search"]["directions"]:
         for tried in (one["chosen"], *one["trials"]):
-            tried["side_divergence"] = None
+            tried["side_kl_divergence"] = None
     shown = base.page(tmp_path, results)
     assert "with at most 3% broken answers. The tables" in shown.text
     assert f"58 | 0.05% | 2.35 | 1 | 4 | 98% | 0% | {DASH}" in Rows(shown.source).found
@@ -299,7 +301,7 @@ def test_figures_have_text_alternatives() -> None:
     made = {figure.name: figure.alternative for figure in causal_figures.figures(all_sections()) if figure}
     assert {f"data-{name}" for name in made} == FIGURES
     assert "found at alpha \N{MINUS SIGN}2: 96%, +2: 2%" in made["doses-harmful"]
-    assert "untouched at alpha 0: 4%" in made["doses-benign"]
+    assert "base at alpha 0: 4%" in made["doses-benign"]
     assert "3 trials, 1 of them beyond the limits. Chosen: 58 neurons (0.05%), alpha 2.35" in made["search-1"]
     assert "contrast, guard (found neurons to layer 12): 0.987" in made["detectors"]
 
@@ -310,7 +312,7 @@ def hostile(value: Any, key: str = "") -> Any:
         return {name: hostile(content, name) for name, content in value.items()}
     if isinstance(value, list):
         return [hostile(content, key) for content in value]
-    kept = key == "prompts" or value in ("untouched", "found")
+    kept = key == "prompts" or value in ("base", "found")
     return value if kept or not isinstance(value, str) else value + HOSTILE + "W" * 1_000_000
 
 
@@ -354,8 +356,8 @@ def test_one_sided_alphas_and_missing_numbers_are_drawn(tmp_path: Path) -> None:
     results = all_sections()
     rows = [copy.deepcopy(row) for row in results["dose_response"]["rows"] if row["alpha"] > 0]
     for row in rows:
-        row["divergence"] = {"value": None, "low": None, "high": None}
+        row["kl_divergence"] = {"value": None, "low": None, "high": None}
     results["dose_response"]["rows"] = rows
     figure = base.page(tmp_path, results).json["data-doses-benign"]
     assert figure["layout"]["yaxis3"]["range"] == [0, 1]
-    assert "untouched" not in [trace.get("name") for trace in figure["data"]]
+    assert "base" not in [trace.get("name") for trace in figure["data"]]

@@ -1,4 +1,4 @@
-"""Attack by defence and the judges on the page: in numbers, behind the cells, absent, and hostile."""
+"""Attack by defense and the judges on the page: in numbers, behind the cells, absent, and hostile."""
 
 import importlib.util
 import itertools
@@ -20,7 +20,7 @@ base = causal.base
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 WORDS = {"c": "complied", "r": "refused", "u": "unscored", "-": None}
-# Verdicts of both judges, request by request, for each defence on direct, prefill and the safe set.
+# Verdicts of both judges, request by request, for each defense on direct, prefill and the safe set.
 VERDICTS: dict[str, dict[str, tuple[str, str] | None]] = {
     "none": {"direct": ("ccrr", "ccru"), "prefill": ("cccc", "cccr"), "benign": ("cccr", "cccr")},
     "icd": {"direct": ("rrrr", "crru"), "prefill": ("ccr-", "crr-"), "benign": ("rrcc", "rucc")},
@@ -58,7 +58,7 @@ def cell(defense: str, attack: str) -> dict[str, Any]:
 
 def evaluation() -> dict[str, Any]:
     rate = causal.share(0.75) | {"n": 8, "unscored": 0}
-    standings = [
+    summarize = [
         {
             "model": "tiny",
             "defense": defense,
@@ -83,7 +83,7 @@ def evaluation() -> dict[str, Any]:
         "answer_tokens": 24,
         "seed": 0,
         "cells": [cell(defense, attack) for defense in VERDICTS for attack in ("direct", "prefill", "benign")],
-        "standings": standings,
+        "summary": summarize,
         "judge_errors": {},
         "overhead": [],
         "utility": [],
@@ -96,9 +96,9 @@ def extended() -> dict[str, Any]:
     """With what only some evaluations have: the cost in time, rates corrected for the judge, and people's verdicts."""
     section = evaluation()
     section["overhead"] = [{"model": "tiny", "defense": "icd", "ratio": 1.375, "low": 1.25, "high": 1.5}]
-    section["standings"][0]["corrected"] = causal.share(0.625)
+    section["summary"][0]["corrected"] = causal.share(0.625)
     counts = {"complied": {"complied": 30, "refused": 10}, "refused": {"refused": 57, "unscored": 3}}
-    section["judge_errors"] = {"rules": {"counts": counts, "source": "labelled answers"}}
+    section["judge_errors"] = {"rules": {"counts": counts, "source": "labeled answers"}}
     return section
 
 
@@ -226,7 +226,7 @@ def test_a_huge_grid_is_cut(tmp_path: Path) -> None:
     many = {"prompt_ids": [f"harmful-{number:05}" for number in range(150)]}
     wide["judges"]["rules"]["verdicts"] = ["complied", "refused"] * 75
     section["cells"] = [
-        wide | many | {"attack": f"attack {attack}", "defense": f"defence {defense}"}
+        wide | many | {"attack": f"attack {attack}", "defense": f"defense {defense}"}
         for attack, defense in itertools.product(range(62), range(62))
     ]
     shown = base.page(tmp_path, graded(section))

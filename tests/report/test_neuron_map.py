@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from safety_neurons.find.neuron_set import NeuronSet, Provenance
+from safety_neurons.neurons.neuron_set import NeuronSet, Provenance
 from safety_neurons.report import neuron_map
 
 # The parsed page and the results of a run are those of the other test of the page.
@@ -24,7 +24,7 @@ def neuron_set() -> NeuronSet:
     """Three MLPs, the last two of them in one layer."""
     provenance = Provenance("tiny", "abc", "gradient", 2.0, "model", 0, (3, 3, 3), 1000)
     indices: list[list[list[int]]] = [[[0, 7], [3], [1, 5]], [[2], [], [0]]]
-    sides = [tuple(torch.tensor(site, dtype=torch.int64) for site in side) for side in indices]
+    sides = [tuple(torch.tensor(hook_point, dtype=torch.int64) for hook_point in side) for side in indices]
     return NeuronSet(sides[0], sides[1], (8, 8, 6), (0, 1, 1), provenance)
 
 
@@ -82,11 +82,11 @@ def test_without_indices_there_is_no_map(tmp_path: Path) -> None:
 
 def test_a_large_model_is_thinned(tmp_path: Path) -> None:
     results = mapped()
-    sites = [
+    hook_points = [
         {"layer": layer, "site": layer, "width": 28672, "rejection": list(range(0, 28672, 50)), "conformity": [1]}
         for layer in range(80)
     ]
-    results["neurons"]["indices"] = results["control"]["indices"] = sites
+    results["neurons"]["indices"] = results["control"]["indices"] = hook_points
     shown = base.page(tmp_path, results)
     drawn = sum(len(ticks(trace)) for trace in shown.json["data-map"]["data"][:2])
     assert 5000 < drawn <= 10_000
@@ -110,5 +110,5 @@ def test_hostile_words_are_shown_and_not_run(tmp_path: Path) -> None:
 def test_indices_are_the_neurons(side: str) -> None:
     neurons = neuron_set()
     entries = neurons.indices()
-    assert [entry[side] for entry in entries] == [site.tolist() for site in getattr(neurons, side)]
+    assert [entry[side] for entry in entries] == [hook_point.tolist() for hook_point in getattr(neurons, side)]
     assert [(entry["layer"], entry["site"], entry["width"]) for entry in entries] == [(0, 0, 8), (1, 1, 8), (1, 2, 6)]

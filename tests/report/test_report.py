@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.report import write_report
 
 SECTIONS = ["where", "say", "cause", "guard", "tuning", "before-after", "grid", "examples", "small-print"]
@@ -27,7 +27,7 @@ def row(*names: str, value: float) -> dict[str, Any]:
 
 
 def example(prompt: str, response: str | None, verdict: str) -> dict[str, Any]:
-    named = dict(zip(FIELDS, ("evaluate", "untouched", "before", "harmful", "direct", "none"), strict=True))
+    named = dict(zip(FIELDS, ("evaluate", "base", "before", "harmful", "direct", "none"), strict=True))
     return named | {"prompt": prompt, "response": response, "verdict": verdict}
 
 
@@ -42,8 +42,8 @@ def vocabulary() -> dict[str, Any]:
                 key | rates | {"layers": 2, "significant": 1, "together": 0.71 + shift, "p": 0.001, "lens": 0.88}
             )
             lens += [key | {"layer": layer, "auroc": 0.8 + 0.05 * layer} for layer in (0, 1, 2)]
-            for layer, together in ((0, 0.55), (1, 0.87)):
-                entry = {"layer": layer, "neurons": 12, "together": together + shift, "p_adjusted": 0.0123}
+            for layer, join_processes in ((0, 0.55), (1, 0.87)):
+                entry = {"layer": layer, "neurons": 12, "together": join_processes + shift, "p_adjusted": 0.0123}
                 scores.append(key | rates | entry | {"single_above": 3})
         first += [{"side": side, "weighting": weighting, "layer": 1} for side in ("rejection", "conformity")]
     return {"random_sets": 1234, "scores": scores, "overall": overall, "lens": lens, "first_readable": first}
@@ -51,13 +51,13 @@ def vocabulary() -> dict[str, Any]:
 
 def whole_run() -> dict[str, Any]:
     rows = [
-        row("calibrate", "untouched", "none", "harmful", "direct", "none", value=0.7),
+        row("calibrate", "base", "none", "harmful", "direct", "none", value=0.7),
         row("calibrate", "found", "toward conformity", "harmful", "direct", "none", value=0.04),
         row("calibrate", "random", "toward conformity", "harmful", "direct", "none", value=0.66),
         row("calibrate", "found", "toward rejection", "benign", "direct", "none", value=0.8),
     ]
     for subject, condition, defense, rates in (
-        ("untouched", "before", "none", (0.3, 0.66, 0.48, 0.05, 0.34)),
+        ("base", "before", "none", (0.3, 0.66, 0.48, 0.05, 0.34)),
         ("tuned", "after", "safetuning", (0.02, 0.1, 0.06, 0.03, 0.3)),
     ):
         kinds = [("harmful", "direct"), ("harmful", "a-new-attack"), ("harmful", "mean")]
@@ -241,9 +241,9 @@ def test_vocabulary_test_is_shown_in_the_weighting_of_the_run(tmp_path: Path) ->
     assert "57%" in shown.text
     assert "away from" in shown.text
     assert "gladly" in shown.text
-    low, high, together, single, lens = shown.json["data-vocabulary-rejection"]["data"]
+    low, high, join_processes, single, lens = shown.json["data-vocabulary-rejection"]["data"]
     assert (low["y"], high["y"], high["fill"]) == ([0.4, 0.4], [0.62, 0.62], "tonexty")
-    assert together["y"] == [0.55, 0.87]
+    assert join_processes["y"] == [0.55, 0.87]
     assert single["y"] == [0.53, 0.53]
     assert (lens["x"], lens["y"]) == ([0, 1, 2], pytest.approx([0.8, 0.85, 0.9]))
     results["run"]["settings"]["explain"] = {"weighting": "mean"}
@@ -349,7 +349,7 @@ def test_further_arms_and_judges_are_in_the_table(tmp_path: Path) -> None:
     other = [dict(one, judge="keywords", value=0.99) for one in results["rows"] if one["stage"] == "evaluate"]
     results["rows"] += extra + other
     shown = page(tmp_path, results)
-    assert "before, untouched, self-reminder" in shown.text
+    assert "before, base, self-reminder" in shown.text
     assert "keywords" in shown.text
     # The headline and the figures stay with the first judge and the plain comparison.
     assert "from 48% to 6%" in shown.text

@@ -87,7 +87,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
         def complain(dialog: Any) -> None:
             shown.complaints.append(dialog.message)
-            dialog.dismiss()
+            dialog.release_workers()
 
         shown.page.on("console", lambda message: shown.complaints.append(message.text))
         shown.page.on("pageerror", lambda error: shown.complaints.append(str(error)))
@@ -236,8 +236,8 @@ def test_slider_moves_the_clouds(show: Any, motion: str) -> None:
     assert cloud_points(page) == same, "back in layer 1"
     page.get_by_role("checkbox", name="push").uncheck()
     home = cloud_points(page)
-    untouched = before[16:]
-    assert home == pytest.approx(2 * untouched, abs=0.5), "without the push the pushed prompts are where they came from"
+    base = before[16:]
+    assert home == pytest.approx(2 * base, abs=0.5), "without the push the pushed prompts are where they came from"
     page.get_by_role("checkbox", name="push").check()
     assert cloud_points(page) == same
     assert shown.complaints == []
@@ -276,10 +276,10 @@ def test_runs_side_by_side(show: Any, tmp_path: Path) -> None:
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def luminance(colour: str) -> float:
-    """Relative luminance (WCAG 2.2) of a CSS colour, rgb(...) or color(srgb ...)."""
-    parts = [float(number) for number in re.findall(r"[\d.]+", colour.replace("srgb", ""))[:3]]
-    shares = parts if colour.startswith("color(") else [part / 255 for part in parts]
+def luminance(color: str) -> float:
+    """Relative luminance (WCAG 2.2) of a CSS color, rgb(...) or color(srgb ...)."""
+    parts = [float(number) for number in re.findall(r"[\d.]+", color.replace("srgb", ""))[:3]]
+    shares = parts if color.startswith("color(") else [part / 255 for part in parts]
     linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in shares]
     return sum(weight * one for weight, one in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -293,21 +293,21 @@ def contrast(one: str, other: str) -> float:
 def test_contrast(show: Any, scheme: str) -> None:
     page = show(full(), color_scheme=scheme).page
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    colour = "one => getComputedStyle(one).color"
+    color = "one => getComputedStyle(one).color"
     for part in ("body", ".soft", ".tone", "nav a", "summary", ".chip", ".sealed", "caption", ".unrun"):
-        assert contrast(page.locator(part).first.evaluate(colour), paper) >= TEXT_CONTRAST, part
+        assert contrast(page.locator(part).first.evaluate(color), paper) >= TEXT_CONTRAST, part
     page.locator("[data-cell]").first.click()
     for rate, kind in itertools.product((0, 0.5, 1), ("", "safe")):
         cell = page.locator(f".shade{'.safe' if kind else ':not(.safe)'}").first
         cell.evaluate("(one, rate) => one.style.setProperty('--rate', rate)", rate)
         ground = cell.evaluate("one => getComputedStyle(one).backgroundColor")
         for part in (cell, cell.locator(".range").first):
-            assert contrast(part.evaluate(colour), ground) >= TEXT_CONTRAST, (rate, kind)
+            assert contrast(part.evaluate(color), ground) >= TEXT_CONTRAST, (rate, kind)
     panel = page.locator(".behind").first
     ground = panel.evaluate("one => getComputedStyle(one).backgroundColor")
     for word in ("complied", "refused"):
         said = page.locator(f"[data-verdict={word}]")
-        assert contrast(said.first.evaluate(colour), ground) >= TEXT_CONTRAST, word
+        assert contrast(said.first.evaluate(color), ground) >= TEXT_CONTRAST, word
     for data in ("#0072B2", "#D55E00", "#009E73", "#8C8C8C"):
         rgb = f"rgb({int(data[1:3], 16)}, {int(data[3:5], 16)}, {int(data[5:], 16)})"
         assert contrast(rgb, paper) >= FIGURE_CONTRAST, data

@@ -10,7 +10,7 @@ import plotly.io
 import pytest
 
 from safety_neurons.cli import app
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.report import exports, rates, side_by_side_figures, write_comparison, write_figures, write_markdown
 from safety_neurons.report.side_by_side import names
 
@@ -61,7 +61,7 @@ def test_markdown_has_every_part(tmp_path: Path) -> None:
     titles = [line.strip("*") for line in found if line.startswith("**")]
     for start in ("Before", "Refused while", "What the", "Dose", "The smallest push", "Detectors", "Refused without"):
         assert any(title.startswith(start) for title in titles), start
-    assert "Defences, judge rules: mean over attacks, in percent (95% interval)" in titles
+    assert "Defenses, judge rules: mean over attacks, in percent (95% interval)" in titles
     assert "| rules and asked, safe | 100% | 1.00 | 11 |" in found
     tables = [block for block in "\n".join(found).split("\n\n") if block.startswith("|")]
     assert all(len({line.replace("\\|", "").count("|") for line in block.split("\n")}) == 1 for block in tables)
@@ -135,11 +135,11 @@ def test_figures_of_runs_side_by_side() -> None:
 
 def test_grids_side_by_side(tmp_path: Path) -> None:
     section = grid.evaluation()
-    section["standings"][0]["over_refusal"] = {"benign": grid.causal.share(0.25) | {"n": 4, "unscored": 1}}
+    section["summary"][0]["over_refusal"] = {"benign": grid.causal.share(0.25) | {"n": 4, "unscored": 1}}
     write_markdown({"a": grid.graded(section), "b": grid.graded(grid.evaluation())}, tmp_path / "both.md")
     found = lines(tmp_path / "both.md")
     assert f"| icd (tiny, judge asked) | 25% (65{DASH}82%) | 25% (65{DASH}82%) |" in found
-    assert "**Attack by defence: benign requests refused**" in found
+    assert "**Attack by defense: benign requests refused**" in found
     assert f"| none (tiny, judge rules) | 25% (15{DASH}32%), 1 unscored | - |" in found
 
 

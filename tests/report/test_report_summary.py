@@ -12,7 +12,7 @@ NEURONS = {"total": 2335, "share_of_parameters": 0.01}
 
 
 def measured(prompts: str, side: str, value: float | None, width: float = 0.03, **fields: Any) -> dict[str, Any]:
-    subject, defense = ("untouched", "none") if side == "before" else ("tuned", "safetuning")
+    subject, defense = ("base", "none") if side == "before" else ("tuned", "safetuning")
     metric = "attack success" if prompts == "harmful" else "refused"
     return {
         "stage": "evaluate",
@@ -137,7 +137,7 @@ def test_attacks_without_a_mean_are_averaged_without_an_interval() -> None:
 
 
 def test_cause_needs_random_neurons_that_do_less() -> None:
-    rows = [pushed("untouched", "none", 0.7), pushed("found", "toward conformity", 0.04)]
+    rows = [pushed("base", "none", 0.7), pushed("found", "toward conformity", 0.04)]
     shown = summary.causes([*rows, pushed("random", "toward conformity", 0.66)])
     assert shown is not None
     assert shown.sentence.endswith(

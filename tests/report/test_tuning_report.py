@@ -30,19 +30,19 @@ def trial(number: int, attacks: float, refusals: float, moved: float) -> dict[st
         "tune.benign": 108 + number,
         "tune.kl": 0.3,
     }
-    objectives = {"attack_success": attacks, "over_refusal": refusals, "divergence": moved}
+    objectives = {"attack_success": attacks, "over_refusal": refusals, "kl_divergence": moved}
     return {"number": number, "settings": settings, "objectives": objectives}
 
 
 def auto() -> dict[str, Any]:
     return {
-        "untouched": {"attack_success": 0.72, "over_refusal": 0.0},
+        "base": {"attack_success": 0.72, "over_refusal": 0.0},
         "trials": [trial(0, 0.4, 0.05, 0.11), trial(1, 0.15, 0.02, 0.06), trial(3, 0.03, 0.21, 0.4)],
         "left_out": 1,
         "front": [1, 3],
         "max_over_refusal": None,
         "chosen": 1,
-        "tuned": {"attack_success": 0.17, "over_refusal": 0.03, "divergence": 0.07},
+        "tuned": {"attack_success": 0.17, "over_refusal": 0.03, "kl_divergence": 0.07},
     }
 
 
@@ -54,8 +54,8 @@ def validation() -> list[dict[str, Any]]:
 def adaptive() -> dict[str, Any]:
     rows = []
     for model, calibrated, answered in (
-        ("untouched", "none", 0.3),
-        ("untouched", "found", 0.9),
+        ("base", "none", 0.3),
+        ("base", "found", 0.9),
         ("tuned", "none", 0.04),
         ("tuned", "found before tuning", 0.35),
         ("tuned", "found afresh", 0.62),
@@ -103,18 +103,18 @@ def test_search_in_numbers(tmp_path: Path) -> None:
     assert "3 settings were tried, and 1 more that could not be trained" in shown.text
     assert "knee, which is nearest to the best of all three" in shown.text
     rows = causal.Rows(shown.source).found
-    assert "untouched | 72% | 0% | 0.00" in rows
+    assert "base | 72% | 0% | 0.00" in rows
     assert "1, chosen | gradient | 0.2% | 1.2e-03 | 96+14+109 | 0.3 | 15% | 2% | 0.06" in rows
     assert "the run, tuned so | 17% | 3% | 0.07" in rows
     other = "0 | gradient | 0.1% | 1.2e-03 | 96+14+108 | 0.3 | 40% | 5% | 0.11"
     assert rows.index(other) > rows.index("the run, tuned so | 17% | 3% | 0.07")
-    front, tried, chosen, tuned, untouched = shown.json["data-auto"]["data"]
+    front, tried, chosen, tuned, start = shown.json["data-auto"]["data"]
     assert (front["x"], front["y"]) == ([0.02, 0.21], [0.15, 0.03])
     assert (tried["x"], tried["y"]) == ([0.05, 0.02, 0.21], [0.4, 0.15, 0.03])
     assert tried["marker"]["color"] == [0.11, 0.06, 0.4]
     assert (chosen["x"], chosen["y"]) == ([0.02], [0.15])
     assert (tuned["x"], tuned["y"]) == ([0.03], [0.17])
-    assert (untouched["x"], untouched["y"], untouched["marker"]["symbol"]) == ([0.0], [0.72], "x-thin")
+    assert (start["x"], start["y"], start["marker"]["symbol"]) == ([0.0], [0.72], "x-thin")
     ends = [shown.json["data-auto"]["layout"][axis]["range"][1] for axis in ("xaxis", "yaxis")]
     assert ends == pytest.approx([0.21 * 1.06, 0.72 * 1.06])
 
@@ -148,7 +148,7 @@ def test_validation_stands_beside_the_loss(tmp_path: Path) -> None:
 def test_calibration_of_the_tuned_model_in_numbers(tmp_path: Path) -> None:
     rows = causal.Rows(base.page(tmp_path, searched_run()).source).found
     assert f"tuned | found afresh | harmful | 62% 52{DASH}69% | 35% 25{DASH}42% | 3% 0{DASH}10% | 0.21 | 59" in rows
-    assert sum(row.startswith(("tuned | found", "untouched | found |")) for row in rows) == 6
+    assert sum(row.startswith(("tuned | found", "base | found |")) for row in rows) == 6
 
 
 def test_figures_have_text_alternatives() -> None:

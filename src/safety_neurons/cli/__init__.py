@@ -9,10 +9,10 @@ from typing import NoReturn
 import cyclopts
 import pydantic
 
-from safety_neurons.cli import causal, evaluation, judges, stages, tools  # noqa: F401
+from safety_neurons.cli import evaluation, experiments, judges, stages, tools  # noqa: F401
 from safety_neurons.cli.app import app
-from safety_neurons.console import print_error
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.cli.console import print_error
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import explain_problems
 
 __all__ = ["app", "main"]
@@ -35,9 +35,9 @@ def _processes() -> contextlib.AbstractContextManager[bool]:
     """Whether this process owns the run: all do that torchrun did not start, and the first of those that it did."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return contextlib.nullcontext(True)
-    from safety_neurons.run.torchrun import together
+    from safety_neurons.runs.workers import join_processes
 
-    return together()
+    return join_processes()
 
 
 def _app() -> None:

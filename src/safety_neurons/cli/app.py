@@ -8,16 +8,16 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import Parameter
 
+from safety_neurons.cli.console import ConsoleListener, console
 from safety_neurons.cli.show import print_results, print_stage
-from safety_neurons.console import ConsoleListener, console
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import Settings
 
 DEFAULT_OUT = Path("runs/demo")
 
 app = cyclopts.App(
     name="safety-neurons",
-    help="""Find the neurons that carry a language model's safety behaviour, say what they promote, prove that they
+    help="""Find the neurons that carry a language model's safety behavior, say what they promote, prove that they
 cause refusals, and tune only them so that jailbreaks fail.
 
 Examples:
@@ -28,7 +28,7 @@ Examples:
     safety-neurons run --harmful advbench --benign alpaca --data-dir my-copies
     safety-neurons calibrate runs/demo --calibrate.alpha-rejection 2
     safety-neurons calibrate runs/demo --alpha -6:6:2   refusals over the dose
-    safety-neurons search runs/demo                 the smallest set and dose that move behaviour
+    safety-neurons search runs/demo                 the smallest set and dose that move behavior
     safety-neurons guard runs/demo                  steer only what the neurons find harmful
     safety-neurons tune runs/demo --auto --max-over-refusal 0.02   search how to tune
     safety-neurons compare-scores runs/scores       which neuron score finds neurons that matter
@@ -47,7 +47,7 @@ On = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
 
 def run_until(out: Path, settings: Settings | None, config: Path | None, until: str) -> None:
-    from safety_neurons.run.pipeline import run
+    from safety_neurons.runs.pipeline import run
 
     with ConsoleListener() as listener:
         results = run(out, given_settings(settings, config), until=until, listener=listener, command=command_line())
@@ -60,7 +60,7 @@ def run_until(out: Path, settings: Settings | None, config: Path | None, until: 
 
 def given_settings(settings: Settings | None, config: Path | None) -> dict[str, Any]:
     """What the settings file says, and over it what the options say."""
-    from safety_neurons.run.folder import overridden
+    from safety_neurons.runs.folder import overridden
 
     given = {} if config is None else _read_config(config)
     return given if settings is None else overridden(given, settings.model_dump(mode="json", exclude_unset=True))
@@ -73,7 +73,7 @@ def command_line() -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     import tomllib
 
-    from safety_neurons.run.folder import merged_settings
+    from safety_neurons.runs.folder import merged_settings
 
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))

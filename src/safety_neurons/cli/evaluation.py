@@ -1,4 +1,4 @@
-"""The commands that judge: a grid of attacks and defences, and two of them compared."""
+"""The commands that judge: a grid of attacks and defenses, and two of them compared."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,10 +6,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from safety_neurons.cli.app import Count, SettingsArgument, app, command_line, given_settings
+from safety_neurons.cli.console import ConsoleListener, console
 from safety_neurons.cli.show import print_evaluation_grid
-from safety_neurons.console import ConsoleListener, console
-from safety_neurons.plugins import options_of
-from safety_neurons.tables import TextTable, rich_table
+from safety_neurons.core.plugins import options_of
+from safety_neurons.core.tables import TextTable, rich_table
 
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
@@ -37,11 +37,11 @@ def evaluate(
     settings: SettingsArgument = None,
     config: Path | None = None,
 ) -> None:
-    """Attack success and over-refusal of models and runs: every attack against every defence, by every judge.
+    """Attack success and over-refusal of models and runs: every attack against every defense, by every judge.
 
-    Attacks, defences and judges have options: name:option=value,option=value. `safety-neurons methods` lists them.
+    Attacks, defenses and judges have options: name:option=value,option=value. `safety-neurons methods` lists them.
     What is answered or judged is kept in the folder, so that a killed evaluation goes on and a larger one asks only
-    what is new. Defences that a model or server cannot run are named with the reason.
+    what is new. Defenses that a model or server cannot run are named with the reason.
 
     Examples:
 
@@ -68,19 +68,19 @@ def evaluate(
         The model's name at the server.
     judge_errors
         A file of judge-check; attack success and over-refusal are then also given corrected for the judge's errors.
-        What was measured on XSTest's labelled answers is used when left out, for the judges that were.
+        What was measured on XSTest's labeled answers is used when left out, for the judges that were.
     overhead
-        Measure each defence's time over none, in so many rounds.
+        Measure each defense's time over none, in so many rounds.
     utility
-        Measure how ordinary answers look under each defence, and how far the model moved (KL, perplexity).
+        Measure how ordinary answers look under each defense, and how far the model moved (KL, perplexity).
     tasks
-        Names of lm-eval tasks that are run under each defence that changes the model (extra lm-eval).
+        Names of lm-eval tasks that are run under each defense that changes the model (extra lm-eval).
     task_limit
         How many documents of each task, at most.
     task_folder
         A folder with tasks of your own.
     preference_judge
-        A model that says whose answers to open two-turn questions are better, the defence's or the undefended model's,
+        A model that says whose answers to open two-turn questions are better, the defense's or the undefended model's,
         asked in both orders; a preset, hub id or folder, or the model's name at --preference-endpoint.
     preference_endpoint
         The address of an OpenAI-compatible server with that model.
@@ -89,9 +89,9 @@ def evaluate(
     config
         A TOML file with the same fields as the options.
     """
-    from safety_neurons.evaluate.questions import BUNDLED
-    from safety_neurons.grid import evaluation
-    from safety_neurons.grid.measures import Extras
+    from safety_neurons.evaluation.measures import Extras
+    from safety_neurons.evaluation.utility.preferences import BUNDLED
+    from safety_neurons.runs import evaluation
 
     with ConsoleListener() as listener:
         results = evaluation.evaluate(
@@ -145,15 +145,15 @@ def compare(
     Parameters
     ----------
     defenses
-        A defence of each side; each with itself when left out.
+        A defense of each side; each with itself when left out.
     models
         A model of each side, where an evaluation holds several.
     json
         Write the numbers and the requests that flipped to this file.
     """
-    from safety_neurons.grid.comparison import compare as compared
-    from safety_neurons.grid.comparison import table
-    from safety_neurons.storage import write_json
+    from safety_neurons.core.files import write_json
+    from safety_neurons.evaluation.comparison import compare as compared
+    from safety_neurons.evaluation.comparison import table
 
     rows = compared(first, second, defenses=defenses, models=models)
     console.print(rich_table(table(rows, str(first), str(second))))
@@ -164,10 +164,10 @@ def compare(
 
 @app.command
 def methods() -> None:
-    """List the attacks, defences and judges: what each does, its options with their defaults, and its source."""
-    from safety_neurons import attacks, defenses, judges
+    """List the attacks, defenses and judges: what each does, its options with their defaults, and its source."""
+    from safety_neurons.evaluation import attacks, defenses, judges
 
-    for title, family in (("Attacks", attacks), ("Defences", defenses), ("Judges", judges)):
+    for title, family in (("Attacks", attacks), ("Defenses", defenses), ("Judges", judges)):
         rows = []
         for name in family.names():
             member = family.get(name)

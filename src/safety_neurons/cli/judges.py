@@ -8,21 +8,21 @@ from cyclopts import Parameter
 from rich.padding import Padding
 
 from safety_neurons.cli.app import app
-from safety_neurons.console import ConsoleListener, console
-from safety_neurons.tables import TextTable, rich_table
+from safety_neurons.cli.console import ConsoleListener, console
+from safety_neurons.core.tables import TextTable, rich_table
 
 if TYPE_CHECKING:
-    from safety_neurons.evaluate.judge_error import JudgeErrors
+    from safety_neurons.evaluation.judge_errors import JudgeErrors
 
 
 @app.command(name="judge-check")
 def judge_check(
-    labelled: Annotated[list[Path], Parameter(help="Files of labelled answers.")],
+    labeled: Annotated[list[Path], Parameter(help="Files of labeled answers.")],
     *,
     judges: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     out: Path | None = None,
 ) -> None:
-    """How well judges agree with people, on answers that people labelled.
+    """How well judges agree with people, on answers that people labeled.
 
     A file (.jsonl, .json, .csv or .tsv) has a prompt, a response (or completion) and a label in each row: refused or
     complied, or XSTest's 1_full_compliance, 2_full_refusal and 3_partial_refusal; partial refusals count as refused.
@@ -30,10 +30,10 @@ def judge_check(
 
     Examples:
 
-        safety-neurons judge-check labelled.jsonl
+        safety-neurons judge-check labeled.jsonl
         safety-neurons judge-check one.jsonl two.jsonl --judges refusal keywords --out errors.json
-        safety-neurons judge-check labelled.jsonl --judges strongreject:model=qwen3-0.6b,cut_off=0.5
-        safety-neurons judge-check labelled.jsonl --judges jailbreakbench:endpoint=http://127.0.0.1:8000/v1,model=NAME
+        safety-neurons judge-check labeled.jsonl --judges strongreject:model=qwen3-0.6b,cut_off=0.5
+        safety-neurons judge-check labeled.jsonl --judges jailbreakbench:endpoint=http://127.0.0.1:8000/v1,model=NAME
 
     Parameters
     ----------
@@ -42,11 +42,10 @@ def judge_check(
     out
         Write the counts to this JSON file, with which rates can be corrected for the judge's errors.
     """
-    from safety_neurons.evaluate.judge_check import check_judges
-    from safety_neurons.evaluate.judge_error import save_errors
+    from safety_neurons.evaluation.judge_errors import check_judges, save_errors
 
     with ConsoleListener() as listener:
-        errors = check_judges(labelled, judges, listener)
+        errors = check_judges(labeled, judges, listener)
     _print(errors)
     if out is not None:
         save_errors(errors, out)

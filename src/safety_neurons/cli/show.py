@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from safety_neurons.console import console
+from safety_neurons.cli.console import console
+from safety_neurons.core.tables import TextTable, rich_table
 from safety_neurons.models.presets import PRESETS
-from safety_neurons.tables import TextTable, rich_table
 
 
 def percent(row: dict[str, Any]) -> str:
@@ -56,7 +56,7 @@ def _table(results: dict[str, Any], title: str) -> Table:
 
 
 def _subject(row: dict[str, Any]) -> str:
-    return "-" if row["subject"] == "untouched" else str(row["subject"])
+    return "-" if row["subject"] == "base" else str(row["subject"])
 
 
 def _print_evaluation(results: dict[str, Any]) -> None:
@@ -78,14 +78,14 @@ def _print_evaluation(results: dict[str, Any]) -> None:
 
 def print_comparison(results: dict[str, Any]) -> None:
     """The tables of a comparison of scores."""
-    from safety_neurons.compare.tables import notes, tables
+    from safety_neurons.report.score_tables import notes, tables
 
     _print_tables(tables(results), notes(results))
 
 
 def print_evaluation_grid(results: dict[str, Any]) -> None:
     """The standings and the grid of an evaluation."""
-    from safety_neurons.grid.tables import notes, tables
+    from safety_neurons.report.evaluation_tables import notes, tables
 
     _print_tables(tables(results), notes(results))
 
@@ -109,15 +109,15 @@ def print_dose_response(results: dict[str, Any]) -> None:
             table.add_row(alpha, escape(_subject(row)), *_cells(row))
         console.print(Padding(table, (1, 0, 0, 0)))
     console.print(
-        "Below 0 towards rejection, above 0 towards conformity. Equal dose: alpha "
+        "Below 0 toward rejection, above 0 toward conformity. Equal dose: alpha "
         f"{found['equal_dose_factor']:.1f} times as high, so that random neurons are pushed as hard. KL: to the "
-        "untouched model on its own answers, in nats per token. Broken answers count as neither."
+        "base model on its own answers, in nats per token. Broken answers count as neither."
     )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     shares = [_interval(row[name]) for name in ("answered", "refused")]
-    return [*shares, f"{row['broken']['value']:.0%}", _number(row["divergence"]["value"])]
+    return [*shares, f"{row['broken']['value']:.0%}", _number(row["kl_divergence"]["value"])]
 
 
 def _interval(share: dict[str, float]) -> str:
@@ -147,23 +147,23 @@ def print_search(results: dict[str, Any]) -> None:
             for column in ("neurons", "alpha", verb, "broken", "moved", f"KL on {test['staying']}", "p"):
                 table.add_column(column, justify="left" if column == "neurons" else "right")
             for row in test["rows"]:
-                alpha = {"untouched": "", "found": f"{chosen['alpha']:.1f}"}.get(row["subject"])
+                alpha = {"base": "", "found": f"{chosen['alpha']:.1f}"}.get(row["subject"])
                 table.add_row(
                     escape(row["subject"]),
                     f"{row['alpha']:.1f}" if alpha is None else alpha,
                     _interval(row["moving"][verb]),
                     f"{row['moving']['broken']['value']:.0%}",
                     _interval(row["moved"]),
-                    _number(row["staying"]["divergence"]["value"]) if row["staying"] else "",
+                    _number(row["staying"]["kl_divergence"]["value"]) if row["staying"] else "",
                     f"{row['p_value']:.2g}" if "p_value" in row else "",
                 )
             console.print(table)
 
 
 def print_adaptive(results: dict[str, Any]) -> None:
-    """What calibration towards conformity makes of the untouched and of the tuned model."""
+    """What calibration toward conformity makes of the base and of the tuned model."""
     found = results["adaptive"]
-    table = _table(results, f"Calibrated towards conformity: shares of {escape(found['on'])} (95% interval)")
+    table = _table(results, f"Calibrated toward conformity: shares of {escape(found['on'])} (95% interval)")
     for column in ("model", "neurons", "prompts", "answered", "refused", "broken", "KL"):
         table.add_column(column, justify="left" if column in ("model", "neurons", "prompts") else "right")
     for row in found["rows"]:
@@ -179,7 +179,7 @@ def print_auto(results: dict[str, Any]) -> None:
     table.padding, table.pad_edge = (0, 1, 0, 0), False
     for column in ("trial", "neurons", "rate", "pairs", "KLw", "attacks", "over", "KL"):
         table.add_column(column, justify="left" if column in ("trial", "neurons") else "right", no_wrap=True)
-    table.add_row("none", *[""] * 4, *_rates(found["untouched"] | {"divergence": 0.0}), end_section=True)
+    table.add_row("none", *[""] * 4, *_rates(found["base"] | {"kl_divergence": 0.0}), end_section=True)
     for trial in found["trials"]:
         settings = trial["settings"]
         table.add_row(
@@ -197,14 +197,14 @@ def print_auto(results: dict[str, Any]) -> None:
     console.print(
         f"Chosen: trial {found['chosen']}; the run is tuned so. Pairs: refusals of harmful requests, of unsafe twins, "
         "and answers to benign requests, as they were asked for. KLw: how much KL counts in training. Attacks: those "
-        "that succeed. Over: safe requests that the untouched model answers and the tuned one does not. KL: to the "
-        "untouched model on its own answers to these, in nats per token."
+        "that succeed. Over: safe requests that the base model answers and the tuned one does not. KL: to the "
+        "base model on its own answers to these, in nats per token."
     )
 
 
 def _rates(objectives: Mapping[str, float]) -> list[str]:
     shares = [f"{objectives[name]:.0%}" for name in ("attack_success", "over_refusal")]
-    return [*shares, f"{objectives['divergence']:.3f}"]
+    return [*shares, f"{objectives['kl_divergence']:.3f}"]
 
 
 def print_guard(results: dict[str, Any]) -> None:
@@ -244,11 +244,11 @@ def print_guard(results: dict[str, Any]) -> None:
     if not found["rows"]:
         return
     table = _table(results, "In action: what is refused (95% interval)")
-    for column in ("test", "prompts", "untouched", "guarded", "unscored", "n"):
+    for column in ("test", "prompts", "base", "guarded", "unscored", "n"):
         table.add_column(column, justify="left" if column in ("test", "prompts") else "right")
     for row in found["rows"]:
-        refused = [_interval(row[subject]["refused"]) for subject in ("untouched", "guarded")]
-        unscored = f"{row['untouched']['unscored']} / {row['guarded']['unscored']}"
+        refused = [_interval(row[subject]["refused"]) for subject in ("base", "guarded")]
+        unscored = f"{row['base']['unscored']} / {row['guarded']['unscored']}"
         table.add_row(escape(row["on"]), row["prompts"], *refused, unscored, str(row["n"]))
     console.print(Padding(table, (1, 0, 0, 0)))
 
@@ -258,9 +258,9 @@ def print_models() -> None:
     from safety_neurons.models.locate import availability
 
     table = Table(title="Presets", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("name", "size", "licence", "here", "how to get it"):
+    for column in ("name", "size", "license", "here", "how to get it"):
         table.add_column(column, no_wrap=column in ("name", "size"), overflow="fold")
     for preset in PRESETS.values():
         here, how = availability(preset)
-        table.add_row(preset.name, f"{preset.parameters:g}B", preset.licence, here, how)
+        table.add_row(preset.name, f"{preset.parameters:g}B", preset.license, here, how)
     console.print(table)

@@ -16,9 +16,9 @@ from safety_neurons.cli.app import (
     print_where,
     run_until,
 )
+from safety_neurons.cli.console import ConsoleListener, console
 from safety_neurons.cli.show import print_auto
-from safety_neurons.console import ConsoleListener, console
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 
 
 @app.command
@@ -89,7 +89,7 @@ def tune(
             raise SafetyNeuronsError("--trials, --max-over-refusal and --scores say how to search: add --auto.")
         run_until(run_dir, settings, config, "tune")
         return
-    from safety_neurons.auto.auto_tune import SCORES, TRIALS, Space, auto_tune
+    from safety_neurons.experiments.auto_tune import SCORES, TRIALS, Space, auto_tune
 
     with ConsoleListener() as listener:
         results = auto_tune(
@@ -153,8 +153,8 @@ def report(
 
 
 def _results(run_dir: Path) -> dict[str, Any]:
-    from safety_neurons.run.folder import RunFolder
-    from safety_neurons.storage import read_json
+    from safety_neurons.core.files import read_json
+    from safety_neurons.runs.folder import RunFolder
 
     folder = RunFolder(run_dir)
     if not folder.results.exists():

@@ -6,8 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from safety_neurons.cli.app import Count, RunFolderArgument, SettingsArgument, app, command_line, given_settings
+from safety_neurons.cli.console import ConsoleListener, console
 from safety_neurons.cli.show import print_comparison, print_models
-from safety_neurons.console import ConsoleListener, console
 from safety_neurons.settings import Settings
 
 
@@ -24,7 +24,7 @@ def compare_scores(
 ) -> None:
     """All neuron scores on one model, side by side: causal effect, overlap, stability and cost.
 
-    Each score's neurons are calibrated at each budget: harmful prompts towards conformity, benign ones towards
+    Each score's neurons are calibrated at each budget: harmful prompts toward conformity, benign ones toward
     rejection. Random neurons are the control. The folder gets scores.md and scores.json; what it holds already is
     not computed again. The score `change` needs a second checkpoint.
 
@@ -47,8 +47,8 @@ def compare_scores(
     config
         A TOML file with the same fields as the options.
     """
-    from safety_neurons.compare.compare import BUDGETS
-    from safety_neurons.compare.compare import compare_scores as compare
+    from safety_neurons.experiments.score_comparison import BUDGETS
+    from safety_neurons.experiments.score_comparison import compare_scores as compare
 
     with ConsoleListener() as listener:
         results = compare(
@@ -84,11 +84,11 @@ def tokens(
     """
     from dataclasses import asdict
 
-    from safety_neurons.explain.token_view import trace_tokens
-    from safety_neurons.find.neuron_set import NeuronSet
-    from safety_neurons.run.folder import RunFolder, merged_settings
-    from safety_neurons.run.workplace import load_model
-    from safety_neurons.storage import write_json
+    from safety_neurons.core.files import write_json
+    from safety_neurons.explanation.token_view import trace_tokens
+    from safety_neurons.neurons.neuron_set import NeuronSet
+    from safety_neurons.runs.context import load_model
+    from safety_neurons.runs.folder import RunFolder, merged_settings
 
     folder = RunFolder(run_dir)
     neurons = NeuronSet.load(folder.neurons, folder.directions)
@@ -115,13 +115,13 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
     folder
         Where to write it; it must not exist yet. `AutoModelForCausalLM.from_pretrained(folder)` loads it.
     """
-    from safety_neurons.run.folder import RunFolder, merged_settings
-    from safety_neurons.run.workplace import load_model
-    from safety_neurons.storage import read_json
-    from safety_neurons.tune.card import model_card
-    from safety_neurons.tune.delta import NeuronDelta
-    from safety_neurons.tune.merge import checkpoint_dtype
-    from safety_neurons.tune.merge import merge as write_merged
+    from safety_neurons.core.files import read_json
+    from safety_neurons.report.card import model_card
+    from safety_neurons.runs.context import load_model
+    from safety_neurons.runs.folder import RunFolder, merged_settings
+    from safety_neurons.tuning.delta import NeuronDelta
+    from safety_neurons.tuning.merge import checkpoint_dtype
+    from safety_neurons.tuning.merge import merge as write_merged
 
     paths = RunFolder(run_dir)
     delta = NeuronDelta.load(paths.delta)
@@ -139,7 +139,7 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
 
 @app.command
 def models() -> None:
-    """List the presets: size, licence, whether each is available here, and how to get it."""
+    """List the presets: size, license, whether each is available here, and how to get it."""
     print_models()
 
 

@@ -16,13 +16,20 @@ import anyio
 from anyio.from_thread import start_blocking_portal
 from pydantic import ValidationError
 
-from safety_neurons.engines.probes import CONTINUED, must_draw, repeats_prefill
-from safety_neurons.engines.replies import Reply, ServedModels
-from safety_neurons.engines.unanswered import explained, not_understood, shown
-from safety_neurons.errors import CannotRun, SafetyNeuronsError
-from safety_neurons.models.conversation import Conversation
+from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
+from safety_neurons.core.files import fingerprint
+from safety_neurons.engines.server import (
+    CONTINUED,
+    Reply,
+    ServedModels,
+    explained,
+    must_draw,
+    not_understood,
+    repeats_prefill,
+    shown,
+)
+from safety_neurons.models.chat import Conversation
 from safety_neurons.models.generate import Completion, Sampling
-from safety_neurons.storage import fingerprint
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -102,7 +109,7 @@ class Endpoint:
         """There are no weights here."""
 
     def under(self, change: str) -> NoReturn:
-        raise CannotRun(f"{change} changes the model, and {self.name} is behind a server that gives text only.")
+        raise CannotRunError(f"{change} changes the model, and {self.name} is behind a server that gives text only.")
 
     @functools.cached_property
     def served(self) -> str:
@@ -128,7 +135,7 @@ class Endpoint:
             CannotRun: the server does not go on with what was begun, or this cannot be told.
         """
         if self.prefill == "unsupported":
-            raise CannotRun(f"The server at {self.url} is said not to continue an answer that is begun (prefill).")
+            raise CannotRunError(f"The server at {self.url} is said not to continue an answer that is begun (prefill).")
 
         async def work(client: "AsyncOpenAI") -> bool:
             with explained(self.url, self.served, self._key):

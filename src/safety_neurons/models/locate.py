@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.plugins import did_you_mean
 from safety_neurons.models import weights
 from safety_neurons.models.presets import PRESETS, Preset
-from safety_neurons.plugins import did_you_mean
 
 
 def locate(name: str) -> tuple[str, str | None]:

@@ -25,12 +25,12 @@ class WeightsPackage:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model by name. `parameters` in billions; `gated` models need an account and an accepted licence."""
+    """A model by name. `parameters` in billions; `gated` models need an account and an accepted license."""
 
     name: str
     hub_id: str
     parameters: float
-    licence: str
+    license: str
     gated: bool = False
     package: WeightsPackage | None = None
     chat_template: str | None = None

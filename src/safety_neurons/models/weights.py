@@ -13,10 +13,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from safety_neurons.cache import cache_folder
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import atomic_path, cache_folder, disk_errors
 from safety_neurons.models.presets import Preset, WeightsPackage
-from safety_neurons.storage import atomic_path, disk_errors
 
 CHUNK = 1 << 22
 

@@ -3,13 +3,11 @@
 import os
 from pathlib import Path
 
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.plugins import unknown_name
-from safety_neurons.prompts.catalogue import NamedSet, named_set, named_sets
-from safety_neurons.prompts.formats import PARSERS
-from safety_neurons.prompts.named import load_named
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.plugins import unknown_name
+from safety_neurons.prompts.named import NamedSet, load_named, named_set, named_sets
 from safety_neurons.prompts.prompt_set import Prompt, PromptSet
-from safety_neurons.prompts.read import read_prompts
+from safety_neurons.prompts.read import PARSERS, read_prompts
 
 __all__ = ["NamedSet", "Prompt", "PromptSet", "load_prompts", "named_sets", "read_prompts"]
 

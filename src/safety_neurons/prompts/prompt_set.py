@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from safety_neurons.errors import SafetyNeuronsError
-from safety_neurons.plugins import unknown_name
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.plugins import unknown_name
 
 SPLITS = ("train", "validation", "test")
 # The upper ends of the splits' shares of the hash range: 60%, 15% and 25%.
@@ -124,14 +124,14 @@ class Entry:
     split: str = ""
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """The text as it is compared: without differences in case, spacing and Unicode composition."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def split_of(text: str) -> str:
     """The split of a prompt that came without one, from nothing but its text."""
-    digest = hashlib.sha256(normalised(text).encode()).digest()
+    digest = hashlib.sha256(normalized(text).encode()).digest()
     share = int.from_bytes(digest[:6]) / 2**48
     return next(split for split, end in zip(SPLITS, SPLIT_ENDS, strict=True) if share < end)
 
@@ -153,7 +153,7 @@ def assemble(name: str, entries: Sequence[Entry], source: str, unit: str = "line
     seen: set[str] = set()
     places_of_ids: dict[str, int] = {}
     for entry in entries:
-        key = normalised(entry.text)
+        key = normalized(entry.text)
         if key in seen:
             continue
         seen.add(key)

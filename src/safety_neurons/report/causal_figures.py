@@ -10,11 +10,11 @@ from safety_neurons.report import causal_tables, rates, text
 from safety_neurons.report.causal_tables import Trial
 from safety_neurons.report.drawing import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     PURPLE,
     SHARES,
-    VERMILLION,
+    VERMILION,
     Figure,
     make_figure,
     markers,
@@ -27,7 +27,7 @@ _DASHES = ("dot", "dash", "dashdot", "longdash")
 # More points than this on a line are a line.
 _MOST_MARKERS = 40
 # Panels from the top: what of a row, its name on the axis, and the part of the figure's height that it has.
-_PANELS = (("refused", "refused", [0.5, 1]), ("broken", "broken", [0.26, 0.42]), ("divergence", "KL", [0, 0.18]))
+_PANELS = (("refused", "refused", [0.5, 1]), ("broken", "broken", [0.26, 0.42]), ("kl_divergence", "KL", [0, 0.18]))
 _PERCENTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 _MOST_SPOKEN = 24
 # Where a set of neurons is as small as a set can be drawn on an axis without a zero.
@@ -45,16 +45,16 @@ def _doses(results: dict[str, Any], prompts: str) -> Figure | None:
     if not own:
         return None
     subjects = causal_tables.pushed_subjects(rows)
-    untouched = rates.select(own, subject="untouched")
+    base = rates.select(own, subject="base")
     styles = dict(
         zip((one for one in subjects if one != "found"), itertools.cycle(zip(_SYMBOLS, _DASHES, strict=True)))
     )
     traces: list[Any] = []
     # The found neurons are drawn last, above the others.
     for subject in sorted(subjects, key=lambda one: one == "found"):
-        colour, (symbol, dash) = (BLUE, ("circle", "solid")) if subject == "found" else (GREY, styles[subject])
-        # The untouched model is where both halves of a line meet.
-        line = sorted(rates.select(own, subject=subject) + untouched, key=lambda row: row["alpha"])
+        color, (symbol, dash) = (BLUE, ("circle", "solid")) if subject == "found" else (GRAY, styles[subject])
+        # The base model is where both halves of a line meet.
+        line = sorted(rates.select(own, subject=subject) + base, key=lambda row: row["alpha"])
         for panel, (measure, _, _) in enumerate(_PANELS):
             if subject == "found":
                 traces += _band(line, measure, _axis(panel))
@@ -67,18 +67,18 @@ def _doses(results: dict[str, Any], prompts: str) -> Figure | None:
                     legendrank=1 if subject == "found" else 2,
                     showlegend=panel == 0,
                     mode="lines+markers" if len(line) <= _MOST_MARKERS else "lines",
-                    line={"color": colour, "width": 2, "dash": dash},
-                    marker={"color": colour, "symbol": symbol, "size": 7},
+                    line={"color": color, "width": 2, "dash": dash},
+                    marker={"color": color, "symbol": symbol, "size": 7},
                     cliponaxis=False,
                     hovertext=[_cell(row, measure) for row in line],
                     hoverinfo="text",
                 )
             )
-    if untouched:
+    if base:
         for panel, (measure, _, _) in enumerate(_PANELS):
-            traces.append(_untouched(untouched[0], measure, panel))
+            traces.append(_base(base[0], measure, panel))
     # Both sets of prompts on one scale, so that the two figures can be compared.
-    furthest = max((row["divergence"]["high"] or row["divergence"]["value"] or 0 for row in rows), default=0)
+    furthest = max((row["kl_divergence"]["high"] or row["kl_divergence"]["value"] or 0 for row in rows), default=0)
     scales = (
         SHARES,
         SHARES | {"tickvals": [0, 0.5, 1]},
@@ -91,7 +91,7 @@ def _doses(results: dict[str, Any], prompts: str) -> Figure | None:
     return make_figure(
         f"doses-{prompts}",
         f"Lines over alpha, below 0 toward rejection, above 0 toward conformity: {prompts} prompts refused, broken "
-        f"answers, and KL to the untouched model. Refused: {_doses_in_words(own, subjects)}.",
+        f"answers, and KL to the base model. Refused: {_doses_in_words(own, subjects)}.",
         540,
         traces,
         xaxis={
@@ -122,16 +122,16 @@ def _band(line: list[dict[str, Any]], measure: str, axis: str) -> list[Any]:
     ]
 
 
-def _untouched(row: dict[str, Any], measure: str, panel: int) -> Any:
+def _base(row: dict[str, Any], measure: str, panel: int) -> Any:
     return go.Scatter(
         x=[row["alpha"]],
         y=[row[measure]["value"]],
         yaxis=_axis(panel),
-        name="untouched",
+        name="base",
         legendrank=3,
         showlegend=panel == 0,
         mode="markers",
-        marker={"color": VERMILLION, "symbol": "diamond", "size": 9},
+        marker={"color": VERMILION, "symbol": "diamond", "size": 9},
         cliponaxis=False,
         hovertext=[_cell(row, measure)],
         hoverinfo="text",
@@ -145,7 +145,7 @@ def _cell(row: dict[str, Any], measure: str) -> str:
     used = causal_tables.used_alpha(row)
     if used is not None:
         alpha += f" ({used:.3g} on these neurons)"
-    if measure == "divergence":
+    if measure == "kl_divergence":
         return f"{name}, {alpha}: KL {text.nats(found['value'])}"
     share = f"{text.percent(found['value'])} ({text.interval(found['low'], found['high'])})"
     return f"{name}, {alpha}: {share} {measure}, n = {row['n']:,}"
@@ -153,7 +153,7 @@ def _cell(row: dict[str, Any], measure: str) -> str:
 
 def _doses_in_words(rows: list[dict[str, Any]], subjects: list[str]) -> str:
     said = []
-    for name in ["untouched", *subjects]:
+    for name in ["base", *subjects]:
         own = rates.select(rows, subject=name)
         shown = own[:: -(-len(own) // _MOST_SPOKEN) or 1]
         cells = [f"{causal_tables.alpha(row['alpha'])}: {text.percent(row['refused']['value'])}" for row in shown]
@@ -181,15 +181,15 @@ def _one_direction(
             y=[trial["moved"] for trial in trials],
             name=name,
             mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": size, "line": {"color": colour, "width": 1.5}},
+            marker={"color": color, "symbol": symbol, "size": size, "line": {"color": color, "width": 1.5}},
             cliponaxis=False,
             hovertext=[_trial(trial, direction.verb) for trial in trials],
             hoverinfo="text",
         )
-        for name, trials, colour, symbol, size in (
+        for name, trials, color, symbol, size in (
             ("tried", kept, BLUE, "circle", 8),
-            ("beyond the limits", left, GREY, "circle-open", 8),
-            ("chosen", [chosen], VERMILLION, "diamond", 14),
+            ("beyond the limits", left, GRAY, "circle-open", 8),
+            ("chosen", [chosen], VERMILION, "diamond", 14),
         )
         if trials
     ]
@@ -218,14 +218,14 @@ def _trial(trial: Trial, verb: str) -> str:
         f"{trial['neurons']:,} neurons ({text.share(trial['percent'] / 100)}), alpha {trial['alpha']:.2f}, "
         f"{trial['prompt_positions']} prompt positions, {trial['generated_tokens']} generated tokens: "
         f"{text.percent(trial['moved'])} {verb}, {text.percent(trial['broken'])} broken, KL on the other prompts "
-        f"{text.nats(trial['side_divergence'])}"
+        f"{text.nats(trial['side_kl_divergence'])}"
     )
 
 
 def _dotted(along: str, across: str, value: float) -> dict[str, Any]:
     """A line through the whole figure at one value of one axis."""
     ends = {f"{along}0": value, f"{along}1": value, f"{across}0": 0, f"{across}1": 1, f"{across}ref": "paper"}
-    return {"type": "line", "layer": "below", "line": {"color": GREY, "width": 1, "dash": "dot"}} | ends
+    return {"type": "line", "layer": "below", "line": {"color": GRAY, "width": 1, "dash": "dot"}} | ends
 
 
 def _detectors(results: dict[str, Any]) -> Figure | None:
@@ -234,14 +234,14 @@ def _detectors(results: dict[str, Any]) -> Figure | None:
         return None
     tests = list(dict.fromkeys(str(row["on"]) for row in rows))
     names = list(dict.fromkeys(str(row["detector"]) for row in rows))
-    others = itertools.cycle([(VERMILLION, "diamond"), (PURPLE, "cross"), (GREEN, "triangle-up")])
+    others = itertools.cycle([(VERMILION, "diamond"), (PURPLE, "cross"), (GREEN, "triangle-up")])
     spread = 0.7 / max(len(names), 4)
     traces = []
     for number, name in enumerate(names):
-        colour, symbol = _detector_style(name) or next(others)
+        color, symbol = _detector_style(name) or next(others)
         own = [row for row in rows if row["detector"] == name]
         placed = place(own, "on", tests, (number - (len(names) - 1) / 2) * spread)
-        traces.append(markers(name, placed, colour, symbol, horizontal=True, say=_auroc))
+        traces.append(markers(name, placed, color, symbol, horizontal=True, say=_auroc))
     said = [
         f"{text.visible(row['on'], 40)}, {text.visible(row['detector'], 60)}: {text.auroc(row['value'])}"
         for row in rows[:_MOST_SPOKEN]
@@ -263,7 +263,7 @@ def _detectors(results: dict[str, Any]) -> Figure | None:
 
 
 def _detector_style(name: str) -> tuple[str, str] | None:
-    for start, style in (("guard", (BLUE, "circle")), ("found", (GREEN, "square")), ("random", (GREY, "circle-open"))):
+    for start, style in (("guard", (BLUE, "circle")), ("found", (GREEN, "square")), ("random", (GRAY, "circle-open"))):
         if name.startswith(start):
             return style
     return None

@@ -48,7 +48,7 @@ def used_alpha(row: dict[str, Any]) -> float | None:
 
 def pushed_subjects(rows: list[dict[str, Any]]) -> list[str]:
     """Whose neurons were pushed, in the order of the rows."""
-    return [name for name in dict.fromkeys(str(row["subject"]) for row in rows) if name != "untouched"]
+    return [name for name in dict.fromkeys(str(row["subject"]) for row in rows) if name != "base"]
 
 
 def subject(name: str) -> str:
@@ -98,7 +98,7 @@ def keeps(trial: Trial, limits: dict[str, float]) -> bool:
     """It breaks and moves no more than the search allowed; what could not be measured, or has no limit, is allowed."""
     return all(
         trial[name] is None or limits[limit] is None or trial[name] <= limits[limit]
-        for name, limit in (("broken", "broken"), ("side_divergence", "divergence"))
+        for name, limit in (("broken", "broken"), ("side_kl_divergence", "kl_divergence"))
     )
 
 

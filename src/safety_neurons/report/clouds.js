@@ -13,11 +13,11 @@ function move() {
   draw(plot);
   draw(beside);
   // Without the push, the pushed prompts lie where they came from, and their ways have no length.
-  const [ways, , , ...untouched] = places;
+  const [ways, , , ...base] = places;
   const home = (ends) => ends.map((end, number) => (number % 3 === 1 ? ends[number - 1] : end));
   const data = push.checked
     ? places
-    : [{ x: home(ways.x), y: home(ways.y) }, ...untouched, ...untouched];
+    : [{ x: home(ways.x), y: home(ways.y) }, ...base, ...base];
   const duration = still.matches ? 0 : 350;
   Plotly.animate(
     plot,

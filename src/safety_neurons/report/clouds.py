@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from safety_neurons.report import text
-from safety_neurons.report.drawing import BLUE, GREY, VERMILLION, Figure, make_figure, markers
+from safety_neurons.report.drawing import BLUE, GRAY, VERMILION, Figure, make_figure, markers
 
 SIDES = ("harmful", "benign")
 # What a page can hold.
@@ -14,7 +14,7 @@ _MOST_PLANES = 65
 _MOST_PROMPTS = 40
 _MOST_LAYERS = 200
 _TOWARD = {"harmful": "conformity", "benign": "rejection"}
-_STYLES = {"harmful": (VERMILLION, "diamond"), "benign": (BLUE, "circle")}
+_STYLES = {"harmful": (VERMILION, "diamond"), "benign": (BLUE, "circle")}
 _MARGIN = 0.08
 
 
@@ -85,7 +85,7 @@ def _clouds(results: dict[str, Any], drawn: list[Layer]) -> Figure:
         go.Scatter(
             name="its way",
             mode="lines",
-            line={"color": GREY, "width": 1},
+            line={"color": GRAY, "width": 1},
             opacity=0.45,
             hoverinfo="skip",
             showlegend=False,
@@ -94,7 +94,7 @@ def _clouds(results: dict[str, Any], drawn: list[Layer]) -> Figure:
     # The prompts as they are lie above, so that they cover the pushed ones that have not left yet.
     for pushed in (True, False):
         for side in SIDES:
-            colour, symbol = _STYLES[side]
+            color, symbol = _STYLES[side]
             push = f", pushed toward {_TOWARD[side]}" if pushed else ""
             traces.append(
                 go.Scatter(
@@ -102,10 +102,10 @@ def _clouds(results: dict[str, Any], drawn: list[Layer]) -> Figure:
                     legendrank=2 if pushed else 1,
                     mode="markers",
                     marker={
-                        "color": colour,
+                        "color": color,
                         "symbol": symbol + ("-open" if pushed else ""),
                         "size": 9,
-                        "line": {"color": colour, "width": 1.5 if pushed else 0},
+                        "line": {"color": color, "width": 1.5 if pushed else 0},
                     },
                     hovertext=[_prompt(one) + push for one in section["prompts"][side][:_MOST_PROMPTS]],
                     hoverinfo="text",
@@ -134,7 +134,7 @@ def _clouds(results: dict[str, Any], drawn: list[Layer]) -> Figure:
 
 
 def _scaled(one: Layer) -> list[dict[str, list[float | None]]]:
-    """Where each trace's points are in the frame, from 0 to 1: first the ways from untouched to pushed prompts."""
+    """Where each trace's points are in the frame, from 0 to 1: first the ways from base to pushed prompts."""
     assert one.points is not None
     clouds = [one.points[name] for name in (*(f"{side}_pushed" for side in SIDES), *SIDES)]
     placed: list[dict[str, list[float | None]]] = [{} for _ in range(5)]
@@ -166,13 +166,13 @@ def _prompt(one: dict[str, Any]) -> str:
 def _separability(every: list[Layer], shown: Layer) -> Figure:
     single = [one for one in every if one.number is not None]
     traces = []
-    for name, colour, symbol, shift in (("random", GREY, "circle-open", 0.12), ("found", BLUE, "circle", -0.12)):
+    for name, color, symbol, shift in (("random", GRAY, "circle-open", 0.12), ("found", BLUE, "circle", -0.12)):
         rows = [one.found if name == "found" else one.random for one in single]
         placed = [
             ((one.number or 0) + shift, row | {"n": one.neurons, "unscored": 0})
             for one, row in zip(single, rows, strict=True)
         ]
-        trace = markers(name, placed, colour, symbol, say=lambda rate: f"AUROC {text.auroc(rate.value)}")
+        trace = markers(name, placed, color, symbol, say=lambda rate: f"AUROC {text.auroc(rate.value)}")
         trace.update(marker_size=7, error_y_width=0)
         trace.hovertext = [
             f"{one.name}, {one.neurons:,} {name} neurons: AUROC {measured(row)}"
@@ -180,7 +180,7 @@ def _separability(every: list[Layer], shown: Layer) -> Figure:
         ]
         traces.append(trace)
     least = min((row["low"] for one in single for row in (one.found, one.random)), default=0.5)
-    dotted = {"type": "line", "layer": "below", "line": {"color": GREY, "width": 1, "dash": "dot"}}
+    dotted = {"type": "line", "layer": "below", "line": {"color": GRAY, "width": 1, "dash": "dot"}}
     return make_figure(
         "clouds-auroc",
         "Points with intervals: how well the neurons of each layer tell harmful from benign prompts, 0.5 is chance. "

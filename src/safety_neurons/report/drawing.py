@@ -1,5 +1,5 @@
-"""What all figures share: colours, the frame, and markers with intervals. Colours of text and grid come from the page's
-CSS, so that they follow the reader's theme and the printer; colours of data are from Okabe and Ito's colour-blind-safe
+"""What all figures share: colors, the frame, and markers with intervals. Colors of text and grid come from the page's
+CSS, so that they follow the reader's theme and the printer; colors of data are from Okabe and Ito's color-blind-safe
 set and fit both themes."""
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from safety_neurons.report import rates, text
 from safety_neurons.report.rates import Rate
 
-BLUE, VERMILLION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
+BLUE, VERMILION, GREEN, PURPLE, GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
 # An axis of shares, the same for all figures.
 SHARES: dict[str, Any] = {"tickformat": ".0%", "range": [-0.03, 1.04], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
 # A row of the results and where it stands on the axis of names.
@@ -62,7 +62,7 @@ def spoken(one: Rate) -> str:
 def markers(
     name: str,
     placed: list[Placed],
-    colour: str,
+    color: str,
     symbol: str,
     horizontal: bool = False,
     say: Callable[[Rate], str] = spoken,
@@ -74,7 +74,7 @@ def markers(
         "symmetric": False,
         "array": [_reach(one, one.high) for one in measured],
         "arrayminus": [_reach(one, one.low) for one in measured],
-        "color": colour,
+        "color": color,
         "thickness": 1.6,
         "width": 4,
     }
@@ -83,7 +83,7 @@ def markers(
         **{along: [one.value for one in measured], across: [place for place, _ in placed], f"error_{along}": bars},
         name=text.label(name, 40),
         mode="markers",
-        marker={"color": colour, "symbol": symbol, "size": 10, "line": {"color": colour, "width": 2}},
+        marker={"color": color, "symbol": symbol, "size": 10, "line": {"color": color, "width": 2}},
         # The found neurons are drawn last, above the others, and named first.
         legendrank=1 if name == "found" else 2,
         hovertext=[f"{text.label(name, 40)}: {say(one)}" for one in measured],

@@ -6,13 +6,13 @@ from typing import Any
 
 import plotly.io
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import disk_errors, write_text
+from safety_neurons.core.tables import TextTable, inert, markdown
 from safety_neurons.report import figures, grid_figures, text
 from safety_neurons.report.results import check
 from safety_neurons.report.run_tables import introduction, notes, run_tables
 from safety_neurons.report.side_by_side import Runs, comparison_tables
-from safety_neurons.storage import disk_errors, write_text
-from safety_neurons.tables import TextTable, inert, markdown
 
 # Pixels; PNG files have twice as many in each direction.
 _WIDTH = 900
@@ -97,7 +97,7 @@ def write_figures(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _on_paper(specification: dict[str, Any]) -> dict[str, Any]:
-    """The figure with the colours that the page's style sheet gives it on screen."""
+    """The figure with the colors that the page's style sheet gives it on screen."""
     layout = specification["layout"] | _PAPER
     layout |= {name: axis | _GRID for name, axis in layout.items() if name.startswith(("xaxis", "yaxis"))}
     return {"data": specification["data"], "layout": layout}

@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 from safety_neurons.report import causal_figures, clouds, neuron_map, rates, text, tuning_figures
 from safety_neurons.report.drawing import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     PURPLE,
     SHARES,
-    VERMILLION,
+    VERMILION,
     Figure,
     make_figure,
     markers,
@@ -55,10 +55,10 @@ def _layers(results: dict[str, Any]) -> Figure | None:
             name=f"{side} neurons",
             x=numbers,
             y=[entry[side] for entry in layers],
-            marker={"color": colour, "pattern": pattern | {"shape": shape}},
+            marker={"color": color, "pattern": pattern | {"shape": shape}},
             hovertemplate=f"layer %{{x}}: %{{y:,}} {side}<extra></extra>",
         )
-        for side, colour, shape in (("rejection", BLUE, ""), ("conformity", VERMILLION, "/"))
+        for side, color, shape in (("rejection", BLUE, ""), ("conformity", VERMILION, "/"))
     ]
     return make_figure(
         "layers",
@@ -92,9 +92,9 @@ def _vocabulary(results: dict[str, Any], side: str) -> Figure | None:
     lines = [
         ("found neurons together", layers, [score["together"] for score in one.scores], BLUE, "solid", "circle"),
         ("one by one, mean", layers, [score["single"] for score in one.scores], GREEN, "dot", "square"),
-        ("residual stream", list(one.lens), list(one.lens.values()), VERMILLION, "dash", "diamond"),
+        ("residual stream", list(one.lens), list(one.lens.values()), VERMILION, "dash", "diamond"),
     ]
-    for name, x, y, colour, dash, symbol in lines:
+    for name, x, y, color, dash, symbol in lines:
         if x:
             traces.append(
                 go.Scatter(
@@ -102,8 +102,8 @@ def _vocabulary(results: dict[str, Any], side: str) -> Figure | None:
                     y=y,
                     name=name,
                     mode="lines+markers",
-                    line={"color": colour, "width": 2, "dash": dash},
-                    marker={"color": colour, "symbol": symbol, "size": 6},
+                    line={"color": color, "width": 2, "dash": dash},
+                    marker={"color": color, "symbol": symbol, "size": 6},
                     hovertemplate=f"layer %{{x}}, {name}: %{{y:.2f}}<extra></extra>",
                 )
             )
@@ -126,23 +126,23 @@ def _causes(results: dict[str, Any], prompts: str) -> Figure | None:
         return None
     seen = dict.fromkeys(str(row.get("condition")) for row in rows)
     order = [name for name in _CONDITIONS if name in seen] + [name for name in seen if name not in _CONDITIONS]
-    untouched = place(rates.select(rows, subject="untouched"), "condition", order)
+    base = place(rates.select(rows, subject="base"), "condition", order)
     traces = []
-    for subject, name, colour, symbol, dash, shift in (
-        ("random", "random", GREY, "circle-open", "dot", 0.05),
+    for subject, name, color, symbol, dash, shift in (
+        ("random", "random", GRAY, "circle-open", "dot", 0.05),
         ("found", "found", BLUE, "circle", "solid", -0.05),
     ):
         own = place(rates.select(rows, subject=subject), "condition", order, shift)
         if not own:
             continue
-        # The untouched model is the middle of both lines: it is what either push starts from.
-        points = sorted(own + untouched, key=lambda point: point[0])
-        line = {"color": colour, "width": 2, "dash": dash}
+        # The base model is the middle of both lines: it is what either push starts from.
+        points = sorted(own + base, key=lambda point: point[0])
+        line = {"color": color, "width": 2, "dash": dash}
         x, y = [place for place, _ in points], [row["value"] for _, row in points]
         traces.append(go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False))
-        traces.append(markers(name, own, colour, symbol))
-    if untouched:
-        traces.append(markers("untouched", untouched, VERMILLION, "diamond"))
+        traces.append(markers(name, own, color, symbol))
+    if base:
+        traces.append(markers("base", base, VERMILION, "diamond"))
     names = {"none": "no push"}
     return make_figure(
         f"causes-{prompts}",
@@ -181,14 +181,14 @@ def _before_after(name: str, what: str, rows: list[dict[str, Any]], field: str) 
     order = list(dict.fromkeys(str(row.get(field)) for row in rows))
     arms = rates.arms(rows)
     # The two arms that the page is about look the same in every run, however many others there are.
-    others = itertools.cycle([(VERMILLION, "square"), (GREEN, "diamond"), (PURPLE, "cross")])
+    others = itertools.cycle([(VERMILION, "square"), (GREEN, "diamond"), (PURPLE, "cross")])
     spread = 0.22 if len(arms) < 3 else 0.5 / (len(arms) - 1)
     traces = []
     for number, arm in enumerate(arms):
         own = [row for row in rows if rates.arm(row) == arm]
-        colour, symbol = (GREY, "circle-open") if arm.untouched else (BLUE, "circle") if arm.tuned else next(others)
+        color, symbol = (GRAY, "circle-open") if arm.base else (BLUE, "circle") if arm.tuned else next(others)
         placed = place(own, field, order, (number - (len(arms) - 1) / 2) * spread)
-        traces.append(markers(arm.label, placed, colour, symbol, horizontal=True))
+        traces.append(markers(arm.label, placed, color, symbol, horizontal=True))
     height = 90 + (24 + 14 * len(arms)) * len(order)
     return make_figure(
         name,

@@ -39,7 +39,7 @@ function choose(button) {
 }
 
 // Arrow keys go from cell to cell, as in a spreadsheet.
-function neighbour(button, key) {
+function neighbor(button, key) {
   const cell = button.closest("td");
   const row = cell.parentElement;
   const sideways = { ArrowLeft: "previousElementSibling", ArrowRight: "nextElementSibling" }[key];
@@ -60,7 +60,7 @@ addEventListener("keydown", (event) => {
   if (!button) return;
   if (event.key === "Escape" && button.getAttribute("aria-expanded") === "true") choose(button);
   if (!event.key.startsWith("Arrow")) return;
-  const next = neighbour(button, event.key);
+  const next = neighbor(button, event.key);
   if (next) {
     next.focus();
     event.preventDefault();

@@ -21,7 +21,7 @@ def figures(results: Mapping[str, Any]) -> list[Figure]:
 def _heat(name: str, grid: Grid) -> Figure:
     return make_figure(
         name,
-        f"Heat map: attack success on {text.label(grid.model, 60)} by attack and defence, judge "
+        f"Heat map: attack success on {text.label(grid.model, 60)} by attack and defense, judge "
         f"{text.label(grid.judge, 60)}.",
         160 + 46 * len(grid.rows),
         [

@@ -1,4 +1,4 @@
-"""The grid of attacks and defences as the page shows it: a heat map for each model and judge, and what is behind it."""
+"""The grid of attacks and defenses as the page shows it: a heat map for each model and judge, and what is behind it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class GridCell:
 
 @dataclass(frozen=True)
 class GridRow:
-    """One defence: its standing, and a cell for each attack and each safe set (None where it was not planned)."""
+    """One defense: its standing, and a cell for each attack and each safe set (None where it was not planned)."""
 
     defense: str
     mean: Rate | None
@@ -42,7 +42,7 @@ class GridRow:
 
 @dataclass(frozen=True)
 class Grid:
-    """One model by one judge: defences down, attacks and safe sets across."""
+    """One model by one judge: defenses down, attacks and safe sets across."""
 
     model: str
     judge: str
@@ -76,7 +76,7 @@ def _grid(section: Mapping[str, Any], model: str, judge: str, behind: "_Behind")
     found = {
         (cell["defense"], cell["attack"] if cell["prompts"] == HARMFUL else "", cell["prompts"]): cell for cell in cells
     }
-    standings = {row["defense"]: row for row in section["standings"] if (row["model"], row["judge"]) == (model, judge)}
+    summarize = {row["defense"]: row for row in section["summary"] if (row["model"], row["judge"]) == (model, judge)}
     costs = {row["defense"]: row for row in section.get("overhead") or [] if row["model"] == model}
 
     def shown(defense: str, attack: str, prompts: str) -> GridCell | None:
@@ -85,7 +85,7 @@ def _grid(section: Mapping[str, Any], model: str, judge: str, behind: "_Behind")
 
     rows = []
     for defense in defenses:
-        standing = standings.get(defense, {})
+        standing = summarize.get(defense, {})
         rows.append(
             GridRow(
                 defense,

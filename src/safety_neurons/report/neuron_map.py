@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from safety_neurons.report import text
-from safety_neurons.report.drawing import BLUE, GREY, VERMILLION, Figure, make_figure
+from safety_neurons.report.drawing import BLUE, GRAY, VERMILION, Figure, make_figure
 
 # What a map of some hundred pixels can show, and what a page can hold.
 _PLACES = 1000
@@ -57,36 +57,36 @@ def figures(results: dict[str, Any]) -> list[Figure | None]:
     found = (results.get("neurons") or {}).get("indices") or []
     random = (results.get("control") or {}).get("indices") or []
     return [
-        _map("map", "the found neurons", found, (BLUE, VERMILLION), read_neurons(results)),
-        _map("map-random", "as many random neurons of each layer", random, (GREY, GREY), []),
+        _map("map", "the found neurons", found, (BLUE, VERMILION), read_neurons(results)),
+        _map("map-random", "as many random neurons of each layer", random, (GRAY, GRAY), []),
     ]
 
 
-def _starts(sites: list[dict[str, Any]]) -> dict[int, int]:
+def _starts(hook_points: list[dict[str, Any]]) -> dict[int, int]:
     """Where each site's neurons begin: a layer may have several MLPs, one after the other."""
     starts: dict[int, int] = {}
     filled: dict[int, int] = {}
-    for entry in sites:
+    for entry in hook_points:
         starts[entry["site"]] = filled.get(entry["layer"], 0)
         filled[entry["layer"]] = starts[entry["site"]] + entry["width"]
     return starts
 
 
-def _widest(sites: list[dict[str, Any]]) -> int:
+def _widest(hook_points: list[dict[str, Any]]) -> int:
     """The neurons of the layer that has the most."""
-    starts = _starts(sites)
-    return max((starts[entry["site"]] + entry["width"] for entry in sites), default=0)
+    starts = _starts(hook_points)
+    return max((starts[entry["site"]] + entry["width"] for entry in hook_points), default=0)
 
 
-def _sides(sites: list[dict[str, Any]]) -> dict[str, list[tuple[int, int]]]:
+def _sides(hook_points: list[dict[str, Any]]) -> dict[str, list[tuple[int, int]]]:
     """Layer and place of each side's neurons; those nearer than can be seen are one."""
-    starts = _starts(sites)
-    cell = max(1, _widest(sites) // _PLACES)
+    starts = _starts(hook_points)
+    cell = max(1, _widest(hook_points) // _PLACES)
     return {
         side: list(
             dict.fromkeys(
                 (entry["layer"], (starts[entry["site"]] + index) // cell * cell)
-                for entry in sites
+                for entry in hook_points
                 for index in entry[side]
             )
         )
@@ -99,14 +99,14 @@ def _step(sides: Mapping[str, list[tuple[int, int]]]) -> int:
 
 
 def _map(
-    name: str, whose: str, sites: list[dict[str, Any]], colours: tuple[str, str], read: list[ReadNeuron]
+    name: str, whose: str, hook_points: list[dict[str, Any]], colors: tuple[str, str], read: list[ReadNeuron]
 ) -> Figure | None:
-    if not sites:
+    if not hook_points:
         return None
-    sides = _sides(sites)
+    sides = _sides(hook_points)
     step = _step(sides)
     traces: list[Any] = []
-    for (side, places), colour, half in zip(sides.items(), colours, (1, -1), strict=True):
+    for (side, places), color, half in zip(sides.items(), colors, (1, -1), strict=True):
         ticks = list(_ticks(places[::step], half))
         traces.append(
             go.Scatter(
@@ -114,7 +114,7 @@ def _map(
                 y=[y for _, y in ticks],
                 name=side,
                 mode="lines",
-                line={"color": colour, "width": 1},
+                line={"color": color, "width": 1},
                 connectgaps=False,
                 hoverinfo="skip",
                 showlegend=name == "map",
@@ -122,9 +122,9 @@ def _map(
         )
     if read:
         traces.append(_points(read))
-    layers = sorted({entry["layer"] for entry in sites})
-    widest = _widest(sites)
-    counts = {side: sum(len(entry[side]) for entry in sites) for side in sides}
+    layers = sorted({entry["layer"] for entry in hook_points})
+    widest = _widest(hook_points)
+    counts = {side: sum(len(entry[side]) for entry in hook_points) for side in sides}
     return make_figure(
         name,
         f"Map of {whose}: {counts['rejection']:,} for rejection and {counts['conformity']:,} for conformity, one row "
@@ -149,14 +149,14 @@ def _ticks(places: list[tuple[int, int]], half: int) -> Iterator[tuple[int | Non
 
 
 def _points(read: list[ReadNeuron]) -> Any:
-    colours = {"rejection": BLUE, "conformity": VERMILLION}
+    colors = {"rejection": BLUE, "conformity": VERMILION}
     return go.Scatter(
         x=[one.place for one in read],
         y=[one.layer + (0.23 if one.side == "rejection" else -0.23) for one in read],
         name="read singly",
         mode="markers",
         marker={
-            "color": [colours.get(one.side, GREY) for one in read],
+            "color": [colors.get(one.side, GRAY) for one in read],
             "symbol": ["circle" if one.side == "rejection" else "diamond" for one in read],
             "size": 6,
         },

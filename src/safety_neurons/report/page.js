@@ -1,6 +1,6 @@
 "use strict";
 
-// Draws a figure from the JSON that stands beside it. Text and grid colours are the page's CSS.
+// Draws a figure from the JSON that stands beside it. Text and grid colors are the page's CSS.
 function draw(figure) {
   if (figure.dataset.drawn) return;
   figure.dataset.drawn = "true";

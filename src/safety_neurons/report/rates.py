@@ -25,7 +25,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to run the model: who, when, behind which defence."""
+    """One way to run the model: who, when, behind which defense."""
 
     subject: str
     condition: str
@@ -37,12 +37,12 @@ class Arm:
         return self == Arm("tuned", "after", "safetuning")
 
     @property
-    def untouched(self) -> bool:
-        return self == Arm("untouched", "before", "none")
+    def base(self) -> bool:
+        return self == Arm("base", "before", "none")
 
     @property
     def label(self) -> str:
-        if self.tuned or self.untouched:
+        if self.tuned or self.base:
             return self.condition
         return ", ".join(dict.fromkeys((self.condition, self.subject, self.defense)))
 
@@ -92,11 +92,11 @@ def arms(rows: list[dict[str, Any]]) -> list[Arm]:
 
 
 def change(rows: list[dict[str, Any]], **wanted: str) -> Change:
-    """The rate of the untouched and of the tuned model among the rows that fit."""
+    """The rate of the base and of the tuned model among the rows that fit."""
     found = select(rows, **wanted)
-    before = select(found, subject="untouched", condition="before")
+    before = select(found, subject="base", condition="before")
     after = select(found, subject="tuned", condition="after")
-    # The plain model and plain tuning are the comparison; further defences are only in the figure and the table.
+    # The plain model and plain tuning are the comparison; further defenses are only in the figure and the table.
     before = select(before, defense="none") or before
     after = select(after, defense="safetuning") or after
     return Change(rate(before[0]) if before else None, rate(after[0]) if after else None)

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from safety_neurons.core.files import write_text
 from safety_neurons.report import (
     causal_tables,
     clouds,
@@ -27,7 +28,6 @@ from safety_neurons.report import (
 )
 from safety_neurons.report.results import check
 from safety_neurons.report.side_by_side import Runs, comparison_tables
-from safety_neurons.storage import write_text
 
 
 def write_report(results: dict[str, Any], path: Path) -> None:

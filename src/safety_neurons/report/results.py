@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 
 _SCHEMA = 2
 

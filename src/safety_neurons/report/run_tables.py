@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from safety_neurons.core.tables import TextTable
 from safety_neurons.report import causal_tables, clouds, judge_tables, rates, summary, tables, text, tuning_tables
 from safety_neurons.report.rates import Rate
-from safety_neurons.tables import TextTable
 
 
 def run_tables(results: dict[str, Any]) -> list[TextTable]:
@@ -43,7 +43,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if not results.get("evaluation"):
         return []
     # Imported late: it brings torch, which nothing else here waits for.
-    from safety_neurons.grid import tables as grid
+    from safety_neurons.report import evaluation_tables as grid
 
     return grid.notes(results["evaluation"])
 
@@ -110,7 +110,12 @@ def _doses(results: dict[str, Any]) -> list[TextTable]:
             f"Dose-response, {side} prompts",
             columns,
             [
-                [dose.alpha, str(dose.row["subject"]), *_outcome(dose.row), text.nats(dose.row["divergence"]["value"])]
+                [
+                    dose.alpha,
+                    str(dose.row["subject"]),
+                    *_outcome(dose.row),
+                    text.nats(dose.row["kl_divergence"]["value"]),
+                ]
                 for dose in lines
             ],
         )
@@ -190,10 +195,10 @@ def _guard_doses(results: dict[str, Any]) -> TextTable:
 def _guarded(results: dict[str, Any]) -> TextTable:
     found = ((results.get("guard") or {}).get("rows") or [])[: tables.MOST_ROWS]
     rows = [
-        [f"{row['on']}, {row['prompts']}", _share(row["untouched"]["refused"]), _share(row["guarded"]["refused"])]
+        [f"{row['on']}, {row['prompts']}", _share(row["base"]["refused"]), _share(row["guarded"]["refused"])]
         for row in found
     ]
-    return TextTable("Refused without and with the guard", ["test, requests", "untouched", "guarded"], rows)
+    return TextTable("Refused without and with the guard", ["test, requests", "base", "guarded"], rows)
 
 
 def _front(results: dict[str, Any]) -> TextTable:
@@ -207,7 +212,7 @@ def _front(results: dict[str, Any]) -> TextTable:
             f"{one.kl:g}",
             text.percent(one.attack_success),
             text.percent(one.over_refusal),
-            text.nats(one.divergence),
+            text.nats(one.kl_divergence),
         ]
         for one in tuning_tables.tried(results)
         if one.on_front
@@ -222,7 +227,7 @@ def _adaptive(results: dict[str, Any]) -> TextTable:
             f"{row['model']}, {row['prompts']}",
             str(row["calibrated"]),
             *_outcome(row),
-            text.nats(row["divergence"]["value"]),
+            text.nats(row["kl_divergence"]["value"]),
         ]
         for row in tuning_tables.adaptive_rows(results)
     ]
@@ -233,7 +238,7 @@ def _adaptive(results: dict[str, Any]) -> TextTable:
 def _evaluation(results: Mapping[str, Any]) -> list[TextTable]:
     if not results.get("evaluation"):
         return []
-    from safety_neurons.grid import tables as grid
+    from safety_neurons.report import evaluation_tables as grid
 
     return grid.tables(results["evaluation"])
 

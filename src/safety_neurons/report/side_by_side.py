@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safety_neurons.errors import SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.tables import TextTable
 from safety_neurons.report import clouds, rates, summary, tables, text
 from safety_neurons.report.rates import Change
 from safety_neurons.report.run_tables import share
-from safety_neurons.tables import TextTable
 
 _MOST_RUNS = 24
 # A run by its name.
@@ -139,8 +139,8 @@ def _separability(runs: Runs) -> TextTable:
 
     def read(whose: str) -> Callable[[dict[str, Any]], str]:
         def said(results: dict[str, Any]) -> str:
-            together = [one for one in clouds.layers(results) if one.number is None]
-            return clouds.measured(getattr(together[0], whose)) if together else "-"
+            join_processes = [one for one in clouds.layers(results) if one.number is None]
+            return clouds.measured(getattr(join_processes[0], whose)) if join_processes else "-"
 
         return said
 
@@ -153,7 +153,7 @@ def _grid(runs: Runs) -> list[TextTable]:
     measured = {
         name: {
             (what, f"{row['defense']} ({row['model']}, judge {row['judge']})"): rates.rate(dict(rate))
-            for row in (results.get("evaluation") or {}).get("standings") or []
+            for row in (results.get("evaluation") or {}).get("summary") or []
             for what, rate in {_SUCCESS: row["attack_success"], **row["over_refusal"]}.items()
             if rate
         }
@@ -166,7 +166,7 @@ def _grid(runs: Runs) -> list[TextTable]:
             [who, *(share(found.get((what, who))) for found in measured.values())] for also, who in keys if also == what
         ]
         title = "mean attack success" if what == _SUCCESS else f"{what} requests refused"
-        made.append(TextTable(f"Attack by defence: {title}", ["defence", *runs], rows[: tables.MOST_ROWS]))
+        made.append(TextTable(f"Attack by defense: {title}", ["defense", *runs], rows[: tables.MOST_ROWS]))
     return made
 
 

@@ -6,13 +6,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from safety_neurons.report import rates, text
-from safety_neurons.report.drawing import BLUE, GREEN, GREY, PURPLE, SHARES, VERMILLION, Figure, make_figure, markers
+from safety_neurons.report.drawing import BLUE, GRAY, GREEN, PURPLE, SHARES, VERMILION, Figure, make_figure, markers
 from safety_neurons.report.rates import Rate
 from safety_neurons.report.side_by_side import Runs
 
 # Fewer than the tables hold: more would not be told apart.
 _MOST_RUNS = 8
-_LOOKS = [(colour, symbol) for symbol in ("circle", "square") for colour in (BLUE, VERMILLION, GREEN, PURPLE)]
+_LOOKS = [(color, symbol) for symbol in ("circle", "square") for color in (BLUE, VERMILION, GREEN, PURPLE)]
 # Pixels for each run and each line of names.
 _RUN, _LINE = 18, 16
 Row = dict[str, Any]
@@ -43,13 +43,13 @@ def _compared(runs: Runs, name: str, what: str, metric: str, field: str) -> Figu
     traces = []
     for number, (run, found) in enumerate(measured.items()):
         shift = (number - (len(measured) - 1) / 2) * step
-        colour, symbol = _LOOKS[number]
+        color, symbol = _LOOKS[number]
         after = [(order.index(named) + shift, row) for named, _, row in found if row]
         before = [(order.index(named) + shift, row) for named, row, _ in found if row]
         # What was never tuned is shown as it is.
-        traces.append(_before(run, before, colour, symbol, alone=not after))
+        traces.append(_before(run, before, color, symbol, alone=not after))
         if after:
-            traces.append(markers(run, after, colour, symbol, horizontal=True))
+            traces.append(markers(run, after, color, symbol, horizontal=True))
     said = "; ".join(
         f"{run}, {named}: {_said(before)} before, {_said(after)} after"
         for run, found in measured.items()
@@ -78,13 +78,13 @@ def _known(one: Rate | None) -> Row | None:
     return None if one is None or one.value is None else asdict(one)
 
 
-def _before(run: str, placed: list[tuple[float, Row]], colour: str, symbol: str, alone: bool) -> Any:
+def _before(run: str, placed: list[tuple[float, Row]], color: str, symbol: str, alone: bool) -> Any:
     return go.Scatter(
         x=[row["value"] for _, row in placed],
         y=[place for place, _ in placed],
         mode="markers",
         name=text.label(run, 40),
         showlegend=alone,
-        marker={"symbol": f"{symbol}-open", "size": 8, "color": colour if alone else GREY},
+        marker={"symbol": f"{symbol}-open", "size": 8, "color": color if alone else GRAY},
         hovertemplate=f"{text.label(run, 40)}, before: %{{x:.0%}}<extra></extra>",
     )

@@ -17,7 +17,7 @@ class Verdict:
 
     @property
     def said(self) -> str:
-        """The tone in words, for those who see no colour."""
+        """The tone in words, for those who see no color."""
         return {"good": "clear result", "mixed": "mixed result", "bad": "negative result"}.get(self.tone, "unfinished")
 
 
@@ -141,7 +141,7 @@ def _unscored_notes(change: Change) -> list[str]:
 def causes(rows: list[dict[str, Any]]) -> Verdict | None:
     """What calibration says about cause: found neurons against as many random ones, on harmful prompts."""
     refused = rates.select(rates.main_judge(rows, "calibrate"), metric=rates.REFUSED, prompts="harmful")
-    none = _first(refused, subject="untouched")
+    none = _first(refused, subject="base")
     found = _first(refused, subject="found", condition="toward conformity")
     random = _first(refused, subject="random", condition="toward conformity")
     if found is None or found.value is None:

@@ -173,7 +173,7 @@ def small_print(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]
             ("Prompts", _flat(run.get("prompts") or {})),
             ("Settings", _flat({"seed": run.get("seed")} | (run.get("settings") or {}))),
             *((title, _flat(_settings(results.get(key) or {}))) for title, key in _TESTS),
-            ("Attack by defence", _flat(_settings(results.get("evaluation") or {}))),
+            ("Attack by defense", _flat(_settings(results.get("evaluation") or {}))),
             ("Stages", _flat(stages)),
             ("Versions", _flat(run.get("versions") or {})),
         )
@@ -189,7 +189,7 @@ def described(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 # What a test found, which is shown elsewhere.
-_FOUND = ("rows", "directions", "detectors", "cells", "standings", "overhead", "judge_errors")
+_FOUND = ("rows", "directions", "detectors", "cells", "summary", "overhead", "judge_errors")
 # Tests of a run besides its stages: their title and their section of the results.
 _TESTS = (("Dose-response", "dose_response"), ("Search", "search"), ("Guard", "guard"))
 

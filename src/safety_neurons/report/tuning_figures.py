@@ -5,7 +5,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from safety_neurons.report import text, tuning_tables
-from safety_neurons.report.drawing import BLUE, GREEN, GREY, PURPLE, SHARES, VERMILLION, Figure, make_figure
+from safety_neurons.report.drawing import BLUE, GRAY, GREEN, PURPLE, SHARES, VERMILION, Figure, make_figure
 from safety_neurons.report.tuning_tables import Tried
 
 _MOST_POINTS = 500
@@ -58,17 +58,17 @@ def _validation(results: dict[str, Any]) -> Figure | None:
             y=[entry[key] for entry in shown],
             name=name,
             mode=_mode(shown),
-            line={"color": colour, "width": 2, "dash": dash},
-            marker={"color": colour, "symbol": symbol, "size": 7},
+            line={"color": color, "width": 2, "dash": dash},
+            marker={"color": color, "symbol": symbol, "size": 7},
             cliponaxis=False,
             hovertemplate=f"step %{{x}}, {name}: %{{y:.1%}}<extra></extra>",
         )
-        for key, name, colour, dash, symbol in (
-            ("attack_success", "attacks succeed", VERMILLION, "solid", "circle"),
+        for key, name, color, dash, symbol in (
+            ("attack_success", "attacks succeed", VERMILION, "solid", "circle"),
             ("over_refusal", "over-refusal", BLUE, "dot", "square"),
         )
     ]
-    kept = {"type": "line", "layer": "below", "line": {"color": GREY, "width": 1, "dash": "dot"}}
+    kept = {"type": "line", "layer": "below", "line": {"color": GRAY, "width": 1, "dash": "dot"}}
     return make_figure(
         "validation",
         f"Lines: attack success and over-refusal on validation prompts, {_spoken(seen[0])} at step {seen[0]['step']}, "
@@ -94,7 +94,7 @@ def _trials(results: dict[str, Any]) -> Figure | None:
             y=[one.attack_success for one in front],
             name="Pareto front",
             mode="lines",
-            line={"color": GREY, "width": 1.5, "dash": "dot"},
+            line={"color": GRAY, "width": 1.5, "dash": "dot"},
             hoverinfo="skip",
         ),
         go.Scatter(
@@ -103,28 +103,28 @@ def _trials(results: dict[str, Any]) -> Figure | None:
             name="trials",
             mode="markers",
             marker={
-                "color": [one.divergence for one in tried],
+                "color": [one.kl_divergence for one in tried],
                 "colorscale": "Cividis",
                 "cmin": 0,
-                "cmax": max(one.divergence for one in tried) or 1,
+                "cmax": max(one.kl_divergence for one in tried) or 1,
                 "colorbar": {"title": {"text": "KL"}, "thickness": 10, "outlinewidth": 0, "tickformat": ".2g"},
                 "size": 10,
-                "line": {"color": GREY, "width": 1},
+                "line": {"color": GRAY, "width": 1},
             },
             cliponaxis=False,
             hovertext=[_trial(one) for one in tried],
             hoverinfo="text",
         ),
     ]
-    marked = [("chosen", one.over_refusal, one.attack_success, VERMILLION, "diamond-open", 17) for one in chosen]
-    for name, key, colour, symbol in (
+    marked = [("chosen", one.over_refusal, one.attack_success, VERMILION, "diamond-open", 17) for one in chosen]
+    for name, key, color, symbol in (
         ("the run, tuned so", "tuned", GREEN, "square-open"),
-        ("untouched", "untouched", PURPLE, "x-thin"),
+        ("base", "base", PURPLE, "x-thin"),
     ):
         if (rates := section.get(key)) is not None:
-            marked.append((name, rates["over_refusal"], rates["attack_success"], colour, symbol, 13))
-    for name, x, y, colour, symbol, size in marked:
-        marker = {"color": colour, "symbol": symbol, "size": size, "line": {"color": colour, "width": 2.5}}
+            marked.append((name, rates["over_refusal"], rates["attack_success"], color, symbol, 13))
+    for name, x, y, color, symbol, size in marked:
+        marker = {"color": color, "symbol": symbol, "size": size, "line": {"color": color, "width": 2.5}}
         said = f"{name}: {text.percent(y)} of the attacks succeed, {text.percent(x)} over-refusal"
         traces.append(
             go.Scatter(
@@ -176,5 +176,5 @@ def _trial(one: Tried) -> str:
     return (
         f"trial {one.number}, {text.label(one.score, 40)}, {text.share(one.percent / 100)} of the neurons: "
         f"{text.percent(one.attack_success)} of the attacks succeed, {text.percent(one.over_refusal)} over-refusal, "
-        f"KL {text.nats(one.divergence)}"
+        f"KL {text.nats(one.kl_divergence)}"
     )

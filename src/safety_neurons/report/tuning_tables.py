@@ -20,7 +20,7 @@ class Tried:
     kl: float
     attack_success: float
     over_refusal: float
-    divergence: float
+    kl_divergence: float
     on_front: bool
     chosen: bool
 
@@ -48,7 +48,7 @@ def _tried(trial: dict[str, Any], section: dict[str, Any]) -> Tried:
 
 
 def adaptive_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """What calibration makes of the untouched and of the tuned model."""
+    """What calibration makes of the base and of the tuned model."""
     return list((results.get("adaptive") or {}).get("rows") or [])[:MOST_ROWS]
 
 
@@ -59,7 +59,7 @@ def tuned_with(results: dict[str, Any]) -> str:
         ("learning_rate", "learning rate {:.2g}"),
         ("epochs", "epochs {}"),
         ("batch_size", "pairs a batch {}"),
-        ("kl", "weight {:g} on staying near the untouched model (KL)"),
+        ("kl", "weight {:g} on staying near the base model (KL)"),
     )
     said = [form.format(settings[key]) for key, form in named if isinstance(settings.get(key), int | float)]
     return f"Settings: {', '.join(said)}." if said else ""

@@ -1,1 +1,0 @@
-"""Tuning's settings chosen on validation prompts: the trade between attacks that fail and manners that stay."""

@@ -1,0 +1,167 @@
+"""Two clouds: harmful and benign prompts by what the found neurons do at their last token, as they are and pushed.
+
+The paper shows the two kinds of prompts in the plane of the first two principal components, and how calibration carries
+the one into the other (section 3.3). Here is such a plane for each layer that has found neurons, and one for all.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from safety_neurons.calibration.calibration import calibrate, directions_of
+from safety_neurons.calibration.config import CalibrationConfig, Toward
+from safety_neurons.calibration.detector import last_token_activations
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.progress import Advance, ignore
+from safety_neurons.core.statistics import CONFIDENCE, RESAMPLES, Array
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.neurons.neuron_set import NeuronSet
+
+# Where either kind of prompts is pushed: to the other one.
+AWAY: dict[str, Toward] = {"harmful": "conformity", "benign": "rejection"}
+# How many prompts of a kind are read, and of how many layers points are kept: the results stay under 600 KB.
+MOST_PROMPTS = 40
+MOST_PLANES = 64
+# Significant digits of a point.
+_DIGITS = 3
+
+
+def read_clouds(
+    model: ChatModel,
+    neurons: NeuronSet,
+    random: NeuronSet,
+    prompts: Mapping[str, Sequence[str]],
+    *,
+    alphas: Mapping[Toward, float],
+    knobs: CalibrationConfig,
+    seed: int = 0,
+    batch_size: int = 8,
+    advance: Advance = ignore,
+) -> list[dict[str, Any]]:
+    """Read "harmful" and "benign" test prompts, as they are and pushed to the other kind: an entry a layer, then all.
+
+    An entry has its `layer` (None: all together) and the number of its `neurons`; `auroc` and `auroc_random`, how well
+    the found and the random neurons tell the kinds apart along the difference of their mean activations on training
+    prompts, with bootstrap intervals over prompts; `harmful_half`, the share of each cloud that is on the harmful side
+    of the middle between these means; and the plane, None in all but the `MOST_PLANES` layers with the most neurons:
+    `explained`, the share of the variance that each axis has, and the `points` of each cloud. The plane is fitted to
+    the prompts as they are. On either axis their harmful ones have the higher mean. In a mixture of experts the means
+    are over the training prompts that reach an expert, while a prompt that does not reach it counts as zero.
+
+    Raises:
+        SafetyNeuronsError: the neurons came without directions or belong to a model of another shape, or activations
+            are no finite numbers.
+    """
+    texts = {side: [model.render(text) for text in prompts[side]] for side in AWAY}
+    found, other = neurons.both, random.both
+    # In one pass: a neuron is read wherever it stands in the list, and the found ones come first.
+    join_processes = [torch.cat(pair) for pair in zip(found, other, strict=True)]
+    mine = torch.cat([torch.arange(len(one) + len(two)) < len(one) for one, two in zip(found, other, strict=True)])
+    both = {side: last_token_activations(model, join_processes, texts[side], batch_size, advance) for side in AWAY}
+    clouds = {side: values[:, mine] for side, values in both.items()}
+    for side, toward in AWAY.items():
+        with calibrate(model, neurons, toward=toward, alpha=alphas[toward], **asdict(knobs)):
+            # These hooks come after those of the calibration: they see what the write matrix sees.
+            clouds[pushed(side)] = last_token_activations(model, found, texts[side], batch_size, advance)
+    if not all(bool(values.isfinite().all()) for values in (*both.values(), *clouds.values())):
+        raise SafetyNeuronsError(
+            f"Some activations of {model.name} are no finite numbers at the prompt's end. Choose another dtype "
+            "(float32 or bfloat16), or lower calibrate.alpha_conformity and calibrate.alpha_rejection."
+        )
+    means, random_means = _means(model, neurons), _means(model, random)
+    layer_of, random_layer_of = _layers(neurons), _layers(random)
+    layers = sorted(set(layer_of.tolist()))
+    drawn = set(sorted(layers, key=lambda layer: (-int((layer_of == layer).sum()), layer))[:MOST_PLANES])
+    entries = []
+    for layer in (*layers, None):
+        own, others = (part == layer if layer is not None else part >= 0 for part in (layer_of, random_layer_of))
+        scores = {name: _scores(values[:, own], means[:, own]) for name, values in clouds.items()}
+        control = [_scores(both[side][:, ~mine][:, others], random_means[:, others]) for side in AWAY]
+        entry: dict[str, Any] = {
+            "layer": layer,
+            "neurons": int(own.sum()),
+            "auroc": separability(scores["harmful"], scores["benign"], seed),
+            "auroc_random": separability(control[0], control[1], seed),
+            "harmful_half": {name: float((values > 0).mean()) for name, values in scores.items()},
+            "explained": None,
+            "points": None,
+        }
+        if layer is None or layer in drawn:
+            explained, points = plane({name: values[:, own].double().numpy() for name, values in clouds.items()})
+            entry |= {"explained": [round(share, 4) for share in explained], "points": _rounded(points)}
+        entries.append(entry)
+    return entries
+
+
+def pushed(side: str) -> str:
+    """The name of the cloud that a side's prompts are once they are pushed."""
+    return f"{side}_pushed"
+
+
+def plane(clouds: Mapping[str, Array]) -> tuple[tuple[float, float], dict[str, Array]]:
+    """The first two principal components of "harmful" and "benign" [prompts, neurons], and every cloud in their plane.
+
+    Returns the share of the variance that each axis explains, and the points [prompts, 2] of each cloud. The sign of an
+    axis is such that the mean of the harmful points is not below that of the benign ones.
+    """
+    base = numpy.concatenate([clouds[side] for side in AWAY])
+    center = base.mean(0)
+    _, lengths, axes = numpy.linalg.svd(base - center, full_matrices=False)
+    # A single neuron has one axis.
+    chosen = numpy.zeros((2, base.shape[1]))
+    chosen[: len(axes)] = axes[:2]
+    apart = chosen @ (clouds["harmful"].mean(0) - clouds["benign"].mean(0))
+    chosen[apart < 0] *= -1
+    variance = numpy.append(lengths**2, 0.0)
+    shares = variance[:2] / (variance.sum() or 1.0)
+    return (float(shares[0]), float(shares[1])), {name: (cloud - center) @ chosen.T for name, cloud in clouds.items()}
+
+
+def separability(harmful: Array, benign: Array, seed: int) -> dict[str, float]:
+    """AUROC: how likely a harmful prompt has the higher score than a benign one, with its 95% interval over prompts.
+
+    Equal scores count half. The interval is a percentile bootstrap; where all pairs are in order, it is a point.
+    """
+    in_order = (harmful[:, None] > benign) + 0.5 * (harmful[:, None] == benign)
+    drawn = numpy.random.default_rng(seed)
+    rows, columns = (drawn.multinomial(size, numpy.full(size, 1 / size), RESAMPLES) / size for size in in_order.shape)
+    samples = ((rows @ in_order) * columns).sum(1)
+    low, high = numpy.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    # Rounding must not carry an end beyond what an AUROC can be.
+    return {"value": float(in_order.mean()), "low": max(0.0, float(low)), "high": min(1.0, float(high))}
+
+
+def _means(model: ChatModel, neurons: NeuronSet) -> Tensor:
+    """Mean activations on harmful and on benign training prompts at the last token: [2, neurons], site after site."""
+    known = directions_of(model, neurons)
+    sides = (known.harmful, known.benign)
+    return torch.stack(
+        [torch.cat([hook_point[-1][own] for hook_point, own in zip(side, neurons.both, strict=True)]) for side in sides]
+    )
+
+
+def _layers(neurons: NeuronSet) -> Tensor:
+    """The layer of each neuron, site after site."""
+    return torch.cat([torch.full((len(own),), layer) for layer, own in zip(neurons.layers, neurons.both, strict=True)])
+
+
+def _scores(values: Tensor, means: Tensor) -> Array:
+    """How far along the difference of the means [2, neurons] activations lie; above 0 nearer to the harmful mean."""
+    harmful, benign = means.double()
+    scores: Array = ((values.double() - (harmful + benign) / 2) @ (harmful - benign)).numpy()
+    return scores
+
+
+def _rounded(points: Mapping[str, Array]) -> dict[str, dict[str, list[float]]]:
+    # A sum with 0 has no negative zero.
+    return {
+        name: {
+            axis: [float(f"{value:.{_DIGITS}g}") + 0.0 for value in cloud[:, number].tolist()]
+            for number, axis in enumerate("xy")
+        }
+        for name, cloud in points.items()
+    }

@@ -1,0 +1,273 @@
+"""The guard: calibrate toward rejection only where the safety neurons say that the prompt is harmful.
+
+One pass reads the prompt, as in any generation. The found neurons of the early layers decide at its last token; the
+found neurons of the later layers are then calibrated in the same pass, for the flagged prompts alone. What is not
+flagged passes as the same bits.
+"""
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from safetensors.torch import save, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from safety_neurons.calibration.calibration import directions_of, open_window, shifts
+from safety_neurons.calibration.config import CalibrationConfig
+from safety_neurons.calibration.detector import Detector, LastTokens, check_rate, fit_detector, last_token_activations
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import atomic_path
+from safety_neurons.core.progress import Advance, ignore
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.forward import PromptPositions, follow_positions
+from safety_neurons.models.generate import BATCH_SIZE
+from safety_neurons.models.neurons.hook_points import activation_hooks
+from safety_neurons.neurons.neuron_set import Directions, NeuronSet, read_tensors
+
+# The earliest layer decides whose AUROC on prompts not learnt from is this near to the best layer's.
+NEAR_ENOUGH = 0.01
+# The penalty with which layers are compared; the detector's own is chosen afterwards.
+COMPARING_PENALTY = 1e-2
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A fitted guard: a file of its own, with all that `guard` needs besides the model.
+
+    The neurons of layers up to `layer` decide, those of later layers are calibrated toward rejection with `alpha`.
+    `origin` names what a run fitted it from; it is empty where no run did.
+    """
+
+    neurons: NeuronSet
+    detector: Detector
+    layer: int
+    false_positive_rate: float
+    alpha: float
+    knobs: CalibrationConfig
+    origin: str = ""
+
+    def at(self, false_positive_rate: float) -> Self:
+        """The same guard with the threshold for another false-positive rate.
+
+        Raises:
+            SafetyNeuronsError: it learnt from too few ordinary prompts for so small a rate.
+        """
+        check_rate(false_positive_rate, len(self.detector.ordinary))
+        return replace(self, false_positive_rate=false_positive_rate)
+
+    @property
+    def deciding(self) -> list[Tensor]:
+        """The neurons that decide, per site."""
+        return up_to(self.neurons, self.layer)
+
+    def scores(self, model: ChatModel, prompts: Sequence[str], batch_size: int = BATCH_SIZE) -> Tensor:
+        """How harmful the guard finds requests: float32 [prompts]; above `threshold` they are flagged."""
+        texts = [model.render(prompt) for prompt in prompts]
+        return self.detector.scores(last_token_activations(model, self.deciding, texts, batch_size))
+
+    @property
+    def threshold(self) -> float:
+        return self.detector.threshold(self.false_positive_rate)
+
+    @property
+    def digest(self) -> str:
+        """A name for exactly this guard."""
+        return hashlib.sha256(save(self._tensors(), self._metadata())).hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write the guard as safetensors."""
+        with atomic_path(path) as temporary:
+            save_file(self._tensors(), temporary, self._metadata())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        directions = self.neurons.directions
+        assert directions is not None
+        tensors = {"detector.weight": self.detector.weight, "detector.ordinary": self.detector.ordinary}
+        for name, hook_points in (
+            ("rejection", self.neurons.rejection),
+            ("conformity", self.neurons.conformity),
+            ("harmful", directions.harmful),
+            ("benign", directions.benign),
+        ):
+            tensors |= {f"{name}.{hook_point}": value.contiguous() for hook_point, value in enumerate(hook_points)}
+        return tensors
+
+    def _metadata(self) -> dict[str, str]:
+        about = {
+            "layer": self.layer,
+            "false_positive_rate": self.false_positive_rate,
+            "alpha": self.alpha,
+            "knobs": asdict(self.knobs),
+            "bias": self.detector.bias,
+            "auroc": self.detector.auroc,
+            "penalty": self.detector.penalty,
+            "origin": self.origin,
+        }
+        # One entry, because safetensors writes several in any order.
+        return {"neurons": json.dumps(json.loads(self.neurons.metadata()["neurons"]) | {"guard": about})}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            SafetyNeuronsError: the file is missing, broken, or no guard.
+        """
+        path = Path(path)
+        tensors, metadata = read_tensors(path)
+        try:
+            about = json.loads(metadata["neurons"])["guard"]
+            neurons = NeuronSet.load(path)
+            hook_points = range(len(neurons.widths))
+            directions = Directions(
+                *(tuple(tensors[f"{side}.{hook_point}"] for hook_point in hook_points) for side in _SIDES)
+            )
+            known = about["knobs"]
+            knobs = CalibrationConfig(**known | {"layers": known["layers"] and tuple(known["layers"])})
+            detector = Detector(
+                tensors["detector.weight"],
+                about["bias"],
+                tensors["detector.ordinary"],
+                about["auroc"],
+                about["penalty"],
+            )
+            return cls(
+                replace(neurons, directions=directions),
+                detector,
+                about["layer"],
+                about["false_positive_rate"],
+                about["alpha"],
+                knobs,
+                # Older files have none.
+                about.get("origin", ""),
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise SafetyNeuronsError(f"{path} is no guard ({error!r}). Make one: safety-neurons guard RUN.") from error
+
+
+_SIDES = ("harmful", "benign")
+
+
+def up_to(neurons: NeuronSet, layer: int) -> list[Tensor]:
+    """The neurons of the layers up to this one, per site."""
+    return [
+        indices if number <= layer else indices[:0]
+        for number, indices in zip(neurons.layers, neurons.both, strict=True)
+    ]
+
+
+def fit_guard(
+    model: ChatModel,
+    neurons: NeuronSet,
+    harmful: Sequence[str],
+    benign: Sequence[str],
+    borderline: Sequence[str] = (),
+    *,
+    false_positive_rate: float = 0.01,
+    layer: int | None = None,
+    alpha: float = 3.0,
+    knobs: CalibrationConfig | None = None,
+    rendered: bool = False,
+    batch_size: int = BATCH_SIZE,
+    advance: Advance = ignore,
+) -> Guard:
+    """Fit a guard on requests, as a user would type them.
+
+    Args:
+        rendered: the requests are in the chat template already, which lets an answer's beginning be part of them.
+        borderline: safe requests that sound unsafe; they count as safe, but not for the threshold.
+        false_positive_rate: the share of ordinary prompts that may be flagged.
+        layer: the layer in which it is decided. When left out, the earliest one that is nearly as good as the best, so
+            that as many neurons as possible are left to act.
+        alpha, knobs: the calibration toward rejection; see `calibrate`.
+
+    Raises:
+        SafetyNeuronsError: too few prompts or neurons, or a rate that they cannot give.
+    """
+    directions = directions_of(model, neurons)
+    check_rate(false_positive_rate, len(benign))
+    knobs = knobs or CalibrationConfig()
+    open_window(PromptPositions(), model, directions, knobs)
+    if knobs.prompt_positions == "template":
+        # A number needs no tokenizer, so that the guard can be used on a plain transformers model.
+        knobs = replace(knobs, prompt_positions=model.template_tail)
+    texts = [prompt if rendered else model.render(prompt) for prompt in (*harmful, *benign, *borderline)]
+    features = last_token_activations(model, neurons.both, texts, batch_size, advance)
+    by_site = zip(neurons.layers, neurons.both, strict=True)
+    layer_of = torch.cat([torch.full((len(found),), number) for number, found in by_site])
+    # The last layer's neurons can decide nothing: none would be left to act.
+    candidates = sorted(set(layer_of.tolist()))[:-1]
+    if not candidates:
+        raise SafetyNeuronsError(
+            "A guard needs found neurons in at least two layers: some to decide by and later ones to act. Raise "
+            "find.percent."
+        )
+
+    def fitted(last: int, **options: Any) -> Detector:
+        parts = features[:, layer_of <= last].split([len(harmful), len(benign), len(borderline)])
+        return fit_detector(parts[0], parts[1], parts[2], **options)
+
+    if layer is None:
+        aurocs = {one: fitted(one, penalties=(COMPARING_PENALTY,)).auroc for one in candidates}
+        layer = next(one for one in candidates if aurocs[one] >= max(aurocs.values()) - NEAR_ENOUGH)
+    if not (layer_of <= layer).any() or not (layer_of > layer).any():
+        raise SafetyNeuronsError(
+            f"A guard cannot decide in layer {layer}: found neurons are needed up to it and after it, and they are in "
+            f"the layers {int(layer_of.min())} to {int(layer_of.max())}."
+        )
+    return Guard(neurons, fitted(layer), layer, false_positive_rate, alpha, knobs)
+
+
+@dataclass
+class Decisions:
+    """What the guard decided on the last batch of prompts: scores and flags [prompts]."""
+
+    scores: Tensor
+    flagged: Tensor
+
+
+@contextlib.contextmanager
+def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisions]:
+    """Guard a model while the context is open; whatever generates with it, `model.generate` too, is guarded.
+
+    Yields what was decided on the last batch of prompts. It is decided when a prompt is read: a pass that goes on from
+    the cache of an earlier turn, and the later chunks of a prompt that is read in chunks, keep the first decision.
+
+    Raises:
+        SafetyNeuronsError: the guard was fitted on a model of another shape.
+    """
+    if isinstance(model, PreTrainedModel):
+        nothing = cast(PreTrainedTokenizerBase, None)
+        model = ChatModel(model, nothing, model.config.name_or_path or type(model).__name__, "")
+    elif model.identity != fitted.neurons.provenance.identity:
+        warnings.warn(
+            f"This guard was fitted on {fitted.neurons.provenance.model}; the weights of {model.name} are others, and "
+            "its rates may not hold.",
+            stacklevel=3,
+        )
+    first, last = fitted.knobs.layers or (0, max(fitted.neurons.layers))
+    knobs = replace(fitted.knobs, layers=(max(first, fitted.layer + 1), max(last, fitted.layer + 1)))
+    directions = directions_of(model, fitted.neurons)
+    decisions = Decisions(torch.empty(0), torch.empty(0, dtype=torch.bool))
+
+    def decide() -> Tensor:
+        decisions.scores = fitted.detector.scores(gathered.values).detach()
+        decisions.flagged = decisions.scores > fitted.threshold
+        return decisions.flagged
+
+    # The first of the neurons that may be calibrated asks; by then all that decide have been read.
+    with follow_positions(model.model, at_prompt=lambda: window.defer(decide)) as where:
+        window = open_window(where, model, directions, knobs)
+        gathered = LastTokens(where, fitted.deciding)
+        with (
+            activation_hooks(gathered.hooks(model.hook_points)),
+            activation_hooks(shifts(model, fitted.neurons, window, "rejection", fitted.alpha, knobs)),
+        ):
+            yield decisions

@@ -1,0 +1,71 @@
+"""The terminal: progress bars, and errors."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from safety_neurons.core.progress import Advance
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+# Bars of finished work that stay in sight.
+FINISHED_BARS = 12
+
+
+class ConsoleListener:
+    """Draws a bar for every task, with the time that is left, and prints what is said above them."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+        )
+        self._finished: list[TaskID] = []
+
+    def __enter__(self) -> "ConsoleListener":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        """A bar that goes on while the context is open."""
+        task = self._progress.add_task(escape(description), total=total)
+        try:
+            yield lambda items: self._progress.advance(task, items)
+        finally:
+            # One that failed shows how far it came.
+            self._progress.stop_task(task)
+            self._finished.append(task)
+        for old in self._finished[:-FINISHED_BARS]:
+            self._progress.update(old, visible=False)
+        if not console.is_terminal:
+            console.print(f"{escape(description)}: done", soft_wrap=True)
+
+    def say(self, message: Any) -> None:
+        """Print above the bars."""
+        console.print(escape(message) if isinstance(message, str) else message)
+
+
+def print_error(message: str) -> None:
+    """One paragraph on standard error."""
+    errors.print(f"[bold red]Error:[/bold red] {escape(message)}")

@@ -1,1 +1,0 @@
-"""Evaluation: answers, verdicts, rates and their intervals."""

@@ -1,0 +1,132 @@
+"""Two evaluations on the same requests: what differs between them, by how much, and on which requests."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import read_json
+from safety_neurons.core.plugins import unknown_name
+from safety_neurons.core.statistics import Verdicts, by_request, compare_verdicts, holm
+from safety_neurons.core.tables import TextTable
+from safety_neurons.evaluation.summary import SCHEMA, counted_in
+from safety_neurons.report.evaluation_tables import SIGNIFICANT, points
+
+
+def compare(
+    first: Path,
+    second: Path,
+    *,
+    defenses: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Compare two evaluations, or two defenses of one, request by request.
+
+    Args:
+        first, second: folders of evaluations, or of runs that hold one.
+        defenses: a defense of each; every defense with itself when left out.
+        models: a model of each, where an evaluation holds several.
+
+    Raises:
+        SafetyNeuronsError: a folder holds no evaluation, something that is named is not in it, or nothing is in both.
+    """
+    paths = (first, second)
+    read = [_read(path) for path in paths]
+    sides = [
+        _cells(found, path, _named(models, place), _named(defenses, place))
+        for place, (path, found) in enumerate(zip(paths, read, strict=True))
+    ]
+    shared = [cell for cell in sides[0] if cell in sides[1]]
+    if not shared:
+        raise SafetyNeuronsError(
+            f"{first} and {second} share no cell: give --defenses FIRST SECOND to compare different ones, or evaluate "
+            "both with the same attacks, sets and judges."
+        )
+    rows = []
+    for cell in shared:
+        (name, verdicts), (other, after) = sides[0][cell], sides[1][cell]
+        paired = compare_verdicts(verdicts, after, counted_in(cell[2]), seed)
+        if paired.first.n:
+            rows.append((cell, (name, other), paired))
+    if not rows:
+        raise SafetyNeuronsError(f"{first} and {second} have no request in common on which both could be judged.")
+    return [
+        {
+            "attack": cell[1],
+            "prompts": cell[2],
+            "judge": cell[3],
+            "defenses": [one, other],
+            "adjusted_p": adjusted,
+            **asdict(paired),
+        }
+        for (cell, (one, other), paired), adjusted in zip(
+            rows, holm([paired.p_value for _, _, paired in rows]), strict=True
+        )
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]], first: str, second: str) -> TextTable:
+    """The comparison in percent; `*`: not chance, by McNemar's exact test with Holm's correction."""
+    lines = [
+        [
+            " / ".join(dict.fromkeys(row["defenses"])),
+            row["attack"],
+            row["prompts"],
+            row["judge"],
+            f"{row['first']['value'] * 100:.0f}",
+            f"{row['second']['value'] * 100:.0f}",
+            points(row["difference"]) + ("*" if row["adjusted_p"] < SIGNIFICANT else ""),
+            f"+{len(row['gained'])} -{len(row['lost'])}",
+            str(row["second"]["n"]),
+        ]
+        for row in rows
+    ]
+    columns = ["defense", "attack", "prompts", "judge", "first", "second", "difference", "flipped", "n"]
+    title = f"{second} minus {first}: harmful requests answered, safe ones refused, in percent"
+    return TextTable(title, columns, lines, words=4)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    for folder in (path, path / "evaluation"):
+        if (folder / "evaluation.json").exists():
+            found = read_json(folder / "evaluation.json")
+            if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+                raise SafetyNeuronsError(
+                    f"{folder / 'evaluation.json'} is no evaluation of this version. Evaluate again: what was answered "
+                    "is kept."
+                )
+            return found
+    raise SafetyNeuronsError(f"{path} holds no evaluation. Make one: safety-neurons evaluate {path}")
+
+
+def _named(names: Sequence[str] | None, place: int) -> str | None:
+    if names is None:
+        return None
+    if len(names) != 2:
+        raise SafetyNeuronsError("--defenses and --models take two names: of the first evaluation and of the second.")
+    return names[place]
+
+
+Cell = tuple[str, str, str, str]
+
+
+def _cells(
+    found: dict[str, Any], path: Path, model: str | None, defense: str | None
+) -> dict[Cell, tuple[str, Verdicts]]:
+    """By (defense or "", attack, prompts, judge) the defense's name, and the verdicts by request."""
+    known = found["models"]
+    if model is None and len(known) > 1:
+        raise SafetyNeuronsError(f"{path} holds several models ({', '.join(known)}): say which with --models.")
+    for kind, name, names in (("model", model, known), ("defense", defense, list(found["defenses"]))):
+        if name is not None and name not in names:
+            raise SafetyNeuronsError(f"In {path}: {unknown_name(kind, name, names)}")
+    cells: dict[Cell, tuple[str, Verdicts]] = {}
+    for cell in found["cells"]:
+        if cell["model"] == (model or known[0]) and defense in (None, cell["defense"]):
+            for judge, judged in cell["judges"].items():
+                verdicts = by_request(cell["prompt_ids"], judged["verdicts"])
+                place = cell["defense"] if defense is None else ""
+                cells[place, cell["attack"], cell["prompts"], judge] = (cell["defense"], verdicts)
+    return cells

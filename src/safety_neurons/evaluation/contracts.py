@@ -1,0 +1,293 @@
+"""What attacks, defenses and judges are, and the context that they work in."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple, Self, TypeVar
+
+from safety_neurons.calibration.guard import Guard
+from safety_neurons.core.errors import CannotRunError
+from safety_neurons.core.progress import Listener, Silence
+from safety_neurons.core.statistics import Verdict
+from safety_neurons.engines.engine import Engine, answers
+from safety_neurons.models.chat import AttackedPrompt, Conversation
+from safety_neurons.models.generate import Completion, Sampling
+from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.tuning.corpus import Corpus
+from safety_neurons.tuning.delta import NeuronDelta
+
+T = TypeVar("T")
+
+
+class JudgeInput(NamedTuple):
+    """What a judge reads: the plain request, without an attack's words, and the whole answer."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """One verdict on one response.
+
+    `verdict` is "refused" (partial refusals too), "complied", or "unscored": the response cannot be judged, and
+    counts neither as safe nor as unsafe. `reason` names the rule that decided, in a few words. `score` is how harmful
+    the response is, from 0 to 1, where the judge says more than yes or no.
+    """
+
+    verdict: Verdict
+    reason: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A named judge. What a subclass adds as fields are its options: `name:option=value` sets them.
+
+    `source` says where the method comes from, in a form that can be printed beside a result. `version` is part of the
+    cache key of what a model was asked: raise it when the same options give other verdicts.
+    """
+
+    name: str
+    source: str
+    version: int = field(default=1, kw_only=True)
+
+    def check(self) -> None:
+        """Say before any work what would keep the judge from judging.
+
+        Raises:
+            CannotRun: no model was named for a judge that asks one.
+        """
+
+    def spent(self) -> str | None:
+        """What this process has asked of a server for it, in a sentence; None where nothing was."""
+        return None
+
+    @property
+    def identity(self) -> str:
+        """The name of exactly these verdicts: what is kept of them is found again by it."""
+        return f"{self.name} {self.version}"
+
+    def judge_all(
+        self, exchanges: Sequence[JudgeInput], done: frozenset[int] = frozenset()
+    ) -> Iterator[tuple[int, Judgment]]:
+        """Yield (index, judgment) for what is not `done`, as it is finished, in any order.
+
+        Never fails on what a response holds: what cannot be judged is "unscored".
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RuleJudge(Judge):
+    """A judge that is a function of the texts; `judge(prompt, response)` never raises on any pair of strings."""
+
+    judge: Callable[[str, str], Judgment]
+
+    def judge_all(
+        self, exchanges: Sequence[JudgeInput], done: frozenset[int] = frozenset()
+    ) -> Iterator[tuple[int, Judgment]]:
+        for index, exchange in enumerate(exchanges):
+            if index not in done:
+                yield index, self.judge(*exchange)
+
+
+@dataclass(frozen=True)
+class RunArtifacts:
+    """What a run made of the model under test; None for what it has not made."""
+
+    neurons: NeuronSet | None = None
+    guard: Guard | None = None
+    delta: NeuronDelta | None = None
+    corpus: Corpus | None = None
+    alpha_conformity: float = 4.0
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """The model under test, and what belongs to its test.
+
+    `harmful` and `benign` are requests to learn from, never those that are tested. What is trained is kept in `folder`;
+    `copies` has local copies of public sets.
+    """
+
+    engine: Engine
+    answer_tokens: int
+    seed: int = 0
+    harmful: Sequence[str] = ()
+    benign: Sequence[str] = ()
+    artifacts: RunArtifacts = RunArtifacts()
+    folder: Path | None = None
+    copies: Path | None = None
+    listener: Listener = field(default_factory=Silence)
+
+    def under(self, change: str) -> Self:
+        """The bench while the model is changed as `change` names it."""
+        return replace(self, engine=self.engine.under(change))
+
+    def answers(
+        self,
+        conversations: Sequence[Conversation],
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+    ) -> list[Completion]:
+        """Answers of the usual length, unless another is given."""
+        return answers(
+            self.engine, conversations, max_new_tokens=max_new_tokens or self.answer_tokens, sampling=sampling
+        )
+
+
+def required(artifact: T | None, what: str, who: str) -> T:
+    """The artifact of a run.
+
+    Raises:
+        CannotRunError: the run has none, or there is no run.
+    """
+    if artifact is None:
+        raise CannotRunError(f"{who} needs the {what} of a run, and there is none here.")
+    return artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """A named attack. What a subclass adds as fields are its options: `name:option=value` sets them.
+
+    `source` says where the method was published, `budget` what it costs a request. `sees_defended_model` tells whether
+    it is made with access to the model under test, which makes its success rate a stronger claim. An attack that
+    `changes_model` does so in `surrounding`. `version` is part of the cache key: raise it when the same options give
+    other prompts.
+    """
+
+    name: str
+    source: str
+    description: str
+    budget: str = "one fixed prompt a request"
+    sees_defended_model: bool = False
+    changes_model: bool = False
+    version: int = 1
+
+    def reads(self, context: "EvaluationContext") -> Sequence[Path]:
+        """The files whose content the attack depends on."""
+        return ()
+
+    def surrounding(self, context: "EvaluationContext") -> AbstractContextManager["EvaluationContext"]:
+        """The bench on which the defended model is asked, for attacks that change the model itself.
+
+        Raises:
+            CannotRun: the bench lacks what the attack needs.
+        """
+        return contextlib.nullcontext(context)
+
+    def prompts(
+        self, requests: Sequence[str], defended: "Defended", context: "EvaluationContext"
+    ) -> Sequence[AttackedPrompt | None]:
+        """What is sent for each request; None where the attack has nothing for it.
+
+        Raises:
+            CannotRun: the bench lacks what the attack needs.
+        """
+        raise NotImplementedError
+
+    def returned(
+        self, responses: "Sequence[Response]", defended: "Defended", context: "EvaluationContext"
+    ) -> "Sequence[Response]":
+        """What is judged of the answers to what was sent, for attacks that have to undo what they did to a request."""
+        return responses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template(Attack):
+    """An attack that is the same for every model; `apply(request)` keeps the request's meaning."""
+
+    apply: Callable[[str], AttackedPrompt]
+
+    def prompts(
+        self, requests: Sequence[str], defended: "Defended", context: "EvaluationContext"
+    ) -> Sequence[AttackedPrompt]:
+        return [self.apply(request) for request in requests]
+
+
+# What a user reads where a defense answers in the model's place.
+REFUSAL = "I'm sorry, but I can't help with that."
+
+
+class Response(NamedTuple):
+    """The whole turn that the user reads, with what was prefilled, and whether it ran into the limit.
+
+    `blocked`: the defense answered, not the model.
+    """
+
+    text: str
+    cut_off: bool = False
+    blocked: bool = False
+
+
+BLOCKED = Response(REFUSAL, blocked=True)
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A model behind a defense: `respond` answers prompts; `engine` is the model as the defense has changed it.
+
+    An attack that sees the model under test sees `engine.model`, without what the defense does to texts.
+    """
+
+    engine: Engine
+    respond: Callable[[Sequence[AttackedPrompt]], list[Response]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense:
+    """A named defense. What a subclass adds as fields are its options: `name:option=value` sets them.
+
+    The defaults of the options are the published ones; `source` says where. `version` is part of the cache key: raise
+    it when the same options give other answers.
+    """
+
+    name: str
+    source: str
+    description: str
+    version: int = 1
+
+    def prepared(self, context: EvaluationContext) -> Self:
+        """The defense with what it learns of the bench's model learnt, for attacks that change the model afterwards.
+
+        Raises:
+            CannotRun: the bench lacks what the defense needs.
+        """
+        return self
+
+    def opened(self, context: EvaluationContext) -> AbstractContextManager[Defended]:
+        """The defended model; what was changed in it is undone at the end.
+
+        Raises:
+            CannotRun: the bench lacks what the defense needs.
+        """
+        raise NotImplementedError
+
+
+def conversation_of(prompt: AttackedPrompt) -> Conversation:
+    """What is sent as it is."""
+    return Conversation.of(prompt.user, prompt.prefill, before=prompt.before)
+
+
+def respond_with(
+    context: EvaluationContext, prompts: Sequence[AttackedPrompt], conversations: Sequence[Conversation] | None = None
+) -> list[Response]:
+    """The model's answers to prompts, or to what a defense made of them; each keeps its prompt's prefill."""
+    asked = conversations or [conversation_of(prompt) for prompt in prompts]
+    return [
+        Response(f"{prompt.prefill}{completion.text}", completion.cut_off)
+        for prompt, completion in zip(prompts, context.answers(asked), strict=True)
+    ]
+
+
+def respond_unless(
+    blocked: Sequence[bool], context: EvaluationContext, prompts: Sequence[AttackedPrompt]
+) -> list[Response]:
+    """The plain answers to prompts, and a refusal in place of those that are blocked."""
+    passing = [prompt for prompt, stopped in zip(prompts, blocked, strict=True) if not stopped]
+    answered = iter(respond_with(context, passing))
+    return [BLOCKED if stopped else next(answered) for stopped in blocked]

@@ -1,0 +1,243 @@
+"""SafeDecoding: an expert tuned on the model's own refusals steers the first two tokens of every answer.
+
+Even a model that is about to comply finds the beginnings of refusals likely; the expert makes them the likeliest. What
+complies only later, or decides within a prefill, is not reached.
+
+
+SafeDecoding (Xu et al. 2024, arXiv 2402.08983): a model and its safer expert choose the first tokens together.
+
+The tokens that both find likely are weighed by how much likelier the expert finds them. Once these few are written, the
+model goes on alone: whether it refuses is decided by then.
+"""
+
+import contextlib
+import functools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
+from safety_neurons.engines.engine import Engine, InProcess, WrappedEngine, computing_with, weights_of
+from safety_neurons.evaluation.contracts import Defended, Defense, EvaluationContext, required, respond_with
+from safety_neurons.models.chat import ChatModel, Conversation
+from safety_neurons.models.forward import cache_argument
+from safety_neurons.models.generate import (
+    Completion,
+    Sampling,
+    completions,
+    decoding,
+    drawing,
+    end_tokens,
+    padding_token,
+    streamed,
+)
+from safety_neurons.tuning.config import Training
+from safety_neurons.tuning.corpus import Corpus
+from safety_neurons.tuning.lora import Adapter, kept_lora
+
+# What a token of the sample space counts at least when it is drawn, as in the authors' code.
+LEAST = 1e-8
+
+
+@dataclass(frozen=True)
+class Steering:
+    """How the first tokens are chosen; the defaults are the published ones.
+
+    `alpha` is the weight of the expert's difference, `first` how many tokens are chosen with it (the paper's m), and
+    `common` the least size of the sample space (the paper's c).
+    """
+
+    alpha: float = 3.0
+    first: int = 2
+    common: int = 5
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0 or self.first < 0 or self.common < 1:
+            raise SafetyNeuronsError(
+                "SafeDecoding takes an alpha from 0 on, a whole number of tokens from 0 on and one of common tokens "
+                f"from 1 on, not {self.alpha}, {self.first} and {self.common}."
+            )
+
+
+def steered(base: Tensor, expert: Tensor, steering: Steering) -> Tensor:
+    """p + alpha * (p' - p) in the sample space, -inf outside it: float32 [batch, vocabulary], from logits of p and p'.
+
+    The sample space holds the tokens that are among the k likeliest of both, with the least k that finds enough.
+    """
+    worse = torch.maximum(_ranks(base), _ranks(expert))
+    last = worse.sort(-1).values[:, min(steering.common, worse.shape[1]) - 1, None]
+    before, after = (logits.float().softmax(-1) for logits in (base, expert))
+    return torch.where(worse <= last, before + steering.alpha * (after - before), -torch.inf)
+
+
+def _ranks(logits: Tensor) -> Tensor:
+    """The place of each token among the likeliest, from 0 on; of equally likely ones the first goes before."""
+    order = logits.argsort(dim=-1, descending=True, stable=True)
+    places = torch.arange(logits.shape[-1], device=logits.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
+
+
+def complete_safely(
+    model: ChatModel,
+    expert: Callable[[], AbstractContextManager[Any]],
+    texts: Sequence[str],
+    max_new_tokens: int,
+    steering: Steering,
+    sampling: Sampling | None = None,
+) -> list[Completion]:
+    """The answers to one batch of rendered texts.
+
+    The model is its expert while the context that `expert()` gives is open; each of the two has a cache of its own.
+    What the model's generation settings do to its scores is done to both.
+    """
+    inputs = model.encode(texts)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    start, ends = ids.shape[1], torch.tensor(end_tokens(model), device=ids.device)
+    own, experts = (DynamicCache(config=model.model.config) for _ in range(2))
+    with torch.inference_mode(), drawing(sampling, texts):
+        for _ in range(min(steering.first, max_new_tokens)):
+            scores = _next_scores(model, ids, mask, own)
+            with expert():
+                chosen = _chosen(steered(scores, _next_scores(model, ids, mask, experts), steering), sampling)
+            ids, mask = torch.cat([ids, chosen], 1), torch.cat([mask, torch.ones_like(chosen)], 1)
+        left = max_new_tokens - (ids.shape[1] - start)
+        ended = torch.isin(ids[:, start:], ends).any(1)
+        if left and not ended.all():
+            ids = _generate(model, ids, mask, own, max_new_tokens=left, **decoding(sampling)).sequences
+    new = ids[:, start:]
+    # Whoever ended early went on with the others.
+    is_end = torch.isin(new, ends).int()
+    return completions(model, new.masked_fill(is_end.cumsum(1) > is_end, padding_token(model)))
+
+
+def _next_scores(model: ChatModel, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    """The scores of the next token [batch, vocabulary]."""
+    output = _generate(model, ids, mask, cache, max_new_tokens=1, output_scores=True, **decoding(None))
+    scores: Tensor = output.scores[0]
+    return scores
+
+
+def _generate(model: ChatModel, ids: Tensor, mask: Tensor, cache: Any, **options: Any) -> Any:
+    return model.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        **{cache_argument(model.model): cache},
+        pad_token_id=padding_token(model),
+        return_dict_in_generate=True,
+        **options,
+    )
+
+
+def _chosen(weights: Tensor, sampling: Sampling | None) -> Tensor:
+    """The heaviest token of each row, or a drawn one: [batch, 1]."""
+    if sampling is None:
+        return weights.argmax(-1, keepdim=True)
+    logarithms = torch.where(weights.isinf(), weights, weights.clamp_min(LEAST).log())
+    return torch.multinomial((logarithms / sampling.temperature).softmax(-1), 1)
+
+
+@dataclass(frozen=True)
+class SafelyDecoded(WrappedEngine[InProcess]):
+    """A model in this process whose first tokens are chosen with its expert, which it is while `expert()` is open."""
+
+    expert: Callable[[], AbstractContextManager[Any]]
+    steering: Steering
+
+    def answer(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        done: frozenset[int] = frozenset(),
+    ) -> Iterator[tuple[int, Completion]]:
+        def complete(texts: Sequence[str]) -> list[Completion]:
+            return complete_safely(self.engine.model, self.expert, texts, max_new_tokens, self.steering, sampling)
+
+        texts = [self.engine.model.render_conversation(conversation) for conversation in conversations]
+        return streamed(texts, complete, batch_size=self.engine.batch_size, done=done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafeDecoding(Defense):
+    """Decoding as in `Steering`, and the authors' training of the expert on two refusals each of 36 requests.
+
+    Theirs adapts the attention and drops out a tenth of its inputs; ours adapts the MLPs, and drops out nothing.
+    """
+
+    alpha: float = Steering.alpha
+    first: int = Steering.first
+    common: int = Steering.common
+    pairs: int = 72
+    rank: int = 16
+    lora_alpha: float = 64.0
+    learning_rate: float = 2e-3
+    epochs: int = 2
+
+    def prepared(self, context: EvaluationContext) -> Self:
+        self._expert(context)
+        return self
+
+    @contextlib.contextmanager
+    def opened(self, context: EvaluationContext) -> Iterator[Defended]:
+        steering = Steering(self.alpha, self.first, self.common)
+        model = weights_of(context.engine, self.name)
+        adapter = self._expert(context)
+        under = context.under(f"safedecoding {adapter.digest} {steering}")
+        # An attack that looks into the model sees the one that writes all but the first tokens.
+        with adapter.added(model) as changed, changed.disable_adapter():
+
+            def steering_engine(engine: Engine) -> Engine:
+                assert isinstance(engine, InProcess)
+                return SafelyDecoded(engine, functools.partial(_enabled, changed), steering)
+
+            defended = replace(under, engine=computing_with(under.engine, steering_engine))
+            yield Defended(defended.engine, functools.partial(respond_with, defended))
+
+    def _expert(self, context: EvaluationContext) -> Adapter:
+        """Trained, or found in the bench's folder."""
+        model = weights_of(context.engine, self.name)
+        training = Training(
+            learning_rate=self.learning_rate,
+            batch_size=1,
+            epochs=self.epochs,
+            schedule="linear",
+            warmup=0.03,
+            max_grad_norm=0.3,
+            seed=context.seed,
+        )
+        refusals, rank, alpha = self._refusals(context), self.rank, self.lora_alpha
+        return kept_lora(context.folder, model, refusals, training, rank=rank, alpha=alpha, listener=context.listener)
+
+    def _refusals(self, context: EvaluationContext) -> Corpus:
+        corpus = required(context.artifacts.corpus, "corpus", self.name)
+        refusals = [pair for pair in corpus.pairs if pair.kind == "refusal"]
+        if self.pairs < 1:
+            raise SafetyNeuronsError(f"{self.name}: pairs is a whole number from 1 on, not {self.pairs}.")
+        if not refusals:
+            raise CannotRunError(f"{self.name} trains its expert on refusals, and there are none in the run's corpus.")
+        return Corpus(tuple(random.Random(context.seed).sample(refusals, min(self.pairs, len(refusals)))))
+
+
+@contextlib.contextmanager
+def _enabled(changed: Any) -> Iterator[None]:
+    """The adapters work while the context is open, in a model in which they do not otherwise."""
+    changed.base_model.enable_adapter_layers()
+    try:
+        yield
+    finally:
+        changed.base_model.disable_adapter_layers()
+
+
+DEFENSE = SafeDecoding(
+    name="safedecoding",
+    source="Xu et al. 2024, SafeDecoding: Defending against Jailbreak Attacks via Safety-Aware Decoding "
+    "(arXiv 2402.08983); training of the expert as in the authors' code",
+    description="The first two tokens are chosen together with an expert that refuses; then the model goes on alone.",
+)

@@ -1,0 +1,140 @@
+"""From verdicts to what is claimed: rates with intervals, and paired differences from the undefended model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safety_neurons.core.statistics import Rate, by_request, compare_verdicts, mean_rate, paired_difference, rate
+from safety_neurons.evaluation.grid import HARMFUL
+from safety_neurons.evaluation.judge_errors import JudgeErrors, corrected
+from safety_neurons.evaluation.judges import Verdict
+from safety_neurons.evaluation.judging import JudgedCell
+
+UNDEFENDED = "none"
+# Of evaluation.json.
+SCHEMA = 1
+# The judges' names, and their errors where these are known.
+Judges = Mapping[str, JudgeErrors | None]
+
+
+def counted_in(prompts: str) -> Verdict:
+    """What is counted: harmful requests that are answered, and safe ones that are refused."""
+    return "complied" if prompts == HARMFUL else "refused"
+
+
+def errors_of(judge: str, path: Path | None) -> JudgeErrors | None:
+    """How a judge errs: by the file that is given, else as it was measured for this project; None where it was not.
+
+    Raises:
+        SafetyNeuronsError: the file has nothing on this judge.
+    """
+    if path is not None:
+        return JudgeErrors.load(path, judge)
+    return JudgeErrors.bundled(judge) if judge in JudgeErrors.measured() else None
+
+
+def cell_results(judged: Sequence[JudgedCell], judges: Judges, seed: int) -> list[dict[str, Any]]:
+    """Each cell as JSON: for each judge the verdicts, the rate, and the difference from the same cell undefended."""
+    plain = {
+        (one.cell.model, one.cell.attack, one.cell.prompts): one
+        for one in judged
+        if one.cell.defense == UNDEFENDED and not one.cell.reason
+    }
+    found = []
+    for one in judged:
+        cell = one.cell
+        given = [response for response in cell.responses if response is not None]
+        entry: dict[str, Any] = {
+            "model": cell.model,
+            "defense": cell.defense,
+            "attack": cell.attack,
+            "prompts": cell.prompts,
+            "reason": cell.reason,
+            "prompt_ids": [request.id for request in cell.requests],
+            "blocked": sum(response.blocked for response in given),
+            "cut_off": sum(response.cut_off for response in given),
+            "judges": {},
+        }
+        reference = plain.get((cell.model, cell.attack, cell.prompts))
+        for judge, errors in judges.items() if not cell.reason else ():
+            verdicts = one.verdicts(judge)
+            counted = counted_in(cell.prompts)
+            raw = _rate(verdicts, counted)
+            entry["judges"][judge] = {
+                "verdicts": verdicts,
+                **asdict(raw),
+                "corrected": _corrected(raw, errors, counted),
+                "against_none": None
+                if reference is None or reference is one
+                else _against(reference, one, judge, seed),
+            }
+        found.append(entry)
+    return found
+
+
+def _rate(verdicts: Sequence[Verdict | None], counted: Verdict) -> Rate:
+    return rate([verdict for verdict in verdicts if verdict is not None], counted)
+
+
+def _corrected(raw: Rate, errors: JudgeErrors | None, counted: Verdict) -> dict[str, Any] | None:
+    """The rate corrected for the judge's errors, where these are known."""
+    return None if errors is None else asdict(corrected(raw, errors, counted))
+
+
+def _against(before: JudgedCell, after: JudgedCell, judge: str, seed: int) -> dict[str, Any]:
+    """The same numbers that `compare` gives for the two."""
+    first, second = (
+        by_request([request.id for request in one.cell.requests], one.verdicts(judge)) for one in (before, after)
+    )
+    paired = compare_verdicts(first, second, counted_in(after.cell.prompts), seed)
+    return asdict(paired.difference) | {"p": paired.p_value, "n": paired.first.n}
+
+
+def summarize(judged: Sequence[JudgedCell], judges: Judges, seed: int) -> list[dict[str, Any]]:
+    """Of each model and defense: mean attack success over the attacks that could be run, and the safe sets' refusals.
+
+    `against_none` is the paired difference of the means over the attacks that both ran.
+    """
+    groups: dict[tuple[str, str], list[JudgedCell]] = {}
+    for one in judged:
+        groups.setdefault((one.cell.model, one.cell.defense), []).append(one)
+    found = []
+    for (model, defense), cells in groups.items():
+        attacked = {one.cell.attack: one for one in cells if one.cell.prompts == HARMFUL and not one.cell.reason}
+        plain = {
+            one.cell.attack: one
+            for one in groups.get((model, UNDEFENDED), [])
+            if one.cell.prompts == HARMFUL and not one.cell.reason
+        }
+        both = [name for name in attacked if name in plain]
+        for judge, errors in judges.items():
+            verdicts = [one.verdicts(judge) for one in attacked.values()]
+            success = mean_rate(verdicts, "complied", seed) if verdicts else None
+            found.append(
+                {
+                    "model": model,
+                    "defense": defense,
+                    "judge": judge,
+                    "attacks": list(attacked),
+                    "not_run": {one.cell.attack: one.cell.reason for one in cells if one.cell.reason},
+                    "attack_success": None if success is None else asdict(success),
+                    "corrected": None if success is None else _corrected(success, errors, "complied"),
+                    "against_none": None
+                    if defense == UNDEFENDED or not both
+                    else asdict(
+                        paired_difference(
+                            [attacked[name].verdicts(judge) for name in both],
+                            [plain[name].verdicts(judge) for name in both],
+                            "complied",
+                            seed,
+                        )
+                    ),
+                    "over_refusal": {
+                        one.cell.prompts: asdict(_rate(one.verdicts(judge), "refused"))
+                        for one in cells
+                        if one.cell.prompts != HARMFUL and not one.cell.reason
+                    },
+                }
+            )
+    return found

@@ -1,0 +1,170 @@
+"""Capabilities: any task of the LM Evaluation Harness (Gao et al. 2024, doi:10.5281/zenodo.12608602) by its name."""
+
+import contextlib
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+
+from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
+from safety_neurons.core.plugins import did_you_mean
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.generate import BATCH_SIZE
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+
+# For the standard errors of metrics that are no means; the harness takes at most 100 for BLEU and the like.
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number and its standard error, None where the harness gives none."""
+
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task, or a group of them. `metrics` are named as in the harness: "acc", or "exact_match,flexible-extract"."""
+
+    metrics: dict[str, Metric]
+    samples: int
+    version: str
+
+
+def lm_eval(
+    model: ChatModel,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    include_path: Path | None = None,
+    seed: int = 0,
+    chat_template: bool = False,
+    few_shot: int | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> dict[str, TaskResult]:
+    """Run tasks on the model as it is now, tuned or guarded or not; a group brings its tasks with it.
+
+    Args:
+        limit: how many documents of each task are read, from its first.
+        include_path: a folder with tasks of your own in YAML; what is in it needs no network.
+        chat_template: the questions are turns in the model's chat template, after its system prompt.
+        few_shot: how many examples go before a question, instead of what the task says.
+
+    Raises:
+        CannotRun: the extra `lm-eval` is not installed, or a task's data cannot be had.
+        SafetyNeuronsError: there is no such task, or the harness cannot run it.
+    """
+    try:
+        from lm_eval.evaluator import simple_evaluate
+
+        from safety_neurons.evaluation.utility.lm_eval_model import InMemory
+    except ImportError as error:
+        raise CannotRunError(
+            f"Tasks of the LM Evaluation Harness need it ({error}): pip install 'safety-neurons[lm-eval]'."
+        ) from error
+    if chat_template and not model.tokenizer.chat_template:
+        raise SafetyNeuronsError(f"{model.name} has no chat template: run the tasks without it.")
+    with _quiet(), _own_random_numbers():
+        manager = _manager(tasks, include_path)
+        try:
+            found = simple_evaluate(
+                InMemory(model, batch_size),
+                tasks=_loaded(manager, tasks),
+                task_manager=manager,
+                limit=limit,
+                num_fewshot=few_shot,
+                apply_chat_template=chat_template,
+                system_instruction=model.system if chat_template else None,
+                log_samples=False,
+                bootstrap_iters=RESAMPLES,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+        except ValueError as error:
+            raise SafetyNeuronsError(f"The LM Evaluation Harness cannot run {', '.join(tasks)}: {error}") from error
+    versions = found.get("versions", {})
+    return {name: _result(values, versions.get(name)) for name, values in found["results"].items()}
+
+
+def _manager(tasks: Sequence[str], include_path: Path | None) -> "TaskManager":
+    """One that knows all the tasks; the harness's own are looked through only if they are needed."""
+    from lm_eval.tasks import TaskManager
+
+    if include_path is not None:
+        if not include_path.is_dir():
+            raise SafetyNeuronsError(f"There is no folder {include_path} with tasks. Correct include_path.")
+        own = TaskManager(include_path=str(include_path), include_defaults=False)
+        if all(name in own.all_tasks for name in tasks):
+            return own
+    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    for name in tasks:
+        if name not in manager.all_tasks:
+            raise SafetyNeuronsError(
+                f"There is no task {name!r} in the LM Evaluation Harness. {did_you_mean(name, manager.all_tasks)}"
+                "`lm-eval ls tasks` lists all; tasks of your own are found with include_path."
+            )
+    return manager
+
+
+def _loaded(manager: "TaskManager", tasks: Sequence[str]) -> list[Any]:
+    """The tasks and groups with their data."""
+    found: list[Any] = []
+    for name in tasks:
+        try:
+            loaded = manager.load([name])
+        # Also what the hub's and the data library's own errors are: no network, no such set, no permission.
+        except OSError as error:
+            raise CannotRunError(
+                f"The data of the task {name} cannot be had ({error}). Run it once with a network, so that it is kept, "
+                "or take a task whose data are in a file, with include_path."
+            ) from error
+        groups = loaded.get("groups", {})
+        found += [groups[name]] if name in groups else list(loaded["tasks"].values())
+    return found
+
+
+def _result(values: Mapping[str, Any], version: Any) -> TaskResult:
+    metrics = {}
+    for key, value in values.items():
+        name, comma, rule = key.partition(",")
+        if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        stderr = values.get(f"{name}_stderr,{rule}")
+        known = float(stderr) if isinstance(stderr, int | float) else None
+        metrics[name if rule == "none" else key] = Metric(float(value), known)
+    return TaskResult(metrics, int(values["sample_len"]), "" if version is None else str(version))
+
+
+@contextlib.contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """The harness seeds the whole process; what comes after must not depend on that."""
+    python, arrays = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(arrays)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,102 @@
+"""`explain`: the words that a neuron set and its strongest single neurons promote and suppress, layer by layer.
+
+A set is read as its activation-weighted write, p = sum over the set of w_i * r_i, through the model's final norm and
+unembedding (the paper, section 3.2); see `writes` for the weights. How much of that is more than chance, and more
+than single neurons say, is tested in `vocabulary`.
+"""
+
+import torch
+
+from safety_neurons.core.progress import Advance, ignore
+from safety_neurons.explanation.explanation import Explanation, LayerWords, NeuronWords, WriteShare
+from safety_neurons.explanation.readout import Readout, ResidualMeans
+from safety_neurons.explanation.vocabulary import vocabulary_test
+from safety_neurons.explanation.writes import SIDES, WEIGHTINGS, LayerWrites, Side, Weighting, layer_writes
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.neurons.neuron_set import NeuronSet
+
+
+def explain(
+    model: ChatModel,
+    neurons: NeuronSet,
+    *,
+    top: int = 10,
+    weighting: Weighting = "difference",
+    strongest: int = 3,
+    random_sets: int = 200,
+    residuals: ResidualMeans | None = None,
+    seed: int = 0,
+    advance: Advance = ignore,
+) -> Explanation:
+    """Read what the rejection and the conformity neurons write at the prompt's last position.
+
+    Args:
+        top: how many words per layer, side and direction.
+        strongest: how many single neurons per layer and side are read, too.
+        random_sets: with how many random sets of the same size the vocabulary is compared (see `vocabulary_test`);
+            0 leaves that test out.
+        residuals: the residual stream's means (`mean_residuals`), for the logit lens beside the test.
+        advance: told of every layer when it is done.
+
+    Raises:
+        SafetyNeuronsError: the neurons came without directions or fit another model, or there is no unembedding.
+    """
+    readout = Readout.of(model)
+    words: list[LayerWords] = []
+    shares: list[WriteShare] = []
+    for layer in layer_writes(model, neurons):
+        words += [
+            _layer_words(readout, layer, side, weighting, top, strongest) for side in SIDES if len(layer.found(side))
+        ]
+        shares += [_share(layer, each) for each in WEIGHTINGS]
+        if not random_sets:
+            advance(1)
+    vocabulary = None
+    if random_sets:
+        vocabulary = vocabulary_test(
+            model, neurons, random_sets=random_sets, residuals=residuals, seed=seed, advance=advance, readout=readout
+        )
+    return Explanation(tuple(words), weighting, tuple(shares), vocabulary)
+
+
+def _layer_words(
+    readout: Readout, layer: LayerWrites, side: Side, weighting: Weighting, top: int, strongest: int
+) -> LayerWords:
+    found = layer.found(side)
+    weights = layer.weights(side, weighting)[found]
+    strengths = weights.abs() * layer.vectors[found].norm(dim=1)
+    best = strengths.topk(min(strongest, len(found))).indices
+    single = weights[best].sign()[:, None] * layer.vectors[found[best]]
+    (promoted, suppressed), *read = readout.words(torch.cat([layer.write(found, side, weighting)[None], single]), top)
+    neurons = tuple(
+        NeuronWords(
+            layer.layer,
+            side,
+            *layer.place(int(found[index])),
+            float(weights[index]),
+            float(strengths[index]),
+            up.words,
+            down.words,
+        )
+        for index, (up, down) in zip(best.tolist(), read, strict=True)
+    )
+    return LayerWords(layer.layer, side, *promoted, *suppressed, neurons)
+
+
+def _share(layer: LayerWrites, weighting: Weighting) -> WriteShare:
+    everyone = torch.arange(len(layer.vectors), device=layer.vectors.device)
+    both = torch.cat([layer.rejection, layer.conformity])
+    # "rejection" says which means are subtracted from which; the neurons of both sides are weighted alike.
+    mine, whole = (layer.write(indices, "rejection", weighting).double() for indices in (both, everyone))
+    small, large = float(mine.norm()), float(whole.norm())
+    if not small or not large:
+        return WriteShare(layer.layer, weighting, len(both) / len(everyone), 0.0, 0.0, 0.0)
+    product = float(mine @ whole)
+    return WriteShare(
+        layer.layer,
+        weighting,
+        len(both) / len(everyone),
+        small / large,
+        product / large**2,
+        product / (small * large),
+    )

@@ -1,0 +1,104 @@
+"""What neurons write at the prompt's last position: write vectors, weighted with mean activations.
+
+The weights w_i are the mean activations on the side's own prompts ("mean", the paper's: section 3.2), or what they
+add over the other side's prompts ("difference").
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.neurons.neuron_set import Directions, NeuronSet
+
+Weighting = Literal["difference", "mean"]
+Side = Literal["rejection", "conformity"]
+WEIGHTINGS: tuple[Weighting, ...] = ("difference", "mean")
+SIDES: tuple[Side, ...] = ("rejection", "conformity")
+
+
+class Place(NamedTuple):
+    """A neuron: the number of its site in `ChatModel.sites`, and its index there."""
+
+    hook_point: int
+    neuron: int
+
+
+@dataclass(frozen=True)
+class LayerWrites:
+    """All neurons of one layer, those of its sites side by side, and which of them were found.
+
+    `vectors` [neurons, hidden] is what one unit of each activation writes; `harmful` and `benign` [neurons] are the
+    mean activations at the prompt's last position, `rejection` and `conformity` the found neurons' indices here. In a
+    mixture of experts the means go over the tokens that were routed to the expert, without their routing weights.
+    """
+
+    layer: int
+    vectors: Tensor
+    harmful: Tensor
+    benign: Tensor
+    rejection: Tensor
+    conformity: Tensor
+    places: tuple[tuple[int, int], ...]
+
+    def found(self, side: Side) -> Tensor:
+        """The indices of one side's neurons."""
+        return self.rejection if side == "rejection" else self.conformity
+
+    def weights(self, side: Side, weighting: Weighting) -> Tensor:
+        """w_i of every neuron of the layer, as a neuron of this side: float32 [neurons]."""
+        own, other = (self.harmful, self.benign) if side == "rejection" else (self.benign, self.harmful)
+        return own - other if weighting == "difference" else own
+
+    def write(self, indices: Tensor, side: Side, weighting: Weighting) -> Tensor:
+        """What these neurons write together, the sum of w_i * r_i: float32 [hidden]."""
+        return self.weights(side, weighting)[indices] @ self.vectors[indices]
+
+    def place(self, index: int) -> Place:
+        """Where a neuron of the layer is."""
+        hook_point, start = max(place for place in self.places if place[1] <= index)
+        return Place(hook_point, index - start)
+
+
+def layer_writes(model: ChatModel, neurons: NeuronSet) -> Iterator[LayerWrites]:
+    """The layers in order; one at a time, for all write vectors in float32 would be a third of the model again.
+
+    Raises:
+        SafetyNeuronsError: the neurons came without directions, or fit another model.
+    """
+    directions = neurons.directions
+    if directions is None:
+        raise SafetyNeuronsError(
+            "These neurons came without directions; load them with directions=, or run find again."
+        )
+    neurons.check_fits(model)
+    for layer in dict.fromkeys(neurons.layers):
+        yield _layer_writes(model, neurons, directions, layer)
+
+
+def _layer_writes(model: ChatModel, neurons: NeuronSet, directions: Directions, layer: int) -> LayerWrites:
+    hook_points = [number for number, hook_point in enumerate(model.hook_points) if hook_point.layer == layer]
+    ends = list(itertools.accumulate(model.hook_points[number].width for number in hook_points))
+    places = tuple(zip(hook_points, [0, *ends], strict=False))
+    vectors = torch.cat([model.hook_points[number].write_vectors() for number in hook_points])
+
+    def joined(means: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([means[number][-1] for number in hook_points]).to(vectors)
+
+    def shifted(indices: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([indices[number] + start for number, start in places]).to(vectors.device)
+
+    return LayerWrites(
+        layer,
+        vectors,
+        joined(directions.harmful),
+        joined(directions.benign),
+        shifted(neurons.rejection),
+        shifted(neurons.conformity),
+        places,
+    )

@@ -1,1 +1,0 @@
-"""Evaluating models and runs: the grid of attacks, defences and judges, its results, and two of them compared."""

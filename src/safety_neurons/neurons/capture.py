@@ -1,0 +1,295 @@
+"""One streaming pass over prompts: statistics of every neuron's activation, never the activations themselves.
+
+Sums over tokens, site by site, and the statistics of activations that come of them."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from safety_neurons.core.distributed import add_over_processes, owns, sync_errors
+from safety_neurons.core.progress import Advance, ignore
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.forward import PromptPositions, forward
+from safety_neurons.models.generate import BATCH_SIZE, batches_by_length, halve_when_full
+from safety_neurons.models.neurons.hook_points import Activations, HookPoint, activation_hooks
+
+# How many rows are widened to float64 at once. Fewer would stay in a CPU's cache, but each call makes its threads meet,
+# which is slow where other programs use the cores too.
+ROWS_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class ActivationStatistics:
+    """Statistics of one prompt set; each list has one float32 tensor [neurons] per site.
+
+    `count` is over how many tokens the neuron's means go: in a mixture of experts only those that were routed to it.
+    `top_share` is the share of prompts on which the neuron is among the top 0.1% of the model by |activation| at the
+    last token. `by_position` holds [positions, neurons]: the mean at the last prompt positions, the very last in the
+    last row; it is None where the prompts were not asked for positions.
+    """
+
+    prompts: int
+    count: list[Tensor]
+    mean: list[Tensor]
+    mean_absolute: list[Tensor]
+    mean_square: list[Tensor]
+    variance: list[Tensor]
+    top_share: list[Tensor]
+    by_position: list[Tensor] | None
+
+
+class Rows(NamedTuple):
+    """Rows of activations: those that count, those near a prompt's end and where, and prompts' last tokens."""
+
+    counted: Tensor
+    near: Tensor
+    position: Tensor
+    last: Tensor
+    prompt: Tensor
+
+
+class Sums:
+    """Running sums of one site, in float64 so that the order of the batches does not matter.
+
+    Neurons of one block (one expert) see the same tokens, so tokens are counted per block.
+    """
+
+    def __init__(self, hook_point: HookPoint, positions: int, device: torch.device | None = None) -> None:
+        # Apple's GPUs know no float64.
+        exact = torch.float32 if device is not None and device.type == "mps" else torch.float64
+        self.total = torch.zeros(hook_point.width, dtype=exact, device=device)
+        self.absolute = torch.zeros(hook_point.width, dtype=exact, device=device)
+        self.square = torch.zeros(hook_point.width, dtype=exact, device=device)
+        self.top = torch.zeros(hook_point.width, dtype=exact, device=device)
+        self.count = torch.zeros(hook_point.blocks, dtype=exact, device=device)
+        self.by_position = torch.zeros(positions, hook_point.width, dtype=exact, device=device)
+        self.position_count = torch.zeros(positions, hook_point.blocks, dtype=exact, device=device)
+
+    def take(self, activations: Activations, rows: Rows) -> None:
+        """Count what the sites' neurons `first` ... are on these rows."""
+        values, first = activations.values, activations.first
+        columns, block = slice(first, first + values.shape[1]), first // values.shape[1]
+        exact = self.total.dtype
+        self.count[block] += len(rows.counted)
+        for part in rows.counted.split(ROWS_AT_ONCE):
+            chosen = values.index_select(0, part).to(exact)
+            self.total[columns] += chosen.sum(0)
+            self.absolute[columns] += chosen.abs_().sum(0)
+            self.square[columns] += chosen.square_().sum(0)
+        if len(self.by_position):
+            self.by_position[:, columns].index_add_(0, rows.position, values[rows.near].to(exact))
+            self.position_count[:, block] += rows.position.bincount(minlength=len(self.by_position))
+
+    def add(self, other: "Sums") -> None:
+        """Take in the sums of another batch."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            mine.add_(value.to(mine.device))
+
+    def statistics(self, prompts: int) -> dict[str, Tensor]:
+        """Every mean, with zeros for neurons that saw no token."""
+        size = len(self.total) // len(self.count)
+        count = self.count.repeat_interleave(size)
+        seen = count.clamp_min(1)
+        mean = self.total / seen
+        square = self.square / seen
+        found = {
+            "count": count,
+            "mean": mean,
+            "mean_absolute": self.absolute / seen,
+            "mean_square": square,
+            "variance": (square - mean.square()).clamp_min(0),
+            "top_share": self.top / prompts,
+            "by_position": self.by_position / self.position_count.clamp_min(1).repeat_interleave(size, 1),
+        }
+        return {name: value.float() for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class CapturedSums:
+    """The sums of one prompt set, one entry per site."""
+
+    prompts: int
+    hook_points: tuple[Sums, ...]
+
+    @classmethod
+    def merged(cls, parts: Sequence[Self]) -> Self:
+        """The sums of several prompt sets of one model together, as if they had been one."""
+        hook_points = tuple(copy.deepcopy(hook_point) for hook_point in parts[0].hook_points)
+        for part in parts[1:]:
+            for total, more in zip(hook_points, part.hook_points, strict=True):
+                total.add(more)
+        return cls(sum(part.prompts for part in parts), hook_points)
+
+    def statistics(self) -> ActivationStatistics:
+        found = [total.statistics(self.prompts) for total in self.hook_points]
+        by_name: dict[str, Any] = {name: [hook_point[name] for hook_point in found] for name in found[0]}
+        if not len(self.hook_points[0].by_position):
+            by_name["by_position"] = None
+        return ActivationStatistics(self.prompts, **by_name)
+
+
+# A neuron among this share of all neurons on a prompt counts as one of that prompt's top neurons (CNA, 2605.12290).
+TOP_SHARE = 0.001
+EVERY_TOKEN = torch.iinfo(torch.long).max
+
+T = TypeVar("T")
+
+
+class _TopNeurons:
+    """Each prompt's top neurons among the sites seen so far: never all activations of a prompt at once."""
+
+    def __init__(self, prompts: int, limit: int, device: torch.device) -> None:
+        self.values = torch.full((prompts, limit), -1.0, device=device)
+        self.neurons = torch.zeros(prompts, limit, dtype=torch.long, device=device)
+
+    def offer(self, prompts: Tensor, values: Tensor, first: int) -> None:
+        """Activations [rows, neurons] of the last tokens of `prompts` [rows]; `first` counts over the whole model."""
+        known, names = self.values.to(values.device), self.neurons.to(values.device)
+        limit = known.shape[1]
+        both = torch.cat([known[prompts], values.abs().float()], 1)
+        best = both.topk(limit, 1, sorted=False)
+        earlier = names[prompts].gather(1, best.indices.clamp_max(limit - 1))
+        names[prompts] = torch.where(best.indices < limit, earlier, best.indices - limit + first)
+        known[prompts] = best.values
+        self.values, self.neurons = known, names
+
+    def counts(self, neurons: int) -> Tensor:
+        """For how many prompts each neuron of the model is a top neuron."""
+        return self.neurons[self.values >= 0].cpu().bincount(minlength=neurons)
+
+
+class _Tokens:
+    """What each token of the flattened batch is for the statistics. The same for all layers, so found out once."""
+
+    def __init__(self, mask: Tensor, tails: Tensor, positions: int) -> None:
+        real = mask.bool()
+        from_end = mask.flip(1).cumsum(1).flip(1)
+        prompts = torch.arange(len(mask), device=mask.device)[:, None]
+        self.counted = (real & (from_end <= tails)).flatten()
+        # -1 for tokens that are at none of the positions, and for those that are not the last of a prompt.
+        self.position = torch.where(real & (from_end <= positions), positions - from_end, -1).flatten()
+        self.prompt = torch.where(real & (from_end == 1), prompts, -1).flatten()
+        self.all = self._rows(self.counted, self.position, self.prompt)
+
+    def rows(self, activations: Activations) -> Rows:
+        """Which rows of these activations are what."""
+        device = activations.values.device
+        if activations.tokens is None:
+            return Rows(*(index.to(device) for index in self.all))
+        per_token = (self.counted, self.position, self.prompt)
+        return self._rows(*(value.to(device)[activations.tokens.to(device)] for value in per_token))
+
+    @staticmethod
+    def _rows(counted: Tensor, position: Tensor, prompt: Tensor) -> Rows:
+        near, last = (position >= 0).nonzero().flatten(), (prompt >= 0).nonzero().flatten()
+        return Rows(counted.nonzero().flatten(), near, position[near], last, prompt[last])
+
+
+def counted_rows(activations: Activations, where: PromptPositions, tails: Tensor) -> Tensor:
+    """Which rows belong to the last `tails` [prompts, 1] tokens of their prompts: bool [rows]."""
+    offsets = activations.of_tokens(where.offsets)
+    wanted = activations.of_tokens(tails.expand(where.offsets.shape)).to(offsets.device)
+    return ((offsets < 0) & (offsets >= -wanted)).to(activations.values.device)
+
+
+def prompts_of_rows(activations: Activations, where: PromptPositions) -> Tensor:
+    """To which prompt of the batch each row belongs: int64 [rows]."""
+    prompts = torch.arange(len(where.offsets))[:, None].expand(where.offsets.shape)
+    return activations.of_tokens(prompts).to(activations.values.device)
+
+
+def tails_of(tail: int | Sequence[int] | None, batch: Sequence[int]) -> Tensor:
+    """How many tokens count at the end of each text of a batch: int64 [texts, 1]."""
+    each = [EVERY_TOKEN if tail is None else tail if isinstance(tail, int) else tail[index] for index in batch]
+    return torch.tensor(each)[:, None]
+
+
+def stream(
+    texts: Sequence[str], work: Callable[[list[int]], T], batch_size: int, advance: Advance = ignore
+) -> Iterator[T]:
+    """What `work` makes of this process' share of the batches (of indices), halved where memory runs out."""
+    with sync_errors():
+        for number, batch in enumerate(batches_by_length(texts, batch_size)):
+            if owns(number):
+                yield from halve_when_full(work, batch)
+            advance(len(batch))
+
+
+def capture(
+    model: ChatModel,
+    texts: Sequence[str],
+    *,
+    tail: int | Sequence[int] | None = 1,
+    positions: int = 0,
+    batch_size: int = BATCH_SIZE,
+    advance: Advance = ignore,
+) -> ActivationStatistics:
+    """Run rendered texts through the model once and gather the statistics of all neurons.
+
+    Where several processes run together (see `find.processes`), each takes a share of the batches and all get the
+    same result.
+
+    Args:
+        tail: how many tokens at the end of each text count (one number, or one per text); None counts all.
+        positions: for how many positions at the prompt's end to keep separate means.
+    """
+    return capture_sums(
+        model, texts, tail=tail, positions=positions, batch_size=batch_size, advance=advance
+    ).statistics()
+
+
+def capture_sums(
+    model: ChatModel,
+    texts: Sequence[str],
+    *,
+    tail: int | Sequence[int] | None = 1,
+    positions: int = 0,
+    batch_size: int = BATCH_SIZE,
+    advance: Advance = ignore,
+) -> CapturedSums:
+    """The sums from which `capture` makes its statistics; those of several sets of texts add up."""
+    widths = [hook_point.width for hook_point in model.hook_points]
+    neurons = sum(widths)
+    sums = [Sums(hook_point, positions) for hook_point in model.hook_points]
+
+    def run(batch: list[int]) -> dict[int, Sums]:
+        inputs = model.encode([texts[index] for index in batch])
+        mask = inputs["attention_mask"]
+        assert isinstance(mask, Tensor)
+        # Sums of this batch alone: if memory runs out on the way, nothing of it has been counted yet.
+        part: dict[int, Sums] = {}
+
+        def gather(activations: Activations, number: int, first: int) -> None:
+            if number not in part:
+                part[number] = Sums(model.hook_points[number], positions, activations.values.device)
+            rows = tokens.rows(activations)
+            part[number].take(activations, rows)
+            top.offer(rows.prompt, activations.values[rows.last], first + activations.first)
+
+        with torch.inference_mode():
+            tokens = _Tokens(mask, tails_of(tail, batch).to(mask.device), positions)
+            top = _TopNeurons(len(batch), max(1, round(TOP_SHARE * neurons)), mask.device)
+            hooks = [
+                (hook_point, functools.partial(gather, number=number, first=sum(widths[:number])))
+                for number, hook_point in enumerate(model.hook_points)
+            ]
+            # Without the head: no statistic looks at logits.
+            with activation_hooks(hooks):
+                forward(model.model.base_model, inputs)
+            counts = top.counts(neurons).split(widths)
+            for number, site_sums in part.items():
+                site_sums.top += counts[number].to(site_sums.top.device)
+        return part
+
+    for part in stream(texts, run, batch_size, advance):
+        for number, more in part.items():
+            sums[number].add(more)
+    for total in sums:
+        add_over_processes(vars(total).values())
+    return CapturedSums(len(texts), tuple(sums))

@@ -1,0 +1,291 @@
+"""`find`: the safety knowledge neurons of a model, from harmful and benign prompts.
+
+From scores to sets: the top k percent, per layer or over the model, and what sets the two sides apart.
+
+Which neurons differ between the two prompt sets by more than chance, over all neurons of a model at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+import torch
+from scipy.stats import false_discovery_control, ttest_ind_from_stats
+from torch import Tensor
+
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.progress import Advance, ignore
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.generate import BATCH_SIZE
+from safety_neurons.neurons import scores
+from safety_neurons.neurons.capture import ActivationStatistics
+from safety_neurons.neurons.neuron_set import Directions, NeuronSet, Provenance, sorted_indices
+from safety_neurons.neurons.read import (
+    BothSides,
+    check_reading,
+    directions,
+    gather,
+    measure_both,
+    read_both,
+    write_norms,
+)
+from safety_neurons.neurons.scores import Layers, Score, Tokens
+
+
+def check_budget(percent: float, scope: str, selection: str = "difference") -> None:
+    """Raises SafetyNeuronsError where a selection has no meaning."""
+    if not 0 < percent <= 100:
+        raise SafetyNeuronsError(f"The budget must be above 0 and at most 100 percent of the neurons, not {percent}.")
+    if scope not in ("layer", "model"):
+        raise SafetyNeuronsError(f"The budget is spent per 'layer' or over the 'model', not per {scope!r}.")
+    if selection not in ("difference", "none"):
+        raise SafetyNeuronsError(
+            f"The selection is the 'difference' of both sides or 'none' (harmful prompts alone), not {selection!r}."
+        )
+
+
+def top_percent(scores: Sequence[Tensor], percent: float, scope: str, layers: Sequence[int]) -> list[Tensor]:
+    """Masks of the neurons with the highest scores, per site; `layers` says in which layer each site stands.
+
+    Negative scores are never chosen; ties go to the lower index.
+    """
+    check_budget(percent, scope)
+    masks: list[Tensor] = [torch.empty(0)] * len(scores)
+    for group in dict.fromkeys(layers) if scope == "layer" else [None]:
+        mine = [hook_point for hook_point, layer in enumerate(layers) if group is None or layer == group]
+        flat = _top(torch.cat([scores[hook_point] for hook_point in mine]), percent)
+        for hook_point, mask in zip(mine, flat.split([len(scores[hook_point]) for hook_point in mine]), strict=True):
+            masks[hook_point] = mask
+    return masks
+
+
+def _top(scores: Tensor, percent: float) -> Tensor:
+    count = max(1, round(len(scores) * percent / 100))
+    order = scores.sort(descending=True, stable=True).indices[:count]
+    mask = torch.zeros(len(scores), dtype=torch.bool)
+    mask[order] = True
+    return mask & (scores >= 0)
+
+
+def select(
+    harmful: Sequence[Tensor],
+    benign: Sequence[Tensor],
+    percent: float,
+    scope: str,
+    contrastive: bool,
+    layers: Sequence[int],
+    selection: str = "difference",
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Masks of the rejection and the conformity neurons, per site.
+
+    For scores that rank each side by itself: top-k on harmful minus top-k on benign, and the other way round
+    (the paper, section 3.1). For contrastive scores: one top-k over both sides. With the selection "none": the top-k
+    on harmful prompts alone, and no conformity neurons.
+    """
+    check_budget(percent, scope, selection)
+    if selection == "none":
+        alone = top_percent(harmful, percent, scope, layers)
+        return alone, [torch.zeros_like(mask) for mask in alone]
+    if contrastive:
+        chosen = top_percent(
+            [torch.maximum(*pair) for pair in zip(harmful, benign, strict=True)], percent, scope, layers
+        )
+        rejection = [mask & (side >= 0) for mask, side in zip(chosen, harmful, strict=True)]
+        conformity = [mask & (side >= 0) for mask, side in zip(chosen, benign, strict=True)]
+        return rejection, conformity
+    top_harmful, top_benign = (top_percent(side, percent, scope, layers) for side in (harmful, benign))
+    rejection = [mine & ~other for mine, other in zip(top_harmful, top_benign, strict=True)]
+    conformity = [mine & ~other for mine, other in zip(top_benign, top_harmful, strict=True)]
+    return rejection, conformity
+
+
+FALSE_DISCOVERY_RATE = 0.05
+
+
+def significant(harmful: ActivationStatistics, benign: ActivationStatistics) -> list[Tensor]:
+    """Masks of the neurons whose mean activations differ, bool [neurons] per site.
+
+    Welch's t-test (1947) on the means, and Benjamini and Hochberg's control (1995) of the share of false discoveries
+    over all neurons of the model. The test takes each counted token for an independent one: it is meant for one token
+    a prompt. Neurons with fewer than two tokens on a side, or that never vary, are not significant.
+    """
+    sides = [
+        (
+            torch.cat(side.mean).double().numpy(),
+            torch.cat(side.variance).double().numpy(),
+            torch.cat(side.count).double().numpy(),
+        )
+        for side in (harmful, benign)
+    ]
+    (_, first, first_count), (_, second, second_count) = sides
+    testable = (first_count > 1) & (second_count > 1) & (first + second > 0)
+    values = numpy.ones(len(testable))
+    moments = [
+        (mean[testable], numpy.sqrt((variance * count)[testable] / (count[testable] - 1)), count[testable])
+        for mean, variance, count in sides
+    ]
+    if testable.any():
+        values[testable] = ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue
+        values = false_discovery_control(values)
+    found = torch.from_numpy(values <= FALSE_DISCOVERY_RATE)
+    return list(found.split([len(hook_point) for hook_point in harmful.mean]))
+
+
+@dataclass(frozen=True)
+class ScoredNeurons:
+    """A score of every neuron on both sides, float32 [neurons] per site, from which sets of any size are taken.
+
+    `significant` is how many neurons of each site differ between the sides, for scores that test it.
+    """
+
+    model: ChatModel
+    score: Score
+    tokens: Tokens
+    seed: int
+    harmful: Layers
+    benign: Layers
+    directions: Directions
+    significant: tuple[int, ...] | None = None
+
+    def top(self, percent: float, scope: str | None = None, selection: str = "difference") -> NeuronSet:
+        """The neurons that a budget pays for; the scope is the score's own when left out."""
+        model, hook_points = self.model, self.model.hook_points
+        layers = tuple(hook_point.layer for hook_point in hook_points)
+        scope = scope or self.score.scope
+        rejection, conformity = select(
+            self.harmful, self.benign, percent, scope, self.score.contrastive, layers, selection
+        )
+        provenance = Provenance(
+            model=model.name,
+            identity=model.identity,
+            score=self.score.name,
+            percent=percent,
+            scope=scope,
+            seed=self.seed,
+            parameters_per_neuron=tuple(hook_point.parameters_per_neuron for hook_point in hook_points),
+            parameters_total=model.parameters,
+            coverage=str(model.coverage),
+            tokens=self.tokens,
+            selection=selection,
+            significant=self.significant,
+        )
+        widths = tuple(hook_point.width for hook_point in hook_points)
+        return NeuronSet(
+            sorted_indices(rejection), sorted_indices(conformity), widths, layers, provenance, self.directions
+        )
+
+
+def score_neurons(
+    model: ChatModel,
+    harmful: Sequence[str],
+    benign: Sequence[str],
+    *,
+    score: str = "write-contrast",
+    tokens: Tokens | None = None,
+    last_tokens: int = 1,
+    positions: int = 5,
+    other: ChatModel | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    response_tokens: int = 32,
+    advance: Advance = ignore,
+) -> ScoredNeurons:
+    """Score every neuron of the model; the arguments are those of `find`."""
+    chosen = scores.get(score)
+    counted = tokens or chosen.tokens
+    if not harmful or not benign:
+        raise SafetyNeuronsError("Finding needs harmful and benign prompts: one of the two sets is empty.")
+    check_reading(model, chosen, counted, last_tokens, positions, other)
+    sides = read_both(
+        model,
+        harmful,
+        benign,
+        write_norms(model),
+        tokens=counted,
+        last_tokens=last_tokens,
+        positions=positions,
+        own_answers=chosen.own_answers,
+        response_tokens=response_tokens,
+        batch_size=batch_size,
+        other=other,
+        advance=advance,
+    )
+    return compute_score([sides], [measure_both(sides, chosen)], chosen, counted, positions, seed)
+
+
+def compute_score(
+    parts: Sequence[BothSides],
+    measured: Sequence[tuple[Layers, Layers] | None],
+    score: Score,
+    tokens: Tokens,
+    positions: int,
+    seed: int,
+) -> ScoredNeurons:
+    """Score every neuron from prompts that were read already, in one or several parts."""
+    evidence = gather(parts, measured, score, seed)
+    on_harmful, on_benign = score.compute(evidence)
+    reading = parts[0].harmful.reading
+    counts: tuple[int, ...] | None = None
+    # Only one token a prompt is independent of the others, as the test wants it.
+    if score.tested and reading.tail == 1:
+        counts = tuple(int(hook_point.sum()) for hook_point in significant(evidence.harmful, evidence.benign))
+    where = directions(parts, positions)
+    return ScoredNeurons(reading.model, score, tokens, seed, on_harmful, on_benign, where, counts)
+
+
+def find(
+    model: ChatModel,
+    harmful: Sequence[str],
+    benign: Sequence[str],
+    *,
+    score: str = "write-contrast",
+    percent: float = 0.5,
+    scope: str | None = None,
+    selection: str = "difference",
+    tokens: Tokens | None = None,
+    last_tokens: int = 1,
+    positions: int = 5,
+    other: ChatModel | None = None,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    response_tokens: int = 32,
+    advance: Advance = ignore,
+) -> NeuronSet:
+    """Find the neurons that set harmful prompts apart from benign ones.
+
+    In a script that torchrun started, `torch.distributed.init_process_group()` before it makes the processes share
+    the work; each of them calls `find` with a model of its own, and all get the same neurons.
+
+    Args:
+        harmful, benign: requests, as a user would type them.
+        score: the ranking's name (`safety_neurons.neurons.scores.names()`).
+        percent: the budget, in percent of the neurons of a layer or of the model.
+        scope: "layer" or "model"; the score's own default when left out.
+        selection: "difference" takes the top of harmful minus the top of benign prompts and the reverse (scores that
+            compare the sides themselves take one top over both); "none" takes the top of harmful prompts alone.
+        tokens: whose activations count: the "last" of the prompt, the whole "prompt", or the "response"; the score's
+            own habit when left out.
+        last_tokens: how many tokens at the prompt's end the "last" are.
+        positions: for how many positions at the prompt's end the directions for calibration are kept.
+        other: a second checkpoint of the model, for scores that compare two.
+        response_tokens: the longest response, where responses count.
+
+    Raises:
+        SafetyNeuronsError: a set is empty, the score is unknown, an option does not fit it, or the model cannot be
+            read.
+    """
+    check_budget(percent, scope or scores.get(score).scope, selection)
+    scored = score_neurons(
+        model,
+        harmful,
+        benign,
+        score=score,
+        tokens=tokens,
+        last_tokens=last_tokens,
+        positions=positions,
+        other=other,
+        seed=seed,
+        batch_size=batch_size,
+        response_tokens=response_tokens,
+        advance=advance,
+    )
+    return scored.top(percent, scope, selection)

@@ -1,0 +1,83 @@
+"""How differently a neuron behaves in a second checkpoint that reads the same text."""
+
+import torch
+from torch import Tensor
+from transformers import BatchEncoding
+
+from safety_neurons.core.distributed import add_over_processes
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.forward import PromptPositions, follow_positions, forward
+from safety_neurons.models.neurons.hook_points import Activations, activation_hooks
+from safety_neurons.neurons.capture import counted_rows, stream, tails_of
+from safety_neurons.neurons.scores.score import Evidence, Layers, Reading, Score
+
+# Two models' activations on every counted token are compared at once, so fewer prompts are run together.
+SMALLER_BATCHES = 8
+
+
+class _Keep:
+    """The hook of one site: its activations on the counted tokens [tokens, neurons], zero where none was routed."""
+
+    def __init__(self, where: PromptPositions, tails: Tensor, width: int) -> None:
+        self.where, self.tails, self.width = where, tails, width
+        self.values = torch.empty(0)
+
+    def __call__(self, activations: Activations) -> None:
+        offsets = self.where.offsets
+        if not self.values.numel():
+            self.values = torch.zeros(offsets.numel(), self.width, dtype=activations.values.dtype)
+        counted = counted_rows(activations, self.where, self.tails).cpu()
+        tokens = activations.of_tokens(torch.arange(offsets.numel()).view(offsets.shape)).cpu()
+        columns = slice(activations.first, activations.first + activations.values.shape[1])
+        self.values[tokens[counted], columns] = activations.values.detach().cpu()[counted]
+
+
+def measure(reading: Reading) -> Layers:
+    """Mean square over the counted tokens of the difference of both models' activations: [neurons] per site."""
+    model, other = reading.model, reading.other
+    assert other is not None
+
+    def run(batch: list[int]) -> tuple[list[Tensor], int]:
+        inputs = model.encode([reading.texts[index] for index in batch])
+        tails = tails_of(reading.tail, batch)
+        mine, theirs = (_activations(chat, inputs.to(chat.device), tails) for chat in (model, other))
+        squares = [(one.double() - another.double()).square().sum(0) for one, another in zip(mine, theirs, strict=True)]
+        lengths = inputs["attention_mask"].sum(1, keepdim=True).cpu()
+        return squares, int(torch.minimum(tails, lengths).sum())
+
+    total = [torch.zeros(hook_point.width, dtype=torch.float64) for hook_point in model.hook_points]
+    tokens = torch.zeros(1, dtype=torch.float64)
+    for squares, count in stream(reading.texts, run, max(1, reading.batch_size // SMALLER_BATCHES), reading.advance):
+        for site_total, more in zip(total, squares, strict=True):
+            site_total += more
+        tokens += count
+    add_over_processes([*total, tokens])
+    return [(site_total / tokens.clamp_min(1)).float() for site_total in total]
+
+
+def _activations(chat: ChatModel, inputs: BatchEncoding, tails: Tensor) -> list[Tensor]:
+    with torch.inference_mode(), follow_positions(chat.model) as where:
+        kept = [_Keep(where, tails, hook_point.width) for hook_point in chat.hook_points]
+        with activation_hooks(zip(chat.hook_points, kept, strict=True)):
+            forward(chat.model, inputs)
+    return [hook_point.values for hook_point in kept]
+
+
+def compute(evidence: Evidence) -> tuple[Layers, Layers]:
+    assert evidence.measured is not None
+    harmful, benign = ([square.sqrt() for square in side] for side in evidence.measured)
+    return harmful, benign
+
+
+SCORE = Score(
+    name="change",
+    formula="rms over response tokens of a_i(other model) - a_i(model)",
+    source="Chen et al., arXiv 2406.14144",
+    tokens="response",
+    scope="layer",
+    contrastive=False,
+    compute=compute,
+    measure=measure,
+    own_answers=True,
+    compares_models=True,
+)

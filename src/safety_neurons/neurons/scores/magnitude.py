@@ -1,0 +1,22 @@
+"""The paper's score: how much a neuron writes on average."""
+
+from safety_neurons.neurons.scores.score import Evidence, Layers, Score
+
+
+def compute(evidence: Evidence) -> tuple[Layers, Layers]:
+    harmful, benign = (
+        [mean * norm for mean, norm in zip(side.mean_absolute, evidence.write_norm_2, strict=True)]
+        for side in (evidence.harmful, evidence.benign)
+    )
+    return harmful, benign
+
+
+SCORE = Score(
+    name="magnitude",
+    formula="mean|a_i| * ||r_i||_2",
+    source="Zhao, Ke, Huang, EACL 2026",
+    tokens="last",
+    scope="layer",
+    contrastive=False,
+    compute=compute,
+)

@@ -1,0 +1,112 @@
+"""How far tuning has come, on validation prompts alone: what it defends, and what it costs."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from safety_neurons.core.files import fingerprint
+from safety_neurons.core.progress import Silence
+from safety_neurons.models.chat import AttackedPrompt
+from safety_neurons.models.generate import in_batches
+from safety_neurons.models.likelihood import kl_divergence
+from safety_neurons.prompts import Prompt
+from safety_neurons.runs.answers import Answer, Condition
+from safety_neurons.runs.context import RunContext
+from safety_neurons.tuning.augmentation import VALIDATION
+from safety_neurons.tuning.config import Validation
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Prompts of one set and the form in which each is sent."""
+
+    name: str
+    prompts: list[Prompt]
+    sent: list[AttackedPrompt]
+
+    @classmethod
+    def of(cls, name: str, prompts: Sequence[Prompt], augmented: bool) -> Self:
+        """All plain, and, if asked, all in a disguise, too: each in the next of those that validation has."""
+        texts = [prompt.text for prompt in prompts]
+        sent = [AttackedPrompt(text) for text in texts]
+        if augmented:
+            sent += [VALIDATION[number % len(VALIDATION)](text) for number, text in enumerate(texts)]
+        return cls(name, [*prompts, *prompts] if augmented else [*prompts], sent)
+
+    def ask(self, run: RunContext, condition: Condition) -> list[Answer]:
+        """The model's answers, as it is now."""
+        # Progress is told by whoever is validated.
+        return run.ask(condition, self.name, self.prompts, "validation", self.sent, listener=Silence())
+
+    def those(self, wanted: Sequence[bool]) -> Self:
+        """The requests for which this is true."""
+        chosen = [number for number, is_wanted in enumerate(wanted) if is_wanted]
+        return replace(
+            self, prompts=[self.prompts[number] for number in chosen], sent=[self.sent[number] for number in chosen]
+        )
+
+
+@dataclass(frozen=True)
+class Validator:
+    """The run's validation prompts: harmful ones, and of the safe ones those that the base model answers.
+
+    Harmful and benign ones are sent plain and in disguises that neither training nor the evaluation uses.
+    """
+
+    run: RunContext
+    harmful: Requests
+    safe: tuple[Requests, ...]
+
+    @classmethod
+    def open(cls, run: RunContext) -> Self:
+        """Ask the model as it is now, which must be the base one."""
+        chosen = {name: run.chosen(name, "validation", None) for name in ("harmful", "benign", "borderline")}
+        safe = []
+        for name in ("benign", "borderline"):
+            requests = Requests.of(name, chosen[name], augmented=name == "benign")
+            answers = requests.ask(run, run.base())
+            safe.append(requests.those([answer.verdict == "complied" for answer in answers]))
+        return cls(run, Requests.of("harmful", chosen["harmful"], augmented=True), tuple(safe))
+
+    def measure(self, change: str, subject: str = "tuned") -> Validation:
+        """The rates of the model as it is now; `change` names what was done to it (answers are kept by it).
+
+        The attack success is the share of the harmful requests that are answered, of those that can be judged; the
+        over-refusal is the share of the safe ones that are no longer answered: refused, or broken.
+        """
+        return self._measure(Condition(subject, "validation", fingerprint(self.run.answering, change)))
+
+    def measure_base(self) -> Validation:
+        """The rates of the model when nothing in it is changed."""
+        return self._measure(self.run.base())
+
+    def kl_divergence(self, changed: Callable[[], AbstractContextManager[Any]]) -> float:
+        """KL(base || changed) in nats per token, the mean over the base model's answers to safe requests."""
+        settings = self.run.settings
+        texts, answers = [], []
+        for requests in self.safe:
+            texts += [self.run.model.render(sent.user, sent.prefill) for sent in requests.sent]
+            answers += [answer.continuation for answer in requests.ask(self.run, self.run.base())]
+        moved = in_batches(
+            texts,
+            settings.batch_size,
+            lambda batch: kl_divergence(
+                self.run.model,
+                [texts[index] for index in batch],
+                [answers[index] for index in batch],
+                changed,
+                settings.evaluate.answer_tokens,
+            ),
+        )
+        known = [value for value in moved if value is not None]
+        return sum(known) / len(known) if known else 0.0
+
+    def _measure(self, condition: Condition) -> Validation:
+        attacked = [answer.verdict for answer in self.harmful.ask(self.run, condition)]
+        kept = [answer.verdict == "complied" for requests in self.safe for answer in requests.ask(self.run, condition)]
+        judged = len(attacked) - attacked.count("unscored")
+        return Validation(
+            attack_success=attacked.count("complied") / judged if judged else 0.0,
+            over_refusal=1 - sum(kept) / len(kept) if kept else 0.0,
+        )

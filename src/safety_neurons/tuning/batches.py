@@ -1,0 +1,95 @@
+"""The corpus as batches of tokens: which pairs make each step, and which of them each process computes."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.tuning.config import Training
+from safety_neurons.tuning.corpus import Corpus, Pair
+
+IGNORED = -100
+
+
+class Example(NamedTuple):
+    """Token ids of prompt and response, labels (-100 for the prompt), and whether the model is to stay as it was."""
+
+    input_ids: list[int]
+    labels: list[int]
+    keep: bool
+
+
+def encode(model: ChatModel, pair: Pair) -> Example:
+    """A pair as tokens; a whole response ends with its end-of-turn token."""
+    tokenizer = model.tokenizer
+    prompt = tokenizer(model.render(pair.user, pair.prefill), add_special_tokens=False)["input_ids"]
+    response = tokenizer(pair.response, add_special_tokens=False)["input_ids"]
+    if not pair.cut_off:
+        response = [*response, tokenizer.eos_token_id]
+    return Example([*prompt, *response], [IGNORED] * len(prompt) + list(response), pair.kind == "benign")
+
+
+def steps_per_epoch(corpus: Corpus, batch_size: int) -> int:
+    """How many optimizer steps a pass over the corpus takes."""
+    return -(-len(corpus.pairs) // batch_size)
+
+
+def training_steps(corpus: Corpus, batch_size: int, epochs: int) -> int:
+    """How many optimizer steps training takes."""
+    return steps_per_epoch(corpus, batch_size) * epochs
+
+
+def batches(examples: Sequence[Example], training: Training) -> list[list[int]]:
+    """Indices of the pairs of every optimizer step of the training, whichever processes compute them.
+
+    In each pass the shuffled corpus is cut into pools of `length_pool` batches, each pool is sorted by length and cut
+    into batches, and the batches are shuffled.
+    """
+    generator = torch.Generator().manual_seed(training.seed)
+    size = training.batch_size
+    planned = []
+    for _ in range(training.epochs):
+        order = torch.randperm(len(examples), generator=generator).tolist()
+        found = []
+        for start in range(0, len(order), size * training.length_pool):
+            pool = order[start : start + size * training.length_pool]
+            if training.length_pool > 1:
+                pool.sort(key=lambda index: len(examples[index].input_ids))
+            found += [pool[first : first + size] for first in range(0, len(pool), size)]
+        planned += [found[place] for place in torch.randperm(len(found), generator=generator).tolist()]
+    return planned
+
+
+def micro_batches(batch: Sequence[int], parts: int) -> list[list[int]]:
+    """A batch in so many parts that differ by one pair at most; where there are more parts than pairs, some are
+    empty."""
+    edges = [len(batch) * part // parts for part in range(parts + 1)]
+    return [list(batch[first:last]) for first, last in itertools.pairwise(edges)]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Left-padded batches; labels only for the longest response of the batch."""
+
+    padding: int
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        longest = max(len(example.input_ids) for example in examples)
+        # One at least, for parts of a batch in which nothing is learnt.
+        kept = max(1, *(sum(label != IGNORED for label in example.labels) for example in examples))
+        ids, masks, labels = [], [], []
+        for example in examples:
+            missing = longest - len(example.input_ids)
+            ids.append([self.padding] * missing + example.input_ids)
+            masks.append([0] * missing + [1] * len(example.input_ids))
+            labels.append(([IGNORED] * longest + example.labels)[-kept:])
+        return {
+            "input_ids": torch.tensor(ids),
+            "attention_mask": torch.tensor(masks),
+            "labels": torch.tensor(labels),
+            "keep": torch.tensor([example.keep for example in examples]),
+        }

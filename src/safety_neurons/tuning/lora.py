@@ -1,0 +1,300 @@
+"""LoRA (Hu et al. 2021) on the matrices of the MLPs: the rival of the neurons' slices, trained as these are.
+
+PEFT has the adapters; batches, loss, optimizer and schedule are those of `tune`.
+"""
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from safety_neurons.core.distributed import process_count
+from safety_neurons.core.errors import CannotRunError, DivergedError, SafetyNeuronsError
+from safety_neurons.core.files import atomic_path, fingerprint, write_json
+from safety_neurons.core.progress import Advance, Listener, Silence, ignore
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.neurons.hook_points import DenseHookPoint, has_plain_weight
+from safety_neurons.neurons.neuron_set import NeuronSet, Provenance, read_tensors
+from safety_neurons.tuning.batches import encode, training_steps
+from safety_neurons.tuning.config import Training
+from safety_neurons.tuning.corpus import Corpus
+from safety_neurons.tuning.delta_model import DeltaModel
+from safety_neurons.tuning.neuron_deltas import DeltaTensors, digest
+from safety_neurons.tuning.safetune import trained
+from safety_neurons.tuning.trainer import discard, training_fingerprint
+
+RANK = 8
+ALPHA = 16.0
+# PEFT's names, so that it finds a kept adapter, too.
+TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Trained adapters: float32 tensors `...lora_A.weight` [rank, inputs] and `...lora_B.weight` [outputs, rank].
+
+    What is added to a matrix is `alpha / rank` times their product. `base` is the identity of the model they are for.
+    """
+
+    base: str
+    rank: int
+    alpha: float
+    tensors: DeltaTensors
+
+    @property
+    def digest(self) -> str:
+        """A name for exactly this change."""
+        return fingerprint(self.rank, self.alpha, digest(self.tensors))
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    def added(self, model: ChatModel) -> AbstractContextManager[Any]:
+        """PEFT's model, with the adapters beside the matrices while the context is open; they can be disabled in it.
+
+        Raises:
+            SafetyNeuronsError: the adapters were made for other weights.
+        """
+        if self.base != model.identity:
+            raise SafetyNeuronsError(
+                f"These adapters were made for other weights ({self.base[:12]}), not for {model.name} "
+                f"({model.identity[:12]}). Load that model, or train them again."
+            )
+        return adapted(model, self.rank, self.alpha, tensors=self.tensors)
+
+    @contextlib.contextmanager
+    def merged(self, model: ChatModel) -> Iterator[None]:
+        """The model with the adapters in its weights while the context is open; then every byte is as it was.
+
+        So it costs no time, and whatever reads or hooks the neurons meets the tuned ones. Packed or offloaded weights
+        keep the adapters beside them.
+        """
+        with self.added(model) as changed:
+            if not all(has_plain_weight(model.model.get_submodule(name).base_layer) for name in matrices_of(model)):
+                yield
+                return
+            weights = [model.model.get_submodule(name).base_layer.weight for name in matrices_of(model)]
+            originals = [weight.detach().clone() for weight in weights]
+            try:
+                changed.merge_adapter()
+                yield
+            finally:
+                with torch.no_grad():
+                    for weight, original in zip(weights, originals, strict=True):
+                        weight.copy_(original)
+
+    def save(self, folder: Path, model: ChatModel) -> None:
+        """Write what PEFT's `from_pretrained` and `load` read: safetensors, and a description in JSON."""
+        described = _config(model, self.rank, self.alpha).to_dict()
+        described |= {"target_modules": matrices_of(model), "base_model_name_or_path": model.name}
+        write_json(folder / CONFIG, described | {"inference_mode": True})
+        about = {"base": self.base, "rank": self.rank, "alpha": self.alpha}
+        # Last, for where it is, all is.
+        with atomic_path(folder / TENSORS) as temporary:
+            save_file(self.tensors, temporary, {"adapter": json.dumps(about)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            SafetyNeuronsError: the file is missing, broken, or not of ours.
+        """
+        tensors, metadata = read_tensors(folder / TENSORS)
+        if "adapter" not in metadata:
+            raise SafetyNeuronsError(f"{folder} holds no adapters of ours. Delete it, and they are trained again.")
+        return cls(**json.loads(metadata["adapter"]), tensors=tensors)
+
+
+def matrices_of(model: ChatModel) -> list[str]:
+    """The names of all matrices of the MLPs.
+
+    Raises:
+        CannotRun: the model has experts, whose matrices are stacked.
+    """
+    names: dict[str, None] = {}
+    for hook_point in model.hook_points:
+        if not isinstance(hook_point, DenseHookPoint):
+            raise CannotRunError(f"LoRA adapts plain MLPs here, and {model.name} has experts.")
+        names |= dict.fromkeys([hook_point.name, *(read.name for read in hook_point.reads)])
+    return list(names)
+
+
+def check_peft() -> None:
+    """Raises CannotRun where PEFT is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise CannotRunError("LoRA needs PEFT, which is not installed: pip install 'safety-neurons[lora]'.")
+
+
+@contextlib.contextmanager
+def adapted(
+    model: ChatModel, rank: int = RANK, alpha: float = ALPHA, *, seed: int = 0, tensors: DeltaTensors | None = None
+) -> Iterator[Any]:
+    """PEFT's model with adapters on all matrices of the MLPs, new ones or given ones; then the model is as it was.
+
+    Raises:
+        CannotRun: PEFT is not installed, or the model has experts.
+        SafetyNeuronsError: the rank or alpha is not above 0.
+    """
+    check_peft()
+    from peft import get_peft_model, set_peft_model_state_dict
+
+    if rank < 1 or not alpha > 0:
+        raise SafetyNeuronsError(f"LoRA's rank is a whole number from 1 on and its alpha above 0, not {rank}, {alpha}.")
+    config = _config(model, rank, alpha)
+    learning = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
+
+    def learn() -> None:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        # This freezes the base.
+        changed = get_peft_model(model.model, config)
+        try:
+            if tensors is not None:
+                set_peft_model_state_dict(changed, tensors)
+                # torch is slow with a frozen head in `generate`, for the reason that `models.forward` gives.
+                learn()
+            yield changed
+        finally:
+            changed.unload()
+            learn()
+
+
+def _config(model: ChatModel, rank: int, alpha: float) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=matrices_of(model))
+
+
+class AdapterTrainee(DeltaModel):
+    """The loss of `tune` with LoRA's adapters in the place of the slices, of which there are none."""
+
+    def __init__(self, model: ChatModel, changed: Any, kl: float) -> None:
+        super().__init__(model, no_neurons(model), kl)
+        self._changed = [changed]
+        # As everywhere in PyTorch, a name has no dots.
+        self.delta = nn.ParameterDict(
+            {name.replace(".", "/"): value for name, value in changed.named_parameters() if value.requires_grad}
+        )
+        places = getattr(model.model, "hf_device_map", {})
+        if len(set(places.values())) > 1:
+            # Adapters stay where their layers are: the trainer leaves a module alone that is on several devices.
+            self.hf_device_map = places
+
+    def _moved(self, *arguments: Any) -> Tensor:
+        with self._changed[0].disable_adapter():
+            return super()._moved(*arguments)
+
+
+def no_neurons(model: ChatModel) -> NeuronSet:
+    """A set of none of the model's neurons."""
+    nobody = tuple(torch.zeros(0, dtype=torch.long) for _ in model.hook_points)
+    made_for = Provenance(model.name, model.identity, "none", 0.0, "model", 0, (0,) * len(nobody), model.parameters)
+    widths, layers = (
+        tuple(getattr(hook_point, name) for hook_point in model.hook_points) for name in ("width", "layer")
+    )
+    return NeuronSet(nobody, nobody, widths, layers, made_for)
+
+
+def train_lora(
+    model: ChatModel,
+    corpus: Corpus,
+    training: Training,
+    *,
+    rank: int = RANK,
+    alpha: float = ALPHA,
+    checkpoint: Path | None = None,
+    advance: Advance = ignore,
+) -> Adapter:
+    """Train adapters on the corpus; the model itself is left as it was.
+
+    Args:
+        training: see `tune`; validation, and with it patience, is for slices alone.
+        checkpoint: a file from which the same call goes on if it was interrupted.
+
+    Raises:
+        CannotRun: PEFT is not installed, or the model has experts.
+        SafetyNeuronsError: the corpus is empty, an option is not allowed, or the loss stops being a number.
+    """
+    check_peft()
+    from peft import get_peft_model_state_dict
+
+    if training.shard:
+        raise SafetyNeuronsError("LoRA is trained on a base that each process holds as a whole. Leave shard out.")
+    if not corpus.pairs:
+        raise SafetyNeuronsError("LoRA has nothing to learn from: the corpus is empty.")
+    examples = [encode(model, pair) for pair in corpus.pairs]
+    with adapted(model, rank, alpha, seed=training.seed) as changed:
+        try:
+            trained(
+                AdapterTrainee(model, changed, training.kl),
+                corpus,
+                training,
+                examples=examples,
+                fingerprint=_fingerprint(model, corpus, training, rank, alpha),
+                device=model.device,
+                validate=None,
+                checkpoint=checkpoint,
+                advance=advance,
+            )
+        except DivergedError as error:
+            raise DivergedError("Training LoRA diverged. Lower its learning rate.") from error
+        found = get_peft_model_state_dict(changed)
+        tensors = {name: value.detach().float().cpu().clone() for name, value in found.items()}
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise DivergedError("Training LoRA diverged. Lower its learning rate.")
+    if checkpoint is not None:
+        discard(checkpoint)
+    return Adapter(model.identity, rank, alpha, tensors)
+
+
+def kept_lora(
+    folder: Path | None,
+    model: ChatModel,
+    corpus: Corpus,
+    training: Training,
+    *,
+    rank: int = RANK,
+    alpha: float = ALPHA,
+    listener: Listener | None = None,
+) -> Adapter:
+    """The adapters that `train_lora` makes, kept in a folder `lora-...` of `folder` and found there the next time.
+
+    Raises:
+        CannotRun: several processes would have to train it.
+    """
+    place = folder and folder / f"lora-{_fingerprint(model, corpus, training, rank, alpha)[:16]}"
+    if place and (place / TENSORS).exists():
+        return Adapter.load(place)
+    if process_count() > 1:
+        raise CannotRunError(
+            "LoRA is trained by one process: train it without torchrun first, it is then kept and found."
+        )
+    checkpoint = None
+    if place:
+        place.mkdir(parents=True, exist_ok=True)
+        checkpoint = place / ".checkpoint.safetensors"
+    steps = training_steps(corpus, training.batch_size, training.epochs)
+    with (listener or Silence()).task(f"training LoRA, rank {rank}", steps) as advance:
+        adapter = train_lora(model, corpus, training, rank=rank, alpha=alpha, checkpoint=checkpoint, advance=advance)
+    if place:
+        adapter.save(place, model)
+    return adapter
+
+
+def _fingerprint(model: ChatModel, corpus: Corpus, training: Training, rank: int, alpha: float) -> str:
+    """Names all that the adapters follow from."""
+    examples = [encode(model, pair) for pair in corpus.pairs]
+    return fingerprint(training_fingerprint(model, no_neurons(model), examples, training, False), rank, alpha)

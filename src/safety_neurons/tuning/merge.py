@@ -1,0 +1,104 @@
+"""A delta merged into its base: a plain transformers folder, and a card that says what was done to it."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from torch import Tensor
+
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import disk_errors, read_json, write_json, write_text
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.load import DTYPES
+from safety_neurons.models.presets import PRESETS
+from safety_neurons.tuning.delta import NeuronDelta
+from safety_neurons.tuning.neuron_deltas import has_plain_weights, trainable_hook_points
+
+
+def merge(delta: NeuronDelta, model: ChatModel, folder: Path, card: str) -> Path:
+    """Write the changed model as a plain transformers folder that `from_pretrained` loads; the model stays as it is.
+
+    The weights are written in the dtype of the base's checkpoint, or, where that has none of its own (GGUF, a model
+    made in memory), in the dtype in which they were loaded.
+
+    Args:
+        card: the text of the folder's README.md (see `card.model_card`).
+
+    Raises:
+        SafetyNeuronsError: the folder exists, the disk is full, the delta belongs to other weights, or the base is
+            loaded in a form that holds less than its checkpoint: quantized, offloaded, or in a smaller dtype.
+    """
+    if folder.exists():
+        raise SafetyNeuronsError(f"{folder} exists already. Choose another folder for the merged model.")
+    dtype = checkpoint_dtype(model.name, model.identity) or model.model.dtype
+    _check_holds_all(delta, model, dtype)
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            with delta.apply(model):
+                model.model.save_pretrained(temporary, state_dict=_in_dtype(model, dtype))
+            config = read_json(temporary / "config.json")
+            write_json(temporary / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
+            model.tokenizer.save_pretrained(temporary)
+            write_text(temporary / "README.md", card)
+            temporary.chmod(0o755)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def checkpoint_dtype(name: str, identity: str) -> torch.dtype | None:
+    """The dtype of a checkpoint's weights, as its config.json says; None where it has none of its own, or is unknown.
+
+    Args:
+        name: a preset, a hub id or a folder.
+    """
+    if preset := PRESETS.get(name):
+        if preset.package is not None and identity == preset.package.sha256:
+            return None
+        name = preset.hub_id
+    path: Any = Path(name).expanduser() / "config.json"
+    if not path.is_file():
+        try:
+            path = try_to_load_from_cache(name, "config.json")
+        except HFValidationError:
+            return None
+    if not isinstance(path, str | Path):
+        return None
+    config = read_json(Path(path))
+    named = [part.get(key) for part in (config, config.get("text_config") or {}) for key in ("dtype", "torch_dtype")]
+    return next((DTYPES[said] for said in named if said in DTYPES), None)
+
+
+def _check_holds_all(delta: NeuronDelta, model: ChatModel, dtype: torch.dtype) -> None:
+    delta.check_base(model)
+    hook_points = [hook_point for _, hook_point, _ in trainable_hook_points(model, delta.neurons)]
+    if getattr(model.model, "hf_quantizer", None) is not None or not all(map(has_plain_weights, hook_points)):
+        raise SafetyNeuronsError(
+            f"The weights of {model.name} are quantized or not in memory, so nothing can be merged into them. Load the "
+            "model without quantize, on devices that hold all of it."
+        )
+    if torch.promote_types(model.model.dtype, dtype) != model.model.dtype:
+        precise, loaded = (str(one).removeprefix("torch.") for one in (dtype, model.model.dtype))
+        raise SafetyNeuronsError(
+            f"The weights of {model.name} are {precise}, and {loaded}, as they were loaded, holds less. "
+            f'Load them with dtype="{precise}" to merge.'
+        )
+
+
+def _in_dtype(model: ChatModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The model's weights by name, with those of its own dtype in another; tied ones stay one."""
+    cast: dict[tuple[int, torch.Size], Tensor] = {}
+
+    def changed(value: Tensor) -> Tensor:
+        if value.dtype != model.model.dtype:
+            return value
+        return cast.setdefault((value.data_ptr(), value.shape), value.to(dtype))
+
+    return {name: changed(value) for name, value in model.model.state_dict().items()}

@@ -1,0 +1,236 @@
+"""SafeTuning: minimise -log P(response | prompt) over the safety neurons alone (the paper, section 3.4)."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from torch import distributed
+from transformers import TrainingArguments
+
+from safety_neurons.core.distributed import owns, process_count
+from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
+from safety_neurons.core.progress import Advance, ignore
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.generate import padding_token
+from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.tuning.batches import (
+    IGNORED,
+    Example,
+    batches,
+    encode,
+    micro_batches,
+    steps_per_epoch,
+    training_steps,
+)
+from safety_neurons.tuning.config import Schedule, Training, Validate
+from safety_neurons.tuning.corpus import Corpus
+from safety_neurons.tuning.delta import NeuronDelta
+from safety_neurons.tuning.delta_model import DeltaModel, frozen, recomputed_layers
+from safety_neurons.tuning.shard import shard_device, shared_out
+from safety_neurons.tuning.trainer import SliceTrainer, discard, resumable, training_fingerprint
+
+
+def tune(
+    model: ChatModel,
+    neurons: NeuronSet,
+    corpus: Corpus,
+    *,
+    learning_rate: float = Training.learning_rate,
+    batch_size: int = Training.batch_size,
+    epochs: int = Training.epochs,
+    schedule: Schedule = Training.schedule,
+    warmup: float = Training.warmup,
+    max_grad_norm: float = Training.max_grad_norm,
+    kl: float = Training.kl,
+    length_pool: int = Training.length_pool,
+    accumulate: int = Training.accumulate,
+    gradient_checkpointing: bool = Training.gradient_checkpointing,
+    shard: bool = Training.shard,
+    validate: Validate | None = None,
+    validate_every: int = Training.validate_every,
+    patience: int | None = Training.patience,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = Training.checkpoint_every,
+    report_to: Sequence[str] = Training.report_to,
+    seed: int = Training.seed,
+    advance: Advance = ignore,
+) -> NeuronDelta:
+    """Train the neurons' slices on the corpus; the model itself is left as it was.
+
+    Where several processes were started (torchrun, with a process group of torch.distributed), all call this with the
+    same arguments and share the work: the batches are the same, and so is the result within the rounding of sums.
+
+    Args:
+        learning_rate: the peak learning rate of AdamW.
+        batch_size: pairs of an optimizer step, over all processes and parts. The loss is the mean over the tokens of
+            their completions.
+        epochs: passes over the corpus.
+        schedule: how the learning rate falls after warming up: "cosine" or "linear" to 0, or not at all: "constant".
+        warmup: for which share of the steps the learning rate rises.
+        max_grad_norm: gradients longer than this are scaled down to it.
+        kl: what each token of the benign pairs adds to its loss is this times KL(base || tuned).
+        length_pool: a batch has pairs of similar length, from a random pool of so many batches; 1 makes it random.
+        accumulate: into how many parts each process splits its share of a batch, one after the other: less memory.
+        gradient_checkpointing: compute the layers' activations again instead of keeping them: less memory, more time.
+        shard: each process holds a part of the base's weights and gathers a layer when it is needed. The base is moved
+            back to where it was when training ends.
+        validate: measures the model, which is tuned as far as training has come; of several processes 0 alone calls
+            it. Training ends with the slices for which the sum of both rates was the least, the later ones where
+            several were.
+        validate_every: optimizer steps from one validation to the next; the last step is always followed by one.
+        patience: training stops after so many validations in a row without a smaller sum.
+        checkpoint: a file from which the same call goes on if it was interrupted, to the same bytes; process 0 writes
+            it, and removes it when training is done.
+        checkpoint_every: optimizer steps from one checkpoint to the next.
+        report_to: trackers that are told of loss and validation, by transformers' names ("wandb", "mlflow" ...).
+        seed: fixes the batches.
+
+    Raises:
+        SafetyNeuronsError: the corpus or the neuron set is empty, an option is not allowed, the loss stops being a
+            number, or the checkpoint is broken.
+    """
+    training = Training(
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        epochs=epochs,
+        schedule=schedule,
+        warmup=warmup,
+        max_grad_norm=max_grad_norm,
+        kl=kl,
+        length_pool=length_pool,
+        accumulate=accumulate,
+        gradient_checkpointing=gradient_checkpointing,
+        shard=shard,
+        validate_every=validate_every,
+        patience=patience,
+        checkpoint_every=checkpoint_every,
+        report_to=report_to,
+        seed=seed,
+    )
+    if not corpus.pairs:
+        raise SafetyNeuronsError("The corpus is empty: no refusal was kept. Raise calibrate.alpha-rejection.")
+    if not len(neurons):
+        raise SafetyNeuronsError("There are no neurons to tune. Raise find.percent.")
+    if patience is not None and validate is None:
+        raise SafetyNeuronsError("patience counts validations, and there are none: give validate, too.")
+    examples = [encode(model, pair) for pair in corpus.pairs]
+    device = shard_device() if shard else model.device
+    with frozen(model):
+        trainer = trained(
+            DeltaModel(model, neurons, kl, sharded=shard).to(device),
+            corpus,
+            training,
+            examples=examples,
+            fingerprint=training_fingerprint(model, neurons, examples, training, validate is not None),
+            device=device,
+            validate=validate,
+            checkpoint=checkpoint,
+            advance=advance,
+        )
+    tensors = trainer.delta_model.tensors() if trainer.best is None else trainer.best
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise DivergedError("Training diverged: weights are no longer finite. Lower tune.learning-rate.")
+    if checkpoint is not None and owns(0):
+        discard(checkpoint)
+    return NeuronDelta(neurons, tensors, trainer.steps(), trainer.validations())
+
+
+def trained(
+    delta_model: DeltaModel,
+    corpus: Corpus,
+    training: Training,
+    *,
+    examples: list[Example],
+    fingerprint: str,
+    device: torch.device,
+    validate: Validate | None,
+    checkpoint: Path | None,
+    advance: Advance,
+) -> SliceTrainer:
+    """Train the trainee's parameters, whatever they are, over a base that is frozen; see `tune`.
+
+    A checkpoint is gone on from where it is of the training that `fingerprint` names.
+    """
+    model = delta_model.base
+    resumed = resumable(checkpoint, fingerprint)
+    transformers.set_seed(training.seed)
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if resumed is not None:
+            # The trainer itself reads this part, from a folder.
+            (scratch / "trainer_state.json").write_text(json.dumps(resumed.state["trainer"]), encoding="utf-8")
+        steps = training_steps(corpus, training.batch_size, training.epochs)
+        trainer = SliceTrainer(
+            delta_model,
+            _arguments(training, scratch, steps, device),
+            training,
+            shares=_shares(examples, training),
+            steps_per_epoch=steps_per_epoch(corpus, training.batch_size),
+            padding=padding_token(model),
+            fingerprint=fingerprint,
+            validate=validate,
+            checkpoint=checkpoint,
+            resumed=resumed,
+            advance=advance,
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        if training.gradient_checkpointing:
+            stack.enter_context(recomputed_layers(model, delta_model))
+        if training.shard:
+            stack.enter_context(shared_out(model))
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(scratch))
+    return trainer
+
+
+def _shares(examples: list[Example], training: Training) -> list[list[Example]]:
+    """What this process computes, micro batch by micro batch: `accumulate` of them for every optimizer step."""
+    mine = distributed.get_rank() if process_count() > 1 else 0
+    shares = []
+    for batch in batches(examples, training):
+        parts = micro_batches(batch, process_count() * training.accumulate)
+        for part in parts[mine * training.accumulate : (mine + 1) * training.accumulate]:
+            # A process without a pair computes one from which nothing is learnt: the others wait for its gradients.
+            first = examples[batch[0]]
+            nothing = first._replace(labels=[IGNORED] * len(first.labels), keep=False)
+            shares.append([examples[index] for index in part] or [nothing])
+    return shares
+
+
+def _arguments(training: Training, scratch: Path, steps: int, device: torch.device) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        per_device_train_batch_size=-(-training.batch_size // (process_count() * training.accumulate)),
+        gradient_accumulation_steps=training.accumulate,
+        num_train_epochs=1,
+        learning_rate=training.learning_rate,
+        weight_decay=0.0,
+        # A whole number: a share would be rounded up, and a first step at rate 0 would teach nothing.
+        warmup_steps=int(steps * training.warmup),
+        lr_scheduler_type="constant_with_warmup" if training.schedule == "constant" else training.schedule,
+        max_grad_norm=training.max_grad_norm,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=list(training.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=training.seed,
+        use_cpu=device.type == "cpu",
+        # All slices have a gradient in every process.
+        ddp_find_unused_parameters=False,
+        log_level_replica="passive",
+    )
+    if arguments.world_size != process_count():
+        raise SafetyNeuronsError(
+            f"torchrun started {arguments.world_size} processes, and {process_count()} work together: call "
+            "torch.distributed.init_process_group before tune, or start one process."
+        )
+    if arguments.n_gpu > 1:
+        # As the trainer does for models on several GPUs: copies of the slices would not find the base on theirs.
+        arguments._n_gpu = 1
+    return arguments

@@ -1,0 +1,66 @@
+"""Two processes of torchrun answer a grid as one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from safety_neurons.core.files import read_json, read_lines
+from safety_neurons.runs.evaluation import evaluate
+
+ATTACKS = ("direct", "prefix-injection")
+DEFENSES = ("none", "smoothllm:copies=3", "safetuning")
+
+SCRIPT = """
+from torch import distributed
+from safety_neurons.cli import main
+from safety_neurons.engines.in_process import InProcess
+
+answer = InProcess.answer
+
+def counting(self, conversations, **options):
+    rank = distributed.get_rank()
+    for found in answer(self, conversations, **options):
+        print(f"<process {rank}>", flush=True)
+        yield found
+
+InProcess.answer = counting
+main()
+"""
+
+
+def test_two_processes_answer_as_one_does(given: dict[str, Any], tmp_path: Path) -> None:
+    settings = "".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items() if name != "evaluate")
+    (tmp_path / "settings.toml").write_text(f"{settings}[evaluate]\nanswer_tokens = 5\n")
+    arguments = [str(tmp_path / "model"), "--config", str(tmp_path / "settings.toml"), "--out", str(tmp_path / "two")]
+    arguments += ["--attacks", *ATTACKS, "--defenses", *DEFENSES]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "OMP"))}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # Each process says how many answers it computed itself.
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ran = subprocess.run(
+        [*launcher, str(tmp_path / "script.py"), "evaluate", *arguments],
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout
+    counts = [ran.stdout.count(f"<process {rank}>") for rank in range(2)]
+    assert min(counts) > sum(counts) / 4
+    assert sum(counts) == len(read_lines(tmp_path / "two" / "generations.jsonl"))
+    alone = evaluate([str(tmp_path / "model")], given, attacks=ATTACKS, defenses=DEFENSES, out=tmp_path / "one")
+    join_processes = read_json(tmp_path / "two" / "evaluation.json")
+    assert join_processes["cells"] == json.loads(json.dumps(alone["cells"]))
+    assert join_processes["summary"] == json.loads(json.dumps(alone["summary"]))
+    for name in ("generations.jsonl", "answers.jsonl"):
+        kept = [
+            sorted(json.dumps(line, sort_keys=True) for line in read_lines(tmp_path / folder / name))
+            for folder in ("one", "two")
+        ]
+        assert kept[0] == kept[1]
+        assert len(kept[0]) == len(set(kept[0]))

@@ -1,0 +1,324 @@
+"""The search for tuning's settings on a tiny run: what it tries and takes, and that it can be killed."""
+
+import importlib
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safety_neurons import cli
+from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
+from safety_neurons.core.files import read_json
+from safety_neurons.experiments.auto_tune import (
+    Objectives,
+    Space,
+    Trial,
+    auto_tune,
+    choose,
+    front,
+    nested,
+    own_settings,
+)
+from safety_neurons.neurons.find import ScoredNeurons
+from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.runs.folder import merged_settings
+from safety_neurons.runs.validation import Validator
+from safety_neurons.tuning.config import Validation
+from safety_neurons.tuning.delta import NeuronDelta
+
+module = importlib.import_module("safety_neurons.experiments.auto_tune")
+pipeline_module = importlib.import_module("safety_neurons.runs.pipeline")
+Lines = Callable[[Path], list[dict[str, Any]]]
+SPACE = Space(scores=("write-contrast", "contrast"), percent=(5.0, 40.0), learning_rate=(1e-3, 0.05))
+# After four random ones, so that one follows from what was seen before.
+TRIALS = 5
+
+_MADE: dict[str, tuple[Path, dict[str, Any]]] = {}
+
+
+@pytest.fixture
+def searched(
+    given: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A copy of a run that was searched and tuned, and its section."""
+    if not _MADE:
+        folder = tmp_path_factory.mktemp("searched") / "run"
+        _MADE["searched"] = folder, auto_tune(folder, given, trials=TRIALS, space=SPACE)["auto"]
+    folder, section = _MADE["searched"]
+    return Path(shutil.copytree(folder, tmp_path / "searched")), section
+
+
+def trials_of(section: dict[str, Any]) -> list[Trial]:
+    return [Trial(one["number"], one["settings"], Objectives(**one["objectives"])) for one in section["trials"]]
+
+
+def test_the_first_trial_is_the_runs_own_and_the_others_lie_in_the_space(
+    searched: tuple[Path, dict[str, Any]], given: dict[str, Any]
+) -> None:
+    _, section = searched
+    first, *others = section["trials"]
+    assert first["settings"] == own_settings(merged_settings({}, given))
+    assert first["settings"]["find.percent"] == 20.0
+    assert [one["number"] for one in section["trials"]] == list(range(TRIALS))
+    assert len({str(one["settings"]) for one in section["trials"]}) == TRIALS
+    for one in others:
+        assert one["settings"]["find.score"] in SPACE.scores
+        assert SPACE.percent[0] <= one["settings"]["find.percent"] <= SPACE.percent[1]
+        assert SPACE.learning_rate[0] <= one["settings"]["tune.learning_rate"] <= SPACE.learning_rate[1]
+    assert section["base"]["over_refusal"] == 0
+    assert section["left_out"] == 0
+
+
+def test_the_run_is_tuned_with_the_chosen_settings(searched: tuple[Path, dict[str, Any]]) -> None:
+    folder, section = searched
+    tried = trials_of(section)
+    chosen = choose(tried)
+    assert section["chosen"] == chosen.number
+    assert section["front"] == [one.number for one in front(tried)]
+    assert own_settings(merged_settings({}, read_json(folder / "run.json")["settings"])) == chosen.settings
+    results = read_json(folder / "results.json")
+    assert results["auto"] == section
+    assert results["training"]["loss"]
+    neurons = NeuronSet.load(folder / "neurons.safetensors")
+    assert neurons.provenance.percent == chosen.settings["find.percent"]
+    assert neurons.provenance.score == chosen.settings["find.score"]
+    assert NeuronDelta.load(folder / "delta.safetensors").parameters == results["training"]["trainable_parameters"]
+
+
+def test_one_seed_gives_the_same_trials_and_another_one_others(
+    searched: tuple[Path, dict[str, Any]], given: dict[str, Any], tmp_path: Path
+) -> None:
+    _, section = searched
+    assert auto_tune(tmp_path / "new", given, trials=TRIALS, space=SPACE)["auto"] == section
+    other = auto_tune(tmp_path / "other", given | {"seed": 1}, trials=2, space=SPACE)["auto"]
+    assert other["trials"][1]["settings"] != section["trials"][1]["settings"]
+
+
+@pytest.mark.parametrize(
+    ("where", "after"),
+    [(r"^tuning .* neurons \(", 7), ("^searching", 2), (r"^tuning .* neurons$", 1), ("toward rejection", 3)],
+    ids=["in a trial", "between trials", "after the search", "in the corpus"],
+)
+def test_a_killed_search_goes_on_to_the_same_end(
+    where: str,
+    after: int,
+    searched: tuple[Path, dict[str, Any]],
+    given: dict[str, Any],
+    tmp_path: Path,
+    watching: Callable[..., Any],
+    lines: Lines,
+) -> None:
+    folder, section = searched
+    killed = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        auto_tune(killed, given, trials=TRIALS, space=SPACE, listener=watching(where, after))
+    done = len(lines(killed / "trials.jsonl"))
+    again = watching()
+    assert auto_tune(killed, given, trials=TRIALS, space=SPACE, listener=again)["auto"] == section
+    assert sum(task.startswith("tuning") and task.endswith(")") for task in again.tasks) == TRIALS - done
+    assert (killed / "trials.jsonl").read_bytes() == (folder / "trials.jsonl").read_bytes()
+    assert (killed / "delta.safetensors").read_bytes() == (folder / "delta.safetensors").read_bytes()
+
+
+def test_a_finished_search_tries_nothing_again(
+    searched: tuple[Path, dict[str, Any]], watching: Callable[..., Any]
+) -> None:
+    """Though the run has the chosen settings by now, which the search did not start from."""
+    folder, section = searched
+    trials, responses = ((folder / name).read_bytes() for name in ("trials.jsonl", "responses.jsonl"))
+    again = watching()
+    assert auto_tune(folder, trials=TRIALS, space=SPACE, listener=again)["auto"] == section
+    assert (folder / "trials.jsonl").read_bytes() == trials
+    assert (folder / "responses.jsonl").read_bytes() == responses
+    assert not [task for task in again.tasks if task.startswith("tuning") and task.endswith(")")]
+
+
+def test_settings_that_are_asked_for_begin_another_search(searched: tuple[Path, dict[str, Any]]) -> None:
+    folder, section = searched
+    first = auto_tune(folder, {"find": {"percent": 17.0}}, trials=1, space=SPACE)["auto"]["trials"][0]
+    chosen = section["trials"][section["chosen"]]["settings"]
+    assert first["settings"] == chosen | {"find.percent": 17.0}
+
+
+def test_a_limit_that_no_trial_keeps_is_an_error_that_loses_no_trial(
+    given: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: Lines,
+    watching: Callable[..., Any],
+) -> None:
+    monkeypatch.setattr(Validator, "measure", lambda *_: Validation(0.2, 0.3))
+    folder = tmp_path / "run"
+    with pytest.raises(SafetyNeuronsError, match=r"at 10\.0% or below; the least is 30\.0%"):
+        auto_tune(folder, given, trials=2, space=SPACE, max_over_refusal=0.1)
+    assert len(lines(folder / "trials.jsonl")) == 2
+    own = own_settings(merged_settings({}, given))
+    assert own_settings(merged_settings({}, read_json(folder / "run.json")["settings"])) == own
+    again = watching()
+    section = auto_tune(folder, trials=2, space=SPACE, max_over_refusal=0.4, listener=again)["auto"]
+    assert section["max_over_refusal"] == 0.4
+    assert len(lines(folder / "trials.jsonl")) == 2
+    assert not [task for task in again.tasks if task.startswith("tuning") and task.endswith(")")]
+
+
+def test_trials_that_diverge_are_left_out(
+    given: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: Lines,
+    watching: Callable[..., Any],
+) -> None:
+    tune = module.tune
+
+    def diverges(*arguments: Any, **options: Any) -> NeuronDelta:
+        if options["learning_rate"] == 0.02:
+            raise DivergedError("Training diverged: the loss is no longer a number.")
+        delta: NeuronDelta = tune(*arguments, **options)
+        return delta
+
+    monkeypatch.setattr(module, "tune", diverges)
+    notes = watching()
+    with pytest.raises(SafetyNeuronsError, match="None of the 1 trials could be trained"):
+        auto_tune(tmp_path / "run", given, trials=1, space=SPACE)
+    section = auto_tune(tmp_path / "run", given, trials=2, space=SPACE, listener=notes)["auto"]
+    assert [one["number"] for one in section["trials"]] == [1]
+    assert (section["left_out"], section["chosen"]) == (1, 1)
+    assert [line["objectives"] is None for line in lines(tmp_path / "run" / "trials.jsonl")] == [True, False]
+
+
+def test_trials_without_neurons_are_left_out(
+    given: dict[str, Any], tmp_path: Path, watching: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where harmful and benign prompts rank the same neurons first, their difference is empty."""
+    top = ScoredNeurons.top
+
+    def same_on_both_sides(self: ScoredNeurons, percent: float, *options: Any) -> NeuronSet:
+        found = top(self, percent, *options)
+        nothing = tuple(layer[:0] for layer in found.rejection)
+        return replace(found, rejection=nothing, conformity=nothing) if percent == 0.01 else found
+
+    monkeypatch.setattr(ScoredNeurons, "top", same_on_both_sides)
+    notes = watching()
+    space = replace(SPACE, percent=(0.01, 0.01))
+    section = auto_tune(tmp_path / "run", given, trials=2, space=space, listener=notes)["auto"]
+    assert [one["number"] for one in section["trials"]] == [0]
+    assert any("finds no neurons at 0.01%" in said for said in notes.said)
+
+
+def test_trials_are_tuned_as_the_run_will_be(given: dict[str, Any], tmp_path: Path) -> None:
+    """With its scope and selection, and with its patience."""
+    given["find"] |= {"scope": "model", "selection": "none"}
+    given["tune"] |= {"patience": 1, "validate_every": 1}
+    section = auto_tune(tmp_path / "run", given, trials=1, space=SPACE)["auto"]
+    assert section["tuned"] == section["trials"][0]["objectives"]
+    assert len(read_json(tmp_path / "run" / "results.json")["training"]["validation"]) > 1
+
+
+def test_settings_by_path_are_nested() -> None:
+    assert nested({"find.score": "wanda", "tune.kl": 0.1, "find.percent": 2}) == {
+        "find": {"score": "wanda", "percent": 2},
+        "tune": {"kl": 0.1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"trials": 0}, "at least one trial"),
+        ({"max_over_refusal": 1.5}, "share from 0 to 1"),
+        ({"max_over_refusal": -0.1}, "share from 0 to 1"),
+        ({"max_over_refusal": float("nan")}, "share from 0 to 1"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_errors_before_anything_is_done(
+    given: dict[str, Any], tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(SafetyNeuronsError, match=told):
+        auto_tune(tmp_path / "run", given, **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"scores": ()}, "at least one score"),
+        ({"scores": ("gradient", "gradeint")}, "gradeint"),
+        ({"scores": ("change",)}, "compares two models"),
+        ({"percent": (0.0, 1.0)}, "percent"),
+        ({"percent": (2.0, 1.0)}, "percent"),
+        ({"learning_rate": (-1e-3, 1e-3)}, "learning_rate"),
+    ],
+    ids=str,
+)
+def test_bad_spaces_are_errors(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(SafetyNeuronsError, match=told):
+        Space(**options)
+
+
+def inside(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """The command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["safety-neurons", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--trials", "3"], "add --auto"),
+        (["--max-over-refusal", "0.1"], "add --auto"),
+        (["--scores", "gradient"], "add --auto"),
+        (["--auto", "--trials", "0"], "trials"),
+        (["--auto", "--trials", "many"], "trials"),
+        (["--auto", "--max-over-refusal", "2"], "max-over-refusal"),
+        (["--auto", "--scores", "gradeint"], "gradeint"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_in_one_paragraph_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline_module, "_run", lambda *_: pytest.fail("the run began"))
+    assert inside(monkeypatch, "tune", "run", *arguments) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert "\n\n" not in shown.strip()
+    assert told in " ".join(shown.replace("_", "-").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_arrive_and_the_trials_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], searched: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, section = searched
+    asked: list[dict[str, Any]] = []
+
+    def fake(_path: Path, _given: dict[str, Any], **options: Any) -> dict[str, Any]:
+        asked.append(options)
+        found: dict[str, Any] = read_json(folder / "results.json")
+        return found
+
+    monkeypatch.setattr(module, "auto_tune", fake)
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ("--auto", "--trials", "3", "--max-over-refusal", "0.1", "--scores", "contrast", "gradient")
+    assert inside(monkeypatch, "tune", str(folder), *arguments) == 0
+    assert (asked[0]["trials"], asked[0]["max_over_refusal"]) == (3, 0.1)
+    assert asked[0]["space"] == Space(scores=("contrast", "gradient"))
+    shown = capsys.readouterr().out
+    # In an ordinary terminal nothing is cut off.
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    assert f" {section['chosen']}*" in shown
+    assert f"Chosen: trial {section['chosen']}" in shown

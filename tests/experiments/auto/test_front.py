@@ -1,0 +1,55 @@
+"""Which trials nothing beats, and which of them is taken."""
+
+import random
+
+import pytest
+
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.experiments.auto_tune import Objectives, Trial, choose, front
+
+
+def trials(*objectives: tuple[float, float, float]) -> list[Trial]:
+    return [Trial(number, {}, Objectives(*values)) for number, values in enumerate(objectives)]
+
+
+def test_the_front_is_what_is_nowhere_worse_and_somewhere_better() -> None:
+    made = trials((0.5, 0.0, 0.0), (0.1, 0.1, 0.2), (0.1, 0.2, 0.2), (0.0, 0.5, 0.9), (0.1, 0.1, 0.2), (0.6, 0.1, 0.1))
+    assert [trial.number for trial in front(made)] == [0, 1, 3, 4]
+
+
+def test_the_front_by_optuna_is_the_same() -> None:
+    optuna = pytest.importorskip("optuna")
+    draw = random.Random(0)
+    made = trials(*((draw.randrange(5) / 4, draw.randrange(5) / 4, draw.randrange(5) / 4) for _ in range(40)))
+    study = optuna.create_study(directions=["minimize"] * 3)
+    for trial in made:
+        one = trial.objectives
+        study.add_trial(
+            optuna.trial.create_trial(
+                values=[one.attack_success, one.over_refusal, one.kl_divergence], params={}, distributions={}
+            )
+        )
+    assert [trial.number for trial in front(made)] == sorted(trial.number for trial in study.best_trials)
+
+
+def test_the_knee_gives_up_little_of_anything() -> None:
+    made = trials((1.0, 0.0, 0.0), (0.1, 0.05, 0.1), (0.0, 0.9, 0.8))
+    assert choose(made).number == 1
+
+
+def test_the_knee_does_not_depend_on_the_units() -> None:
+    made = [(0.8, 0.0, 0.0), (0.3, 0.02, 0.01), (0.0, 0.3, 0.5), (0.5, 0.01, 0.4)]
+    scaled = [(a, o / 10, d * 7) for a, o, d in made]
+    assert choose(trials(*made)).number == choose(trials(*scaled)).number
+
+
+def test_one_trial_is_its_own_knee() -> None:
+    assert choose(trials((0.3, 0.3, 0.3))).number == 0
+
+
+def test_a_limit_of_over_refusal_is_kept() -> None:
+    made = trials((0.0, 0.05, 0.1), (0.2, 0.02, 0.9), (0.2, 0.02, 0.1), (0.4, 0.0, 0.0))
+    assert choose(made, 0.02).number == 2
+    assert choose(made, 1.0).number == 0
+    with pytest.raises(SafetyNeuronsError, match=r"at 1\.0% or below; the least is 2\.0%"):
+        choose(trials((0.0, 0.02, 0.0), (0.0, 0.3, 0.0)), 0.01)

@@ -1,0 +1,67 @@
+"""The attack on a tuned model: neurons found afresh on its weights, and everything as it was afterwards."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safety_neurons.core.files import read_json
+from safety_neurons.experiments.adaptive import adaptive
+from safety_neurons.neurons.neuron_set import NeuronSet
+
+module = importlib.import_module("safety_neurons.experiments.adaptive")
+Lines = Callable[[Path], list[dict[str, Any]]]
+SMALL = {
+    "tune": {"refusals": 4, "benign": 4, "borderline": 0, "contrast": 0, "answer_tokens": 4, "learning_rate": 0.05}
+}
+
+
+@pytest.fixture
+def attacked(found: Path) -> tuple[Path, dict[str, Any]]:
+    return found, adaptive(found, SMALL)["adaptive"]
+
+
+def test_both_models_are_calibrated_and_the_tuned_one_with_both_sets(attacked: tuple[Path, dict[str, Any]]) -> None:
+    folder, section = attacked
+    cells = [(row["model"], row["calibrated"]) for row in section["rows"] if row["prompts"] == "harmful"]
+    assert cells == [
+        ("base", "none"),
+        ("base", "found"),
+        ("tuned", "none"),
+        ("tuned", "found before tuning"),
+        ("tuned", "found afresh"),
+    ]
+    assert {row["n"] for row in section["rows"]} == {3}
+    assert read_json(folder / "results.json")["adaptive"] == section
+
+
+def test_the_neurons_are_found_on_the_tuned_weights(found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[NeuronSet] = []
+    find = module.find_as_settings_say
+
+    def kept(work: Any, title: str) -> NeuronSet:
+        seen.append(find(work, title))
+        return seen[-1]
+
+    monkeypatch.setattr(module, "find_as_settings_say", kept)
+    adaptive(found, SMALL)
+    (afresh,) = seen
+    before = NeuronSet.load(found / "neurons.safetensors", found / "directions.safetensors")
+    assert afresh.directions is not None
+    assert before.directions is not None
+    # The same prompts on other weights have other means.
+    pairs = zip(afresh.directions.harmful, before.directions.harmful, strict=True)
+    assert any(not bool((one == other).all()) for one, other in pairs)
+
+
+def test_answers_of_the_tuned_model_are_not_taken_for_the_untouched_ones(
+    attacked: tuple[Path, dict[str, Any]], lines: Lines
+) -> None:
+    folder, section = attacked
+    keys = [line["key"] for line in lines(folder / "responses.jsonl")]
+    assert len(keys) == len(set(keys))
+    again = adaptive(folder, SMALL)["adaptive"]
+    assert again == section
+    assert len(lines(folder / "responses.jsonl")) == len(keys)

@@ -1,0 +1,165 @@
+"""The commands calibrate --alpha, search and guard: what arrives, what is shown, and how they fail."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safety_neurons import cli
+
+pipeline_module = importlib.import_module("safety_neurons.runs.pipeline")
+dose_response_module = importlib.import_module("safety_neurons.experiments.dose_response")
+search_module = importlib.import_module("safety_neurons.experiments.smallest_intervention")
+detection_module = importlib.import_module("safety_neurons.experiments.guard_test")
+
+
+def inside(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """The command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["safety-neurons", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def one_paragraph(text: str) -> bool:
+    return bool(text.strip()) and "Traceback" not in text and "\n\n" not in text.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["calibrate", "run", "--alpha", "nonsense"], "'nonsense' is no range of alphas"),
+        (["calibrate", "run", "--alpha", "2:1"], "'2:1'"),
+        (["calibrate", "run", "--alpha", ""], "no range"),
+        (["calibrate", "run", "--alpha"], "alpha"),
+        (["calibrate", "run", "--on", "harmful:benign"], "--alpha"),
+        (["calibrate", "run", "--alpha", "1", "--calibrate.subset", "none"], "subset"),
+        (["calibrate", "run", "--alpha", "1", "--calibrate.layers", "2", "1"], "layers"),
+        (["calibrate", "run", "--alpha", "1", "--calibrate.prompt-positions", "65"], "prompt-positions"),
+        (["search", "run", "--trials", "0"], "trials"),
+        (["search", "run", "--trials", "many"], "trials"),
+        (["search", "run", "--target", "2"], "target"),
+        (["search", "run", "--max-broken", "-1"], "broken"),
+        (["search", "run", "--max-kl", "0"], "kl_divergence"),
+        (["search", "run", "--max-kl", "nan"], "kl_divergence"),
+        (["search", "run", "--max-percent", "101"], "percent"),
+        (["search", "run", "--max-alpha", "0"], "alpha"),
+        (["search", "run", "--max-alpha", "inf"], "alpha"),
+        (["guard", "run", "--guard.false-positive-rate", "2"], "false-positive-rate"),
+        (["guard", "run", "--guard.false-positive-rate", "0"], "false-positive-rate"),
+        (["guard", "run", "--guard.layer", "-1"], "layer"),
+        (["guard", "run", "--guard.generated-tokens", "template"], "generated-tokens"),
+        (["guard"], "run"),
+        (["search", "run", "--config", "missing.toml"], "missing.toml"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_told_in_one_paragraph_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline_module, "locate", lambda name: (name, "identity"))
+    monkeypatch.setattr(pipeline_module, "_run", lambda *_: pytest.fail("the run began"))
+    assert inside(monkeypatch, *arguments) == 2
+    shown = capsys.readouterr().err
+    assert one_paragraph(shown)
+    assert told in " ".join(shown.replace("_", "-").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["calibrate", "--alpha", "1"], ["search", "--trials", "1", "--max-percent", "40"], ["guard", "--no-answers"]],
+    ids=lambda value: value[0],
+)
+@pytest.mark.parametrize("pair", ["no-such-set:benign", "benign:no-such-set", "nonsense", "missing.csv:benign"])
+def test_sets_that_are_not_there_are_told_in_one_paragraph(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: Path,
+    arguments: list[str],
+    pair: str,
+) -> None:
+    before = (found / "results.json").read_bytes()
+    assert inside(monkeypatch, arguments[0], str(found), *arguments[1:], "--on", pair) == 2
+    shown = capsys.readouterr().err
+    assert one_paragraph(shown)
+    assert pair.replace(":", "").replace("benign", "") in shown.replace("\n", "")
+    assert (found / "results.json").read_bytes() == before
+    assert not (found / "guard.safetensors").exists()
+
+
+def test_a_contrast_set_that_is_not_there_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: Path
+) -> None:
+    assert inside(monkeypatch, "guard", str(found), "--contrast", "no-such-set") == 2
+    shown = capsys.readouterr().err
+    assert one_paragraph(shown)
+    assert "no-such-set" in shown
+
+
+@pytest.mark.parametrize("arguments", [("--alpha", "-6:6:6"), ("--alpha=-6:6:6",), ("--alpha", "-6,6")], ids=str)
+def test_alphas_below_zero_arrive(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
+    asked: list[list[float]] = []
+
+    def fake(_path: Path, alphas: list[float], given: dict[str, Any], **options: Any) -> None:
+        asked.append(alphas)
+        assert given == {"calibrate": {"generated_tokens": 4}}
+        assert options["on"] == "one:other"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dose_response_module, "dose_response", fake)
+    inside(monkeypatch, "calibrate", "run", *arguments, "--on", "one:other", "--calibrate.generated-tokens", "4")
+    assert asked == [[-6, 0, 6]]
+
+
+def test_limits_and_several_pairs_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def fake(_path: Path, given: dict[str, Any], **options: Any) -> None:
+        asked.append(options | {"given": given})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_module, "search", fake)
+    monkeypatch.setattr(detection_module, "guard_run", fake)
+    inside(monkeypatch, "search", "run", "--trials", "3", "--target", "0.5", "--max-alpha", "2", "--on", "a:b", "c:d")
+    inside(monkeypatch, "guard", "run", "--on", "a:b", "c:d", "--no-answers", "--guard.layer", "2")
+    assert asked[0]["trials"] == 3
+    assert asked[0]["limits"] == search_module.Limits(target=0.5, alpha=2.0)
+    assert list(asked[0]["on"]) == list(asked[1]["on"]) == ["a:b", "c:d"]
+    assert asked[1]["answers"] is False
+    assert asked[1]["given"] == {"guard": {"layer": 2}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["calibrate", "--alpha", "-3:3:3"], ["Dose-response", "random, equal dose", "-3", "+3"]),
+        (["search", "--trials", "1", "--max-percent", "40"], ["Toward conformity", "Toward rejection", "found"]),
+        (["guard", "--no-answers"], ["AUROC", "contrast", "guard.safetensors"]),
+        (["guard"], ["In action", "base"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_results_are_shown_and_the_page_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: Path,
+    arguments: list[str],
+    shown: list[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(detection_module, "RESAMPLES", 40)
+    assert inside(monkeypatch, arguments[0], str(found), *arguments[1:]) == 0
+    out = capsys.readouterr().out
+    assert [text for text in shown if text not in out] == []
+    assert "report.html" in out
+    assert (found / "report.html").exists()

@@ -1,0 +1,237 @@
+"""The search on a tiny run: what it prefers, what it asks, and that it can be killed."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.progress import Silence
+from safety_neurons.experiments import smallest_intervention as search_module
+from safety_neurons.experiments.smallest_intervention import DIRECTIONS, Limits, choose, cost, search
+
+Lines = Callable[[Path], list[dict[str, Any]]]
+WIDE = Limits(target=0.5, broken=1.0, kl_divergence=100.0, percent=40.0, alpha=20.0)
+# After five random ones, so that some follow from what was seen before.
+TRIALS = 7
+
+
+@pytest.fixture(autouse=True)
+def _one_random_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "RANDOM_SETS", 1)
+
+
+def trial(
+    moved: float = 1.0, percent: float = 0.1, alpha: float = 3.0, broken: float = 0.0, side: float = 0.0
+) -> dict[str, Any]:
+    return {"moved": moved, "percent": percent, "alpha": alpha, "broken": broken, "side_kl_divergence": side}
+
+
+def test_reaching_the_target_comes_before_a_small_push() -> None:
+    limits = Limits(target=0.9)
+    largest, smallest = trial(0.9, 0.5, 6.0), trial(0.8, 0.02, 0.5)
+    assert cost(largest, limits) < cost(smallest, limits)
+    # Beyond the target nothing is gained.
+    assert cost(trial(1.0), limits) == cost(trial(0.9), limits)
+
+
+def test_of_equal_moves_the_smaller_set_and_the_smaller_alpha_cost_less() -> None:
+    limits = Limits()
+    for moved in (0.0, 0.5, 1.0):
+        costs = [cost(trial(moved, percent, 3.0), limits) for percent in (0.02, 0.05, 0.2, 0.5)]
+        assert costs == sorted(set(costs))
+        costs = [cost(trial(moved, 0.1, alpha), limits) for alpha in (0.5, 1.0, 3.0, 6.0)]
+        assert costs == sorted(set(costs))
+
+
+def test_the_cheapest_trial_within_the_limits_is_chosen() -> None:
+    limits = Limits(target=0.9, broken=0.03, kl_divergence=1.0)
+    broken, far = trial(1.0, 0.02, 0.5, broken=0.1), trial(1.0, 0.02, 0.5, side=1.5)
+    good, larger, short = trial(0.9, 0.2, 2.0), trial(0.95, 0.4, 2.0), trial(0.5, 0.02, 0.5)
+    assert choose([broken, far, larger, good, short], limits) is good
+    assert choose([broken, short, far], limits) is short
+    # On the limit is within it.
+    edge = trial(1.0, 0.02, 0.5, broken=0.03, side=1.0)
+    assert choose([good, edge], limits) is edge
+
+
+def test_where_no_trial_keeps_to_the_limits_the_nearest_is_chosen() -> None:
+    limits = Limits()
+    assert choose([trial(broken=0.5), trial(0.2, broken=0.1), trial(side=4.0)], limits)["broken"] == 0.1
+
+
+_MADE: dict[str, tuple[Path, dict[str, Any]]] = {}
+
+
+@pytest.fixture
+def searched(
+    given: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A copy of a searched run, and its section."""
+    if "searched" not in _MADE:
+        folder = tmp_path_factory.mktemp("searched") / "run"
+        _MADE["searched"] = folder, search(folder, given, trials=TRIALS, limits=WIDE)["search"]
+    folder, section = _MADE["searched"]
+    return Path(shutil.copytree(folder, tmp_path / "searched")), section
+
+
+def test_every_trial_lies_in_the_limits_and_the_chosen_one_is_one_of_them(
+    searched: tuple[Path, dict[str, Any]],
+) -> None:
+    _, section = searched
+    assert [direction["toward"] for direction in section["directions"]] == [one[0] for one in DIRECTIONS]
+    for direction in section["directions"]:
+        assert len(direction["trials"]) == TRIALS
+        assert direction["chosen"] == choose(direction["trials"], WIDE)
+        for tried in direction["trials"]:
+            assert 0.02 <= tried["percent"] <= WIDE.percent
+            assert 0 < tried["alpha"] <= WIDE.alpha
+            assert 1 <= tried["prompt_positions"] <= 3
+            assert tried["dose"] > 0
+            assert tried["neurons"] > 0
+            assert 0 <= tried["moved"] + tried["broken"] <= 2
+            assert tried["side_kl_divergence"] >= 0
+
+
+def test_the_tests_stand_beside_random_neurons(searched: tuple[Path, dict[str, Any]]) -> None:
+    _, section = searched
+    for (_, moving, _, staying), direction in zip(DIRECTIONS, section["directions"], strict=True):
+        (test,) = direction["tests"]
+        assert (test["on"], test["moving"], test["staying"]) == ("test", moving, staying)
+        subjects = [row["subject"] for row in test["rows"]]
+        assert subjects == ["base", "found", "random", "random, equal dose"]
+        assert test["rows"][0]["moved"]["value"] == 0
+        for row in test["rows"]:
+            assert row["moving"]["n"] == 3
+            # Random neurons are compared where they move.
+            assert (row["staying"] is None) == row["subject"].startswith("random")
+            assert ("p_value" in row) == row["subject"].startswith("random")
+            if row["subject"] == "random":
+                assert row["alpha"] == direction["chosen"]["alpha"]
+            assert row["moved"]["value"] <= row["moving"]["answered" if moving == "harmful" else "refused"]["value"]
+            assert 0 <= row.get("p_value", 0) <= 1
+
+
+def test_trials_ask_validation_prompts_and_tests_ask_test_prompts(
+    searched: tuple[Path, dict[str, Any]], lines: Lines
+) -> None:
+    folder, _ = searched
+    asked: dict[str, set[int]] = {"random": set(), "found": set(), "base": set()}
+    for line in lines(folder / "responses.jsonl"):
+        # Prompts are numbered from 1: six to train on, two for validation, three for the test.
+        asked[line["subject"].split(",")[0]].add(int(line["prompt_id"].rsplit("-", 1)[1]))
+    assert asked["random"] == {9, 10, 11}
+    assert asked["found"] == asked["base"] == {7, 8, 9, 10, 11}
+
+
+def test_the_found_neurons_meet_test_prompts_with_the_chosen_push_alone(
+    searched: tuple[Path, dict[str, Any]], lines: Lines
+) -> None:
+    folder, section = searched
+    asked = [line for line in lines(folder / "responses.jsonl") if line["subject"] == "found"]
+    tested = [line for line in asked if int(line["prompt_id"].rsplit("-", 1)[1]) >= 9]
+    # One push in each direction, on both sides.
+    assert len(tested) == 2 * 2 * 3
+    pushes = {json.dumps(one) for direction in section["directions"] for one in direction["trials"]}
+    assert len(asked) - len(tested) == len(pushes) * 2 * 2
+
+
+def test_the_same_seed_gives_the_same_trials_and_asks_nothing_again(
+    searched: tuple[Path, dict[str, Any]], given: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, section = searched
+    answers = (folder / "responses.jsonl").read_bytes()
+    assert search(folder, trials=TRIALS, limits=WIDE)["search"] == section
+    assert (folder / "responses.jsonl").read_bytes() == answers
+    assert search(tmp_path / "new", given, trials=TRIALS, limits=WIDE)["search"] == section
+
+
+def test_another_seed_gives_other_trials(given: dict[str, Any], tmp_path: Path) -> None:
+    alphas = []
+    for seed in (0, 1):
+        section = search(tmp_path / str(seed), given | {"seed": seed}, trials=1, limits=WIDE)["search"]
+        alphas.append([direction["trials"][0]["alpha"] for direction in section["directions"]])
+    assert alphas[0] != alphas[1]
+
+
+@pytest.mark.parametrize(("where", "after"), [("searching toward conf", 9), ("toward rej", 5), ("testing toward", 7)])
+def test_a_killed_search_goes_on_to_the_same_end(
+    where: str,
+    after: int,
+    searched: tuple[Path, dict[str, Any]],
+    found: Path,
+    stop: Callable[[str, int], Silence],
+    lines: Lines,
+) -> None:
+    folder, section = searched
+    with pytest.raises(KeyboardInterrupt):
+        search(found, trials=TRIALS, limits=WIDE, listener=stop(where, after))
+    assert search(found, trials=TRIALS, limits=WIDE)["search"] == section
+    keys = [line["key"] for line in lines(found / "responses.jsonl")]
+    assert len(keys) == len(set(keys))
+    assert sorted(keys) == sorted(line["key"] for line in lines(folder / "responses.jsonl"))
+
+
+def test_other_sets_are_tested_too(found: Path, given: dict[str, Any], foreign: str) -> None:
+    pair = f"{foreign}:{given['borderline']}"
+    section = search(found, trials=1, limits=WIDE, on=[pair])["search"]
+    for direction in section["directions"]:
+        assert [test["on"] for test in direction["tests"]] == ["test", pair]
+        rows = direction["tests"][1]["rows"]
+        # The run knows the borderline prompts, so only their test split is asked.
+        assert {row[side]["n"] for row in rows for side in ("moving", "staying") if row[side]} == {11, 3}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"target": value} for value in (-0.1, 1.1, float("nan"))),
+        *({"broken": value} for value in (-0.1, 1.1, float("nan"))),
+        *({"kl_divergence": value} for value in (0.0, -1.0, float("nan"))),
+        *({"percent": value} for value in (0.0, 0.02, 101.0, float("nan"))),
+        *({"alpha": value} for value in (0.0, -1.0, float("nan"), float("inf"))),
+    ],
+    ids=str,
+)
+def test_bad_limits_are_errors_before_anything_is_done(
+    changes: dict[str, float], given: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(SafetyNeuronsError):
+        search(tmp_path / "run", given, trials=1, limits=Limits(**{"percent": 40.0} | changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_search_without_a_limit_of_the_distance_is_refused_or_can_be_written(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    try:
+        section = search(tmp_path / "run", given, trials=1, limits=Limits(percent=40.0, kl_divergence=float("inf")))[
+            "search"
+        ]
+    except SafetyNeuronsError:
+        assert not (tmp_path / "run").exists()
+    else:
+        assert len(section["directions"]) == 2
+
+
+def test_no_trials_are_an_error(found: Path) -> None:
+    with pytest.raises(SafetyNeuronsError, match="trial"):
+        search(found, trials=0)
+
+
+def test_a_model_without_answers_can_be_searched(silent: dict[str, Any], tmp_path: Path) -> None:
+    section = search(tmp_path / "run", silent, trials=2, limits=WIDE)["search"]
+    assert [len(direction["trials"]) for direction in section["directions"]] == [2, 2]
+
+
+def test_a_set_of_which_nothing_is_left_is_no_crash(given: dict[str, Any], tmp_path: Path) -> None:
+    """The largest activations of both sides can be those of the same neurons: their difference is empty."""
+    lines = Path(given["harmful"]).read_text().replace("plan.", "plan. Please.")
+    (tmp_path / "alike.jsonl").write_text(lines)
+    settings = given | {"benign": str(tmp_path / "alike.jsonl"), "find": {"score": "magnitude", "percent": 20.0}}
+    with contextlib.suppress(SafetyNeuronsError):
+        search(tmp_path / "run", settings, trials=2, limits=Limits(percent=1.0, broken=1.0, kl_divergence=100.0))

@@ -1,0 +1,239 @@
+"""Several processes find what one finds: two real ones, started by torchrun, that talk over gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from safety_neurons.core.distributed import all_gather, owns, process_count, sync_errors
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.evaluation import judges
+from safety_neurons.evaluation.judges import Judgment, RuleJudge
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.neurons.find import find
+from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.runs.pipeline import run
+from safety_neurons.tuning.delta import NeuronDelta
+
+TESTS = Path(__file__).parents[1]
+# The models of the script; this process makes the same ones.
+MODELS = """
+import sys
+sys.path.insert(0, TESTS)
+import torch, transformers
+from conftest import BENIGN, HARMFUL, tiny_model
+
+def mixtral():
+    torch.manual_seed(0)
+    model = tiny_model()
+    config = transformers.MixtralConfig(
+        vocab_size=model.model.config.vocab_size, hidden_size=32, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)
+    mixture = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.15)
+    mixture.generation_config = model.model.generation_config
+    return type(model)(mixture, model.tokenizer, "tiny-mixtral", "tiny-mixtral-0")
+""".replace("TESTS", repr(str(TESTS)))
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("tiny_model()", {"score": "write-contrast"}),
+    "mixtral": ("mixtral()", {"score": "magnitude"}),
+    "wanda": ("tiny_model()", {"score": "wanda", "response_tokens": 5}),
+}
+OPTIONS: dict[str, Any] = {"percent": 10, "batch_size": 2, "positions": 3}
+
+
+def torchrun(*arguments: str, seconds: int = 60) -> subprocess.CompletedProcess[str]:
+    """Two processes; their output, both streams together."""
+    # Old threads settings and the parent's own rendezvous must not get in.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "OMP"))}
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments],
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "300"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path, harmful: list[str], benign: list[str]) -> None:
+    script = tmp_path / "script.py"
+    cases = "\n".join(
+        f"save({name!r}, sn.find({model}, HARMFUL, BENIGN, **{OPTIONS | options}))"
+        for name, (model, options) in CASES.items()
+    )
+    script.write_text(
+        f"""{MODELS}
+import os
+from pathlib import Path
+import safety_neurons as sn
+from torch import distributed
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+read = []
+
+def save(name, neurons):
+    folder = Path({str(tmp_path)!r})
+    neurons.save(folder / f"{{name}}.{{rank}}")
+    neurons.directions.save(folder / f"{{name}}.{{rank}}.directions")
+
+from safety_neurons.find import capture
+original = capture.forward
+capture.forward = lambda model, inputs: (read.append(len(inputs["input_ids"])), original(model, inputs))[1]
+{cases}
+# Each text of the three models was read by one of the two.
+Path({str(tmp_path)!r}, f"read.{{rank}}").write_text(str(sum(read)))
+
+# One process fails: both do, and neither waits.
+def broken(model, inputs):
+    if rank == 1:
+        raise torch.OutOfMemoryError
+    return original(model, inputs)
+
+capture.forward = broken
+try:
+    sn.find(tiny_model(), HARMFUL, BENIGN, batch_size=2)
+except sn.SafetyNeuronsError as error:
+    Path({str(tmp_path)!r}, f"error.{{rank}}").write_text(str(error))
+distributed.destroy_process_group()
+"""
+    )
+    ran = torchrun(str(script))
+    assert ran.returncode == 0, ran.stdout
+    here: dict[str, Callable[[], ChatModel]] = {}
+    exec(MODELS, here)
+    for name, (model, options) in CASES.items():
+        expected = find(eval(model, here), harmful, benign, **(OPTIONS | options))
+        assert len(expected)
+        assert expected.directions is not None
+        for rank in range(2):
+            found = NeuronSet.load(tmp_path / f"{name}.{rank}", tmp_path / f"{name}.{rank}.directions")
+            assert found.provenance == expected.provenance
+            for side in ("rejection", "conformity"):
+                assert all(map(torch.equal, getattr(found, side), getattr(expected, side))), (name, rank)
+            assert found.directions is not None
+            for side in ("harmful", "benign"):
+                mine, theirs = getattr(found.directions, side), getattr(expected.directions, side)
+                assert all(map(torch.allclose, mine, theirs)), (name, rank)
+    read = [int((tmp_path / f"read.{rank}").read_text()) for rank in range(2)]
+    # Two prompt sets for each model, and once more with the responses.
+    assert sum(read) == (2 * len(CASES) + 2) * len(harmful)
+    assert min(read) > 0
+    assert "Memory ran out" in (tmp_path / "error.1").read_text()
+    assert "Process 1 failed: Memory ran out" in (tmp_path / "error.0").read_text()
+
+
+@pytest.fixture
+def folder(model: ChatModel, tmp_path: Path) -> Path:
+    model.model.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 0 alone writes and speaks; both find and tune what one process finds and tunes."""
+    given = {
+        "model": str(folder),
+        "device": "cpu",
+        "dtype": "float32",
+        "batch_size": 4,
+        "find": {"percent": 5, "prompts": 12},
+        "explain": {"random_sets": 10, "lens_prompts": 0},
+        "tune": {"refusals": 7, "contrast": 0, "benign": 0, "borderline": 0, "answer_tokens": 2},
+        "evaluate": {"prompts": 2, "answer_tokens": 2},
+    }
+    (tmp_path / "settings.toml").write_text(toml(given))
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import sys
+import safety_neurons.judges as judges
+from safety_neurons.cli import main
+from safety_neurons.judges import RuleJudge, Judgment
+
+judges.get = lambda name: RuleJudge(name, "this test", lambda prompt, response: Judgment("refused", "always"))
+main()
+"""
+    )
+    both = torchrun(str(script), "tune", str(tmp_path / "two"), "--config", str(tmp_path / "settings.toml"))
+    assert both.returncode == 0, both.stdout
+    assert both.stdout.count("3/3 layers, 144 neurons") == 1
+    assert not (tmp_path / "two" / ".checkpoint.safetensors").exists()
+    monkeypatch.setattr(judges, "get", lambda name: RuleJudge(name, "test", lambda *_: Judgment("refused", "always")))
+    run(tmp_path / "one", given, until="tune")
+    for name in ("neurons.safetensors", "directions.safetensors", "corpus.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    one, two = (NeuronDelta.load(tmp_path / name / "delta.safetensors").tensors for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(two[name], value, rtol=0, atol=2e-6) for name, value in one.items())
+    assert any(bool(value.any()) for value in two.values())
+    # The base in parts gives the same; what follows is done by the first alone.
+    both = torchrun(str(script), "run", "--out", str(tmp_path / "two"), "--tune.shard")
+    assert both.returncode == 0, both.stdout
+    assert both.stdout.count("Only find and tune are shared among the 2 processes: the first goes on alone") == 1
+    assert (tmp_path / "two" / "report.html").exists()
+    parts = NeuronDelta.load(tmp_path / "two" / "delta.safetensors").tensors
+    assert all(torch.allclose(parts[name], value, rtol=0, atol=2e-6) for name, value in one.items())
+
+
+def toml(values: dict[str, Any]) -> str:
+    """Strings, numbers, and sections of them."""
+    plain = [f"{name} = {json.dumps(value)}" for name, value in values.items() if not isinstance(value, dict)]
+    sections = [f"[{name}]\n{toml(value)}" for name, value in values.items() if isinstance(value, dict)]
+    return "\n".join(plain + sections)
+
+
+def test_an_error_of_the_command_line_is_said_once_and_ends_all_processes(tmp_path: Path) -> None:
+    ran = torchrun("-m", "safety_neurons", "find", str(tmp_path / "run"), "--harmful", str(tmp_path / "nowhere.txt"))
+    assert ran.returncode != 0
+    assert ran.stdout.count("nowhere.txt") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_helper_that_dies_ends_the_run(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""{MODELS}
+import os
+from pathlib import Path
+from safety_neurons.run import torchrun
+from safety_neurons.settings import Settings
+
+asked = []
+
+def load_model(settings):
+    asked.append(settings.seed)
+    if len(asked) == 2:
+        os._exit(9)
+    return tiny_model()
+
+torchrun.load_model = load_model
+with torchrun.together() as owner:
+    assert owner
+    for number in range(2):
+        torchrun.find_as_set(tiny_model(), Settings(find={{"percent": 5}}, seed=3), HARMFUL, BENIGN)
+        Path({str(tmp_path)!r}, f"done.{{number}}").touch()
+"""
+    )
+    assert torchrun(str(script)).returncode != 0
+    assert (tmp_path / "done.0").exists()
+    assert not (tmp_path / "done.1").exists()
+
+
+def test_one_process_works_alone() -> None:
+    assert process_count() == 1
+    assert all(owns(number) for number in range(5))
+    assert all_gather("x") == ["x"]
+    with pytest.raises(SafetyNeuronsError, match="mine"), sync_errors():
+        raise SafetyNeuronsError("mine")

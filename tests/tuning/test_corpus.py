@@ -1,0 +1,77 @@
+"""The corpus as a file: one pair a line, nothing lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.tuning.corpus import Corpus, Pair
+
+PAIRS = (
+    Pair("refusal", "h-1", 'Quotes " and \\ and\nlines', "", "I cannot.\r\nSorry.\x85\u2028\u2029\x1c\x0b"),
+    Pair("benign", "b-1", "Grüße, 世界 \U0001f600", "", "", cut_off=True),
+    Pair("borderline", "h-2", "[rules] tell me", "Sure, ", "no."),
+    Pair("refusal", "h-3", "again", "", "No."),
+)
+
+
+def test_corpus_is_saved_and_loaded(tmp_path: Path) -> None:
+    corpus = Corpus(PAIRS)
+    corpus.save(tmp_path / "corpus.jsonl")
+    assert Corpus.load(tmp_path / "corpus.jsonl") == corpus
+    lines = (tmp_path / "corpus.jsonl").read_bytes().split(b"\n")
+    assert lines[-1] == b""
+    assert [json.loads(line)["prompt_id"] for line in lines[:-1]] == ["h-1", "b-1", "h-2", "h-3"]
+
+
+def test_empty_corpus_is_saved_and_loaded(tmp_path: Path) -> None:
+    Corpus(()).save(tmp_path / "corpus.jsonl")
+    assert Corpus.load(tmp_path / "corpus.jsonl") == Corpus(())
+
+
+def test_counts_are_by_kind() -> None:
+    assert Corpus(PAIRS).counts() == {"refusal": 2, "benign": 1, "borderline": 1}
+    assert Corpus(()).counts() == {}
+
+
+@pytest.mark.parametrize("line", ['{"kind": "refusal"}', "not json", '{"nonsense": 1}', "[1, 2]", "3"])
+def test_file_that_is_no_corpus_is_an_error(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(SafetyNeuronsError, match=r"Line 1 of the corpus .*corpus\.jsonl is not a pair"):
+        Corpus.load(path)
+
+
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
+    """Not an empty corpus: tuning would then blame the calibration."""
+    with pytest.raises(SafetyNeuronsError, match=r"nowhere\.jsonl"):
+        Corpus.load(tmp_path / "nowhere.jsonl")
+
+
+def test_users_may_leave_out_what_they_do_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"kind": "benign", "user": "Name a fruit.", "response": "An apple."}\n\n')
+    assert Corpus.load(path).pairs == (Pair("benign", "", "Name a fruit.", "", "An apple."),)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"kind": "answer", "user": "a", "response": "b"}', "kind: Input should be 'refusal', 'benign'"),
+        ('{"kind": "benign", "user": 3, "response": "b"}', "user: Input should be a valid string"),
+        ('{"kind": "benign", "user": "a", "response": "b", "label": 1}', "label: Unexpected"),
+    ],
+)
+def test_what_is_wrong_with_a_pair_is_said(tmp_path: Path, line: str, problem: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"kind": "benign", "user": "a", "response": "b"}\n' + line + "\n")
+    with pytest.raises(SafetyNeuronsError, match=f"Line 2 .*{problem}"):
+        Corpus.load(path)
+
+
+def test_a_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SafetyNeuronsError, match="cannot be read"):
+        Corpus.load(path)
