@@ -116,9 +116,6 @@ def test_defaults_fit_together() -> None:
     assert settings.calibrate.prompt_positions <= settings.find.positions
 
 
-def test_sections_are_not_shared() -> None:
-    one = Settings()
-    one.find.percent = 50
-    one.evaluate.attacks.append("more")
-    assert Settings().find.percent != 50
-    assert "more" not in Settings().evaluate.attacks
+def test_sections_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().find.percent = 50  # type: ignore[misc]

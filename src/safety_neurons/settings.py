@@ -3,21 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from safety_neurons.calibration.config import CalibrationConfig, Direction, Edit, Subset, Toward
+from safety_neurons.core.config import Config
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.evaluation.config import EvaluationConfig
 from safety_neurons.models.presets import DEFAULT_MODEL
 from safety_neurons.tuning.config import Schedule, Training
 
 
-class Section(BaseModel):
-    """A group of settings; unknown names are errors, so that a typing mistake is not a silent default."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class FindSettings(Section):
+class FindSettings(Config):
     """Which neurons are safety neurons."""
 
     score: str = "gradient"
@@ -42,7 +38,7 @@ class FindSettings(Section):
     """For how many positions at the prompt's end directions are kept."""
 
 
-class ExplainSettings(Section):
+class ExplainSettings(Config):
     """What the neurons say."""
 
     words: int = Field(10, ge=1, le=100)
@@ -57,7 +53,7 @@ class ExplainSettings(Section):
     """From how many prompts of each set the residual stream is read, to compare with; 0 leaves that out."""
 
 
-class CalibrateSettings(Section):
+class CalibrateSettings(Config):
     """The causal test."""
 
     alpha_conformity: float = Field(4.0, ge=0)
@@ -95,7 +91,7 @@ class CalibrateSettings(Section):
         return self.alpha_conformity if toward == "conformity" else self.alpha_rejection
 
 
-class GuardSettings(Section):
+class GuardSettings(Config):
     """Calibration toward rejection for the prompts that the neurons find harmful."""
 
     percent: float = Field(0.3, gt=0, le=100)
@@ -111,7 +107,7 @@ class GuardSettings(Section):
     """Also while so many of the first generated tokens are read."""
 
 
-class TuneSettings(Section):
+class TuneSettings(Config):
     """SafeTuning."""
 
     corpus: Path | None = None
@@ -168,7 +164,7 @@ class TuneSettings(Section):
     """Optimizer steps from one validation to the next."""
     checkpoint_every: int = Field(25, ge=1)
     """A training that is killed goes on from a checkpoint; how many steps there are from one to the next."""
-    report_to: list[str] = []
+    report_to: tuple[str, ...] = ()
     """Trackers that are told of the loss, by transformers' names: wandb, mlflow, tensorboard ..."""
 
     @model_validator(mode="after")
@@ -185,20 +181,7 @@ class TuneSettings(Section):
         return Training(**given, seed=seed)
 
 
-class EvaluateSettings(Section):
-    """Before and after."""
-
-    attacks: list[str] = Field(["direct", "prefix-injection", "refusal-suppression", "prefill"], min_length=1)
-    """Attacks on the harmful test prompts."""
-    judge: str = "refusal"
-    """Who tells refusals from compliance: refusal, keywords."""
-    prompts: int = Field(40, ge=1)
-    """How many test prompts of each set are asked, at most."""
-    answer_tokens: int = Field(24, ge=1)
-    """Longest answer, in tokens."""
-
-
-class Settings(Section):
+class Settings(Config):
     """Everything that a run depends on."""
 
     model: str = DEFAULT_MODEL
@@ -247,7 +230,7 @@ class Settings(Section):
     calibrate: CalibrateSettings = CalibrateSettings()
     guard: GuardSettings = GuardSettings()
     tune: TuneSettings = TuneSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
+    evaluate: EvaluationConfig = EvaluationConfig()
 
 
 def explain_problems(error: ValidationError) -> str:

@@ -77,7 +77,8 @@ class ModelJudge(Judge):
             if field.name not in ("name", "source", "version", "prompt_price", "completion_price")
         }
         asked = dataclasses.asdict(self.conversation(JudgeInput("request", "answer")))
-        return f"{type(self).__name__} {self.version} {fingerprint(options, asked, self.answer_tokens, self.chat_template)}"
+        parts = (self.version, options, asked, self.answer_tokens, self.chat_template)
+        return f"{type(self).__name__} {fingerprint(*parts)}"
 
     def spent(self) -> str | None:
         if self.endpoint is None:
