@@ -5,7 +5,7 @@ from typing import Any
 
 import pydantic
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from safety_neurons.settings import Settings
 
