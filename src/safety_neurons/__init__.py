@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from safety_neurons.neurons.find import find
     from safety_neurons.neurons.neuron_set import Directions, NeuronSet
     from safety_neurons.prompts import PromptSet, load_prompts
-    from safety_neurons.runs.evaluation import evaluate
     from safety_neurons.runs.pipeline import run
+    from safety_neurons.runs.targets import evaluate
     from safety_neurons.settings import Settings
     from safety_neurons.tuning.config import Validation
     from safety_neurons.tuning.corpus import Corpus, Pair
@@ -61,7 +61,7 @@ _MODULES = {
     "calibrate": "calibration.calibration",
     "compare_scores": "experiments.score_comparison",
     "dose_response": "experiments.dose_response",
-    "evaluate": "runs.evaluation",
+    "evaluate": "runs.targets",
     "explain": "explanation.projection",
     "find": "neurons.find",
     "fit_guard": "calibration.guard",

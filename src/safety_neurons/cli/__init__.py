@@ -35,7 +35,7 @@ def _processes() -> contextlib.AbstractContextManager[bool]:
     """Whether this process owns the run: all do that torchrun did not start, and the first of those that it did."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return contextlib.nullcontext(True)
-    from safety_neurons.runs.workers import join_processes
+    from safety_neurons.core.distributed import join_processes
 
     return join_processes()
 

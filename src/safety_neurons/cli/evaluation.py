@@ -89,38 +89,35 @@ def evaluate(
     config
         A TOML file with the same fields as the options.
     """
-    from safety_neurons.evaluation.measures import Extras
-    from safety_neurons.evaluation.utility.preferences import BUNDLED
-    from safety_neurons.runs import evaluation
+    from safety_neurons.runs.targets import evaluate as evaluate_targets
 
+    values = {
+        "attacks": attacks,
+        "defenses": defenses,
+        "judges": judges,
+        "on": on,
+        "prompts": limit,
+        "judge_errors": judge_errors,
+        "overhead": overhead,
+        "utility": utility or None,
+        "tasks": tasks,
+        "task_limit": task_limit,
+        "task_folder": task_folder,
+        "preference_judge": preference_judge,
+        "preference_endpoint": preference_endpoint,
+        "questions": questions,
+    }
     with ConsoleListener() as listener:
-        results = evaluation.evaluate(
+        results = evaluate_targets(
             targets,
             given_settings(settings, config),
             out=out,
-            attacks=attacks or evaluation.ATTACKS,
-            defenses=defenses or evaluation.DEFENSES,
-            judges=judges or evaluation.JUDGES,
-            on=on,
-            limit=limit,
             served_model=served_model,
-            judge_errors=judge_errors,
-            extras=Extras(
-                overhead or 0,
-                utility,
-                tasks or (),
-                task_limit,
-                task_folder,
-                preference_judge,
-                preference_endpoint,
-                questions or BUNDLED,
-            ),
             listener=listener,
             command=command_line(),
+            **{name: value for name, value in values.items() if value is not None},
         )
     print_evaluation_grid(results)
-    folder = evaluation.folder_of(targets, out)
-    console.print(f"Tables: {folder / 'evaluation.md'}   Numbers: {folder / 'evaluation.json'}", soft_wrap=True)
 
 
 @app.command

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import filelock
 from safetensors import SafetensorError
 
 from safety_neurons.core.errors import SafetyNeuronsError
@@ -165,3 +166,19 @@ class JsonlCache:
             append_line(self.path, kept)
         self.entries[key] = kept
         return kept
+
+
+@contextlib.contextmanager
+def locked(folder: Path, advice: str) -> Iterator[None]:
+    """Hold the folder's lock, so that no other process works on it; the folder is created if it does not exist.
+
+    Raises:
+        SafetyNeuronsError: another process holds the lock (`advice` says what to do), or the disk failed.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors(folder), filelock.FileLock(folder / ".lock", timeout=0):
+            yield
+    except filelock.Timeout as error:
+        raise SafetyNeuronsError(f"Another process is working on {folder}. {advice}") from error

@@ -105,6 +105,11 @@ class Endpoint:
         return fingerprint("endpoint", url, self.served, self.system, dict(self.template_options))
 
     @property
+    def change(self) -> str:
+        """Nothing is changed in a model behind a server."""
+        return ""
+
+    @property
     def model(self) -> None:
         """There are no weights here."""
 

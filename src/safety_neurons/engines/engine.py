@@ -35,6 +35,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def change(self) -> str:
+        """What was done to the model (tuned, guarded, calibrated), by unique names; empty for the base model."""
+        ...
+
+    @property
     def model(self) -> ChatModel | None:
         """The model, where its weights are in this process."""
         ...
@@ -74,6 +79,10 @@ class WrappedEngine(Generic[Inner]):
     @property
     def identity(self) -> str:
         return self.engine.identity
+
+    @property
+    def change(self) -> str:
+        return self.engine.change
 
     @property
     def model(self) -> ChatModel | None:
@@ -154,7 +163,8 @@ class CachedEngine(WrappedEngine[Engine]):
         sampling: Sampling | None = None,
         done: frozenset[int] = frozenset(),
     ) -> Iterator[tuple[int, Completion]]:
-        keys = [fingerprint(self.identity, asdict(one), max_new_tokens, sampling) for one in conversations]
+        identity = self.identity
+        keys = [fingerprint(identity, asdict(one), max_new_tokens, sampling) for one in conversations]
         places: dict[str, list[int]] = {}
         for index, key in enumerate(keys):
             places.setdefault(key, []).append(index)
@@ -165,13 +175,16 @@ class CachedEngine(WrappedEngine[Engine]):
             for place, (key, indices) in enumerate(places.items())
             if key in self.kept.entries or done.issuperset(indices)
         )
+        distinct = list(places)
+        self.advance(sum(len(places[distinct[place]]) for place in known))
         if len(known) < len(single):
-            distinct = list(places)
             for place, completion in self.engine.answer(
                 single, max_new_tokens=max_new_tokens, sampling=sampling, done=known
             ):
-                self.kept.add(distinct[place], completion._asdict())
-                self.advance(1)
+                asked = single[place]
+                line = {"model": self.name, "change": self.change, "user": asked.turns[-1].content}
+                self.kept.add(distinct[place], {**line, "prefill": asked.prefill, **completion._asdict()})
+                self.advance(len(places[distinct[place]]))
         for index, key in enumerate(keys):
             if index not in done:
                 yield index, Completion(self.kept.entries[key]["text"], self.kept.entries[key]["cut_off"])

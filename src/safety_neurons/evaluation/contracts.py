@@ -168,10 +168,6 @@ class Attack:
     changes_model: bool = False
     version: int = 1
 
-    def reads(self, context: "EvaluationContext") -> Sequence[Path]:
-        """The files whose content the attack depends on."""
-        return ()
-
     def surrounding(self, context: "EvaluationContext") -> AbstractContextManager["EvaluationContext"]:
         """The bench on which the defended model is asked, for attacks that change the model itself.
 

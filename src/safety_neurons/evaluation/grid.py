@@ -1,25 +1,28 @@
-"""The grid: every attack against every defense on the same requests, and what each defense does to safe ones.
-
-What is answered is kept cell by cell, and answer by answer by the engine: a killed grid repeats nothing.
-"""
+"""The grid: every attack against every defense on the same requests, and what each defense does to safe ones."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from safety_neurons.core.errors import CannotRunError
-from safety_neurons.core.files import JsonlCache, fingerprint
-from safety_neurons.core.plugins import options_of
-from safety_neurons.evaluation.attacks import Attack
-from safety_neurons.evaluation.contracts import EvaluationContext
-from safety_neurons.evaluation.defenses import Defended, Defense, Response
+from safety_neurons.core.files import JsonlCache
+from safety_neurons.core.progress import Listener
+from safety_neurons.core.statistics import Verdict
+from safety_neurons.evaluation.contracts import (
+    Attack,
+    Defended,
+    Defense,
+    EvaluationContext,
+    Judge,
+    JudgeInput,
+    Judgment,
+    Response,
+)
+from safety_neurons.evaluation.judging import judge_inputs
 from safety_neurons.models.chat import AttackedPrompt
-from safety_neurons.models.weights import file_sha256
 from safety_neurons.prompts import Prompt
 
-# Safe requests are asked as they are.
+# Safe requests are sent without an attack.
 DIRECT = "direct"
 HARMFUL = "harmful"
 
@@ -40,9 +43,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model behind one defense under one attack: an answer for each request, None where nothing was sent.
+    """One model behind one defense under one attack: a response for each request, None where nothing was sent.
 
-    `reason` says why there are none, where it could not be run.
+    `reason` says why there is none, where the cell could not be run.
     """
 
     model: str
@@ -54,116 +57,95 @@ class Cell:
     reason: str = ""
 
 
-def answer_grid(plan: Plan, context: EvaluationContext, kept: JsonlCache) -> Iterator[Cell]:
-    """Every cell of one model, as it is finished."""
+@dataclass(frozen=True)
+class JudgedCell:
+    """A cell, and each judge's judgments, by the judge's name: None where there is no response."""
+
+    cell: Cell
+    judgments: Mapping[str, tuple[Judgment | None, ...]]
+
+    def verdicts(self, judge: str) -> list[Verdict | None]:
+        return [None if one is None else one.verdict for one in self.judgments[judge]]
+
+
+def answer_grid(plan: Plan, context: EvaluationContext) -> Iterator[Cell]:
+    """Every cell of one model, as it is finished. The engine's cache repeats no answer of a killed grid."""
+    safe = [(None, name, requests) for name, requests in plan.safe.items()]
+    plain = [(attack, HARMFUL, plan.harmful) for attack in plan.attacks if not attack.changes_model]
     for defense in plan.defenses:
-        with contextlib.ExitStack() as stack:
-            opened = _Opened(defense, context, stack)
-            for name, requests in plan.safe.items():
-                yield _cell(plan, opened, kept, None, name, requests)
-            for attack in plan.attacks:
-                if not attack.changes_model:
-                    yield _cell(plan, opened, kept, attack, HARMFUL, plan.harmful)
+        yield from _cells(defense, context, [*safe, *plain])
         for attack in plan.attacks:
             if attack.changes_model:
-                with contextlib.ExitStack() as stack:
-                    yield _cell(plan, _Opened(defense, context, stack, attack), kept, attack, HARMFUL, plan.harmful)
+                yield from _cells(defense, context, [(attack, HARMFUL, plan.harmful)])
 
 
-@dataclass
-class _Opened:
-    """A defense that is opened when it is first needed: what is kept already needs no model."""
+def _cells(
+    defense: Defense,
+    context: EvaluationContext,
+    asked: Sequence[tuple[Attack | None, str, tuple[Prompt, ...]]],
+) -> Iterator[Cell]:
+    """The cells of one defense, which is opened once for all of them."""
+    with contextlib.ExitStack() as stack:
+        defended: Defended | None = None
+        reason = ""
+        try:
+            for attack, _, _ in asked:
+                if attack is not None and attack.changes_model:
+                    # What the defense learns of the model it learns before the attack changes the model.
+                    defense = defense.prepared(context)
+                    context = stack.enter_context(attack.surrounding(context))
+            defended = stack.enter_context(defense.opened(context))
+        except CannotRunError as error:
+            reason = str(error)
+        for attack, name, requests in asked:
+            attack_name = DIRECT if attack is None else attack.name
+            responses: tuple[Response | None, ...] = (None,) * len(requests)
+            said = reason
+            if defended is not None:
+                title = f"{context.engine.name}: {attack_name} on {name}, defense {defense.name}"
+                with context.listener.task(title, 1) as advance:
+                    try:
+                        responses = _responses(defended, attack, [request.text for request in requests], context)
+                    except CannotRunError as error:
+                        said = str(error)
+                    advance(1)
+            yield Cell(context.engine.name, defense.name, attack_name, name, requests, responses, said)
 
-    defense: Defense
-    context: EvaluationContext
-    stack: contextlib.ExitStack
-    around: Attack | None = None
-    _defended: Defended | None = None
 
-    def defended(self) -> Defended:
-        if self._defended is None:
-            context, defense = self.context, self.defense
-            if self.around is not None:
-                # What it learns of the model it learns before the attack changes the model.
-                defense = defense.prepared(context)
-                context = self.stack.enter_context(self.around.surrounding(context))
-            self._defended = self.stack.enter_context(defense.opened(context))
-        return self._defended
-
-
-def _cell(
-    plan: Plan, opened: _Opened, kept: JsonlCache, attack: Attack | None, name: str, requests: Sequence[Prompt]
-) -> Cell:
-    context, defense = opened.context, opened.defense
-    attack_name = DIRECT if attack is None else attack.name
-    key = fingerprint(
-        *depends_on(context, defense),
-        None
+def _responses(
+    defended: Defended, attack: Attack | None, requests: Sequence[str], context: EvaluationContext
+) -> tuple[Response | None, ...]:
+    sent: Sequence[AttackedPrompt | None] = (
+        [AttackedPrompt(request) for request in requests]
         if attack is None
-        else [attack.name, options_of(attack), attack.version, *map(_content, attack.reads(context))],
-        # Only what changes the model takes the run's strength.
-        *([] if opened.around is None else [context.artifacts.alpha_conformity]),
-        [request.text for request in requests],
+        else attack.prompts(requests, defended, context)
     )
-    line = kept.entries.get(key)
-    if line is None:
-        title = f"{context.engine.name}: {attack_name} on {name}, defense {defense.name}"
-        with context.listener.task(title, 1) as advance:
-            line = _answered(opened, attack, [request.text for request in requests])
-            advance(1)
-        # What cannot be run today may be tomorrow.
-        if not line["reason"]:
-            kept.add(key, line)
-    responses = tuple(None if one is None else Response(*one) for one in line["responses"])
-    return Cell(
-        context.engine.name,
-        defense.name,
-        attack_name,
-        name,
-        tuple(requests),
-        responses or (None,) * len(requests),
-        line["reason"],
-    )
+    responses: Sequence[Response] = defended.respond([prompt for prompt in sent if prompt is not None])
+    given = iter(responses if attack is None else attack.returned(responses, defended, context))
+    return tuple(None if prompt is None else next(given) for prompt in sent)
 
 
-def _answered(opened: _Opened, attack: Attack | None, requests: Sequence[str]) -> dict[str, Any]:
-    try:
-        defended = opened.defended()
-        sent: Sequence[AttackedPrompt | None] = (
-            [AttackedPrompt(request) for request in requests]
-            if attack is None
-            else attack.prompts(requests, defended, opened.context)
+def judge_cells(
+    cells: Sequence[Cell], judges: Sequence[Judge], verdicts: JsonlCache, listener: Listener
+) -> list[JudgedCell]:
+    """All judges on all cells. A judge reads the plain request, not what an attack made of it."""
+    inputs = {
+        (place, index): JudgeInput(request.text, response.text)
+        for place, cell in enumerate(cells)
+        for index, (request, response) in enumerate(zip(cell.requests, cell.responses, strict=True))
+        if response is not None
+    }
+    found = {
+        judge.name: dict(zip(inputs, judge_inputs(judge, list(inputs.values()), verdicts, listener), strict=True))
+        for judge in judges
+    }
+    return [
+        JudgedCell(
+            cell,
+            {
+                name: tuple(judgments.get((place, index)) for index in range(len(cell.requests)))
+                for name, judgments in found.items()
+            },
         )
-        responses: Sequence[Response] = defended.respond([prompt for prompt in sent if prompt is not None])
-        given = iter(responses if attack is None else attack.returned(responses, defended, opened.context))
-        return {"responses": [None if prompt is None else next(given) for prompt in sent], "reason": ""}
-    except CannotRunError as error:
-        return {"responses": [], "reason": str(error)}
-
-
-def _content(path: Path) -> str | None:
-    """A name for what is in a file; None where there is none, which is an error when it is read."""
-    return file_sha256(path) if path.is_file() else None
-
-
-def depends_on(context: EvaluationContext, defense: Defense) -> list[Any]:
-    """Names for all that whatever is said behind this defense depends on, besides what is asked."""
-    return [
-        context.engine.identity,
-        context.answer_tokens,
-        context.seed,
-        _made_digests(context),
-        [defense.name, options_of(defense), defense.version],
-    ]
-
-
-def _made_digests(context: EvaluationContext) -> list[Any]:
-    """Names for exactly the artifacts that attacks and defenses may draw on."""
-    made = context.artifacts
-    return [
-        None if made.neurons is None else [hook_point.tolist() for hook_point in made.neurons.both],
-        None if made.delta is None else made.delta.digest,
-        None if made.guard is None else [made.guard.layer, made.guard.threshold, made.guard.alpha],
-        None if made.corpus is None else [asdict(pair) for pair in made.corpus.pairs],
-        [*context.harmful, *context.benign],
+        for place, cell in enumerate(cells)
     ]

@@ -1,71 +1,84 @@
-"""The verdicts of several judges on the cells of a grid; no model is asked for one twice."""
+"""Ask and judge: every answer of the project is asked for and judged here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safety_neurons.core.files import JsonlCache, fingerprint
-from safety_neurons.core.progress import Listener
-from safety_neurons.evaluation.grid import Cell
-from safety_neurons.evaluation.judges import Judge, JudgeInput, Judgment, RuleJudge, Verdict
+from safety_neurons.core.progress import Advance, Listener, Silence, ignore
+from safety_neurons.core.statistics import Verdict
+from safety_neurons.engines.engine import CachedEngine, answers
+from safety_neurons.evaluation.contracts import Judge, JudgeInput, Judgment, RuleJudge, conversation_of
+from safety_neurons.models.chat import AttackedPrompt
+from safety_neurons.models.generate import Sampling
+from safety_neurons.prompts import Prompt
 
 
 @dataclass(frozen=True)
-class JudgedCell:
-    """A cell, and of every judge a judgment for each request: None where there is no answer."""
+class JudgedAnswer:
+    """What was sent for a prompt, what the model wrote after the prefill, and the verdict on both."""
 
-    cell: Cell
-    judgments: dict[str, tuple[Judgment | None, ...]]
+    prompt: Prompt
+    sent: AttackedPrompt
+    continuation: str
+    cut_off: bool
+    verdict: Verdict
 
-    def verdicts(self, judge: str) -> list[Verdict | None]:
-        return [None if one is None else one.verdict for one in self.judgments[judge]]
+    @property
+    def response(self) -> str:
+        """The assistant's whole turn."""
+        return f"{self.sent.prefill}{self.continuation}"
 
 
-def judge_cells(
-    cells: Sequence[Cell], judges: Sequence[Judge], kept: JsonlCache, listener: Listener
-) -> list[JudgedCell]:
-    """All judges on all cells. A judge reads the plain request, not what an attack made of it."""
-    exchanges = {
-        (place, index): JudgeInput(request.text, response.text)
-        for place, cell in enumerate(cells)
-        for index, (request, response) in enumerate(zip(cell.requests, cell.responses, strict=True))
-        if response is not None
-    }
-    distinct = list(dict.fromkeys(exchanges.values()))
-    found: dict[str, dict[JudgeInput, Judgment]] = {}
-    for judge in judges:
-        # Rules cost nothing, and what they say may change with them.
-        lines = JsonlCache(None) if isinstance(judge, RuleJudge) else kept
-        keys = [fingerprint(judge.identity, *exchange) for exchange in distinct]
-        done = frozenset(index for index, key in enumerate(keys) if key in lines.entries)
-        with listener.task(f"judge {judge.name}", len(distinct)) as advance:
-            advance(len(done))
-            for index, judgment in judge.judge_all(distinct, done):
-                lines.add(
-                    keys[index],
-                    {
-                        "judge": judge.name,
-                        "verdict": judgment.verdict,
-                        "reason": judgment.reason,
-                        "score": judgment.score,
-                    },
-                )
-                advance(1)
-        if said := judge.spent():
-            listener.say(said)
-        found[judge.name] = {
-            exchange: Judgment(line["verdict"], line["reason"], line["score"])
-            for exchange, line in zip(distinct, (lines.entries[key] for key in keys), strict=True)
-        }
-    return [
-        JudgedCell(
-            cell,
-            {
-                name: tuple(
-                    by_exchange[exchanges[place, index]] if (place, index) in exchanges else None
-                    for index in range(len(cell.requests))
-                )
-                for name, by_exchange in found.items()
-            },
-        )
-        for place, cell in enumerate(cells)
+def ask(
+    engine: CachedEngine,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    *,
+    verdicts: JsonlCache,
+    max_new_tokens: int,
+    sent: Sequence[AttackedPrompt] | None = None,
+    sampling: Sampling | None = None,
+    advance: Advance = ignore,
+) -> list[JudgedAnswer]:
+    """The judged answers to what is sent for each prompt, or to the plain prompts; greedy without `sampling`."""
+    sent = sent or [AttackedPrompt(prompt.text) for prompt in prompts]
+    completions = answers(
+        replace(engine, advance=advance),
+        [conversation_of(one) for one in sent],
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+    )
+    # A judge reads the plain request: an attack's rules would read as wishes of the user.
+    inputs = [
+        JudgeInput(prompt.text, f"{one.prefill}{completion.text}")
+        for prompt, one, completion in zip(prompts, sent, completions, strict=True)
     ]
+    judgments = judge_inputs(judge, inputs, verdicts)
+    return [
+        JudgedAnswer(prompt, one, completion.text, completion.cut_off, judgment.verdict)
+        for prompt, one, completion, judgment in zip(prompts, sent, completions, judgments, strict=True)
+    ]
+
+
+def judge_inputs(
+    judge: Judge, inputs: Sequence[JudgeInput], verdicts: JsonlCache, listener: Listener | None = None
+) -> list[Judgment]:
+    """The judge's verdict on each input. A model is never asked for one twice; rules are applied each time."""
+    listener = listener or Silence()
+    distinct = list(dict.fromkeys(inputs))
+    keys = [fingerprint(judge.identity, *one) for one in distinct]
+    # Rules cost nothing, and what they say may change with them.
+    done = frozenset(
+        index for index, key in enumerate(keys) if key in verdicts.entries and not isinstance(judge, RuleJudge)
+    )
+    with listener.task(f"judge {judge.name}", len(distinct)) as advance:
+        advance(len(done))
+        for index, found in judge.judge_all(distinct, done):
+            line = {"judge": judge.name, "verdict": found.verdict, "reason": found.reason, "score": found.score}
+            if verdicts.entries.get(keys[index]) != {"key": keys[index], **line}:
+                verdicts.add(keys[index], line)
+            advance(1)
+    if spent := judge.spent():
+        listener.say(spent)
+    lines = {one: verdicts.entries[key] for one, key in zip(distinct, keys, strict=True)}
+    return [Judgment(lines[one]["verdict"], lines[one]["reason"], lines[one]["score"]) for one in inputs]

@@ -5,11 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safety_neurons.core.statistics import Rate, by_request, compare_verdicts, mean_rate, paired_difference, rate
-from safety_neurons.evaluation.grid import HARMFUL
+from safety_neurons.core.statistics import (
+    Rate,
+    Verdict,
+    by_request,
+    compare_verdicts,
+    mean_rate,
+    paired_difference,
+    rate,
+)
+from safety_neurons.evaluation.grid import HARMFUL, JudgedCell
 from safety_neurons.evaluation.judge_errors import JudgeErrors, corrected
-from safety_neurons.evaluation.judges import Verdict
-from safety_neurons.evaluation.judging import JudgedCell
 
 UNDEFENDED = "none"
 # Of evaluation.json.

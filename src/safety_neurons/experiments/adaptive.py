@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.progress import Listener
-from safety_neurons.experiments.intervention import Intervention, InterventionRunner, described
+from safety_neurons.engines.engine import CachedEngine
+from safety_neurons.experiments.intervention import Intervention, InterventionRunner
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
-from safety_neurons.runs.stages import find_as_settings_say
+from safety_neurons.runs.stages import find_neurons_of
 from safety_neurons.tuning.delta import NeuronDelta
 
 
@@ -35,13 +36,13 @@ def adaptive(
     with opened(path, given, listener, command, until="tune", on=[on]) as run:
         sets = prompts_to_test(run, on)
         delta = NeuronDelta.load(run.folder.delta)
-        rows = _measure(run, sets, "base", {"found": run.neurons}, "")
+        rows = _measure(run, sets, "base", {"found": run.neurons}, run.engine)
         with delta.apply(run.model):
             neurons = {
                 "found before tuning": run.neurons,
-                "found afresh": find_as_settings_say(run, "finding neurons on the tuned model"),
+                "found afresh": find_neurons_of(run, "finding neurons on the tuned model"),
             }
-            rows += _measure(run, sets, "tuned", neurons, delta.digest)
+            rows += _measure(run, sets, "tuned", neurons, run.engine.under(f"safetuning {delta.digest}"))
         calibration = run.settings.calibrate.model_dump(mode="json")
         section = {
             "rows": rows,
@@ -52,18 +53,18 @@ def adaptive(
 
 
 def _measure(
-    run: RunContext, sets: Mapping[str, Any], subject: str, neurons: Mapping[str, NeuronSet], context: str
+    run: RunContext, sets: Mapping[str, Any], subject: str, neurons: Mapping[str, NeuronSet], engine: CachedEngine
 ) -> list[dict[str, Any]]:
-    laboratory = InterventionRunner.open(run, dict(sets), context)
+    runner = InterventionRunner.open(run, dict(sets), engine)
     settings = run.settings.calibrate
     rows = []
     each = sum(map(len, sets.values()))
     with run.listener.task(f"calibrating the {subject} model", each * (1 + len(neurons))) as advance:
-        pushes: dict[str, Intervention | None] = {"none": None}
+        interventions: dict[str, Intervention | None] = {"none": None}
         for name, found in neurons.items():
-            pushes[name] = Intervention(name, found, "conformity", settings.alpha_conformity, settings.knobs())
-        for name, push in pushes.items():
+            interventions[name] = Intervention(name, found, "conformity", settings.alpha_conformity, settings.knobs())
+        for name, one in interventions.items():
             for side in sets:
-                measurement = laboratory.measurement(side, push, advance)
-                rows.append({"model": subject, "calibrated": name, "prompts": side} | described(measurement))
+                measurement = runner.measurement(side, one, advance)
+                rows.append({"model": subject, "calibrated": name, "prompts": side} | measurement.described())
     return rows

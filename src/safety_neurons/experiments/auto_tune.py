@@ -17,11 +17,10 @@ from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
-from safety_neurons.runs.folder import RunFolder, merged_settings, overridden
+from safety_neurons.runs.folder import RunFolder, merged_settings, overridden, stage_fingerprints
 from safety_neurons.runs.opened import keep_section, opened
 from safety_neurons.runs.pipeline import run
-from safety_neurons.runs.plan import stage_fingerprints
-from safety_neurons.runs.stages import score_as_settings_say
+from safety_neurons.runs.stages import score_neurons_of
 from safety_neurons.runs.validation import Validator
 from safety_neurons.settings import Settings
 from safety_neurons.tuning.batches import training_steps
@@ -143,18 +142,18 @@ def auto_tune(
     if max_over_refusal is not None and not 0 <= max_over_refusal <= 1:
         raise SafetyNeuronsError(f"max_over_refusal is a share from 0 to 1, not {max_over_refusal}.")
     space = space or Space()
-    with opened(path, _from_the_start(RunFolder(path), given or {}), listener, command) as work:
-        validator = Validator.open(work)
+    with opened(path, _from_the_start(RunFolder(path), given or {}), listener, command) as context:
+        validator = Validator.open(context)
         before = validator.measure_base()
-        tried = _search(work, validator, space, trials)
+        tried = _search(context, validator, space, trials)
     if not tried:
         raise SafetyNeuronsError(
             f"None of the {trials} trials could be trained. Try more settings (--trials), or lower tune.learning-rate."
         )
     chosen = choose(tried, max_over_refusal)
     run(path, nested(chosen.settings), until="tune", listener=listener, command=command)
-    with opened(path, None, listener, command, until="tune") as work:
-        after = _measure(work, Validator.open(work), NeuronDelta.load(work.folder.delta))
+    with opened(path, None, listener, command, until="tune") as context:
+        after = _measure(context, Validator.open(context), NeuronDelta.load(context.folder.delta))
         section = {
             "base": asdict(before),
             "trials": [asdict(trial) for trial in tried],
@@ -164,7 +163,7 @@ def auto_tune(
             "chosen": chosen.number,
             "tuned": asdict(after),
         }
-        return keep_section(work.folder, "auto", section)
+        return keep_section(context.folder, "auto", section)
 
 
 def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,25 +182,27 @@ def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, An
     return overridden(given, nested(starts[-1])) if starts else dict(given)
 
 
-def _search(work: RunContext, validator: Validator, space: Space, trials: int) -> list[Trial]:
+def _search(context: RunContext, validator: Validator, space: Space, trials: int) -> list[Trial]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Sequential and in memory: a killed search is replayed from what is kept of its trials.
-    sampler = optuna.samplers.TPESampler(seed=work.settings.seed, n_startup_trials=max(4, trials // 3))
+    sampler = optuna.samplers.TPESampler(seed=context.settings.seed, n_startup_trials=max(4, trials // 3))
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-    kept = {line["key"]: line for line in read_lines(work.folder.trials)}
-    start = own_settings(work.settings)
-    inputs = stage_fingerprints(work.settings, work.model.identity, work.prompts)["tune"]
+    kept = {line["key"]: line for line in read_lines(context.folder.trials)}
+    start = own_settings(context.settings)
+    inputs = stage_fingerprints(context.settings, context.model.identity, context.prompts)["tune"]
     scored: dict[str, ScoredNeurons] = {}
     tried: list[Trial] = []
-    with work.listener.task("searching tuning's settings", trials) as advance:
+    with context.listener.task("searching tuning's settings", trials) as advance:
         for number in range(trials):
             asked = study.ask()
             settings = start if number == 0 else _suggest(asked, space)
-            key = fingerprint(work.answering, inputs, work.settings.evaluate.answer_tokens, number, settings)
+            key = fingerprint(
+                context.engine.identity, inputs, context.settings.evaluate.answer_tokens, number, settings
+            )
             if key not in kept:
-                found = _try(work, validator, settings, scored)
+                found = _try(context, validator, settings, scored)
                 line = {"key": key, "start": start, "settings": settings, "objectives": found and asdict(found)}
-                append_line(work.folder.trials, line)
+                append_line(context.folder.trials, line)
                 kept[key] = line
             values = kept[key]["objectives"]
             if values is None:
@@ -241,33 +242,33 @@ def nested(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _try(
-    work: RunContext, validator: Validator, chosen: Mapping[str, Any], scored: dict[str, ScoredNeurons]
+    context: RunContext, validator: Validator, chosen: Mapping[str, Any], scored: dict[str, ScoredNeurons]
 ) -> Objectives | None:
     """Tune with these settings, if they can be; refusals are made with the run's own neurons, so that they are made
     once."""
-    settings = merged_settings(work.settings.model_dump(mode="json"), nested(chosen))
+    settings = merged_settings(context.settings.model_dump(mode="json"), nested(chosen))
     name = settings.find.score
     if name not in scored:
-        scored[name] = score_as_settings_say(work, name)
+        scored[name] = score_neurons_of(context, name)
     neurons = scored[name].top(settings.find.percent, settings.find.scope, settings.find.selection)
     if not len(neurons):
-        work.listener.say(f"A trial is left out: {name} finds no neurons at {settings.find.percent:.2g}%.")
+        context.listener.say(f"A trial is left out: {name} finds no neurons at {settings.find.percent:.2g}%.")
         return None
-    corpus = corpus_of(work, settings.tune)
+    corpus = corpus_of(context, settings.tune)
     steps = training_steps(corpus, settings.tune.batch_size, settings.tune.epochs)
     options = asdict(settings.tune.training(settings.seed))
     validate = None if settings.tune.patience is None else validator.measure
-    with work.listener.task(f"tuning {len(neurons):,} neurons ({name})", steps) as advance:
+    with context.listener.task(f"tuning {len(neurons):,} neurons ({name})", steps) as advance:
         try:
-            delta = tune(work.model, neurons, corpus, **options, validate=validate, advance=advance)
+            delta = tune(context.model, neurons, corpus, **options, validate=validate, advance=advance)
         except DivergedError as error:
-            work.listener.say(f"A trial is left out. {error}")
+            context.listener.say(f"A trial is left out. {error}")
             return None
-    return _measure(work, validator, delta)
+    return _measure(context, validator, delta)
 
 
-def _measure(work: RunContext, validator: Validator, delta: NeuronDelta) -> Objectives:
-    moved = validator.kl_divergence(lambda: delta.apply(work.model))
-    with delta.apply(work.model):
+def _measure(context: RunContext, validator: Validator, delta: NeuronDelta) -> Objectives:
+    moved = validator.kl_divergence(lambda: delta.apply(context.model))
+    with delta.apply(context.model):
         found = validator.measure(delta.digest)
     return Objectives(found.attack_success, found.over_refusal, moved)

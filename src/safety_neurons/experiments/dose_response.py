@@ -8,7 +8,7 @@ from safety_neurons.calibration.calibration import dose
 from safety_neurons.calibration.config import Toward
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Listener
-from safety_neurons.experiments.intervention import NLL_LIMIT, Intervention, InterventionRunner, described
+from safety_neurons.experiments.intervention import NLL_LIMIT, Intervention, InterventionRunner
 from safety_neurons.neurons.read import write_norms
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
 
@@ -62,16 +62,16 @@ def dose_response(
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
     """
-    with opened(path, given, listener, command, on=[on]) as work:
-        found = work.neurons
-        random = found.random_like(work.settings.seed + 1)
-        norms = write_norms(work.model).norm_2
-        knobs = work.settings.calibrate.knobs()
+    with opened(path, given, listener, command, on=[on]) as run:
+        found = run.neurons
+        random = found.random_like(run.settings.seed + 1)
+        norms = write_norms(run.model).norm_2
+        knobs = run.settings.calibrate.knobs()
         units = dose(found, norms, knobs), dose(random, norms, knobs)
         # Without a neuron in this subset or these layers nothing is pushed, whatever the alpha.
         factor = units[0] / units[1] if units[1] else 1.0
-        sets = prompts_to_test(work, on)
-        laboratory = InterventionRunner.open(work, sets)
+        sets = prompts_to_test(run, on)
+        runner = InterventionRunner.open(run, sets)
         subjects = {"found": (found, 1.0), "random": (random, 1.0), "random, equal dose": (random, factor)}
         cells: list[tuple[float, Intervention | None]] = []
         for alpha in alphas:
@@ -83,18 +83,18 @@ def dose_response(
                 cells.append((alpha, Intervention(subject, neurons, toward, abs(alpha) * times, knobs)))
         rows: list[dict[str, Any]] = []
         each = sum(len(prompts) for prompts in sets.values())
-        with work.listener.task(f"dose-response over {len(alphas)} alphas", each * len(cells)) as advance:
+        with run.listener.task(f"dose-response over {len(alphas)} alphas", each * len(cells)) as advance:
             for alpha, push in cells:
                 for name in sets:
-                    measurement = laboratory.measurement(name, push, advance)
+                    measurement = runner.measurement(name, push, advance)
                     names = {"alpha": alpha, "subject": push.subject if push else "base", "prompts": name}
-                    rows.append(names | {"alpha_used": push.alpha if push else 0.0} | described(measurement))
+                    rows.append(names | {"alpha_used": push.alpha if push else 0.0} | measurement.described())
         section = {
             "rows": rows,
-            "on": on or f"{work.settings.harmful}:{work.settings.benign}",
+            "on": on or f"{run.settings.harmful}:{run.settings.benign}",
             "neurons": len(found),
             "equal_dose_factor": factor,
             "nll_limit": NLL_LIMIT,
-            "calibrate": work.settings.calibrate.model_dump(mode="json"),
+            "calibrate": run.settings.calibrate.model_dump(mode="json"),
         }
-        return keep_section(work.folder, "dose_response", section)
+        return keep_section(run.folder, "dose_response", section)

@@ -13,17 +13,13 @@ from torch import Tensor
 
 from safety_neurons.calibration.detector import last_token_activations
 from safety_neurons.calibration.guard import Guard, guard
-from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Advance, Listener
-from safety_neurons.core.statistics import CONFIDENCE, RESAMPLES
-from safety_neurons.experiments.intervention import share
+from safety_neurons.core.statistics import CONFIDENCE, RESAMPLES, share
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import batches_by_length, halve_when_full
 from safety_neurons.models.likelihood import READ_AT_ONCE, surprise_by_token
-from safety_neurons.models.weights import file_sha256
 from safety_neurons.prompts import Prompt
-from safety_neurons.runs.answers import Condition
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.guard import Learnt, fit_and_keep
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
@@ -54,15 +50,15 @@ def guard_run(
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
     """
-    with opened(path, given, listener, command, on=on) as work:
-        settings = work.settings
-        tests = {name or "test": prompts_to_test(work, name) for name in (None, *on)}
+    with opened(path, given, listener, command, on=on) as run:
+        settings = run.settings
+        tests = {name or "test": prompts_to_test(run, name) for name in (None, *on)}
         tests["contrast"] = {
-            "harmful": work.chosen("contrast", "test", settings.evaluate.prompts),
-            "benign": work.chosen("borderline", "test", settings.evaluate.prompts),
+            "harmful": run.split("contrast", "test", settings.evaluate.prompts),
+            "benign": run.split("borderline", "test", settings.evaluate.prompts),
         }
-        fitted, learnt, doses = fit_and_keep(work)
-        detected = _detect(work, fitted, learnt, tests)
+        fitted, learnt, doses = fit_and_keep(run)
+        detected = _detect(run, fitted, learnt, tests)
         section = {
             "layer": fitted.layer,
             "deciding_neurons": sum(map(len, fitted.deciding)),
@@ -79,20 +75,17 @@ def guard_run(
             "doses": [dose._asdict() for dose in doses],
             "knobs": asdict(fitted.knobs),
             "detectors": detected,
-            "rows": _in_action(work, fitted, tests) if answers else [],
+            "rows": _in_action(run, fitted, tests) if answers else [],
         }
-        return keep_section(work.folder, "guard", section)
+        return keep_section(run.folder, "guard", section)
 
 
 def _detect(
-    work: RunContext, fitted: Guard, learnt: Learnt, tests: Mapping[str, dict[str, list[Prompt]]]
+    run: RunContext, fitted: Guard, learnt: Learnt, tests: Mapping[str, dict[str, list[Prompt]]]
 ) -> list[dict[str, Any]]:
     """Each detector on each test. Every prompt is read once, however many detectors and tests want it."""
     asked = {
-        prompt.text: work.model.render(prompt.text)
-        for sets in tests.values()
-        for own in sets.values()
-        for prompt in own
+        prompt.text: run.model.render(prompt.text) for sets in tests.values() for own in sets.values() for prompt in own
     }
     texts = list(dict.fromkeys([*learnt.all, *asked.values()]))
     row_of = {text: row for row, text in enumerate(texts)}
@@ -100,12 +93,12 @@ def _detect(
     def rows(features: Tensor, wanted: Sequence[str]) -> Tensor:
         return features[[row_of[text] for text in wanted]]
 
-    found, random = fitted.neurons.both, fitted.neurons.random_like(work.settings.seed + 1).both
-    with work.listener.task("reading prompts for the detectors", 3 * len(texts)) as advance:
-        join_processes = [torch.cat(pair) for pair in zip(found, random, strict=True)]
-        neurons = last_token_activations(work.model, join_processes, texts, work.settings.batch_size, advance)
-        hidden = _batched(work.model, texts, _last_hidden, work.settings.batch_size, advance)
-        nll = _batched(work.model, texts, _surprise, READ_AT_ONCE, advance)
+    found, random = fitted.neurons.both, fitted.neurons.random_like(run.settings.seed + 1).both
+    with run.listener.task("reading prompts for the detectors", 3 * len(texts)) as advance:
+        both = [torch.cat(pair) for pair in zip(found, random, strict=True)]
+        neurons = last_token_activations(run.model, both, texts, run.settings.batch_size, advance)
+        hidden = _batched(run.model, texts, _last_hidden, run.settings.batch_size, advance)
+        nll = _batched(run.model, texts, _surprise, READ_AT_ONCE, advance)
     mine = torch.cat([torch.arange(len(one) + len(other)) < len(one) for one, other in zip(found, random, strict=True)])
     early = torch.cat(
         [
@@ -129,7 +122,7 @@ def _detect(
         threshold = fitted.threshold if name.startswith("guard") else None
         for test, sets in tests.items():
             sides = [rows(all_scores, [asked[prompt.text] for prompt in sets[side]]) for side in ("harmful", "benign")]
-            result.append({"detector": name, "on": test} | described(sides[0], sides[1], threshold, work.settings.seed))
+            result.append({"detector": name, "on": test} | described(sides[0], sides[1], threshold, run.settings.seed))
     return result
 
 
@@ -148,7 +141,9 @@ def described(harmful: Tensor, benign: Tensor, threshold: float | None, seed: in
         low, high = numpy.quantile([sample[name] for sample in samples], [tail, 1 - tail])
         found[name] = {"value": value[name], "low": float(low), "high": float(high)}
     if threshold is not None:
-        found["flagged_harmful"], found["flagged_benign"] = (share((side > threshold).tolist()) for side in sides)
+        found["flagged_harmful"], found["flagged_benign"] = (
+            asdict(share((side > threshold).tolist())) for side in sides
+        )
     return found
 
 
@@ -170,11 +165,11 @@ def _batched(
     """What `read` makes of rendered requests, [requests, ...]."""
     found: dict[int, Tensor] = {}
 
-    def run(batch: list[int]) -> None:
+    def read_batch(batch: list[int]) -> None:
         found.update(zip(batch, read(model, [texts[index] for index in batch]), strict=True))
 
     for batch in batches_by_length(texts, batch_size):
-        halve_when_full(run, batch)
+        halve_when_full(read_batch, batch)
         advance(len(batch))
     return torch.stack([found[index] for index in range(len(texts))])
 
@@ -191,20 +186,20 @@ def _surprise(model: ChatModel, texts: list[str]) -> Tensor:
     return torch.stack([nats.mean().cpu() for nats in surprise_by_token(model, model.encode(texts))])[:, None]
 
 
-def _in_action(work: RunContext, fitted: Guard, tests: Mapping[str, dict[str, list[Prompt]]]) -> list[dict[str, Any]]:
+def _in_action(run: RunContext, fitted: Guard, tests: Mapping[str, dict[str, list[Prompt]]]) -> list[dict[str, Any]]:
     """What the model answers without and with the guard; shares of all prompts."""
-    guarded = Condition("guarded", "guard", fingerprint(work.answering, file_sha256(work.folder.guard)))
+    engines = {"base": run.engine, "guarded": run.engine.under(f"guard {fitted.digest}")}
     rows = []
     for test, sets in tests.items():
         for side, prompts in sets.items():
             row: dict[str, Any] = {"on": test, "prompts": side, "n": len(prompts)}
-            for condition in (work.base(), guarded):
-                with guard(work.model, fitted) if condition is guarded else nullcontext():
-                    answers = work.ask(condition, side, prompts)
+            for subject, engine in engines.items():
+                with guard(run.model, fitted) if subject == "guarded" else nullcontext():
+                    answers = run.ask(prompts, f"{subject}: {side} prompts of {test}", engine=engine)
                 verdicts = [answer.verdict for answer in answers]
-                row[condition.subject] = {
-                    "refused": share([verdict == "refused" for verdict in verdicts]),
-                    "answered": share([verdict == "complied" for verdict in verdicts]),
+                row[subject] = {
+                    "refused": asdict(share([verdict == "refused" for verdict in verdicts])),
+                    "answered": asdict(share([verdict == "complied" for verdict in verdicts])),
                     "unscored": verdicts.count("unscored"),
                 }
             rows.append(row)

@@ -5,29 +5,26 @@ What moving a score's neurons does: harmful prompts that comply, and benign prom
 import datetime
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 from scipy.stats import false_discovery_control
 
-from safety_neurons.calibration.calibration import calibrate, digest, dose
+from safety_neurons.calibration.calibration import dose
 from safety_neurons.calibration.config import Toward
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, fingerprint, write_json, write_text
-from safety_neurons.core.progress import Advance, Listener, Silence, Within
+from safety_neurons.core.files import locked, write_json, write_text
+from safety_neurons.core.progress import Advance, Listener, Silence
 from safety_neurons.core.statistics import mcnemar, rate
-from safety_neurons.evaluation import attacks, judges
 from safety_neurons.evaluation.judges import Verdict
+from safety_neurons.experiments.intervention import Intervention, InterventionRunner
 from safety_neurons.experiments.scored import Scored, Training, jaccard, mean_jaccard, mean_spearman, of_size, score_all
-from safety_neurons.models.prefix_cache import PrefixCache
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.neurons.read import write_norms
-from safety_neurons.prompts import Prompt, load_prompts
+from safety_neurons.prompts import load_prompts
 from safety_neurons.report.score_tables import markdown
-from safety_neurons.runs.answers import Condition, ask
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder, merged_settings
 
@@ -66,53 +63,12 @@ class Effect:
         return [verdict == self.moved for verdict in self.verdicts]
 
 
-def verdicts(
-    run: RunContext, kept: PrefixCache, condition: Condition, name: str, prompts: Sequence[Prompt], advance: Advance
-) -> tuple[Verdict, ...]:
-    """The judged answers to plain requests."""
-    settings = run.settings
-    answers = ask(
-        run.model,
-        run.folder,
-        Within(advance),
-        condition=condition,
-        set_name=name,
-        prompts=prompts,
-        sent=[attacks.template("direct").apply(prompt.text) for prompt in prompts],
-        attack="direct",
-        judge=judges.rules(settings.evaluate.judge),
-        answer_tokens=settings.evaluate.answer_tokens,
-        batch_size=settings.batch_size,
-        answering=kept.generate,
-    )
-    return tuple(answer.verdict for answer in answers)
-
-
-def effect(
-    run: RunContext,
-    kept: PrefixCache,
-    by: Moved,
-    direction: tuple[Toward, str, Verdict],
-    prompts: Sequence[Prompt],
-    advance: Advance,
-) -> Effect:
+def effect(runner: InterventionRunner, by: Moved, direction: tuple[Toward, str, Verdict], advance: Advance) -> Effect:
     """Calibrate a score's neurons and ask."""
     toward, name, moved = direction
-    settings = run.settings.calibrate
-    knobs = settings.model_dump() | {f"alpha_{toward}": by.alpha[toward]}
-    condition = Condition(
-        by.score,
-        f"toward {toward}, {by.percent:g}%",
-        fingerprint(run.answering, toward, digest(by.neurons), knobs),
-    )
-    with calibrate(
-        run.model,
-        by.neurons,
-        toward=toward,
-        alpha=by.alpha[toward],
-        **asdict(settings.knobs()),
-    ):
-        return Effect(by, toward, name, moved, verdicts(run, kept, condition, name, prompts, advance))
+    knobs = runner.run.settings.calibrate.knobs()
+    answers = runner.answers(name, Intervention(by.score, by.neurons, toward, by.alpha[toward], knobs), advance)
+    return Effect(by, toward, name, moved, tuple(answer.verdict for answer in answers))
 
 
 def moved_by(run: RunContext, score: str, percent: float, neurons: NeuronSet, unit: float, factor: float) -> Moved:
@@ -213,14 +169,9 @@ def compare_scores(
     for found in prompts.values():
         for split in ("train", "test"):
             found.split(split)
-    with disk_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
     run = RunContext(folder, settings, prompts, listener)
-    try:
-        with disk_errors(path), filelock.FileLock(path / ".lock", timeout=0):
-            return _compare(run, list(budgets), overlap_at, seeds, equal_dose, command)
-    except filelock.Timeout as error:
-        raise SafetyNeuronsError(f"Another process is working on {path}. Wait for it, or choose another.") from error
+    with locked(path, "Wait for it, or choose another folder."):
+        return _compare(run, list(budgets), overlap_at, seeds, equal_dose, command)
 
 
 def _check(budgets: Sequence[float], seeds: int) -> None:
@@ -238,7 +189,7 @@ def _compare(
     settings, other = run.settings, run.other_model
     names = [name for name in scores.names() if other is not None or not scores.get(name).compares_models]
     harmful, benign = (
-        tuple(prompt.text for prompt in run.chosen(name, "train", settings.find.prompts))
+        tuple(prompt.text for prompt in run.split(name, "train", settings.find.prompts))
         for name in ("harmful", "benign")
     )
     training = Training(harmful, benign, settings, seeds)
@@ -272,15 +223,12 @@ def _compare(
     return results
 
 
-def _positions(run: RunContext) -> int:
-    """How many positions at the prompts' ends are read anew under each condition: those that are calibrated."""
-    reach = run.settings.calibrate.prompt_positions
-    if reach == "all":
+def _check_positions(run: RunContext) -> None:
+    if run.settings.calibrate.prompt_positions == "all":
         raise SafetyNeuronsError(
-            "compare-scores reads the beginnings of the prompts once for all scores, so that it cannot calibrate the "
-            "whole prompt: give --calibrate.prompt-positions a number, or 'template'."
+            "Comparing scores reads the beginnings of the prompts once for all scores, so it cannot calibrate the whole "
+            "prompt: set calibrate.prompt_positions to a number, or to 'template'."
         )
-    return max(1, run.model.template_tail if reach == "template" else reach)
 
 
 def _overlap(scored: Mapping[str, Scored], percent: float) -> dict[str, Any]:
@@ -316,16 +264,15 @@ def _measure_effects(
     run: RunContext, scored: Mapping[str, Scored], budgets: list[float], results: dict[str, Any]
 ) -> None:
     """Ask under every condition, budget by budget; the files are written after each."""
-    test = {name: run.chosen(name, "test", run.settings.evaluate.prompts) for name in ("harmful", "benign")}
+    test = {name: run.split(name, "test", run.settings.evaluate.prompts) for name in ("harmful", "benign")}
     each = sum(len(prompts) for prompts in test.values())
-    texts = [[run.model.render(prompt.text) for prompt in prompts] for prompts in test.values()]
-    positions = _positions(run)
-    kept = PrefixCache.read(run.model, texts, positions, run.settings.batch_size)
+    _check_positions(run)
+    runner = InterventionRunner.open(run, test)
     effects: list[Effect] = []
     with run.listener.task("base model", each) as advance:
         for toward, name, moved in DIRECTIONS:
-            found = verdicts(run, kept, run.base(), name, test[name], advance)
-            effects.append(Effect(None, toward, name, moved, found))
+            verdicts = tuple(answer.verdict for answer in runner.answers(name, None, advance))
+            effects.append(Effect(None, toward, name, moved, verdicts))
     norms = write_norms(run.model).norm_2
     for percent in budgets:
         sets = {score: of_size(one.whole, percent) for score, one in scored.items()}
@@ -337,7 +284,7 @@ def _measure_effects(
                 factor = units[REFERENCE] / units[score] if scaled else 1.0
                 by = moved_by(run, score, percent, sets[score], units[score], factor)
                 for direction in DIRECTIONS:
-                    effects.append(effect(run, kept, by, direction, test[direction[1]], advance))
+                    effects.append(effect(runner, by, direction, advance))
         results["rows"] = rows(effects)
         results["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_json(run.folder.path / "scores.json", results)

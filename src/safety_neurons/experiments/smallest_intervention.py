@@ -12,16 +12,13 @@ from safety_neurons.calibration.calibration import dose
 from safety_neurons.calibration.config import CalibrationConfig, Toward
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Listener
-from safety_neurons.core.statistics import mcnemar
+from safety_neurons.core.statistics import mcnemar, mean, share
 from safety_neurons.evaluation.judges import Verdict
 from safety_neurons.experiments.intervention import (
     Intervention,
     InterventionRunner,
     Measurement,
-    described,
-    mean,
     moved,
-    share,
 )
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.neurons.read import write_norms
@@ -29,7 +26,7 @@ from safety_neurons.neurons.scores import Layers
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
-from safety_neurons.runs.stages import score_as_settings_say
+from safety_neurons.runs.stages import score_neurons_of
 
 # (toward what, the prompts that should move, the verdict that they should get, the prompts that should not move)
 DIRECTIONS: tuple[tuple[Toward, str, Verdict, str], ...] = (
@@ -82,9 +79,9 @@ def search(
     with opened(path, given, listener, command, on=on) as run:
         tests = {name or "test": prompts_to_test(run, name) for name in (None, *on)}
         validation = {name: list(run.prompts[name].split("validation")) for name in ("harmful", "benign")}
-        scored = score_as_settings_say(run)
+        scored = score_neurons_of(run)
         norms = write_norms(run.model).norm_2
-        laboratory = InterventionRunner.open(run, validation)
+        runner = InterventionRunner.open(run, validation)
         section: dict[str, Any] = {
             "score": scored.score.name,
             "trials": trials,
@@ -93,7 +90,7 @@ def search(
             "directions": [],
         }
         for direction in DIRECTIONS:
-            tried = _search(run, laboratory, scored, norms, direction, trials, limits)
+            tried = _search(run, runner, scored, norms, direction, trials, limits)
             best = choose(tried, limits)
             push = _push(scored, direction[0], best)
             if not len(push.neurons):
@@ -130,7 +127,7 @@ def _check(trials: int, limits: Limits) -> None:
 
 def _search(
     run: RunContext,
-    laboratory: InterventionRunner,
+    runner: InterventionRunner,
     scored: ScoredNeurons,
     norms: Layers,
     direction: tuple[Toward, str, Verdict, str],
@@ -144,13 +141,13 @@ def _search(
     sampler = optuna.samplers.TPESampler(seed=run.settings.seed, n_startup_trials=max(5, trials // 4))
     study = optuna.create_study(sampler=sampler)
     tried: list[dict[str, Any]] = []
-    total = trials * (len(laboratory.sets[name]) + len(laboratory.sets[other]))
+    total = trials * (len(runner.sets[name]) + len(runner.sets[other]))
     with run.listener.task(f"searching toward {toward}", total) as advance:
         for _ in range(trials):
             trial = study.ask()
             chosen = _suggest(trial, limits, run.settings.find.positions)
             push = _push(scored, toward, chosen)
-            there, elsewhere = laboratory.measurement(name, push, advance), laboratory.measurement(other, push, advance)
+            there, elsewhere = runner.measurement(name, push, advance), runner.measurement(other, push, advance)
             result = chosen | _described_push(push, norms) | _judged(there, elsewhere, verdict)
             tried.append(result)
             trial.set_constraint("broken", result["broken"] - limits.broken)
@@ -191,7 +188,7 @@ def _judged(there: Measurement, elsewhere: Measurement, verdict: Verdict) -> dic
         "moved": there.share(verdict),
         "broken": max(there.share("unscored"), elsewhere.share("unscored")),
         # Nothing was answered, so that nothing can be moved.
-        "side_kl_divergence": mean(elsewhere.kl_divergence)["value"] or 0.0,
+        "side_kl_divergence": mean(elsewhere.kl_divergence, 0).value or 0.0,
     }
 
 
@@ -222,18 +219,18 @@ def _test(
     What random neurons do to the prompts that should stay is not asked: they have to be compared where they move.
     """
     _, moving, verdict, staying = direction
-    laboratory = InterventionRunner.open(run, sets)
+    runner = InterventionRunner.open(run, sets)
     both, each = sum(map(len, sets.values())), len(sets[moving])
     with run.listener.task(f"testing toward {push.toward} ({name})", 2 * both + 2 * RANDOM_SETS * each) as advance:
-        before = {one: laboratory.measurement(one, None, advance) for one in sets}
-        found = {one: laboratory.measurement(one, push, advance) for one in sets}
+        before = {one: runner.measurement(one, None, advance) for one in sets}
+        found = {one: runner.measurement(one, push, advance) for one in sets}
         rows = [_row("base", before, before, direction), _row("found", before, found, direction)]
         for number in range(RANDOM_SETS):
             random = push.neurons.random_like(run.settings.seed + 1 + number)
             factor = dose(push.neurons, norms) / dose(random, norms)
             for subject, alpha in (("random", push.alpha), ("random, equal dose", push.alpha * factor)):
-                other = Intervention(subject, random, push.toward, alpha, push.knobs)
-                measurement = {moving: laboratory.measurement(moving, other, advance)}
+                other = Intervention(subject, random, push.toward, alpha, push.config)
+                measurement = {moving: runner.measurement(moving, other, advance)}
                 p_value = mcnemar(found[moving].are(verdict), measurement[moving].are(verdict))
                 rows.append(_row(subject, before, measurement, direction) | {"alpha": alpha, "p_value": p_value})
     return {"on": name, "moving": moving, "staying": staying, "rows": rows}
@@ -248,7 +245,7 @@ def _row(
     _, moving, verdict, staying = direction
     return {
         "subject": subject,
-        "moving": described(after[moving]),
-        "staying": described(after[staying]) if staying in after else None,
-        "moved": share(moved(before[moving], after[moving], verdict)),
+        "moving": after[moving].described(),
+        "staying": after[staying].described() if staying in after else None,
+        "moved": asdict(share(moved(before[moving], after[moving], verdict))),
     }

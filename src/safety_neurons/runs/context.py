@@ -1,42 +1,30 @@
-"""What the stages of a run share: the model, the prompts, the folder, and how answers become rows."""
+"""What the stages of a run and the experiments on it share: model, prompts, folder, and one way to ask and judge."""
 
+import contextlib
 import functools
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from safety_neurons.calibration.calibration import calibrate
-from safety_neurons.calibration.config import Toward
-from safety_neurons.core.files import fingerprint
+from safety_neurons.calibration.calibration import calibrate, digest
+from safety_neurons.calibration.config import CalibrationConfig, Toward
+from safety_neurons.core.files import JsonlCache, fingerprint
 from safety_neurons.core.progress import Listener
-from safety_neurons.core.statistics import Row, rate, row
-from safety_neurons.evaluation import attacks, judges
+from safety_neurons.engines.engine import CachedEngine, InProcess
+from safety_neurons.evaluation import judges, judging
+from safety_neurons.evaluation.contracts import RuleJudge
+from safety_neurons.evaluation.judging import JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 from safety_neurons.models.generate import Sampling
 from safety_neurons.models.load import load
-from safety_neurons.models.weights import file_sha256
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt, PromptSet
-from safety_neurons.runs.answers import Answer, Condition, ask
 from safety_neurons.runs.folder import RunFolder
 from safety_neurons.settings import Settings
 
-# How many answers of each group the report shows.
-EXAMPLES = 3
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """A stage's part of the results: its rows, and sections of its own ("neurons", "words" ...)."""
-
-    rows: tuple[Row, ...] = ()
-    sections: dict[str, Any] | None = None
-    examples: tuple[dict[str, Any], ...] = ()
-
 
 def load_model(settings: Settings) -> ChatModel:
-    """The model that the settings name, loaded as they say."""
+    """The model that the settings name, loaded with their options."""
     return load(
         settings.model,
         device=settings.device,
@@ -53,30 +41,40 @@ def load_model(settings: Settings) -> ChatModel:
 
 
 def load_other_model(settings: Settings) -> ChatModel | None:
-    """The second checkpoint that the settings name, loaded like the first; None where they name none."""
+    """The second checkpoint that the settings name, loaded like the first; None if they name none."""
     name = settings.find.other_model
     return None if name is None else load_model(settings.model_copy(update={"model": name}))
 
 
+def engine_of(model: ChatModel, settings: Settings, responses: JsonlCache) -> CachedEngine:
+    """What answers for a model: in this process, with every answer kept."""
+    return CachedEngine(InProcess(model, settings.batch_size, settings.quantize or ""), responses)
+
+
 @dataclass(frozen=True)
 class RunContext:
-    """What the stages share. The model is loaded when a stage first needs it."""
+    """A run that is open. The model is loaded when it is first needed.
+
+    `given` are the settings that this call was given, nested as in `Settings`; `settings` are the run's with them.
+    """
 
     folder: RunFolder
     settings: Settings
     prompts: dict[str, PromptSet]
     listener: Listener
+    given: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
 
     @functools.cached_property
     def model(self) -> ChatModel:
         with self.listener.task(f"loading {self.settings.model}", 1) as advance:
             model = load_model(self.settings)
             model.render("Hello")
-            covered = model.coverage
+            coverage = model.coverage
             advance(1)
         precision = self.settings.quantize or str(model.model.dtype).removeprefix("torch.")
-        self.listener.say(f"{model.name}: {covered}, {precision} on {model.device}")
-        for message in covered.unread:
+        self.listener.say(f"{model.name}: {coverage}, {precision} on {model.device}")
+        for message in coverage.unread:
             self.listener.say(message)
         return model
 
@@ -96,91 +94,63 @@ class RunContext:
         return NeuronSet.load(self.folder.neurons, self.folder.directions)
 
     @functools.cached_property
-    def answering(self) -> str:
-        """The fingerprint of what all answers depend on."""
-        settings = self.settings
-        precision = (str(self.model.model.dtype), settings.quantize)
-        return fingerprint(self.model.identity, precision, settings.system, settings.thinking)
+    def engine(self) -> CachedEngine:
+        """The base model; `under` names what is changed in it."""
+        return engine_of(self.model, self.settings, JsonlCache.read(self.folder.responses))
 
-    def chosen(self, name: str, split: str, count: int | None) -> list[Prompt]:
+    @functools.cached_property
+    def verdicts(self) -> JsonlCache:
+        return JsonlCache.read(self.folder.verdicts)
+
+    @functools.cached_property
+    def judge(self) -> RuleJudge:
+        return judges.rules(self.settings.evaluate.judge)
+
+    def split(self, name: str, split: str, count: int | None) -> list[Prompt]:
+        """At most `count` prompts of one split of one of the run's sets."""
         return list(self.prompts[name].split(split).take(count))
 
     def ask(
         self,
-        condition: Condition,
-        name: str,
         prompts: Sequence[Prompt],
-        attack: str = "direct",
+        title: str,
+        *,
+        engine: CachedEngine | None = None,
         sent: Sequence[AttackedPrompt] | None = None,
         tokens: int | None = None,
         sampling: Sampling | None = None,
         listener: Listener | None = None,
-    ) -> list[Answer]:
-        """Judged answers under a condition; what is sent is the attack's unless it is given.
+    ) -> list[JudgedAnswer]:
+        """Judged answers of the base model, or of `engine`: to what is sent for each prompt, or to the plain prompts.
 
-        Greedy answers unless `sampling` says otherwise.
+        Greedy without `sampling`, of up to evaluate.answer_tokens tokens without `tokens`. `title` is for the progress
+        bar.
         """
-        return ask(
-            self.model,
-            self.folder,
-            listener or self.listener,
-            condition=condition,
-            set_name=name,
-            prompts=prompts,
-            sent=sent or [attacks.template(attack).apply(prompt.text) for prompt in prompts],
-            attack=attack,
-            judge=judges.rules(self.settings.evaluate.judge),
-            answer_tokens=tokens or self.settings.evaluate.answer_tokens,
-            batch_size=self.settings.batch_size,
-            sampling=sampling,
-        )
+        with (listener or self.listener).task(title, len(prompts)) as advance:
+            return judging.ask(
+                engine or self.engine,
+                self.judge,
+                prompts,
+                verdicts=self.verdicts,
+                max_new_tokens=tokens or self.settings.evaluate.answer_tokens,
+                sent=sent,
+                sampling=sampling,
+                advance=advance,
+            )
 
-    def base(self, name: str = "none") -> Condition:
-        return Condition("base", name, self.answering)
-
-    def calibrated(self, toward: Toward, subject: str) -> Condition:
+    @contextlib.contextmanager
+    def calibrated(
+        self,
+        toward: Toward,
+        neurons: NeuronSet,
+        alpha: float | None = None,
+        config: CalibrationConfig | None = None,
+        engine: CachedEngine | None = None,
+    ) -> Iterator[CachedEngine]:
+        """The model calibrated with the run's settings, or with others; `engine` names what is changed in it."""
         settings = self.settings.calibrate
-        knobs = (settings.alpha(toward), asdict(settings.knobs()))
-        # What is added follows from the files of this run and, for random neurons, from the seed.
-        found = [file_sha256(path) for path in (self.folder.neurons, self.folder.directions)]
-        context = fingerprint(self.answering, toward, subject, self.settings.seed, found, knobs)
-        return Condition(subject, f"toward {toward}", context)
-
-    def calibrated_model(self, toward: Toward, neurons: NeuronSet) -> AbstractContextManager[ChatModel]:
-        """The model calibrated as the settings say."""
-        settings = self.settings.calibrate
-        return calibrate(self.model, neurons, toward=toward, alpha=settings.alpha(toward), **asdict(settings.knobs()))
-
-    def row(
-        self, stage: str, condition: Condition, name: str, attack: str, answers: Sequence[Answer], metric: str
-    ) -> Row:
-        return row(
-            rate([answer.verdict for answer in answers], "complied" if metric == "attack success" else "refused"),
-            stage=stage,
-            subject=condition.subject,
-            condition=condition.name,
-            prompts=name,
-            attack=attack,
-            defense="safetuning" if condition.subject == "tuned" else "none",
-            judge=self.settings.evaluate.judge,
-            metric=metric,
-        )
-
-    def examples(
-        self, stage: str, condition: Condition, name: str, attack: str, answers: Sequence[Answer]
-    ) -> list[dict[str, Any]]:
-        """A few answers for the report; what complies with a harmful prompt is left out unless it was asked for."""
-        hidden = name == "harmful" and not self.settings.show_responses
-        return [
-            {
-                "stage": stage,
-                "subject": condition.subject,
-                "condition": condition.name,
-                "prompts": name,
-                "attack": attack,
-                "prompt": answer.prompt.text,
-                "response": None if hidden and answer.verdict != "refused" else answer.response,
-                "verdict": answer.verdict,
-            }
-            for answer in answers[:EXAMPLES]
-        ]
+        alpha = settings.alpha(toward) if alpha is None else alpha
+        config = config or settings.knobs()
+        change = f"calibrated toward {toward} {fingerprint(digest(neurons), alpha, asdict(config))}"
+        with calibrate(self.model, neurons, toward=toward, alpha=alpha, **asdict(config)):
+            yield (engine or self.engine).under(change)

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from safety_neurons.evaluation.judging import JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import Sampling
-from safety_neurons.runs.answers import Answer
 from safety_neurons.runs.context import RunContext
 from safety_neurons.settings import TuneSettings
 from safety_neurons.tuning.augmentation import augment
@@ -29,27 +29,27 @@ def corpus_of(run: RunContext, settings: TuneSettings | None = None) -> Corpus:
 def _refusals(run: RunContext, settings: TuneSettings) -> list[Pair]:
     """Refusals by the model calibrated toward rejection.
 
-    They are made for the plain request and learnt for its disguised form. The greedy answer is tried first; prompts for
-    which it is no refusal, or one that was said too often already, are asked again, up to `tune.samples` times, and
+    They are made for the plain request and learned for its augmented form. The greedy answer is tried first. Prompts
+    for which it is not a refusal, or repeats one that is over-represented, are sampled up to `tune.samples` times;
     answers that end by themselves are preferred.
     """
-    harmful = run.chosen("harmful", "train", settings.refusals)
-    # The unsafe twins of borderline prompts stay as they are: what tells them apart is their plain wording.
-    twins = run.chosen("contrast", "train", settings.contrast) if settings.contrast else []
-    prompts = [*harmful, *twins]
+    harmful = run.split("harmful", "train", settings.refusals)
+    # The unsafe counterparts of borderline prompts stay plain: only their wording tells them apart.
+    contrast = run.split("contrast", "train", settings.contrast) if settings.contrast else []
+    prompts = [*harmful, *contrast]
     sent = augment([prompt.text for prompt in harmful], settings.plain_refusals)
-    sent += [AttackedPrompt(prompt.text) for prompt in twins]
-    drawn: list[list[Answer]] = [[] for _ in prompts]
+    sent += [AttackedPrompt(prompt.text) for prompt in contrast]
+    drawn: list[list[JudgedAnswer]] = [[] for _ in prompts]
     chosen: list[int | None] = [None] * len(prompts)
-    with run.calibrated_model("rejection", run.neurons):
+    with run.calibrated("rejection", run.neurons) as engine:
         for number in range(settings.samples + 1):
             missing = [place for place, choice in enumerate(chosen) if choice is None]
             if not missing:
                 break
             answers = run.ask(
-                run.calibrated("rejection", "found"),
-                "harmful",
                 [prompts[place] for place in missing],
+                "corpus: refusals of harmful prompts",
+                engine=engine,
                 tokens=settings.answer_tokens,
                 sampling=Sampling(settings.temperature, run.settings.seed + number) if number else None,
             )
@@ -66,36 +66,35 @@ def _refusals(run: RunContext, settings: TuneSettings) -> list[Pair]:
 
 
 def _benign(run: RunContext, settings: TuneSettings) -> list[Pair]:
-    """Benign requests, answered by the base model in the form in which they are learnt."""
+    """Benign requests, answered by the base model in the form in which they are learned."""
     if not settings.benign:
         return []
-    prompts = run.chosen("benign", "train", settings.benign)
+    prompts = run.split("benign", "train", settings.benign)
     sent = augment([prompt.text for prompt in prompts], settings.plain_benign)
-    answers = run.ask(run.base(), "benign", prompts, attack="disguised", sent=sent, tokens=settings.answer_tokens)
+    answers = run.ask(prompts, "corpus: answers to benign prompts", sent=sent, tokens=settings.answer_tokens)
     return _complied("benign", answers)
 
 
 def _borderline(run: RunContext, settings: TuneSettings) -> list[Pair]:
     """Borderline requests, answered helpfully: they are safe, but the base model refuses some of them.
 
-    Just those must be learnt, so what it refuses is asked again with the conformity calibration on.
+    Just those must be learned, so what it refuses is asked again with the conformity calibration on.
     """
     if not settings.borderline:
         return []
-    prompts = run.chosen("borderline", "train", settings.borderline)
-    answers = run.ask(run.base(), "borderline", prompts, tokens=settings.answer_tokens)
+    prompts = run.split("borderline", "train", settings.borderline)
+    title = "corpus: answers to borderline prompts"
+    answers = run.ask(prompts, title, tokens=settings.answer_tokens)
     refused = [answer.prompt for answer in answers if answer.verdict != "complied"]
     if refused:
-        with run.calibrated_model("conformity", run.neurons):
-            answers += run.ask(
-                run.calibrated("conformity", "found"), "borderline", refused, tokens=settings.answer_tokens
-            )
+        with run.calibrated("conformity", run.neurons) as engine:
+            answers += run.ask(refused, f"{title} refused before", engine=engine, tokens=settings.answer_tokens)
     return _complied("borderline", answers)
 
 
-def _complied(kind: Kind, answers: Sequence[Answer]) -> list[Pair]:
+def _complied(kind: Kind, answers: Sequence[JudgedAnswer]) -> list[Pair]:
     return [_pair(kind, answer, answer.sent) for answer in answers if answer.verdict == "complied"]
 
 
-def _pair(kind: Kind, answer: Answer, sent: AttackedPrompt) -> Pair:
+def _pair(kind: Kind, answer: JudgedAnswer, sent: AttackedPrompt) -> Pair:
     return Pair(kind, answer.prompt.id, sent.user, sent.prefill, answer.continuation, answer.cut_off)

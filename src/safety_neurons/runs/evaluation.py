@@ -1,184 +1,183 @@
-"""One evaluation: targets by attacks by defenses by judges, kept in a folder and gone on with where it was stopped."""
+"""The evaluation of a run, a model or a server: who is asked what, and what comes out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache, disk_errors, write_json, write_text
-from safety_neurons.core.progress import Listener, Silence
-from safety_neurons.core.tables import inert, markdown
-from safety_neurons.evaluation import attacks as attacks_known
-from safety_neurons.evaluation import defenses as defenses_known
-from safety_neurons.evaluation import judges as judges_known
-from safety_neurons.evaluation.grid import Cell, Plan
-from safety_neurons.evaluation.judging import judge_cells
-from safety_neurons.evaluation.measures import MEASURES, Extras, measures
+from safety_neurons.core.files import JsonlCache
+from safety_neurons.core.progress import Listener
+from safety_neurons.engines.engine import CachedEngine
+from safety_neurons.evaluation import attacks, defenses, judges
+from safety_neurons.evaluation.config import EvaluationConfig
+from safety_neurons.evaluation.contracts import EvaluationContext, Judge, RunArtifacts
+from safety_neurons.evaluation.grid import HARMFUL, Cell, JudgedCell, Plan, judge_cells
+from safety_neurons.evaluation.judge_errors import JudgeErrors
+from safety_neurons.evaluation.measures import MEASURES, check_measures, measures
 from safety_neurons.evaluation.summary import SCHEMA, cell_results, errors_of, summarize
-from safety_neurons.report.evaluation_tables import notes, tables
-from safety_neurons.runs.folder import RunFolder
-from safety_neurons.runs.opened import keep_section
-from safety_neurons.runs.shared import answered_together
-from safety_neurons.runs.targets import Requests, check_target, is_address, is_run, open_target, settings_of
-from safety_neurons.runs.workers import release_workers
-
-ATTACKS = ("direct", "prefix-injection", "refusal-suppression", "prefill")
-DEFENSES = ("none", "self-reminder", "icd", "guard", "safetuning")
-JUDGES = ("refusal",)
-OUT = Path("runs/evaluation")
+from safety_neurons.prompts import Prompt, PromptSet, load_prompts
+from safety_neurons.runs.folder import PROMPT_SETS
+from safety_neurons.runs.workers import answer_together
+from safety_neurons.settings import Settings
 
 
-def folder_of(targets: Sequence[str], out: Path | None) -> Path:
-    """Where an evaluation is kept: in the run's folder, where one run is evaluated and nothing else is said."""
-    if out is not None:
-        return out
-    return Path(targets[0]) / "evaluation" if len(targets) == 1 and is_run(targets[0]) else OUT
+@dataclass(frozen=True)
+class Requests:
+    """What is asked: `harmful` requests are attacked, `safe` ones, by the name of their set, are not."""
 
+    harmful: tuple[Prompt, ...]
+    safe: dict[str, tuple[Prompt, ...]]
 
-def evaluate(
-    targets: Sequence[str],
-    given: Mapping[str, Any] | None = None,
-    *,
-    out: Path | None = None,
-    attacks: Sequence[str] = ATTACKS,
-    defenses: Sequence[str] = DEFENSES,
-    judges: Sequence[str] = JUDGES,
-    on: str | None = None,
-    limit: int | None = None,
-    served_model: str | None = None,
-    judge_errors: Path | None = None,
-    extras: Extras | None = None,
-    listener: Listener | None = None,
-    command: str = "",
-) -> dict[str, Any]:
-    """Evaluate models and runs; evaluation.json and evaluation.md in the folder hold what comes out.
+    @classmethod
+    def read(cls, settings: Settings, learners: Sequence[Settings]) -> "Requests":
+        """The test split of the settings' own sets, or the sets of evaluate.on.
 
-    What is found of a single run stands on its page, too.
+        Without what any of the `learners` may learn from: the settings of all targets.
 
-    Args:
-        targets: run folders, models (presets, hub ids, folders, files), or addresses of OpenAI-compatible servers.
-        given: settings that override the run's own, nested as in `Settings`.
-        out: where answers, verdicts and results are kept; see `folder_of`.
-        on: HARMFUL:SAFE[:SAFE...] sets of prompts instead of the test split of the settings' own.
-        limit: how many requests of each set are asked, at most; evaluate.prompts when left out.
-        served_model: the model's name at the server.
-        judge_errors: a file of `judge-check`, for which rates are corrected; what was measured on XSTest's labeled
-            answers when left out, for the judges that were (docs/judges.md).
-        extras: what else is measured of each defense.
+        Raises:
+            SafetyNeuronsError: a set cannot be read, or nothing of it is left to ask.
+        """
+        learned = {
+            prompt.text
+            for one in learners
+            for name in PROMPT_SETS
+            for prompt in load_prompts(getattr(one, name), one.column, one.data_dir)
+            if prompt.split != "test"
+        }
 
-    Raises:
-        SafetyNeuronsError: bad input, or a failure that the message explains.
-    """
-    given, listener = given or {}, listener or Silence()
-    if not targets or len(set(targets)) < len(targets):
-        raise SafetyNeuronsError("Name at least one run or model to evaluate, and each of them once.")
-    trials = [attacks_known.get(name) for name in _once(attacks, "attacks")]
-    defended = [defenses_known.get(name) for name in _once(defenses, "defenses")]
-    referees = [judges_known.get(name) for name in _once(judges, "judges")]
-    for judge in referees:
-        judge.check()
-    errors = {one.name: errors_of(one.name, judge_errors) for one in referees}
-    if served_model is not None and not any(map(is_address, targets)):
-        raise SafetyNeuronsError("--served-model is the model's name at a server: evaluate the server's address.")
-    settings, *others = (settings_of(target, given) for target in targets)
-    requests = Requests.read(settings, on, limit or settings.evaluate.prompts, [settings, *others])
-    plan = Plan(tuple(trials), tuple(defended), requests.harmful, requests.safe)
-    for target in targets:
-        check_target(target, given)
-    folder = folder_of(targets, out)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with disk_errors(folder), filelock.FileLock(folder / ".lock", timeout=0):
-            cells, measured = _answered(
-                targets, given, plan, folder, served_model, extras or Extras(), listener, command
+        def fresh(name: str, split: str | None) -> tuple[Prompt, ...]:
+            prompts: PromptSet = load_prompts(name, settings.column, settings.data_dir)
+            if split is not None:
+                prompts = prompts.split(split)
+            left = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learned))
+            if not len(left):
+                raise SafetyNeuronsError(f"Nothing of {name!r} is left to ask: a run learns from all its prompts.")
+            return tuple(left.take(settings.evaluate.prompts))
+
+        on = settings.evaluate.on
+        if on is None:
+            safe = {name: fresh(getattr(settings, name), "test") for name in ("benign", "borderline")}
+            return cls(fresh(settings.harmful, "test"), safe)
+        names = on.split(":")
+        if len(names) < 2 or not all(names):
+            raise SafetyNeuronsError(
+                f"{on!r} does not name harmful and safe prompt sets: give them as jailbreakbench:alpaca:xstest-safe."
             )
-            release_workers()
-            judged = judge_cells(cells, referees, JsonlCache.read(folder / "verdicts.jsonl"), listener)
-            results = {
-                "schema": SCHEMA,
-                "command": command,
-                "models": list(dict.fromkeys(cell.model for cell in cells)),
-                "attacks": {one.name: _described(one) for one in trials},
-                "defenses": {one.name: _described(one) for one in defended},
-                "judges": {one.name: _described(one) for one in referees},
-                "prompts": {
-                    "name": on or settings.harmful,
-                    "harmful": len(requests.harmful),
-                    "safe": {name: len(prompts) for name, prompts in requests.safe.items()},
-                },
-                "answer_tokens": settings.evaluate.answer_tokens,
-                "seed": settings.seed,
-                "judge_errors": {name: found.to_json() for name, found in errors.items() if found is not None},
-                "cells": cell_results(judged, errors, settings.seed),
-                "summary": summarize(judged, errors, settings.seed),
-                **measured,
-            }
-            write_json(folder / "evaluation.json", results)
-            lines = [f"```\n{command}\n```"] if command else []
-            write_text(folder / "evaluation.md", markdown(tables(results), [*lines, *map(inert, notes(results))]))
-        if len(targets) == 1 and is_run(targets[0]):
-            keep_section(RunFolder(Path(targets[0])), "evaluation", results)
-    except filelock.Timeout as error:
-        raise SafetyNeuronsError(
-            f"Another process is working on {folder}. Wait for it, or choose another folder with --out."
-        ) from error
-    return results
+        if len(set(names)) < len(names) or HARMFUL in names[1:]:
+            raise SafetyNeuronsError(f"{on!r} names a set twice, or {HARMFUL!r} as a safe one.")
+        harmful, *safe_names = names
+        return cls(fresh(harmful, None), {name: fresh(name, None) for name in safe_names})
 
 
-def _answered(
-    targets: Sequence[str],
-    given: Mapping[str, Any],
-    plan: Plan,
-    folder: Path,
-    served_model: str | None,
-    extras: Extras,
-    listener: Listener,
-    command: str,
-) -> tuple[list[Cell], dict[str, list[dict[str, Any]]]]:
-    kept = JsonlCache.read(folder / "generations.jsonl")
-    names: list[str] = []
-    answered: list[list[Cell]] = []
-    made: list[dict[str, list[dict[str, Any]]]] = []
-    ordinary = [prompt.text for prompt in next(iter(plan.safe.values()))]
-    for target in targets:
-        with open_target(
-            target,
-            given,
-            needs=[*(one.name for one in plan.attacks), *(one.name for one in plan.defenses)],
-            kept=kept,
-            folder=folder,
-            served_model=served_model,
-            listener=listener,
-            command=command,
-        ) as context:
-            given_before = JsonlCache.read(folder / "answers.jsonl")
-            names.append(context.engine.name)
-            answered.append([])
-            with listener.task(f"{context.engine.name}: cells of the grid", plan.cells) as advance:
-                for cell in answered_together(plan, context, given_before, settings_of(target, given)):
-                    answered[-1].append(cell)
-                    advance(1)
-            made.append(measures(extras, context, plan.defenses, ordinary, JsonlCache.read(folder / "measures.jsonl")))
-    # Two runs of one model, or the model and its run, are different rows.
-    called = [
-        name if names.count(name) == 1 else f"{name} ({target})" for name, target in zip(names, targets, strict=True)
-    ]
-    cells = [replace(cell, model=name) for name, found in zip(called, answered, strict=True) for cell in found]
-    measured = {
-        measure: [row | {"model": name} for name, found in zip(called, made, strict=True) for row in found[measure]]
-        for measure in MEASURES
-    }
-    return cells, measured
+@dataclass(frozen=True)
+class Evaluator:
+    """An evaluation that is about to begin: everything that its options name has been found.
+
+    `errors` has each judge's measured errors, None where they are not known.
+    """
+
+    settings: Settings
+    plan: Plan
+    judges: tuple[Judge, ...]
+    errors: Mapping[str, JudgeErrors | None]
+
+    @classmethod
+    def prepare(cls, settings: Settings, learners: Sequence[Settings] = ()) -> "Evaluator":
+        """Find and check everything before any work begins.
+
+        Raises:
+            SafetyNeuronsError: an option is wrong, or a file or a prompt set cannot be read.
+        """
+        config = settings.evaluate
+        check_members(config)
+        found = tuple(judges.get(name) for name in judge_names(config))
+        for judge in found:
+            judge.check()
+        requests = Requests.read(settings, learners or [settings])
+        plan = Plan(
+            tuple(attacks.get(name) for name in config.attacks),
+            tuple(defenses.get(name) for name in config.defenses),
+            requests.harmful,
+            requests.safe,
+        )
+        errors = {one.name: errors_of(one.name, config.judge_errors) for one in found}
+        return cls(settings, plan, found, errors)
+
+    def context(self, engine: CachedEngine, run: RunArtifacts, folder: Path, listener: Listener) -> EvaluationContext:
+        """What attacks and defenses work with."""
+        settings = self.settings
+        return EvaluationContext(
+            engine,
+            settings.evaluate.answer_tokens,
+            settings.seed,
+            _training_requests(settings, "harmful"),
+            _training_requests(settings, "benign"),
+            run,
+            folder,
+            settings.data_dir,
+            listener,
+        )
+
+    def answer(self, context: EvaluationContext) -> tuple[list[Cell], dict[str, list[dict[str, Any]]]]:
+        """All cells of one model, and the other measures of its defenses."""
+        cells: list[Cell] = []
+        with context.listener.task(f"{context.engine.name}: cells of the grid", self.plan.cells) as advance:
+            for cell in answer_together(self.plan, context, self.settings):
+                cells.append(cell)
+                advance(1)
+        ordinary = [prompt.text for prompt in next(iter(self.plan.safe.values()))]
+        return cells, measures(self.settings.evaluate, context, self.plan.defenses, ordinary)
+
+    def judge(self, cells: Sequence[Cell], verdicts: JsonlCache, listener: Listener) -> list[JudgedCell]:
+        return judge_cells(cells, self.judges, verdicts, listener)
+
+    def results(
+        self, judged: Sequence[JudgedCell], measured: Mapping[str, list[dict[str, Any]]], command: str
+    ) -> dict[str, Any]:
+        """The evaluation as JSON."""
+        settings, plan = self.settings, self.plan
+        return {
+            "schema": SCHEMA,
+            "command": command,
+            "models": list(dict.fromkeys(one.cell.model for one in judged)),
+            "attacks": {one.name: _described(one) for one in plan.attacks},
+            "defenses": {one.name: _described(one) for one in plan.defenses},
+            "judges": {one.name: _described(one) for one in self.judges},
+            "prompts": {
+                "name": settings.evaluate.on or settings.harmful,
+                "harmful": len(plan.harmful),
+                "safe": {name: len(prompts) for name, prompts in plan.safe.items()},
+            },
+            "answer_tokens": settings.evaluate.answer_tokens,
+            "seed": settings.seed,
+            "judge_errors": {name: found.to_json() for name, found in self.errors.items() if found is not None},
+            "cells": cell_results(judged, self.errors, settings.seed),
+            "summary": summarize(judged, self.errors, settings.seed),
+            **{name: measured[name] for name in MEASURES},
+        }
 
 
-def _once(names: Sequence[str], what: str) -> Sequence[str]:
-    if not names or len(set(names)) < len(names):
-        raise SafetyNeuronsError(f"Name at least one of --{what}, and each of them once.")
-    return names
+def judge_names(config: EvaluationConfig) -> tuple[str, ...]:
+    return config.judges or (config.judge,)
+
+
+def check_members(config: EvaluationConfig) -> None:
+    """Raise SafetyNeuronsError where an attack, a defense or a judge does not exist, or an option has no effect."""
+    for what, names in (("attacks", config.attacks), ("defenses", config.defenses), ("judges", judge_names(config))):
+        if len(set(names)) < len(names):
+            raise SafetyNeuronsError(f"evaluate.{what} names one of them twice: {', '.join(names)}.")
+    for family, names in ((attacks, config.attacks), (defenses, config.defenses), (judges, judge_names(config))):
+        for name in names:
+            family.get(name)
+    judges.rules(config.judge)
+    check_measures(config)
+
+
+def _training_requests(settings: Settings, name: str) -> tuple[str, ...]:
+    """For the defenses that learn from some."""
+    prompts = load_prompts(getattr(settings, name), settings.column, settings.data_dir)
+    return tuple(prompt.text for prompt in prompts.split("train").take(settings.find.prompts))
 
 
 def _described(member: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""The run folder: what is in it, which stages are done, and whether it may be used."""
+"""The run folder: its files, its record, and which of its stages are up to date."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,15 @@ from typing import Any
 import pydantic
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json, write_json
+from safety_neurons.core.files import fingerprint, read_json, write_json
+from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.settings import Settings, explain_problems
 
-SCHEMA = 2
+SCHEMA = 3
+STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
+# What the processes of torchrun do together.
+SHARED = frozenset({"find", "tune", "evaluate"})
+PROMPT_SETS = ("harmful", "benign", "borderline", "contrast")
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,8 @@ class RunFolder:
         return self.path / "responses.jsonl"
 
     @property
-    def judgments(self) -> Path:
-        return self.path / "judgments.jsonl"
+    def verdicts(self) -> Path:
+        return self.path / "verdicts.jsonl"
 
     @property
     def measurements(self) -> Path:
@@ -85,7 +91,7 @@ class RunFolder:
             record = read_json(self.record_file)
             if not isinstance(record, dict) or record.get("schema") != SCHEMA:
                 raise SafetyNeuronsError(
-                    f"{self.record_file} is not a record of this version (schema {SCHEMA}). Choose another --out."
+                    f"{self.path} holds a run of another version of safety-neurons: choose another folder."
                 )
             return record
         if self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
@@ -120,3 +126,73 @@ def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
         both = isinstance(value, Mapping) and isinstance(old, Mapping)
         merged[name] = {**old, **value} if both else value  # type: ignore[dict-item]
     return merged
+
+
+# Settings on which every stage depends.
+COMMON = (
+    *("seed", "dtype", "quantize", "system", "chat_template", "thinking", "write_matrices", "allow_partial"),
+    "batch_size",
+)
+# Defenses that need what tuning makes.
+TUNED = frozenset({"safetuning", "lora", "safedecoding"})
+
+
+def inputs_of(settings: Settings) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """What each stage depends on besides the model, the prompts and COMMON: earlier stages, and settings by path."""
+    defenses = {name.partition(":")[0] for name in settings.evaluate.defenses}
+    guarded = ("guard", "calibrate", "find") if "guard" in defenses else ()
+    return {
+        "find": ((), ("find",)),
+        "explain": (("find",), ("explain",)),
+        "calibrate": (
+            ("find",),
+            ("calibrate", "evaluate.judge", "evaluate.prompts", "evaluate.answer_tokens", "show_responses"),
+        ),
+        "tune": (("find",), ("tune", "calibrate", "evaluate.judge")),
+        "evaluate": (("tune" if TUNED & defenses else "find",), ("evaluate", "show_responses", *guarded)),
+    }
+
+
+def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, PromptSet]) -> dict[str, str]:
+    """For each stage the fingerprint of all that its result depends on."""
+    values = settings.model_dump(mode="json")
+
+    def value(path: str) -> Any:
+        found: Any = values
+        for part in path.split("."):
+            found = found[part]
+        return found
+
+    common = [identity, {name: prompts[name].sha256 for name in PROMPT_SETS}, [value(name) for name in COMMON]]
+    # Files of the user's count by what is in them.
+    own_sets = [] if settings.evaluate.on is None else settings.evaluate.on.split(":")
+    files = {
+        "tune": [_content(settings.tune.corpus)],
+        "evaluate": [
+            _content(settings.evaluate.judge_errors),
+            _content(settings.evaluate.questions),
+            *(load_prompts(name, settings.column, settings.data_dir).sha256 for name in own_sets if name),
+        ],
+    }
+    prints: dict[str, str] = {}
+    for stage, (earlier, own) in inputs_of(settings).items():
+        prints[stage] = fingerprint(
+            stage, common, [prints[name] for name in earlier], [value(path) for path in own], files.get(stage, [])
+        )
+    prints["report"] = fingerprint(prints)
+    return prints
+
+
+def _content(path: Path | None) -> str | None:
+    return None if path is None or not path.is_file() else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def needed_for(until: str, settings: Settings) -> list[str]:
+    """The stages up to `until` that it depends on; for the report, all of them."""
+    if until == "report":
+        return list(STAGES)
+    needed = {until}
+    for stage in reversed(STAGES[:-1]):
+        if stage in needed:
+            needed |= set(inputs_of(settings)[stage][0])
+    return [stage for stage in STAGES if stage in needed]

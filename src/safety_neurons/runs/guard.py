@@ -10,7 +10,7 @@ from safety_neurons.calibration.detector import Detector, fit_detector
 from safety_neurons.calibration.guard import Guard, fit_guard, guard
 from safety_neurons.core.files import fingerprint
 from safety_neurons.runs.context import RunContext
-from safety_neurons.runs.stages import score_as_settings_say
+from safety_neurons.runs.stages import score_neurons_of
 from safety_neurons.runs.validation import Validator
 from safety_neurons.tuning.augmentation import augment
 from safety_neurons.tuning.config import Validation
@@ -32,16 +32,16 @@ class Learnt:
     borderline: list[str]
 
     @classmethod
-    def of(cls, work: RunContext) -> "Learnt":
+    def of(cls, run: RunContext) -> "Learnt":
         """All training prompts of a run."""
         harmful, contrast, benign, borderline = (
-            [prompt.text for prompt in work.chosen(name, "train", None)]
+            [prompt.text for prompt in run.split(name, "train", None)]
             for name in ("harmful", "contrast", "benign", "borderline")
         )
 
         def rendered(texts: Sequence[str], plain: bool = True) -> list[str]:
             sent = augment(texts, plain_share=float(plain))
-            return [work.model.render(request.user, request.prefill) for request in sent]
+            return [run.model.render(request.user, request.prefill) for request in sent]
 
         both, safe = [*harmful, *contrast], [*benign, *borderline]
         return cls(
@@ -60,7 +60,7 @@ class Learnt:
         return fit_detector(parts[0], parts[1], parts[2])
 
 
-class Dose(NamedTuple):
+class GuardDose(NamedTuple):
     """What the guard does to the validation prompts with one alpha; alpha 0 is the model without a guard."""
 
     alpha: float
@@ -73,29 +73,28 @@ class Fitted(NamedTuple):
 
     guard: Guard
     learnt: Learnt
-    doses: tuple[Dose, ...]
+    doses: tuple[GuardDose, ...]
 
 
-def guard_of(work: RunContext, as_settings_say: bool = False) -> Guard:
-    """The guard in the run's folder, whatever its options were; made now where there is none of this run.
+def guard_of(run: RunContext) -> Guard:
+    """Load the run's guard, or fit one if it is missing or stale.
 
-    With `as_settings_say` one with other options is not taken.
+    A guard that was fitted on this run with other options is taken, unless this call was given options of the guard.
     """
-    kept = work.folder.guard
-    if kept.exists():
-        found, names = Guard.load(kept), 2 if as_settings_say else 1
-        if found.origin.split()[:names] == _origin(work).split()[:names]:
+    if run.folder.guard.exists():
+        found, names = Guard.load(run.folder.guard), 2 if "guard" in run.given else 1
+        if found.origin.split()[:names] == _origin(run).split()[:names]:
             return found
-    return fit_and_keep(work).guard
+    return fit_and_keep(run).guard
 
 
-def fit_and_keep(work: RunContext) -> Fitted:
+def fit_and_keep(run: RunContext) -> Fitted:
     """The guard that the run's settings describe, made anew and put into the run's folder."""
-    settings, learnt = work.settings, Learnt.of(work)
-    neurons = score_as_settings_say(work).top(settings.guard.percent, settings.find.scope, settings.find.selection)
-    with work.listener.task("fitting the guard", len(learnt.all)) as advance:
+    settings, learnt = run.settings, Learnt.of(run)
+    neurons = score_neurons_of(run).top(settings.guard.percent, settings.find.scope, settings.find.selection)
+    with run.listener.task("fitting the guard", len(learnt.all)) as advance:
         fitted = fit_guard(
-            work.model,
+            run.model,
             neurons,
             learnt.harmful,
             learnt.benign,
@@ -108,26 +107,26 @@ def fit_and_keep(work: RunContext) -> Fitted:
             batch_size=settings.batch_size,
             advance=advance,
         )
-    fitted = replace(fitted, origin=_origin(work))
-    doses = () if settings.guard.alpha is not None else _tried(work, fitted)
+    fitted = replace(fitted, origin=_origin(run))
+    doses = () if settings.guard.alpha is not None else _tried(run, fitted)
     if doses:
         best = best_dose(doses)
         fitted = replace(fitted, alpha=best.alpha)
-        work.listener.say(
+        run.listener.say(
             f"Guard: of the doses {', '.join(f'{dose.alpha:g}' for dose in doses[1:])}, {best.alpha:g} is best on the "
             f"validation prompts: attack success {doses[0].attack_success:.0%} -> {best.attack_success:.0%}, "
             f"over-refusal {best.over_refusal:.0%}."
         )
         if best.attack_success >= doses[0].attack_success:
-            work.listener.say(
+            run.listener.say(
                 "This guard stops no attack on the validation prompts. Try another guard.percent, find.score or "
                 "guard.generated-tokens."
             )
-    fitted.save(work.folder.guard)
+    fitted.save(run.folder.guard)
     return Fitted(fitted, learnt, doses)
 
 
-def best_dose(doses: Sequence[Dose]) -> Dose:
+def best_dose(doses: Sequence[GuardDose]) -> GuardDose:
     """The dose with the least attack success and over-refusal together; of equal ones the smallest. Not alpha 0."""
     return min(
         (dose for dose in doses if dose.alpha),
@@ -135,26 +134,26 @@ def best_dose(doses: Sequence[Dose]) -> Dose:
     )
 
 
-def _tried(work: RunContext, fitted: Guard) -> tuple[Dose, ...]:
-    validator = Validator.open(work)
-    with work.listener.task("trying the guard's dose on validation prompts", len(ALPHAS) + 1) as advance:
+def _tried(run: RunContext, fitted: Guard) -> tuple[GuardDose, ...]:
+    validator = Validator.open(run)
+    with run.listener.task("trying the guard's dose on validation prompts", len(ALPHAS) + 1) as advance:
 
-        def dose(alpha: float, found: Validation) -> Dose:
+        def dose(alpha: float, found: Validation) -> GuardDose:
             advance(1)
-            return Dose(alpha, found.attack_success, found.over_refusal)
+            return GuardDose(alpha, found.attack_success, found.over_refusal)
 
         doses = [dose(0.0, validator.measure_base())]
         for alpha in ALPHAS:
             one = replace(fitted, alpha=alpha)
-            with guard(work.model, one):
-                doses.append(dose(alpha, validator.measure(f"guard {one.digest}", "guarded")))
+            with guard(run.model, one):
+                doses.append(dose(alpha, validator.measure(f"guard {one.digest}")))
     return tuple(doses)
 
 
-def _origin(work: RunContext) -> str:
+def _origin(run: RunContext) -> str:
     """Two names: for the run that a guard is fitted on, and for the guard's options."""
-    settings = work.settings
-    sets = [work.prompts[name].sha256 for name in ("harmful", "contrast", "benign", "borderline")]
+    settings = run.settings
+    sets = [run.prompts[name].sha256 for name in ("harmful", "contrast", "benign", "borderline")]
     ranked = settings.find.model_dump(mode="json", exclude={"percent"})
-    run = fingerprint(work.answering, settings.seed, ranked, *sets)
-    return f"{run} {fingerprint(settings.guard.model_dump(mode='json'), asdict(settings.calibrate.knobs()))}"
+    found = fingerprint(run.engine.identity, settings.seed, ranked, *sets)
+    return f"{found} {fingerprint(settings.guard.model_dump(mode='json'), asdict(settings.calibrate.knobs()))}"

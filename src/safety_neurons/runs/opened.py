@@ -6,18 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import filelock
-
+from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, read_json, write_json
+from safety_neurons.core.files import locked, read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.prompts import Prompt, load_prompts
 from safety_neurons.report import write_report
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder, merged_settings
-from safety_neurons.runs.pipeline import run
-from safety_neurons.runs.plan import PROMPT_SETS
-from safety_neurons.runs.workers import release_workers
+from safety_neurons.runs.pipeline import read_prompts, run
 from safety_neurons.settings import Settings
 
 
@@ -31,10 +28,10 @@ def opened(
     on: Sequence[str | None] = (),
     alone: bool = True,
 ) -> Iterator[RunContext]:
-    """The workplace of a run that has come as far as `until`; nobody else works on the folder meanwhile.
+    """A run that has come as far as `until`, with its folder locked.
 
-    The HARMFUL:BENIGN pairs `on` are read before anything else, so that nobody waits for a mistyped name.
-    Where process 0 does not go on `alone`, the others wait for what it asks of them.
+    The HARMFUL:BENIGN pairs `on` are read before anything else, so that a mistyped name fails early. With `alone`, the
+    other processes of torchrun are released; otherwise they wait for what process 0 asks of them.
 
     Raises:
         SafetyNeuronsError: as `run`, or another process works on the folder.
@@ -50,14 +47,8 @@ def opened(
         # What comes now is not shared among the processes of torchrun.
         release_workers()
     settings = merged_settings(folder.record()["settings"], given or {})
-    prompts = {name: load_prompts(getattr(settings, name), settings.column, settings.data_dir) for name in PROMPT_SETS}
-    try:
-        with disk_errors(path), filelock.FileLock(path / ".lock", timeout=0):
-            yield RunContext(folder, settings, prompts, listener)
-    except filelock.Timeout as error:
-        raise SafetyNeuronsError(
-            f"Another process is working on {path}. Wait for it, or choose another folder."
-        ) from error
+    with locked(path, "Wait for it, or choose another folder."):
+        yield RunContext(folder, settings, read_prompts(settings), listener, given or {}, command)
 
 
 def keep_section(folder: RunFolder, name: str, section: Any) -> dict[str, Any]:
@@ -69,7 +60,7 @@ def keep_section(folder: RunFolder, name: str, section: Any) -> dict[str, Any]:
     return results
 
 
-def prompts_to_test(work: RunContext, pair: str | None = None) -> dict[str, list[Prompt]]:
+def prompts_to_test(context: RunContext, pair: str | None = None) -> dict[str, list[Prompt]]:
     """The prompts on which something is tested: the run's own test split, or another HARMFUL:BENIGN pair of sets.
 
     Of a set from which a run may learn, only the test split is taken; another is taken whole, without the prompts from
@@ -78,8 +69,8 @@ def prompts_to_test(work: RunContext, pair: str | None = None) -> dict[str, list
     Raises:
         SafetyNeuronsError: the pair is not two names, a set cannot be read, or nothing of it is left to ask.
     """
-    settings = work.settings
-    own = work.prompts.values()
+    settings = context.settings
+    own = context.prompts.values()
     learnt = {prompt.text for prompts in own for prompt in prompts if prompt.split != "test"}
     found = {}
     for side, name in zip(("harmful", "benign"), _pair(pair, settings), strict=True):

@@ -1,31 +1,53 @@
-"""The stages in order over a run folder: what is done is not redone, what changed is, and it says so."""
+"""The stages in order over a run folder: what is done is not redone; what changed is, and the run says so."""
 
 import datetime
 import importlib.metadata
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
-
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, read_json, write_json
+from safety_neurons.core.files import locked, read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.locate import hub_identity, locate
 from safety_neurons.prompts import PromptSet, load_prompts
-from safety_neurons.runs.folder import SCHEMA, RunFolder, merged_settings
-from safety_neurons.runs.plan import PROMPT_SETS, SHARED, STAGES, needed_for, stage_fingerprints
+from safety_neurons.runs.folder import (
+    PROMPT_SETS,
+    SCHEMA,
+    SHARED,
+    STAGES,
+    RunFolder,
+    merged_settings,
+    needed_for,
+    stage_fingerprints,
+)
 from safety_neurons.settings import Settings
 from safety_neurons.tuning.corpus import Corpus
 
 if TYPE_CHECKING:
     from safety_neurons.models.chat import ChatModel
-    from safety_neurons.runs.context import RunContext, StageResult
-
+    from safety_neurons.runs.context import RunContext
+    from safety_neurons.runs.stages import StageResult
 
 PACKAGES = ("safety-neurons", "torch", "transformers", "accelerate", "safetensors", "numpy")
+# The stage that each section of the results belongs to. An experiment's section goes when that stage's inputs change.
+SECTIONS = {
+    "neurons": "find",
+    "words": "explain",
+    "write_share": "explain",
+    "vocabulary": "explain",
+    "control": "calibrate",
+    "clouds": "calibrate",
+    "training": "tune",
+    "evaluation": "evaluate",
+    "dose_response": "find",
+    "search": "find",
+    "guard": "find",
+    "adaptive": "tune",
+    "auto": "tune",
+}
 
 
 def run(
@@ -40,49 +62,67 @@ def run(
 
     Args:
         given: settings that override the folder's own, nested as in `Settings`.
-        until: the last stage to run; the stages that it needs are run first where they are missing.
+        until: the last stage to run. Runs missing prerequisite stages first.
 
     Raises:
         SafetyNeuronsError: bad input, another run's folder, or a failure that the message explains.
     """
-    listener = listener or Silence()
     folder = RunFolder(path)
     record = folder.record()
     settings = merged_settings(record.get("settings", {}), given or {})
-    prompts = {name: load_prompts(getattr(settings, name), settings.column, settings.data_dir) for name in PROMPT_SETS}
-    _check_inputs(settings, prompts)
+    opening = _Opening(folder, settings, read_prompts(settings), listener or Silence(), given or {}, command)
+    _check_inputs(settings, opening.prompts)
+    if record.get("settings") != settings.model_dump(mode="json"):
+        _check_names(settings)
     source, identity = locate(settings.model)
-    work = None
+    context = None
     if identity is None and (identity := hub_identity(source)) is None:
         # Only a model that was fetched says which commit it is.
-        work = _workplace(folder, settings, prompts, listener)
-        identity = work.model.identity
-    _check_same_run(folder, record, settings, identity, prompts)
-    prints = stage_fingerprints(settings, identity, prompts)
-    with disk_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        context = opening.open()
+        identity = context.model.identity
+    _check_same_run(opening, record, identity)
+    prints = stage_fingerprints(settings, identity, opening.prompts)
     lock = path / ".lock"
     try:
-        with disk_errors(path), filelock.FileLock(lock, timeout=0):
-            return _run(folder, record, settings, prompts, work, needed_for(until), prints, listener, command)
-    except filelock.Timeout as error:
-        raise SafetyNeuronsError(
-            f"Another process is working on {path}. Wait for it, or choose another --out."
-        ) from error
+        with locked(path, "Wait for it, or choose another folder."):
+            return _run(opening, record, context, needed_for(until, settings), prints)
     finally:
         # A run that failed before it began leaves no trace.
-        if not record and set(path.iterdir()) == {lock}:
+        if not record and path.is_dir() and set(path.iterdir()) == {lock}:
             lock.unlink()
             path.rmdir()
 
 
-def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
-    """Names, files and splits are checked before any work is done: nobody wants to wait first."""
-    from safety_neurons.evaluation import attacks, judges
+def read_prompts(settings: Settings) -> dict[str, PromptSet]:
+    """The prompt sets of a run, by their role."""
+    return {name: load_prompts(getattr(settings, name), settings.column, settings.data_dir) for name in PROMPT_SETS}
 
-    for attack in settings.evaluate.attacks:
-        attacks.template(attack)
-    judges.rules(settings.evaluate.judge)
+
+@dataclass(frozen=True)
+class _Opening:
+    """What a run is opened with. Opening it imports torch; a finished run answers without waiting for that."""
+
+    folder: RunFolder
+    settings: Settings
+    prompts: dict[str, PromptSet]
+    listener: Listener
+    given: Mapping[str, Any]
+    command: str
+
+    def open(self) -> "RunContext":
+        from safety_neurons.core.distributed import process_count
+        from safety_neurons.runs.context import RunContext
+
+        if self.settings.device_map is not None and process_count() > 1:
+            raise SafetyNeuronsError(
+                "device_map spreads one model over all devices, and torchrun gives each process a model and a device "
+                "of its own: leave one of the two out."
+            )
+        return RunContext(self.folder, self.settings, self.prompts, self.listener, self.given, self.command)
+
+
+def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
+    """Check files and splits before any work: nobody wants to wait for a mistake."""
     for name in PROMPT_SETS:
         if name != "contrast":
             prompts[name].split("test")
@@ -94,36 +134,41 @@ def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
         raise SafetyNeuronsError(f"The chat template {settings.chat_template} does not exist.")
 
 
-def _check_same_run(
-    folder: RunFolder, record: Mapping[str, Any], settings: Settings, identity: str, prompts: Mapping[str, PromptSet]
-) -> None:
+def _check_names(settings: Settings) -> None:
+    """Check that score, attacks, defenses and judges exist, and that their options fit together."""
+    from safety_neurons.neurons import scores
+    from safety_neurons.runs.evaluation import check_members
+
+    scores.get(settings.find.score)
+    check_members(settings.evaluate)
+
+
+def _check_same_run(opening: _Opening, record: Mapping[str, Any], identity: str) -> None:
     if not record:
         return
+    path, settings = opening.folder.path, opening.settings
     old_model = record["model"]["name"]
     if old_model != settings.model or record["model"]["identity"] != identity:
         raise SafetyNeuronsError(
-            f"{folder.path} holds a run of another model ({old_model}, {record['model']['identity'][:12]}), not of "
-            f"{settings.model} ({identity[:12]}). Choose another --out."
+            f"{path} holds a run of another model ({old_model}, {record['model']['identity'][:12]}), not of "
+            f"{settings.model} ({identity[:12]}). Choose another folder."
         )
-    for name, found in prompts.items():
+    for name, found in opening.prompts.items():
         if record["prompts"][name]["sha256"] != found.sha256:
             raise SafetyNeuronsError(
-                f"{folder.path} holds a run with other {name} prompts ({record['prompts'][name]['name']}, "
-                f"now {found.name}). Choose another --out."
+                f"{path} holds a run with other {name} prompts ({record['prompts'][name]['name']}, now {found.name}). "
+                "Choose another folder."
             )
 
 
 def _run(
-    folder: RunFolder,
+    opening: _Opening,
     record: dict[str, Any],
-    settings: Settings,
-    prompts: dict[str, PromptSet],
-    work: "RunContext | None",
+    context: "RunContext | None",
     wanted: Sequence[str],
     prints: Mapping[str, str],
-    listener: Listener,
-    command: str,
 ) -> dict[str, Any]:
+    folder, settings, listener = opening.folder, opening.settings, opening.listener
     stages: dict[str, Any] = dict(record.get("stages", {}))
     changed = [stage for stage in wanted if stage in stages and stages[stage]["fingerprint"] != prints[stage]]
     kept = _kept_results(folder)
@@ -143,28 +188,28 @@ def _run(
         listener.say(f"Settings changed, so these stages are redone: {', '.join(again)}.")
     if skipped := [stage for stage in wanted if stage not in todo]:
         listener.say(f"Done already: {', '.join(skipped)}.")
-    if work is None and todo != ["report"]:
-        work = _workplace(folder, settings, prompts, listener)
+    if context is None and todo != ["report"]:
+        context = opening.open()
     record = {
-        "model": record.get("model") if work is None else _describe_model(work.model),
+        "model": record.get("model") if context is None else _describe_model(context.model),
         "settings": settings.model_dump(mode="json"),
         "seed": settings.seed,
-        "command": command or record.get("command", ""),
+        "command": opening.command or record.get("command", ""),
         "started": record.get("started") or _now(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "prompts": {name: _describe(found) for name, found in prompts.items()},
-        "coverage": record.get("coverage") if work is None else asdict(work.model.coverage),
+        "prompts": {name: _describe(found) for name, found in opening.prompts.items()},
+        "coverage": record.get("coverage") if context is None else asdict(context.model.coverage),
         "stages": stages,
     }
     folder.write_record(record)
     results = _current_results(kept or {}, current)
     results["run"] = record
     for number, stage in enumerate(todo):
-        if work is not None and not SHARED & set(todo[number:]):
+        if context is not None and not SHARED & set(todo[number:]):
             _go_on_alone(stage, listener)
         started = time.monotonic()
-        if work is not None and stage != "report":
-            _merge(results, stage, _perform(stage, work))
+        if context is not None and stage != "report":
+            _merge(results, stage, _perform(stage, context))
         else:
             _write_report(folder, results)
         seconds = round(time.monotonic() - started, 1)
@@ -172,23 +217,6 @@ def _run(
         write_json(folder.results, results)
         folder.write_record(record)
     return results
-
-
-def _workplace(
-    folder: RunFolder, settings: Settings, prompts: dict[str, PromptSet], listener: Listener
-) -> "RunContext":
-    # Imported late: a finished run answers without waiting for torch.
-    from safety_neurons.core.distributed import process_count
-    from safety_neurons.neurons import scores
-    from safety_neurons.runs.context import RunContext
-
-    if settings.device_map is not None and process_count() > 1:
-        raise SafetyNeuronsError(
-            "device_map spreads one model over all devices, and torchrun gives each process a model and a device of "
-            "its own: leave one of the two out."
-        )
-    scores.get(settings.find.score)
-    return RunContext(folder, settings, prompts, listener)
 
 
 def _check_shard(settings: Settings) -> None:
@@ -203,8 +231,7 @@ def _check_shard(settings: Settings) -> None:
 
 def _go_on_alone(stage: str, listener: Listener) -> None:
     """Of several processes, started by torchrun, only the first does what comes after the shared stages."""
-    from safety_neurons.core.distributed import process_count
-    from safety_neurons.runs.workers import release_workers
+    from safety_neurons.core.distributed import process_count, release_workers
 
     if process_count() > 1:
         listener.say(
@@ -214,10 +241,10 @@ def _go_on_alone(stage: str, listener: Listener) -> None:
         release_workers()
 
 
-def _perform(stage: str, work: "RunContext") -> "StageResult":
+def _perform(stage: str, context: "RunContext") -> "StageResult":
     from safety_neurons.runs.stages import IMPLEMENTATIONS
 
-    return IMPLEMENTATIONS[stage](work)
+    return IMPLEMENTATIONS[stage](context)
 
 
 def _describe_model(model: "ChatModel") -> dict[str, Any]:
@@ -230,26 +257,8 @@ def _describe_model(model: "ChatModel") -> dict[str, Any]:
     }
 
 
-SECTIONS = {
-    "neurons": "find",
-    "words": "explain",
-    "write_share": "explain",
-    "vocabulary": "explain",
-    "control": "calibrate",
-    "clouds": "calibrate",
-    "training": "tune",
-    # What other commands add to a run; each looks itself whether it is up to date.
-    "dose_response": "find",
-    "search": "find",
-    "guard": "find",
-    "adaptive": "tune",
-    "auto": "tune",
-    "evaluation": "find",
-}
-
-
 def _kept_results(folder: RunFolder) -> dict[str, Any] | None:
-    """The results so far; None where the file was lost, which makes all stages undone."""
+    """The results so far; None if the file was lost, which makes all stages undone."""
     return dict(read_json(folder.results)) if folder.results.exists() else None
 
 

@@ -1,34 +1,51 @@
 """What each stage of a run does: it reads the artifacts before it and leaves its own, with its rows of the table."""
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from safety_neurons.calibration.clouds import AWAY, MOST_PROMPTS, read_clouds
 from safety_neurons.calibration.config import Toward
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import fingerprint
-from safety_neurons.core.statistics import Row, mean_rate
+from safety_neurons.core.statistics import Row, Verdict, rate, row
+from safety_neurons.engines.engine import CachedEngine
+from safety_neurons.evaluation.contracts import RunArtifacts
+from safety_neurons.evaluation.grid import JudgedCell
 from safety_neurons.explanation.projection import explain
 from safety_neurons.explanation.readout import mean_residuals
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import FALSE_DISCOVERY_RATE, ScoredNeurons, score_neurons
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.neurons.read import passes
-from safety_neurons.runs.answers import Condition
-from safety_neurons.runs.context import RunContext, StageResult
+from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
+from safety_neurons.runs.evaluation import Evaluator
+from safety_neurons.runs.folder import TUNED
+from safety_neurons.runs.guard import guard_of
 from safety_neurons.runs.validation import Validator
-from safety_neurons.runs.workers import find_as_set, tune_as_set
+from safety_neurons.runs.workers import find_together, tune_together
 from safety_neurons.tuning.batches import training_steps
+from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta, outside_digest
+
+# Number of answers per group that the report shows.
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage's part of the results: its rows, and sections of its own ("neurons", "words" ...)."""
+
+    rows: tuple[Row, ...] = ()
+    sections: dict[str, Any] | None = None
+    examples: tuple[dict[str, Any], ...] = ()
 
 
 def find_stage(run: RunContext) -> StageResult:
     settings = run.settings.find
     score = scores.get(settings.score)
-    neurons = find_as_settings_say(run, f"finding neurons ({score.name})")
+    neurons = find_neurons_of(run, f"finding neurons ({score.name})")
     if not len(neurons):
         raise SafetyNeuronsError(
             f"{settings.score} found no neurons at {settings.percent}%: harmful and benign prompts rank the same ones. "
@@ -68,7 +85,7 @@ def find_stage(run: RunContext) -> StageResult:
     )
 
 
-def find_as_settings_say(run: RunContext, title: str) -> NeuronSet:
+def find_neurons_of(run: RunContext, title: str) -> NeuronSet:
     """The neurons of the run's model as it is now, found on the run's training prompts."""
     settings = run.settings.find
     score = scores.get(settings.score)
@@ -76,10 +93,10 @@ def find_as_settings_say(run: RunContext, title: str) -> NeuronSet:
     # Loaded before the bar begins.
     model, other = run.model, run.other_model if score.compares_models else None
     with run.listener.task(title, total) as advance:
-        return find_as_set(model, run.settings, sides[0], sides[1], other, advance)
+        return find_together(model, run.settings, sides[0], sides[1], other, advance)
 
 
-def score_as_settings_say(run: RunContext, name: str | None = None) -> ScoredNeurons:
+def score_neurons_of(run: RunContext, name: str | None = None) -> ScoredNeurons:
     """Every neuron's score on the run's training prompts, by the run's own ranking or by another one."""
     settings = run.settings.find
     score = scores.get(name or settings.score)
@@ -104,7 +121,7 @@ def score_as_settings_say(run: RunContext, name: str | None = None) -> ScoredNeu
 def _training_sides(run: RunContext, score: scores.Score) -> tuple[list[list[str]], int]:
     """The harmful and the benign prompts that neurons are ranked on, and how many are read for this score in all."""
     settings = run.settings.find
-    sides = [[prompt.text for prompt in run.chosen(name, "train", settings.prompts)] for name in ("harmful", "benign")]
+    sides = [[prompt.text for prompt in run.split(name, "train", settings.prompts)] for name in ("harmful", "benign")]
     return sides, passes(score, settings.tokens or score.tokens) * sum(map(len, sides))
 
 
@@ -129,7 +146,7 @@ def explain_stage(run: RunContext) -> StageResult:
     residuals = None
     if settings.random_sets and settings.lens_prompts:
         harmful, benign = (
-            [prompt.text for prompt in run.chosen(name, "train", settings.lens_prompts)]
+            [prompt.text for prompt in run.split(name, "train", settings.lens_prompts)]
             for name in ("harmful", "benign")
         )
         with run.listener.task("reading the residual stream", len(harmful) + len(benign)) as advance:
@@ -152,23 +169,32 @@ def explain_stage(run: RunContext) -> StageResult:
 
 def calibrate_stage(run: RunContext) -> StageResult:
     count = run.settings.evaluate.prompts
-    test = {name: run.chosen(name, "test", count) for name in ("harmful", "benign")}
+    test = {name: run.split(name, "test", count) for name in ("harmful", "benign")}
     random = run.neurons.random_like(run.settings.seed + 1)
     rows: list[Row] = []
     examples: list[dict[str, Any]] = []
 
-    def measure(condition: Condition, name: str) -> None:
-        answers = run.ask(condition, name, test[name])
-        rows.append(run.row("calibrate", condition, name, "direct", answers, "refused"))
-        examples.extend(run.examples("calibrate", condition, name, "direct", answers))
+    def measure(subject: str, condition: str, name: str, engine: CachedEngine) -> None:
+        answers = run.ask(test[name], f"{subject}, {condition}: {name} prompts", engine=engine)
+        names = {
+            "stage": "calibrate",
+            "subject": subject,
+            "condition": condition,
+            "prompts": name,
+            "attack": "direct",
+        }
+        found = rate([answer.verdict for answer in answers], "refused")
+        rows.append(row(found, **names, defense="none", judge=run.judge.name, metric="refused"))
+        shown = [(answer.prompt.text, answer.response, answer.verdict) for answer in answers[:EXAMPLES]]
+        examples.extend(_examples(run, names, shown))
 
     for name in test:
-        measure(run.base(), name)
+        measure("base", "none", name, run.engine)
     directions: tuple[tuple[Toward, str], ...] = (("conformity", "harmful"), ("rejection", "benign"))
     for toward, name in directions:
         for subject, neurons in (("found", run.neurons), ("random", random)):
-            with run.calibrated_model(toward, neurons):
-                measure(run.calibrated(toward, subject), name)
+            with run.calibrated(toward, neurons) as engine:
+                measure(subject, f"toward {toward}", name, engine)
     sections = {"control": {"indices": random.indices()}, "clouds": two_clouds(run, random)}
     return StageResult(tuple(rows), sections=sections, examples=tuple(examples))
 
@@ -177,7 +203,7 @@ def two_clouds(run: RunContext, random: NeuronSet) -> dict[str, Any]:
     """Test prompts by what the found neurons do, as they are and calibrated; no answer is made."""
     settings = run.settings
     count = min(settings.evaluate.prompts, MOST_PROMPTS)
-    prompts = {side: run.chosen(side, "test", count) for side in AWAY}
+    prompts = {side: run.split(side, "test", count) for side in AWAY}
     alphas = {toward: settings.calibrate.alpha(toward) for toward in AWAY.values()}
     # Loaded before the bar begins.
     model, neurons = run.model, run.neurons
@@ -208,7 +234,7 @@ def tune_stage(run: RunContext) -> StageResult:
     validate = None if settings.patience is None else Validator.open(run).measure
     steps = training_steps(corpus, settings.batch_size, settings.epochs)
     with run.listener.task(f"tuning {len(neurons):,} neurons", steps) as advance:
-        delta = tune_as_set(
+        delta = tune_together(
             model,
             neurons,
             corpus,
@@ -239,30 +265,65 @@ def tune_stage(run: RunContext) -> StageResult:
 
 
 def evaluate_stage(run: RunContext) -> StageResult:
-    settings = run.settings.evaluate
-    delta = NeuronDelta.load(run.folder.delta)
-    rows: list[Row] = []
-    examples: list[dict[str, Any]] = []
+    evaluator = Evaluator.prepare(run.settings)
+    context = evaluator.context(run.engine, artifacts_of(run), run.folder.path, run.listener)
+    cells, measured = evaluator.answer(context)
+    judged = evaluator.judge(cells, run.verdicts, run.listener)
+    evaluation = evaluator.results(judged, measured, run.command)
+    return StageResult(sections={"evaluation": evaluation}, examples=tuple(_cell_examples(run, judged)))
 
-    def measure(condition: Condition) -> None:
-        harmful = run.chosen("harmful", "test", settings.prompts)
-        groups = []
-        for attack in settings.attacks:
-            answers = run.ask(condition, "harmful", harmful, attack)
-            groups.append([answer.verdict for answer in answers])
-            rows.append(run.row("evaluate", condition, "harmful", attack, answers, "attack success"))
-            examples.extend(run.examples("evaluate", condition, "harmful", attack, answers))
-        mean = mean_rate(groups, "complied", run.settings.seed)
-        rows.append(replace(rows[-1], attack="mean", **asdict(mean)))
-        for name in ("benign", "borderline"):
-            answers = run.ask(condition, name, run.chosen(name, "test", settings.prompts))
-            rows.append(run.row("evaluate", condition, name, "direct", answers, "refused"))
-            examples.extend(run.examples("evaluate", condition, name, "direct", answers))
 
-    measure(run.base("before"))
-    with delta.apply(run.model):
-        measure(Condition("tuned", "after", fingerprint(run.answering, delta.digest)))
-    return StageResult(tuple(rows), examples=tuple(examples))
+def artifacts_of(run: RunContext) -> RunArtifacts:
+    """What the run's defenses and attacks work with; its guard is fitted first where it is needed and missing."""
+    needed = {name.partition(":")[0] for name in run.settings.evaluate.defenses}
+    tuned = bool(TUNED & needed)
+    return RunArtifacts(
+        neurons=run.neurons,
+        guard=guard_of(run) if "guard" in needed else None,
+        delta=NeuronDelta.load(run.folder.delta) if tuned else None,
+        corpus=Corpus.load(run.folder.corpus) if tuned else None,
+        alpha_conformity=run.settings.calibrate.alpha_conformity,
+    )
+
+
+# What the report calls the answers behind a defense.
+_CONDITIONS = {"none": ("base", "before"), "safetuning": ("tuned", "after")}
+
+
+def _cell_examples(run: RunContext, judged: Sequence[JudgedCell]) -> Iterator[dict[str, Any]]:
+    for one in judged:
+        cell = one.cell
+        subject, condition = _CONDITIONS.get(cell.defense, (cell.defense, cell.defense))
+        verdicts = one.verdicts(next(iter(one.judgments)))
+        shown = [
+            (request.text, response.text, verdict)
+            for request, response, verdict in zip(cell.requests, cell.responses, verdicts, strict=True)
+            if response is not None and verdict is not None
+        ]
+        names = {
+            "stage": "evaluate",
+            "subject": subject,
+            "condition": condition,
+            "prompts": cell.prompts,
+            "attack": cell.attack,
+        }
+        yield from _examples(run, names, shown[:EXAMPLES])
+
+
+def _examples(
+    run: RunContext, names: Mapping[str, str], shown: Sequence[tuple[str, str, Verdict]]
+) -> list[dict[str, Any]]:
+    """Answers for the report. Those that comply with a harmful prompt are redacted unless show_responses is set."""
+    hidden = names["prompts"] == "harmful" and not run.settings.show_responses
+    return [
+        {
+            **names,
+            "prompt": prompt,
+            "response": None if hidden and verdict != "refused" else response,
+            "verdict": verdict,
+        }
+        for prompt, response, verdict in shown
+    ]
 
 
 IMPLEMENTATIONS: dict[str, Callable[[RunContext], StageResult]] = {

@@ -1,78 +1,116 @@
-"""What is evaluated: a run with all that it made, a model, or a model behind a server."""
+"""`evaluate`: a run, or runs, models and servers side by side."""
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache, read_json
-from safety_neurons.core.progress import Listener
-from safety_neurons.engines.engine import CachedEngine, Engine, InProcess
+from safety_neurons.core.files import JsonlCache, locked, read_json, write_json, write_text
+from safety_neurons.core.progress import Listener, Silence
+from safety_neurons.core.tables import inert, markdown
+from safety_neurons.engines.engine import CachedEngine
 from safety_neurons.evaluation.contracts import EvaluationContext, RunArtifacts
-from safety_neurons.evaluation.grid import HARMFUL
+from safety_neurons.evaluation.grid import Cell
+from safety_neurons.evaluation.measures import MEASURES
 from safety_neurons.models.locate import locate
-from safety_neurons.prompts import Prompt, PromptSet, load_prompts
-from safety_neurons.runs.context import load_model
-from safety_neurons.runs.folder import RunFolder, merged_settings
-from safety_neurons.runs.guard import guard_of
+from safety_neurons.report.evaluation_tables import notes, tables
+from safety_neurons.runs.context import engine_of, load_model
+from safety_neurons.runs.evaluation import Evaluator
+from safety_neurons.runs.folder import TUNED, RunFolder, merged_settings, overridden
 from safety_neurons.runs.opened import opened
-from safety_neurons.runs.plan import PROMPT_SETS
+from safety_neurons.runs.pipeline import run
+from safety_neurons.runs.stages import artifacts_of
 from safety_neurons.settings import Settings
-from safety_neurons.tuning.corpus import Corpus
-from safety_neurons.tuning.delta import NeuronDelta
 
-# Defenses and attacks that draw on what a run makes after finding.
-TUNED = frozenset({"safetuning", "lora", "safedecoding"})
-GUARDED = frozenset({"guard"})
+OUT = Path("runs/evaluation")
 
 
-@dataclass(frozen=True)
-class Requests:
-    """What is asked: `harmful` ones are attacked, `safe` ones, by the name of their set, are not."""
+def evaluate(
+    targets: str | Path | Sequence[str | Path],
+    given: Mapping[str, Any] | None = None,
+    *,
+    out: Path | None = None,
+    served_model: str | None = None,
+    listener: Listener | None = None,
+    command: str = "",
+    **options: Any,
+) -> dict[str, Any]:
+    """Evaluate a run, or compare runs, models and servers: every attack against every defense, by every judge.
 
-    harmful: tuple[Prompt, ...]
-    safe: dict[str, tuple[Prompt, ...]]
+    A single run without `out` is brought up to its stage `evaluate`, and its folder holds the results. Otherwise the
+    folder `out` holds evaluation.json and evaluation.md, and the answers and verdicts.
 
-    @classmethod
-    def read(cls, settings: Settings, on: str | None, limit: int, learners: Sequence[Settings]) -> "Requests":
-        """The test split of the settings' own sets, or the sets `on`, HARMFUL:SAFE[:SAFE...].
+    Args:
+        targets: run folders, models (presets, hub ids, folders, files), or addresses of OpenAI-compatible servers.
+        given: settings that override the runs' own, nested as in `Settings`.
+        out: Default: runs/evaluation.
+        served_model: the model's name at the server.
+        options: fields of `EvaluationConfig`, such as `attacks=["direct"]`.
 
-        Without what any of the `learners` may learn from: the settings of all targets.
+    Raises:
+        SafetyNeuronsError: bad input, or a failure that the message explains.
+    """
+    names = [str(one) for one in ([targets] if isinstance(targets, str | Path) else targets)]
+    if not names or len(set(names)) < len(names):
+        raise SafetyNeuronsError("Name at least one run or model to evaluate, and each of them once.")
+    if served_model is not None and not any(map(is_address, names)):
+        raise SafetyNeuronsError("served_model is the model's name at a server: evaluate the server's address.")
+    given = overridden(given or {}, {"evaluate": options} if options else {})
+    if len(names) == 1 and is_run(names[0]) and out is None:
+        results = run(Path(names[0]), given, until="evaluate", listener=listener, command=command)
+        evaluation: dict[str, Any] = results["evaluation"]
+        return evaluation
+    return _side_by_side(names, given, out or OUT, served_model, listener or Silence(), command)
 
-        Raises:
-            SafetyNeuronsError: a set cannot be read, or nothing of it is left to ask.
-        """
-        learnt = {
-            prompt.text
-            for one in learners
-            for name in PROMPT_SETS
-            for prompt in load_prompts(getattr(one, name), one.column, one.data_dir)
-            if prompt.split != "test"
+
+def _side_by_side(
+    names: Sequence[str],
+    given: Mapping[str, Any],
+    folder: Path,
+    served_model: str | None,
+    listener: Listener,
+    command: str,
+) -> dict[str, Any]:
+    first, *others = (settings_of(name, given) for name in names)
+    evaluator = Evaluator.prepare(first, [first, *others])
+    # All are asked the same: what the first one's settings say.
+    shared = {"evaluate": first.evaluate}
+    evaluators = [evaluator, *(replace(evaluator, settings=one.model_copy(update=shared)) for one in others)]
+    for name in names:
+        check_target(name, given)
+    with locked(folder, "Wait for it, or choose another folder."):
+        responses = JsonlCache.read(folder / "responses.jsonl")
+        models: list[str] = []
+        answered: list[list[Cell]] = []
+        measured: list[dict[str, list[dict[str, Any]]]] = []
+        for name, own in zip(names, evaluators, strict=True):
+            with _open_target(name, given, own, responses, folder, served_model, listener, command) as context:
+                models.append(context.engine.name)
+                cells, found = own.answer(context)
+                answered.append(cells)
+                measured.append(found)
+        release_workers()
+        # Two runs of one model, or the model and its run, are different rows.
+        labels = [
+            model if models.count(model) == 1 else f"{model} ({name})"
+            for model, name in zip(models, names, strict=True)
+        ]
+        cells = [replace(cell, model=label) for label, own in zip(labels, answered, strict=True) for cell in own]
+        rows = {
+            measure: [
+                row | {"model": label} for label, own in zip(labels, measured, strict=True) for row in own[measure]
+            ]
+            for measure in MEASURES
         }
-
-        def fresh(name: str, split: str | None) -> tuple[Prompt, ...]:
-            prompts: PromptSet = load_prompts(name, settings.column, settings.data_dir)
-            if split is not None:
-                prompts = prompts.split(split)
-            left = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learnt))
-            if not len(left):
-                raise SafetyNeuronsError(f"Nothing of {name!r} is left to ask: a run learns from all its prompts.")
-            return tuple(left.take(limit))
-
-        if on is None:
-            safe = {name: fresh(getattr(settings, name), "test") for name in ("benign", "borderline")}
-            return cls(fresh(settings.harmful, "test"), safe)
-        names = on.split(":")
-        if len(names) < 2 or not all(names):
-            raise SafetyNeuronsError(
-                f"{on!r} names no harmful and safe prompt sets: give them as jailbreakbench:alpaca:xstest-safe."
-            )
-        if len(set(names)) < len(names) or HARMFUL in names[1:]:
-            raise SafetyNeuronsError(f"{on!r} names a set twice, or {HARMFUL!r} as a safe one.")
-        harmful, *safe_names = names
-        return cls(fresh(harmful, None), {name: fresh(name, None) for name in safe_names})
+        judged = evaluator.judge(cells, JsonlCache.read(folder / "verdicts.jsonl"), listener)
+        results = evaluator.results(judged, rows, command)
+        write_json(folder / "evaluation.json", results)
+        lines = [f"```\n{command}\n```"] if command else []
+        write_text(folder / "evaluation.md", markdown(tables(results), [*lines, *map(inert, notes(results))]))
+    return results
 
 
 def is_run(name: str) -> bool:
@@ -108,62 +146,37 @@ def check_target(name: str, given: Mapping[str, Any]) -> None:
         locate(settings_of(name, given).model)
 
 
-@contextlib.contextmanager
-def open_target(
+@contextmanager
+def _open_target(
     name: str,
     given: Mapping[str, Any],
-    *,
-    needs: Sequence[str],
-    kept: JsonlCache,
+    evaluator: Evaluator,
+    responses: JsonlCache,
     folder: Path,
     served_model: str | None,
     listener: Listener,
     command: str,
 ) -> Iterator[EvaluationContext]:
-    """The bench of one target; a run is first brought as far as the attacks and defenses named in `needs` take it.
+    """A target ready to be asked; a run is first brought as far as the defenses need it.
 
     Raises:
         SafetyNeuronsError: it cannot be read or reached.
     """
-    settings = settings_of(name, given)
-    needed = {one.partition(":")[0] for one in needs}
-    harmful, benign = _learnt(settings, "harmful"), _learnt(settings, "benign")
-
-    def context(engine: Engine, made: RunArtifacts) -> EvaluationContext:
-        tokens = settings.evaluate.answer_tokens
-        return EvaluationContext(
-            CachedEngine(engine, kept),
-            tokens,
-            settings.seed,
-            harmful,
-            benign,
-            made,
-            folder,
-            settings.data_dir,
-            listener,
-        )
-
+    settings = evaluator.settings
     if is_address(name):
         from safety_neurons.engines.endpoint import Endpoint
 
-        yield context(Endpoint(name, served_model), RunArtifacts())
+        engine = CachedEngine(Endpoint(name, served_model), responses)
+        yield evaluator.context(engine, RunArtifacts(), folder, listener)
     elif is_run(name):
+        needed = {one.partition(":")[0] for one in settings.evaluate.defenses}
         until = "tune" if TUNED & needed else "find"
-        with opened(Path(name), given, listener, command, until=until, alone=False) as work:
-            delta = NeuronDelta.load(work.folder.delta) if until == "tune" else None
-            corpus = Corpus.load(work.folder.corpus) if until == "tune" else None
-            guard = guard_of(work, as_settings_say="guard" in given) if GUARDED & needed else None
-            made = RunArtifacts(work.neurons, guard, delta, corpus, settings.calibrate.alpha_conformity)
-            yield context(InProcess(work.model, settings.batch_size), made)
+        with opened(Path(name), given, listener, command, until=until, alone=False) as context:
+            engine = engine_of(context.model, settings, responses)
+            yield evaluator.context(engine, artifacts_of(context), folder, listener)
     else:
         with listener.task(f"loading {settings.model}", 1) as advance:
             model = load_model(settings)
             model.render("Hello")
             advance(1)
-        yield context(InProcess(model, settings.batch_size), RunArtifacts())
-
-
-def _learnt(settings: Settings, name: str) -> tuple[str, ...]:
-    """Training requests for the defenses that learn from some."""
-    prompts = load_prompts(getattr(settings, name), settings.column, settings.data_dir)
-    return tuple(prompt.text for prompt in prompts.split("train").take(settings.find.prompts))
+        yield evaluator.context(engine_of(model, settings, responses), RunArtifacts(), folder, listener)

@@ -5,20 +5,21 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Silence
+from safety_neurons.core.statistics import rate, share
+from safety_neurons.engines.engine import CachedEngine
+from safety_neurons.evaluation.judging import JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import in_batches
 from safety_neurons.models.likelihood import kl_divergence
 from safety_neurons.prompts import Prompt
-from safety_neurons.runs.answers import Answer, Condition
 from safety_neurons.runs.context import RunContext
 from safety_neurons.tuning.augmentation import VALIDATION
 from safety_neurons.tuning.config import Validation
 
 
 @dataclass(frozen=True)
-class Requests:
+class ValidationRequests:
     """Prompts of one set and the form in which each is sent."""
 
     name: str
@@ -34,10 +35,10 @@ class Requests:
             sent += [VALIDATION[number % len(VALIDATION)](text) for number, text in enumerate(texts)]
         return cls(name, [*prompts, *prompts] if augmented else [*prompts], sent)
 
-    def ask(self, run: RunContext, condition: Condition) -> list[Answer]:
-        """The model's answers, as it is now."""
-        # Progress is told by whoever is validated.
-        return run.ask(condition, self.name, self.prompts, "validation", self.sent, listener=Silence())
+    def ask(self, run: RunContext, engine: CachedEngine) -> list[JudgedAnswer]:
+        """The model's answers in its present state, which `engine` names."""
+        # The caller shows the progress.
+        return run.ask(self.prompts, self.name, engine=engine, sent=self.sent, listener=Silence())
 
     def those(self, wanted: Sequence[bool]) -> Self:
         """The requests for which this is true."""
@@ -55,31 +56,31 @@ class Validator:
     """
 
     run: RunContext
-    harmful: Requests
-    safe: tuple[Requests, ...]
+    harmful: ValidationRequests
+    safe: tuple[ValidationRequests, ...]
 
     @classmethod
     def open(cls, run: RunContext) -> Self:
         """Ask the model as it is now, which must be the base one."""
-        chosen = {name: run.chosen(name, "validation", None) for name in ("harmful", "benign", "borderline")}
+        chosen = {name: run.split(name, "validation", None) for name in ("harmful", "benign", "borderline")}
         safe = []
         for name in ("benign", "borderline"):
-            requests = Requests.of(name, chosen[name], augmented=name == "benign")
-            answers = requests.ask(run, run.base())
+            requests = ValidationRequests.of(name, chosen[name], augmented=name == "benign")
+            answers = requests.ask(run, run.engine)
             safe.append(requests.those([answer.verdict == "complied" for answer in answers]))
-        return cls(run, Requests.of("harmful", chosen["harmful"], augmented=True), tuple(safe))
+        return cls(run, ValidationRequests.of("harmful", chosen["harmful"], augmented=True), tuple(safe))
 
-    def measure(self, change: str, subject: str = "tuned") -> Validation:
+    def measure(self, change: str) -> Validation:
         """The rates of the model as it is now; `change` names what was done to it (answers are kept by it).
 
         The attack success is the share of the harmful requests that are answered, of those that can be judged; the
         over-refusal is the share of the safe ones that are no longer answered: refused, or broken.
         """
-        return self._measure(Condition(subject, "validation", fingerprint(self.run.answering, change)))
+        return self._measure(self.run.engine.under(change))
 
     def measure_base(self) -> Validation:
         """The rates of the model when nothing in it is changed."""
-        return self._measure(self.run.base())
+        return self._measure(self.run.engine)
 
     def kl_divergence(self, changed: Callable[[], AbstractContextManager[Any]]) -> float:
         """KL(base || changed) in nats per token, the mean over the base model's answers to safe requests."""
@@ -87,7 +88,7 @@ class Validator:
         texts, answers = [], []
         for requests in self.safe:
             texts += [self.run.model.render(sent.user, sent.prefill) for sent in requests.sent]
-            answers += [answer.continuation for answer in requests.ask(self.run, self.run.base())]
+            answers += [answer.continuation for answer in requests.ask(self.run, self.run.engine)]
         moved = in_batches(
             texts,
             settings.batch_size,
@@ -102,11 +103,10 @@ class Validator:
         known = [value for value in moved if value is not None]
         return sum(known) / len(known) if known else 0.0
 
-    def _measure(self, condition: Condition) -> Validation:
-        attacked = [answer.verdict for answer in self.harmful.ask(self.run, condition)]
-        kept = [answer.verdict == "complied" for requests in self.safe for answer in requests.ask(self.run, condition)]
-        judged = len(attacked) - attacked.count("unscored")
+    def _measure(self, engine: CachedEngine) -> Validation:
+        attacked = rate([answer.verdict for answer in self.harmful.ask(self.run, engine)], "complied")
+        answered = [answer.verdict == "complied" for requests in self.safe for answer in requests.ask(self.run, engine)]
         return Validation(
-            attack_success=attacked.count("complied") / judged if judged else 0.0,
-            over_refusal=1 - sum(kept) / len(kept) if kept else 0.0,
+            attack_success=attacked.value or 0.0,
+            over_refusal=1 - (share(answered).value or 0.0) if answered else 0.0,
         )

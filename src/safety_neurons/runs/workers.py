@@ -1,77 +1,35 @@
-"""A run with several processes, started by torchrun: process 0 owns it, the others help where it asks them to."""
+"""What a run shares among the processes of torchrun: finding, tuning, and answering a grid.
 
-import contextlib
-import datetime
-import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+Process 0 keeps the files. The others load the model themselves, do their share, and know what process 0 knows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from torch import distributed
-
-from safety_neurons.core.distributed import process_count, sync_errors
-from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.progress import Advance, ignore
-from safety_neurons.models.chat import ChatModel
+from safety_neurons.core.distributed import all_gather, ask_workers, owns, process_count, sync_errors
+from safety_neurons.core.files import JsonlCache
+from safety_neurons.core.progress import Advance, Silence, ignore
+from safety_neurons.engines.engine import CachedEngine, InProcess, WrappedEngine, computing_with
+from safety_neurons.evaluation import attacks, defenses
+from safety_neurons.evaluation.contracts import EvaluationContext
+from safety_neurons.evaluation.grid import Cell, Plan, answer_grid
+from safety_neurons.models.chat import ChatModel, Conversation
+from safety_neurons.models.generate import Completion, Sampling, batches_by_length
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
-from safety_neurons.runs.context import load_model, load_other_model
+from safety_neurons.prompts import Prompt
+from safety_neurons.runs.context import engine_of, load_model, load_other_model
 from safety_neurons.settings import Settings
 from safety_neurons.tuning.config import Validate, Validation
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.safetune import tune
 
-# A process that dies closes its connections, and torchrun then ends the others. This is for one that hangs, or that
-# others cannot hear: longer than a download, than the slowest process takes for its share, or than process 0 for the
-# corpus and the stages between those that are shared.
-TIMEOUT = datetime.timedelta(hours=12)
-# By these torch and transformers tell that torchrun started a process.
-VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
 
-
-@contextlib.contextmanager
-def join_processes() -> Iterator[bool]:
-    """Join the processes that torchrun started; true in process 0, and the others help it until it leaves."""
-    distributed.init_process_group("gloo", timeout=TIMEOUT)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    try:
-        if distributed.get_rank():
-            # Whatever there is to say, process 0 says it.
-            warnings.simplefilter("ignore")
-            transformers.logging.set_verbosity_error()
-            with contextlib.suppress(KeyboardInterrupt):
-                _serve()
-            yield False
-            return
-        try:
-            yield True
-        except (SafetyNeuronsError, SystemExit):
-            release_workers()
-            raise
-        release_workers()
-    finally:
-        # After any other failure the others hear that the connection is closed.
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-
-
-def release_workers() -> None:
-    """Let the helpers go; process 0 goes on as one that was started alone."""
-    if process_count() > 1:
-        _tell(None)
-        distributed.destroy_process_group()
-        for name in VARIABLES:
-            os.environ.pop(name, None)
-
-
-def find_as_set(
+def find_together(
     model: ChatModel,
     settings: Settings,
     harmful: Sequence[str],
@@ -79,30 +37,28 @@ def find_as_set(
     other: ChatModel | None = None,
     advance: Advance = ignore,
 ) -> NeuronSet:
-    """`find` as a run's settings say, with the help of the other processes where there are any.
-
-    `other` is the second checkpoint, for scores that compare two.
-    """
-    ask_workers(_help_find, settings, harmful=list(harmful), benign=list(benign))
+    """`find` with a run's settings; `other` is the second checkpoint, for scores that compare two."""
+    ask_workers(_help_find, settings=settings, harmful=list(harmful), benign=list(benign))
     return find(
         model,
         harmful,
         benign,
-        score=settings.find.score,
-        percent=settings.find.percent,
-        scope=settings.find.scope,
-        selection=settings.find.selection,
-        tokens=settings.find.tokens,
-        last_tokens=settings.find.last_tokens,
+        **settings.find.model_dump(exclude={"prompts", "other_model"}),
         other=other,
-        positions=settings.find.positions,
         seed=settings.seed,
         batch_size=settings.batch_size,
         advance=advance,
     )
 
 
-def tune_as_set(
+def _help_find(settings: Settings, harmful: Sequence[str], benign: Sequence[str]) -> None:
+    with sync_errors():
+        model = _loaded(settings)
+        other = load_other_model(settings) if scores.get(settings.find.score).compares_models else None
+    find_together(model, settings, harmful, benign, other)
+
+
+def tune_together(
     model: ChatModel,
     neurons: NeuronSet,
     corpus: Corpus,
@@ -112,14 +68,14 @@ def tune_as_set(
     checkpoint: Path | None = None,
     advance: Advance = ignore,
 ) -> NeuronDelta:
-    """`tune` as a run's settings say, with the help of the other processes where there are any."""
-    # What the neurons mean on prompts is nothing that tuning needs.
+    """`tune` with a run's settings."""
     ask_workers(
         _help_tune,
-        settings,
+        settings=settings,
+        # Tuning does not need the directions.
         neurons=replace(neurons, directions=None),
         corpus=corpus,
-        validate=None if validate is None else _elsewhere,
+        validate=None if validate is None else _not_here,
         checkpoint=checkpoint,
     )
     return tune(
@@ -133,46 +89,82 @@ def tune_as_set(
     )
 
 
-def _elsewhere(_digest: str) -> Validation:
+def _not_here(_digest: str) -> Validation:
     raise AssertionError("Process 0 validates.")
-
-
-def ask_workers(help_with: Callable[..., None], settings: Settings, **inputs: Any) -> None:
-    """Tell the other processes to call `help_with(settings, **inputs)`, and wait until they have their models."""
-    if process_count() > 1 and distributed.get_rank() == 0:
-        _tell({"help_with": help_with, "settings": settings.model_dump(mode="json"), **inputs})
-        with sync_errors():
-            pass
-
-
-def _serve() -> None:
-    """Help process 0 whenever it asks for it, until it says stop."""
-    while (request := _tell(None)) is not None:
-        help_with = request.pop("help_with")
-        # Process 0 hears of the failures of all, and says them.
-        with contextlib.suppress(SafetyNeuronsError):
-            help_with(Settings.model_validate(request.pop("settings")), **request)
-
-
-def _help_find(settings: Settings, harmful: Sequence[str], benign: Sequence[str]) -> None:
-    with sync_errors():
-        model = load_model(settings)
-        model.coverage  # noqa: B018
-        other = load_other_model(settings) if scores.get(settings.find.score).compares_models else None
-    find_as_set(model, settings, harmful, benign, other)
 
 
 def _help_tune(
     settings: Settings, neurons: NeuronSet, corpus: Corpus, validate: Validate | None, checkpoint: Path | None
 ) -> None:
     with sync_errors():
-        model = load_model(settings)
-        model.coverage  # noqa: B018
-    tune_as_set(model, neurons, corpus, settings, validate=validate, checkpoint=checkpoint)
+        model = _loaded(settings)
+    tune_together(model, neurons, corpus, settings, validate=validate, checkpoint=checkpoint)
 
 
-def _tell(message: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Process 0's message, for all processes."""
-    told = [message]
-    distributed.broadcast_object_list(told, src=0)
-    return told[0]
+@dataclass(frozen=True)
+class SharedEngine(WrappedEngine[InProcess]):
+    """An engine whose processes compute every n-th batch each, and all get all answers; all have to ask the same."""
+
+    def answer(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        done: frozenset[int] = frozenset(),
+    ) -> Iterator[tuple[int, Completion]]:
+        texts = [self.engine.model.render_conversation(conversation) for conversation in conversations]
+        batches = batches_by_length(texts, self.engine.batch_size)
+        others = {index for number, batch in enumerate(batches) if not owns(number) for index in batch}
+        own = list(
+            self.engine.answer(conversations, max_new_tokens=max_new_tokens, sampling=sampling, done=done | others)
+        )
+        for completions in all_gather(own):
+            yield from completions
+
+
+def answer_together(plan: Plan, context: EvaluationContext, settings: Settings) -> Iterator[Cell]:
+    """`answer_grid`; the processes go through the same grid with models changed alike."""
+    engine = context.engine
+    if process_count() == 1 or not isinstance(engine, CachedEngine) or not isinstance(engine.engine, InProcess):
+        return answer_grid(plan, context)
+    ask_workers(
+        _help_answer,
+        settings=settings,
+        harmful=plan.harmful,
+        safe=dict(plan.safe),
+        context=replace(context, engine=None, listener=Silence()),  # type: ignore[arg-type]
+        responses=engine.kept.entries,
+    )
+    return answer_grid(plan, replace(context, engine=computing_with(engine, _shared)))
+
+
+def _shared(engine: Any) -> SharedEngine:
+    return SharedEngine(engine)
+
+
+def _help_answer(
+    settings: Settings,
+    harmful: tuple[Prompt, ...],
+    safe: dict[str, tuple[Prompt, ...]],
+    context: EvaluationContext,
+    responses: dict[str, Any],
+) -> None:
+    with sync_errors():
+        model = _loaded(settings)
+    engine = engine_of(model, settings, JsonlCache(None, responses))
+    plan = Plan(
+        tuple(map(attacks.get, settings.evaluate.attacks)),
+        tuple(map(defenses.get, settings.evaluate.defenses)),
+        harmful,
+        safe,
+    )
+    for _ in answer_grid(plan, replace(context, engine=computing_with(engine, _shared))):
+        pass
+
+
+def _loaded(settings: Settings) -> ChatModel:
+    """The model with its neurons found: where they cannot be, all processes should know."""
+    model = load_model(settings)
+    model.coverage  # noqa: B018
+    return model
