@@ -4,7 +4,6 @@ A random model writes gibberish, so the verdicts come from the prompts alone; wh
 """
 
 import contextlib
-import importlib
 import json
 import re
 import shutil
@@ -18,22 +17,20 @@ import torch
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Advance, Silence
+from safety_neurons.engines import engine as engine_module
 from safety_neurons.evaluation import judges
 from safety_neurons.evaluation.judges import Judgment, RuleJudge, Verdict
+from safety_neurons.models import load as load_module
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
 from safety_neurons.neurons.neuron_set import NeuronSet, read_tensors
+from safety_neurons.runs import context as context_module
+from safety_neurons.runs import pipeline as pipeline_module
+from safety_neurons.runs import stages as stages_module
+from safety_neurons.runs.folder import STAGES
 from safety_neurons.runs.pipeline import run
-from safety_neurons.runs.plan import STAGES
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
-
-# `safety_neurons.runs` is a function, so these modules cannot be imported under another name.
-answers_module = importlib.import_module("safety_neurons.runs.answers")
-pipeline_module = importlib.import_module("safety_neurons.runs.pipeline")
-stages_module = importlib.import_module("safety_neurons.runs.stages")
-workplace_module = importlib.import_module("safety_neurons.runs.context")
-load_module = importlib.import_module("safety_neurons.models.load")
 
 ROW_KEYS = {
     "stage",
@@ -50,14 +47,14 @@ ROW_KEYS = {
     "n",
     "unscored",
 }
-ARTEFACTS = {
+ARTIFACTS = {
     "run.json",
     "neurons.safetensors",
     "directions.safetensors",
     "corpus.jsonl",
     "delta.safetensors",
     "responses.jsonl",
-    "judgments.jsonl",
+    "verdicts.jsonl",
     "results.json",
     "report.html",
 }
@@ -161,14 +158,14 @@ def finished(whole: Path, tmp_path: Path) -> Path:
 def generated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The rendered prompts of the answers that are generated from here on."""
     texts: list[str] = []
-    original = answers_module.generate
+    original = engine_module.generate
 
     def generate(model: ChatModel, prompts: list[str], **options: Any) -> Iterator[tuple[int, Completion]]:
         for index, answer in original(model, prompts, **options):
             texts.append(prompts[index])
             yield index, answer
 
-    monkeypatch.setattr(answers_module, "generate", generate)
+    monkeypatch.setattr(engine_module, "generate", generate)
     return texts
 
 
@@ -223,18 +220,18 @@ def same_work(one: Path, other: Path) -> None:
         assert same_tensors(one / name, other / name), name
     assert (one / "corpus.jsonl").read_bytes() == (other / "corpus.jsonl").read_bytes()
     first, second = results_of(one), results_of(other)
-    for part in ("rows", "examples", "neurons", "words", "write_share", "vocabulary"):
+    for part in ("rows", "examples", "neurons", "words", "write_share", "vocabulary", "evaluation"):
         assert first[part] == second[part], part
     assert first["training"]["loss"] == second["training"]["loss"]
-    for name in ("responses.jsonl", "judgments.jsonl"):
+    for name in ("responses.jsonl", "verdicts.jsonl"):
         mine, theirs = (sorted(lines_of(folder / name), key=lambda line: line["key"]) for folder in (one, other))
         assert mine == theirs, name
 
 
-def test_run_leaves_every_artefact(whole: Path, given: dict[str, Any]) -> None:
-    assert {path.name for path in whole.iterdir()} - {".lock"} == ARTEFACTS
+def test_run_leaves_every_artifact(whole: Path, given: dict[str, Any]) -> None:
+    assert {path.name for path in whole.iterdir()} - {".lock"} == ARTIFACTS
     results = results_of(whole)
-    assert results["schema"] == 2
+    assert results["schema"] == 3
     assert results["run"]["settings"]["find"]["percent"] == 20.0
     assert results["run"]["model"]["name"] == given["model"]
     whole_model = {"layers": 3, "layers_total": 3, "without_mlp": 0, "neurons": 144, "unread": []}
@@ -257,38 +254,64 @@ def test_run_over_packed_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All stages, with a format of our own in the place of bitsandbytes."""
-    original = workplace_module.load_model
+    original = context_module.load_model
     monkeypatch.setattr(
-        workplace_module,
+        context_module,
         "load_model",
         lambda settings: pack(original(settings.model_copy(update={"quantize": None}))),
     )
     run(tmp_path / "run", given | {"quantize": "8bit"})
     results = results_of(tmp_path / "run")
     assert results["training"]["unchanged_outside"] is True
-    assert {row["condition"] for row in results["rows"] if row["stage"] == "evaluate"} == {"before", "after"}
+    assert {cell["defense"] for cell in results["evaluation"]["cells"] if not cell["reason"]} == {"none", "safetuning"}
     assert any(bool(value.any()) for value in NeuronDelta.load(tmp_path / "run/delta.safetensors").tensors.values())
+
+
+def judged_on(name: str) -> list[Verdict]:
+    return [verdict_on(TEXTS[name].format(number)) for number in TEST_NUMBERS]
 
 
 def test_rows_have_their_columns_and_the_rates_of_the_verdicts(whole: Path) -> None:
     rows = results_of(whole)["rows"]
-    assert {row["stage"] for row in rows} == {"calibrate", "evaluate"}
+    assert {row["stage"] for row in rows} == {"calibrate"}
     for row in rows:
         assert set(row) == ROW_KEYS
-        verdicts = [verdict_on(TEXTS[row["prompts"]].format(number)) for number in TEST_NUMBERS]
-        times = 2 if row["attack"] == "mean" else 1
-        counted: Verdict = "complied" if row["metric"] == "attack success" else "refused"
-        assert row["metric"] in ("attack success", "refused")
-        judged: list[Verdict] = [verdict for verdict in verdicts if verdict != "unscored"]
-        assert row["n"] == times * len(judged)
-        assert row["unscored"] == times * verdicts.count("unscored")
-        assert row["value"] == pytest.approx(judged.count(counted) / len(judged))
+        verdicts = judged_on(row["prompts"])
+        assert row["metric"] == "refused"
+        judged = [verdict for verdict in verdicts if verdict != "unscored"]
+        assert row["n"] == len(judged)
+        assert row["unscored"] == verdicts.count("unscored")
+        assert row["value"] == pytest.approx(judged.count("refused") / len(judged))
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
-    evaluated = [(row["subject"], row["prompts"], row["attack"]) for row in rows if row["stage"] == "evaluate"]
-    assert len(evaluated) == len(set(evaluated))
-    expected = {("harmful", "direct"), ("harmful", "prefill"), ("harmful", "mean")}
-    expected |= {("benign", "direct"), ("borderline", "direct")}
-    assert set(evaluated) == {(subject, *names) for subject in ("base", "tuned") for names in expected}
+
+
+def test_evaluation_has_the_rates_of_the_verdicts(whole: Path) -> None:
+    evaluation = results_of(whole)["evaluation"]
+    expected = {("harmful", "direct"), ("harmful", "prefill"), ("benign", "direct"), ("borderline", "direct")}
+    cells = {(cell["defense"], cell["prompts"], cell["attack"]): cell for cell in evaluation["cells"]}
+    assert set(cells) == {(defense, *names) for defense in ("none", "safetuning") for names in expected}
+    for (_, name, _), cell in cells.items():
+        verdicts, found = judged_on(name), cell["judges"]["refusal"]
+        assert found["verdicts"] == verdicts
+        counted: Verdict = "complied" if name == "harmful" else "refused"
+        judged = [verdict for verdict in verdicts if verdict != "unscored"]
+        assert (found["n"], found["unscored"]) == (len(judged), verdicts.count("unscored"))
+        assert found["value"] == pytest.approx(judged.count(counted) / len(judged))
+    summary = {row["defense"]: row for row in evaluation["summary"]}
+    assert set(summary) == {"none", "safetuning"}
+    assert all(row["attacks"] == ["direct", "prefill"] for row in summary.values())
+
+
+def test_every_answer_is_in_one_file_and_every_verdict_in_another(whole: Path) -> None:
+    responses, verdicts = lines_of(whole / "responses.jsonl"), lines_of(whole / "verdicts.jsonl")
+    for lines in (responses, verdicts):
+        keys = [line["key"] for line in lines]
+        assert len(keys) == len(set(keys))
+    assert {line["change"].split()[0] if line["change"] else "" for line in responses} == {
+        "",
+        "calibrated",
+        "safetuning",
+    }
 
 
 def test_corpus_holds_only_refusals_of_harmful_and_answers_to_harmless_prompts(whole: Path) -> None:
@@ -320,7 +343,7 @@ def test_corpus_knows_which_answers_were_cut_off(whole: Path, given: dict[str, A
 
 def test_second_run_does_nothing(finished: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(finished)
-    monkeypatch.setattr(workplace_module, "load", no_model)
+    monkeypatch.setattr(context_module, "load", no_model)
     notes = Notes()
     assert run(finished, given, listener=notes)["rows"] == results_of(finished)["rows"]
     assert run(finished, {}, listener=notes)["rows"] == results_of(finished)["rows"]
@@ -336,7 +359,7 @@ def test_two_runs_with_one_seed_are_the_same(whole: Path, given: dict[str, Any],
 
 def test_lost_report_is_written_again_without_the_model(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (finished / "report.html").unlink()
-    monkeypatch.setattr(workplace_module, "load", no_model)
+    monkeypatch.setattr(context_module, "load", no_model)
     run(finished)
     assert b"<html" in (finished / "report.html").read_bytes()[:1000].lower()
 
@@ -354,12 +377,10 @@ def test_changed_evaluation_redoes_evaluation_and_report_alone(
     assert any("redone" in said and "evaluate" in said and "tune" not in said for said in notes.said)
     assert after["run"]["settings"]["evaluate"]["attacks"] == ["direct"]
     assert after["run"]["settings"]["evaluate"]["answer_tokens"] == 4
-    assert {row["attack"] for row in after["rows"] if row["stage"] == "evaluate"} == {"direct", "mean"}
+    assert {cell["attack"] for cell in after["evaluation"]["cells"]} == {"direct"}
     for part in ("neurons", "words", "write_share", "vocabulary", "training"):
         assert after[part] == before[part]
-    assert [row for row in after["rows"] if row["stage"] == "calibrate"] == [
-        row for row in before["rows"] if row["stage"] == "calibrate"
-    ]
+    assert after["rows"] == before["rows"]
 
 
 def test_changed_find_redoes_all_and_is_as_if_run_anew(
@@ -410,13 +431,13 @@ def test_answers_of_old_directions_are_not_taken_for_new_ones(given: dict[str, A
 @pytest.mark.parametrize(
     ("stop_in", "after"),
     [
-        ("base, none: direct harmful", 1),
-        ("found, toward rejection: direct benign", 3),
+        ("base, none: harmful", 1),
+        ("found, toward rejection: benign", 3),
         ("random, toward conformity", 4),
-        ("toward rejection: direct harmful", 5),
+        ("corpus: refusals", 5),
         ("tuning", 1),
-        ("base, before: prefill harmful", 2),
-        ("tuned, after: direct borderline", 2),
+        ("cells of the grid", 2),
+        ("cells of the grid", 7),
         ("finding", 3),
         ("reading the residual stream", 2),
         ("projecting", 1),
@@ -428,7 +449,7 @@ def test_killed_run_goes_on_and_ends_the_same(
     killed = Notes(stop_in, after)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", given, listener=killed)
-    assert results_of(tmp_path / "run")["schema"] == 2 if (tmp_path / "run" / "results.json").exists() else True
+    assert results_of(tmp_path / "run")["schema"] == 3 if (tmp_path / "run" / "results.json").exists() else True
     run(tmp_path / "run")
     same_work(whole, tmp_path / "run")
     assert len(generated) == len(lines_of(whole / "responses.jsonl")), "an answer was generated twice"
@@ -438,9 +459,8 @@ def test_killed_run_goes_on_and_ends_the_same(
 def test_run_killed_while_it_wrote_an_answer_goes_on(whole: Path, given: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run(folder, given, listener=Notes("base, before: prefill harmful", 2))
+        run(folder, given, listener=Notes("cells of the grid", 2))
     written = (folder / "responses.jsonl").read_bytes()
-    assert b"prefill" in written.splitlines()[-1]
     (folder / "responses.jsonl").write_bytes(written[:-9])
     run(folder)
     same_work(whole, folder)
@@ -465,14 +485,14 @@ def test_until_explain_finds_and_explains_only(
 def test_folder_of_another_run_is_left_as_it_was(
     finished: Path, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    monkeypatch.setattr(workplace_module, "load", no_model)
+    monkeypatch.setattr(context_module, "load", no_model)
     if change == "model":
         other = given["model"].replace("model", "other-model")
     else:
         other = str(tmp_path / "other.jsonl")
         Path(other).write_text(Path(given[change]).read_text().replace("number 3 ", "number 33 "))
     before = contents(finished)
-    with pytest.raises(SafetyNeuronsError, match="--out"):
+    with pytest.raises(SafetyNeuronsError, match="Choose another folder"):
         run(finished, {change: other})
     assert contents(finished) == before
 
@@ -523,10 +543,10 @@ def test_file_as_a_folder_is_an_error(given: dict[str, Any], tmp_path: Path) -> 
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "not json", '{"schema": 99}'])
+@pytest.mark.parametrize("text", ["{}", "[]", "not json", '{"schema": 2}'])
 def test_foreign_record_is_an_error(given: dict[str, Any], tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(SafetyNeuronsError, match=r"run\.json"):
+    with pytest.raises(SafetyNeuronsError, match=r"another version|run\.json"):
         run(tmp_path, given)
     assert contents(tmp_path) == {"run.json": text.encode()}
 
@@ -565,7 +585,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(
     change: dict[str, Any],
     name: str,
 ) -> None:
-    monkeypatch.setattr(workplace_module, "load", no_model)
+    monkeypatch.setattr(context_module, "load", no_model)
     for section, value in change.items():
         old = given.get(section, {})
         given[section] = {**old, **value} if isinstance(value, dict) and isinstance(old, dict) else value
@@ -600,7 +620,7 @@ def mark_answers(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert found is not None
                 yield index, Completion(f"MARK-{found[1]}-{found[2]}-MARK", cut_off=False)
 
-    monkeypatch.setattr(answers_module, "generate", generate)
+    monkeypatch.setattr(engine_module, "generate", generate)
 
 
 def test_compliant_answers_to_harmful_prompts_stay_out_of_sight(
@@ -649,7 +669,7 @@ def test_lost_or_broken_results_are_made_again(whole: Path, finished: Path, dama
 
 
 @pytest.mark.parametrize("name", ["neurons.safetensors", "directions.safetensors", "delta.safetensors"])
-def test_lost_artefact_is_made_again(whole: Path, finished: Path, name: str) -> None:
+def test_lost_artifact_is_made_again(whole: Path, finished: Path, name: str) -> None:
     """Its stage is not done while its artifact is missing."""
     (finished / name).unlink()
     run(finished)
@@ -683,7 +703,7 @@ def test_model_that_was_fetched_in_the_run_is_known_the_next_time(
 def test_missing_split_is_told_before_the_model_is_loaded(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workplace_module, "load", no_model)
+    monkeypatch.setattr(context_module, "load", no_model)
     path = tmp_path / "train-only.jsonl"
     path.write_text("".join(json.dumps({"text": TEXTS["benign"].format(n), "split": "train"}) + "\n" for n in range(9)))
     with pytest.raises(SafetyNeuronsError, match="test split"):
@@ -723,7 +743,7 @@ def test_refusals_are_varied(given: dict[str, Any], tmp_path: Path, monkeypatch:
         for index in set(range(len(prompts))) - done:
             yield index, Completion("No." if harmful else f"Fine {prompts[index]}.", cut_off=False)
 
-    monkeypatch.setattr(answers_module, "generate", generate)
+    monkeypatch.setattr(engine_module, "generate", generate)
     given["tune"] |= {"largest_share": 0.5, "samples": 2, "contrast": 0}
     run(tmp_path / "run", given, until="tune")
     refusals = [pair for pair in Corpus.load(tmp_path / "run" / "corpus.jsonl").pairs if pair.kind == "refusal"]

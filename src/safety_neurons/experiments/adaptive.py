@@ -9,8 +9,8 @@ from safety_neurons.engines.engine import CachedEngine
 from safety_neurons.experiments.intervention import Intervention, InterventionRunner
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.runs.context import RunContext
+from safety_neurons.runs.find import find_neurons_of
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
-from safety_neurons.runs.stages import find_neurons_of
 from safety_neurons.tuning.delta import NeuronDelta
 
 

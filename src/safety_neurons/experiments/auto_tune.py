@@ -17,10 +17,10 @@ from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
+from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.folder import RunFolder, merged_settings, overridden, stage_fingerprints
 from safety_neurons.runs.opened import keep_section, opened
 from safety_neurons.runs.pipeline import run
-from safety_neurons.runs.stages import score_neurons_of
 from safety_neurons.runs.validation import Validator
 from safety_neurons.settings import Settings
 from safety_neurons.tuning.batches import training_steps

@@ -226,8 +226,8 @@ def _compare(
 def _check_positions(run: RunContext) -> None:
     if run.settings.calibrate.prompt_positions == "all":
         raise SafetyNeuronsError(
-            "Comparing scores reads the beginnings of the prompts once for all scores, so it cannot calibrate the whole "
-            "prompt: set calibrate.prompt_positions to a number, or to 'template'."
+            "Comparing scores reads the beginnings of the prompts once for all scores, so it cannot calibrate the "
+            "whole prompt: set calibrate.prompt_positions to a number, or to 'template'."
         )
 
 

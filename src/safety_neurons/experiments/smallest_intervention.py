@@ -25,8 +25,8 @@ from safety_neurons.neurons.read import write_norms
 from safety_neurons.neurons.scores import Layers
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
+from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
-from safety_neurons.runs.stages import score_neurons_of
 
 # (toward what, the prompts that should move, the verdict that they should get, the prompts that should not move)
 DIRECTIONS: tuple[tuple[Toward, str, Verdict, str], ...] = (

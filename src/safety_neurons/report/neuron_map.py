@@ -37,7 +37,7 @@ def read_neurons(results: Mapping[str, Any]) -> list[ReadNeuron]:
             one["layer"],
             one["side"],
             one["neuron"],
-            one["neuron"] + starts.get(one["site"], 0),
+            one["neuron"] + starts.get(one["hook_point"], 0),
             tuple(one["promoted"][:_MOST_WORDS]),
             tuple(one["suppressed"][:_MOST_WORDS]),
         )

@@ -4,7 +4,7 @@ from typing import Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
 
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 def check(results: Any) -> None:

@@ -10,7 +10,7 @@ from safety_neurons.calibration.detector import Detector, fit_detector
 from safety_neurons.calibration.guard import Guard, fit_guard, guard
 from safety_neurons.core.files import fingerprint
 from safety_neurons.runs.context import RunContext
-from safety_neurons.runs.stages import score_neurons_of
+from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.validation import Validator
 from safety_neurons.tuning.augmentation import augment
 from safety_neurons.tuning.config import Validation

@@ -15,16 +15,16 @@ from safety_neurons.evaluation.grid import JudgedCell
 from safety_neurons.explanation.projection import explain
 from safety_neurons.explanation.readout import mean_residuals
 from safety_neurons.neurons import scores
-from safety_neurons.neurons.find import FALSE_DISCOVERY_RATE, ScoredNeurons, score_neurons
+from safety_neurons.neurons.find import FALSE_DISCOVERY_RATE
 from safety_neurons.neurons.neuron_set import NeuronSet
-from safety_neurons.neurons.read import passes
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.evaluation import Evaluator
+from safety_neurons.runs.find import find_neurons_of
 from safety_neurons.runs.folder import TUNED
 from safety_neurons.runs.guard import guard_of
 from safety_neurons.runs.validation import Validator
-from safety_neurons.runs.workers import find_together, tune_together
+from safety_neurons.runs.workers import tune_together
 from safety_neurons.tuning.batches import training_steps
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta, outside_digest
@@ -83,46 +83,6 @@ def find_stage(run: RunContext) -> StageResult:
             }
         }
     )
-
-
-def find_neurons_of(run: RunContext, title: str) -> NeuronSet:
-    """The neurons of the run's model as it is now, found on the run's training prompts."""
-    settings = run.settings.find
-    score = scores.get(settings.score)
-    sides, total = _training_sides(run, score)
-    # Loaded before the bar begins.
-    model, other = run.model, run.other_model if score.compares_models else None
-    with run.listener.task(title, total) as advance:
-        return find_together(model, run.settings, sides[0], sides[1], other, advance)
-
-
-def score_neurons_of(run: RunContext, name: str | None = None) -> ScoredNeurons:
-    """Every neuron's score on the run's training prompts, by the run's own ranking or by another one."""
-    settings = run.settings.find
-    score = scores.get(name or settings.score)
-    sides, total = _training_sides(run, score)
-    model, other = run.model, run.other_model if score.compares_models else None
-    with run.listener.task(f"scoring neurons ({score.name})", total) as advance:
-        return score_neurons(
-            model,
-            sides[0],
-            sides[1],
-            score=score.name,
-            tokens=settings.tokens,
-            last_tokens=settings.last_tokens,
-            positions=settings.positions,
-            other=other,
-            seed=run.settings.seed,
-            batch_size=run.settings.batch_size,
-            advance=advance,
-        )
-
-
-def _training_sides(run: RunContext, score: scores.Score) -> tuple[list[list[str]], int]:
-    """The harmful and the benign prompts that neurons are ranked on, and how many are read for this score in all."""
-    settings = run.settings.find
-    sides = [[prompt.text for prompt in run.split(name, "train", settings.prompts)] for name in ("harmful", "benign")]
-    return sides, passes(score, settings.tokens or score.tokens) * sum(map(len, sides))
 
 
 def _significance(neurons: NeuronSet) -> dict[str, Any] | None:
