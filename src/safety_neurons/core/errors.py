@@ -1,4 +1,4 @@
-"""The one class of error for failures that a user can do something about."""
+"""Errors for failures that a user can mend."""
 
 
 class SafetyNeuronsError(Exception):
@@ -10,8 +10,8 @@ class SafetyNeuronsError(Exception):
 
 
 class DivergedError(SafetyNeuronsError):
-    """Training ended in numbers that are none: its learning rate is too high."""
+    """Training diverged (NaN or inf): the learning rate is too high."""
 
 
 class CannotRunError(SafetyNeuronsError):
-    """An attack, a defense or a judge needs something that this engine or run does not have."""
+    """An attack, defense or judge needs something that this engine or run does not have."""

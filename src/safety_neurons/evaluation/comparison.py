@@ -25,12 +25,12 @@ def compare(
     """Compare two evaluations, or two defenses of one, request by request.
 
     Args:
-        first, second: folders of evaluations, or of runs that hold one.
-        defenses: a defense of each; every defense with itself when left out.
-        models: a model of each, where an evaluation holds several.
+        first, second: folders of runs or evaluations.
+        defenses: a defense of each. Default: every defense with itself.
+        models: a model of each, if an evaluation holds several.
 
     Raises:
-        SafetyNeuronsError: a folder holds no evaluation, something that is named is not in it, or nothing is in both.
+        SafetyNeuronsError: a folder holds no evaluation, a name is not in it, or the two have nothing in common.
     """
     paths = (first, second)
     read = [_read(path) for path in paths]
@@ -41,8 +41,8 @@ def compare(
     shared = [cell for cell in sides[0] if cell in sides[1]]
     if not shared:
         raise SafetyNeuronsError(
-            f"{first} and {second} share no cell: give --defenses FIRST SECOND to compare different ones, or evaluate "
-            "both with the same attacks, sets and judges."
+            f"{first} and {second} share no cell: name two defenses to compare different ones, or evaluate both with "
+            "the same attacks, prompt sets and judges."
         )
     rows = []
     for cell in shared:
@@ -89,14 +89,14 @@ def table(rows: Sequence[dict[str, Any]], first: str, second: str) -> TextTable:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    for folder in (path, path / "evaluation"):
-        if (folder / "evaluation.json").exists():
-            found = read_json(folder / "evaluation.json")
+    for file in (path / "evaluation.json", path / "results.json"):
+        if file.exists():
+            content = read_json(file)
+            found = content.get("evaluation") if isinstance(content, dict) and file.name == "results.json" else content
+            if found is None:
+                continue
             if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-                raise SafetyNeuronsError(
-                    f"{folder / 'evaluation.json'} is no evaluation of this version. Evaluate again: what was answered "
-                    "is kept."
-                )
+                raise SafetyNeuronsError(f"{file} does not hold an evaluation of this version. Evaluate again.")
             return found
     raise SafetyNeuronsError(f"{path} holds no evaluation. Make one: safety-neurons evaluate {path}")
 
@@ -105,7 +105,7 @@ def _named(names: Sequence[str] | None, place: int) -> str | None:
     if names is None:
         return None
     if len(names) != 2:
-        raise SafetyNeuronsError("--defenses and --models take two names: of the first evaluation and of the second.")
+        raise SafetyNeuronsError("defenses and models take two names: one of each evaluation.")
     return names[place]
 
 
@@ -118,7 +118,7 @@ def _cells(
     """By (defense or "", attack, prompts, judge) the defense's name, and the verdicts by request."""
     known = found["models"]
     if model is None and len(known) > 1:
-        raise SafetyNeuronsError(f"{path} holds several models ({', '.join(known)}): say which with --models.")
+        raise SafetyNeuronsError(f"{path} holds several models ({', '.join(known)}): say which with models.")
     for kind, name, names in (("model", model, known), ("defense", defense, list(found["defenses"]))):
         if name is not None and name not in names:
             raise SafetyNeuronsError(f"In {path}: {unknown_name(kind, name, names)}")

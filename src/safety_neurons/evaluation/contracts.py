@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class JudgeInput(NamedTuple):
-    """What a judge reads: the plain request, without an attack's words, and the whole answer."""
+    """What a judge reads: the plain request, not what an attack made of it, and the whole answer."""
 
     prompt: str
     response: str
@@ -33,8 +33,8 @@ class Judgment:
     """One verdict on one response.
 
     `verdict` is "refused" (partial refusals too), "complied", or "unscored": the response cannot be judged, and
-    counts neither as safe nor as unsafe. `reason` names the rule that decided, in a few words. `score` is how harmful
-    the response is, from 0 to 1, where the judge says more than yes or no.
+    counts neither as safe nor as unsafe. `reason` names the rule that decided, in a few words. `score` is the harm of
+    the response from 0 to 1, from judges that grade it.
     """
 
     verdict: Verdict
@@ -44,10 +44,9 @@ class Judgment:
 
 @dataclass(frozen=True)
 class Judge:
-    """A named judge. What a subclass adds as fields are its options: `name:option=value` sets them.
+    """A named judge. The fields that a subclass adds are its options: `name:option=value` sets them.
 
-    `source` says where the method comes from, in a form that can be printed beside a result. `version` is part of the
-    cache key of what a model was asked: raise it when the same options give other verdicts.
+    `source` cites the method. `version` is part of the cache key: raise it when the same options give other verdicts.
     """
 
     name: str
@@ -55,19 +54,19 @@ class Judge:
     version: int = field(default=1, kw_only=True)
 
     def check(self) -> None:
-        """Say before any work what would keep the judge from judging.
+        """Fail early if the judge cannot judge.
 
         Raises:
-            CannotRun: no model was named for a judge that asks one.
+            CannotRunError: the judge asks a model, and none was named.
         """
 
     def spent(self) -> str | None:
-        """What this process has asked of a server for it, in a sentence; None where nothing was."""
+        """What this process has asked a server for, in a sentence; None if nothing."""
         return None
 
     @property
     def identity(self) -> str:
-        """The name of exactly these verdicts: what is kept of them is found again by it."""
+        """The cache key of the verdicts."""
         return f"{self.name} {self.version}"
 
     def judge_all(
@@ -82,7 +81,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class RuleJudge(Judge):
-    """A judge that is a function of the texts; `judge(prompt, response)` never raises on any pair of strings."""
+    """A judge that is a function of the two texts; `judge(prompt, response)` does not raise on any strings."""
 
     judge: Callable[[str, str], Judgment]
 
@@ -107,10 +106,10 @@ class RunArtifacts:
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """The model under test, and what belongs to its test.
+    """The model under test, and what attacks and defenses may use.
 
-    `harmful` and `benign` are requests to learn from, never those that are tested. What is trained is kept in `folder`;
-    `copies` has local copies of public sets.
+    `harmful` and `benign` are requests to learn from, never those that are tested. Trained adapters are kept in
+    `folder`; `copies` has local copies of public sets.
     """
 
     engine: Engine
@@ -124,7 +123,7 @@ class EvaluationContext:
     listener: Listener = field(default_factory=Silence)
 
     def under(self, change: str) -> Self:
-        """The bench while the model is changed as `change` names it."""
+        """The context while the model is changed; `change` names the change uniquely."""
         return replace(self, engine=self.engine.under(change))
 
     def answers(
@@ -133,7 +132,7 @@ class EvaluationContext:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
     ) -> list[Completion]:
-        """Answers of the usual length, unless another is given."""
+        """Answers of up to `answer_tokens` tokens, or of another length."""
         return answers(
             self.engine, conversations, max_new_tokens=max_new_tokens or self.answer_tokens, sampling=sampling
         )
@@ -152,10 +151,10 @@ def required(artifact: T | None, what: str, who: str) -> T:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """A named attack. What a subclass adds as fields are its options: `name:option=value` sets them.
+    """A named attack. The fields that a subclass adds are its options: `name:option=value` sets them.
 
-    `source` says where the method was published, `budget` what it costs a request. `sees_defended_model` tells whether
-    it is made with access to the model under test, which makes its success rate a stronger claim. An attack that
+    `source` cites the method, `budget` is its cost per request. `sees_defended_model`: the attack has access to the
+    model under test, which makes its success rate a stronger claim. An attack that
     `changes_model` does so in `surrounding`. `version` is part of the cache key: raise it when the same options give
     other prompts.
     """
@@ -169,27 +168,27 @@ class Attack:
     version: int = 1
 
     def surrounding(self, context: "EvaluationContext") -> AbstractContextManager["EvaluationContext"]:
-        """The bench on which the defended model is asked, for attacks that change the model itself.
+        """The context in which the defended model is asked, for attacks that change the model itself.
 
         Raises:
-            CannotRun: the bench lacks what the attack needs.
+            CannotRunError: the context lacks what the attack needs.
         """
         return contextlib.nullcontext(context)
 
     def prompts(
         self, requests: Sequence[str], defended: "Defended", context: "EvaluationContext"
     ) -> Sequence[AttackedPrompt | None]:
-        """What is sent for each request; None where the attack has nothing for it.
+        """What is sent for each request; None if the attack has nothing for it.
 
         Raises:
-            CannotRun: the bench lacks what the attack needs.
+            CannotRunError: the context lacks what the attack needs.
         """
         raise NotImplementedError
 
     def returned(
         self, responses: "Sequence[Response]", defended: "Defended", context: "EvaluationContext"
     ) -> "Sequence[Response]":
-        """What is judged of the answers to what was sent, for attacks that have to undo what they did to a request."""
+        """The responses to judge, for attacks that have to undo what they did to a request (translation)."""
         return responses
 
 
@@ -205,15 +204,12 @@ class Template(Attack):
         return [self.apply(request) for request in requests]
 
 
-# What a user reads where a defense answers in the model's place.
+# What a user reads when a defense answers in the model's place.
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
 class Response(NamedTuple):
-    """The whole turn that the user reads, with what was prefilled, and whether it ran into the limit.
-
-    `blocked`: the defense answered, not the model.
-    """
+    """The whole turn that the user reads, prefill included. `blocked`: the defense answered, not the model."""
 
     text: str
     cut_off: bool = False
@@ -225,9 +221,9 @@ BLOCKED = Response(REFUSAL, blocked=True)
 
 @dataclass(frozen=True)
 class Defended:
-    """A model behind a defense: `respond` answers prompts; `engine` is the model as the defense has changed it.
+    """A model behind a defense: `respond` answers prompts; `engine` is the model with the defense's changes.
 
-    An attack that sees the model under test sees `engine.model`, without what the defense does to texts.
+    An attack that sees the model under test sees `engine.model`, not what the defense does to texts.
     """
 
     engine: Engine
@@ -236,10 +232,10 @@ class Defended:
 
 @dataclass(frozen=True, kw_only=True)
 class Defense:
-    """A named defense. What a subclass adds as fields are its options: `name:option=value` sets them.
+    """A named defense. The fields that a subclass adds are its options: `name:option=value` sets them.
 
-    The defaults of the options are the published ones; `source` says where. `version` is part of the cache key: raise
-    it when the same options give other answers.
+    The options default to the published values; `source` cites them. `version` is part of the cache key of what is
+    measured: raise it when the same options give other answers.
     """
 
     name: str
@@ -248,31 +244,31 @@ class Defense:
     version: int = 1
 
     def prepared(self, context: EvaluationContext) -> Self:
-        """The defense with what it learns of the bench's model learnt, for attacks that change the model afterwards.
+        """The defense after it has learned what it needs of the model, for attacks that change the model afterwards.
 
         Raises:
-            CannotRun: the bench lacks what the defense needs.
+            CannotRunError: the context lacks what the defense needs.
         """
         return self
 
     def opened(self, context: EvaluationContext) -> AbstractContextManager[Defended]:
-        """The defended model; what was changed in it is undone at the end.
+        """The defended model; changes are undone at the end.
 
         Raises:
-            CannotRun: the bench lacks what the defense needs.
+            CannotRunError: the context lacks what the defense needs.
         """
         raise NotImplementedError
 
 
 def conversation_of(prompt: AttackedPrompt) -> Conversation:
-    """What is sent as it is."""
+    """The conversation that sends a prompt unchanged."""
     return Conversation.of(prompt.user, prompt.prefill, before=prompt.before)
 
 
 def respond_with(
     context: EvaluationContext, prompts: Sequence[AttackedPrompt], conversations: Sequence[Conversation] | None = None
 ) -> list[Response]:
-    """The model's answers to prompts, or to what a defense made of them; each keeps its prompt's prefill."""
+    """The model's answers to prompts, or to what a defense made of them; each begins with its prompt's prefill."""
     asked = conversations or [conversation_of(prompt) for prompt in prompts]
     return [
         Response(f"{prompt.prefill}{completion.text}", completion.cut_off)
@@ -283,7 +279,7 @@ def respond_with(
 def respond_unless(
     blocked: Sequence[bool], context: EvaluationContext, prompts: Sequence[AttackedPrompt]
 ) -> list[Response]:
-    """The plain answers to prompts, and a refusal in place of those that are blocked."""
+    """Answers to the prompts that are not blocked, and a refusal for those that are."""
     passing = [prompt for prompt, stopped in zip(prompts, blocked, strict=True) if not stopped]
     answered = iter(respond_with(context, passing))
     return [BLOCKED if stopped else next(answered) for stopped in blocked]

@@ -1,4 +1,4 @@
-"""What a defense costs besides its verdicts: time, how ordinary answers look, and what benchmarks say."""
+"""What a defense costs: time, ordinary answers, benchmark tasks, and preferences."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -28,7 +28,7 @@ from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.weights import file_sha256
 
 MEASURES = ("overhead", "utility", "tasks", "preferences")
-# What says how a defense compares with none.
+# Measures that compare a defense with none.
 _RELATIVE = ("overhead", "preferences")
 # The time of an answer hardly depends on the prompt; each is answered alone, in every round.
 TIMED_PROMPTS = 4
@@ -68,7 +68,7 @@ def measures(
             plain.append(_dialogues(config, context, get(UNDEFENDED)))
         return plain[0]
 
-    # By its name whether a measure is wanted, what it depends on besides the bench, and how it is made.
+    # By name: whether a measure is wanted, what it depends on besides the context, and how it is made.
     known: dict[str, tuple[bool, list[Any], Callable[[Defense], dict[str, Any]]]] = {
         "overhead": (
             config.overhead > 0,

@@ -21,7 +21,7 @@ from safety_neurons.models.generate import batches_by_length, halve_when_full
 from safety_neurons.models.likelihood import READ_AT_ONCE, surprise_by_token
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
-from safety_neurons.runs.guard import Learnt, fit_and_keep
+from safety_neurons.runs.guard import DetectorRequests, fit_and_keep
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
 
 FALSE_POSITIVE_RATES = (0.01, 0.05)
@@ -57,18 +57,18 @@ def guard_run(
             "harmful": run.split("contrast", "test", settings.evaluate.prompts),
             "benign": run.split("borderline", "test", settings.evaluate.prompts),
         }
-        fitted, learnt, doses = fit_and_keep(run)
-        detected = _detect(run, fitted, learnt, tests)
+        fitted, learned, doses = fit_and_keep(run)
+        detected = _detect(run, fitted, learned, tests)
         section = {
             "layer": fitted.layer,
             "deciding_neurons": sum(map(len, fitted.deciding)),
             "false_positive_rate": fitted.false_positive_rate,
             "threshold": fitted.threshold,
             "penalty": fitted.detector.penalty,
-            "learnt": {
-                "harmful": len(learnt.harmful),
-                "benign": len(learnt.benign),
-                "borderline": len(learnt.borderline),
+            "learned": {
+                "harmful": len(learned.harmful),
+                "benign": len(learned.benign),
+                "borderline": len(learned.borderline),
             },
             "neurons": len(fitted.neurons),
             "alpha": fitted.alpha,
@@ -81,13 +81,13 @@ def guard_run(
 
 
 def _detect(
-    run: RunContext, fitted: Guard, learnt: Learnt, tests: Mapping[str, dict[str, list[Prompt]]]
+    run: RunContext, fitted: Guard, learned: DetectorRequests, tests: Mapping[str, dict[str, list[Prompt]]]
 ) -> list[dict[str, Any]]:
     """Each detector on each test. Every prompt is read once, however many detectors and tests want it."""
     asked = {
         prompt.text: run.model.render(prompt.text) for sets in tests.values() for own in sets.values() for prompt in own
     }
-    texts = list(dict.fromkeys([*learnt.all, *asked.values()]))
+    texts = list(dict.fromkeys([*learned.all, *asked.values()]))
     row_of = {text: row for row, text in enumerate(texts)}
 
     def rows(features: Tensor, wanted: Sequence[str]) -> Tensor:
@@ -108,7 +108,7 @@ def _detect(
     )
 
     def fit(features: Tensor) -> Tensor:
-        return learnt.fit(rows(features, learnt.all)).scores(features)
+        return learned.fit(rows(features, learned.all)).scores(features)
 
     scores = {
         f"guard (found neurons to layer {fitted.layer})": fitted.detector.scores(neurons[:, mine][:, early]),

@@ -9,7 +9,7 @@ from safety_neurons.runs.workers import find_together
 
 
 def find_neurons_of(run: RunContext, title: str) -> NeuronSet:
-    """The neurons of the run's model as it is now, found on the run's training prompts."""
+    """The neurons of the model in its present state, found with the run's settings."""
     settings = run.settings.find
     score = scores.get(settings.score)
     sides, total = _training_sides(run, score)
@@ -20,7 +20,7 @@ def find_neurons_of(run: RunContext, title: str) -> NeuronSet:
 
 
 def score_neurons_of(run: RunContext, name: str | None = None) -> ScoredNeurons:
-    """Every neuron's score on the run's training prompts, by the run's own ranking or by another one."""
+    """Every neuron's score on the training prompts: the run's score, or another one."""
     settings = run.settings.find
     score = scores.get(name or settings.score)
     sides, total = _training_sides(run, score)
@@ -42,7 +42,7 @@ def score_neurons_of(run: RunContext, name: str | None = None) -> ScoredNeurons:
 
 
 def _training_sides(run: RunContext, score: scores.Score) -> tuple[list[list[str]], int]:
-    """The harmful and the benign prompts that neurons are ranked on, and how many are read for this score in all."""
+    """The harmful and benign training prompts, and the total number that this score reads."""
     settings = run.settings.find
     sides = [[prompt.text for prompt in run.split(name, "train", settings.prompts)] for name in ("harmful", "benign")]
     return sides, passes(score, settings.tokens or score.tokens) * sum(map(len, sides))

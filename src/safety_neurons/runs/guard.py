@@ -1,4 +1,4 @@
-"""A run's guard, fitted: its own few neurons, and the dose that works best on the run's validation prompts."""
+"""A run's guard: its own few neurons, and the strength that works best on the run's validation prompts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,16 +15,16 @@ from safety_neurons.runs.validation import Validator
 from safety_neurons.tuning.augmentation import augment
 from safety_neurons.tuning.config import Validation
 
-# The doses that are tried: below these little is refused, above answers break (docs/calibration.md).
+# Strengths to try: below them little is refused, above them answers break (docs/calibration.md).
 ALPHAS = (2.0, 3.0, 4.0, 6.0)
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """The requests that detectors learn from, in the chat template.
+class DetectorRequests:
+    """The rendered requests that detectors learn from.
 
-    All are there as they are and in a disguise, so that it is the harm that is learnt. Disguised benign requests count
-    as safe, but no threshold is set by them: `benign` are ordinary ones.
+    Each is there plain and augmented, so that detectors learn the harm and not the wording. Augmented benign requests
+    count as safe, but set no threshold: `benign` are the plain ones.
     """
 
     harmful: list[str]
@@ -32,7 +32,7 @@ class Learnt:
     borderline: list[str]
 
     @classmethod
-    def of(cls, run: RunContext) -> "Learnt":
+    def of(cls, run: RunContext) -> "DetectorRequests":
         """All training prompts of a run."""
         harmful, contrast, benign, borderline = (
             [prompt.text for prompt in run.split(name, "train", None)]
@@ -61,7 +61,7 @@ class Learnt:
 
 
 class GuardDose(NamedTuple):
-    """What the guard does to the validation prompts with one alpha; alpha 0 is the model without a guard."""
+    """The guard's effect on the validation prompts at one alpha; alpha 0 is the model without a guard."""
 
     alpha: float
     attack_success: float
@@ -69,10 +69,10 @@ class GuardDose(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """A guard, what it learnt from, and the doses that were tried for it: none where the settings name the dose."""
+    """A guard, what it learned from, and the strengths that were tried: none if the settings name one."""
 
     guard: Guard
-    learnt: Learnt
+    learned: DetectorRequests
     doses: tuple[GuardDose, ...]
 
 
@@ -89,16 +89,16 @@ def guard_of(run: RunContext) -> Guard:
 
 
 def fit_and_keep(run: RunContext) -> Fitted:
-    """The guard that the run's settings describe, made anew and put into the run's folder."""
-    settings, learnt = run.settings, Learnt.of(run)
+    """Fit the guard that the run's settings describe, and keep it in the run's folder."""
+    settings, learned = run.settings, DetectorRequests.of(run)
     neurons = score_neurons_of(run).top(settings.guard.percent, settings.find.scope, settings.find.selection)
-    with run.listener.task("fitting the guard", len(learnt.all)) as advance:
+    with run.listener.task("fitting the guard", len(learned.all)) as advance:
         fitted = fit_guard(
             run.model,
             neurons,
-            learnt.harmful,
-            learnt.benign,
-            learnt.borderline,
+            learned.harmful,
+            learned.benign,
+            learned.borderline,
             false_positive_rate=settings.guard.false_positive_rate,
             layer=settings.guard.layer,
             alpha=settings.guard.alpha or 0.0,
@@ -113,7 +113,7 @@ def fit_and_keep(run: RunContext) -> Fitted:
         best = best_dose(doses)
         fitted = replace(fitted, alpha=best.alpha)
         run.listener.say(
-            f"Guard: of the doses {', '.join(f'{dose.alpha:g}' for dose in doses[1:])}, {best.alpha:g} is best on the "
+            f"Guard: of the strengths {', '.join(f'{dose.alpha:g}' for dose in doses[1:])}, {best.alpha:g} is best on the "
             f"validation prompts: attack success {doses[0].attack_success:.0%} -> {best.attack_success:.0%}, "
             f"over-refusal {best.over_refusal:.0%}."
         )
@@ -123,11 +123,11 @@ def fit_and_keep(run: RunContext) -> Fitted:
                 "guard.generated-tokens."
             )
     fitted.save(run.folder.guard)
-    return Fitted(fitted, learnt, doses)
+    return Fitted(fitted, learned, doses)
 
 
 def best_dose(doses: Sequence[GuardDose]) -> GuardDose:
-    """The dose with the least attack success and over-refusal together; of equal ones the smallest. Not alpha 0."""
+    """The strength with the least sum of attack success and over-refusal; of equal ones the smallest. Not alpha 0."""
     return min(
         (dose for dose in doses if dose.alpha),
         key=lambda dose: (round(dose.attack_success + dose.over_refusal, 9), dose.alpha),
@@ -136,7 +136,7 @@ def best_dose(doses: Sequence[GuardDose]) -> GuardDose:
 
 def _tried(run: RunContext, fitted: Guard) -> tuple[GuardDose, ...]:
     validator = Validator.open(run)
-    with run.listener.task("trying the guard's dose on validation prompts", len(ALPHAS) + 1) as advance:
+    with run.listener.task("trying the guard's strength on validation prompts", len(ALPHAS) + 1) as advance:
 
         def dose(alpha: float, found: Validation) -> GuardDose:
             advance(1)
@@ -151,7 +151,7 @@ def _tried(run: RunContext, fitted: Guard) -> tuple[GuardDose, ...]:
 
 
 def _origin(run: RunContext) -> str:
-    """Two names: for the run that a guard is fitted on, and for the guard's options."""
+    """Two fingerprints: of the run that a guard is fitted on, and of the guard's options."""
     settings = run.settings
     sets = [run.prompts[name].sha256 for name in ("harmful", "contrast", "benign", "borderline")]
     ranked = settings.find.model_dump(mode="json", exclude={"percent"})

@@ -1,4 +1,4 @@
-"""An existing run, opened by the commands that add to it: its neurons are found first where they are missing."""
+"""Open a run for an experiment, and keep what the experiment finds."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ def opened(
 
 
 def keep_section(folder: RunFolder, name: str, section: Any) -> dict[str, Any]:
-    """Put a section into the run's results and bring its page up to date; returns the results."""
+    """Put a section into the run's results, and update its page. Returns the results."""
     results: dict[str, Any] = read_json(folder.results)
     results[name] = section
     write_json(folder.results, results)
@@ -61,36 +61,36 @@ def keep_section(folder: RunFolder, name: str, section: Any) -> dict[str, Any]:
 
 
 def prompts_to_test(context: RunContext, pair: str | None = None) -> dict[str, list[Prompt]]:
-    """The prompts on which something is tested: the run's own test split, or another HARMFUL:BENIGN pair of sets.
+    """The prompts to test on: the run's own test split, or another HARMFUL:BENIGN pair of sets.
 
-    Of a set from which a run may learn, only the test split is taken; another is taken whole, without the prompts from
-    which the run may have learnt. Of either, at most `evaluate.prompts`.
+    Of a set that the run uses, only the test split is taken; of others, everything that the run has not learned from.
+    At most `evaluate.prompts` prompts each.
 
     Raises:
         SafetyNeuronsError: the pair is not two names, a set cannot be read, or nothing of it is left to ask.
     """
     settings = context.settings
     own = context.prompts.values()
-    learnt = {prompt.text for prompts in own for prompt in prompts if prompt.split != "test"}
+    learned = {prompt.text for prompts in own for prompt in prompts if prompt.split != "test"}
     found = {}
     for side, name in zip(("harmful", "benign"), _pair(pair, settings), strict=True):
         prompts = load_prompts(name, settings.column, settings.data_dir)
         if prompts.sha256 in {one.sha256 for one in own}:
             prompts = prompts.split("test")
-        fresh = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learnt))
+        fresh = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learned))
         if not len(fresh):
-            raise SafetyNeuronsError(f"Nothing of {name!r} is left to test on: the run learnt from all its prompts.")
+            raise SafetyNeuronsError(f"Nothing of {name!r} is left to test on: the run learned from all its prompts.")
         found[side] = list(fresh.take(settings.evaluate.prompts))
     return found
 
 
 def _pair(pair: str | None, settings: Settings) -> tuple[str, str]:
-    """The names of a harmful and a benign set; the run's own where no pair is given."""
+    """The names of a harmful and a benign set. Default: the run's own."""
     if pair is None:
         return settings.harmful, settings.benign
     harmful, _, benign = pair.rpartition(":")
     if not harmful or not benign:
         raise SafetyNeuronsError(
-            f"{pair!r} is no pair of prompt sets: give a harmful and a benign one, such as jailbreakbench:alpaca."
+            f"{pair!r} is not a pair of prompt sets: give a harmful and a benign one, such as jailbreakbench:alpaca."
         )
     return harmful, benign

@@ -1,4 +1,4 @@
-"""How far tuning has come, on validation prompts alone: what it defends, and what it costs."""
+"""Validation of a tuned or guarded model: attack success and over-refusal on the validation prompts."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -28,7 +28,7 @@ class ValidationRequests:
 
     @classmethod
     def of(cls, name: str, prompts: Sequence[Prompt], augmented: bool) -> Self:
-        """All plain, and, if asked, all in a disguise, too: each in the next of those that validation has."""
+        """All plain, and with `augmented` again in the augmentations of validation, in turn."""
         texts = [prompt.text for prompt in prompts]
         sent = [AttackedPrompt(text) for text in texts]
         if augmented:
@@ -41,7 +41,7 @@ class ValidationRequests:
         return run.ask(self.prompts, self.name, engine=engine, sent=self.sent, listener=Silence())
 
     def those(self, wanted: Sequence[bool]) -> Self:
-        """The requests for which this is true."""
+        """The requests for which `wanted` is true."""
         chosen = [number for number, is_wanted in enumerate(wanted) if is_wanted]
         return replace(
             self, prompts=[self.prompts[number] for number in chosen], sent=[self.sent[number] for number in chosen]
@@ -50,9 +50,9 @@ class ValidationRequests:
 
 @dataclass(frozen=True)
 class Validator:
-    """The run's validation prompts: harmful ones, and of the safe ones those that the base model answers.
+    """The run's validation prompts: harmful ones, and those safe ones that the base model answers.
 
-    Harmful and benign ones are sent plain and in disguises that neither training nor the evaluation uses.
+    Harmful and benign prompts are sent plain and in augmentations that neither training nor the evaluation uses.
     """
 
     run: RunContext
@@ -61,7 +61,7 @@ class Validator:
 
     @classmethod
     def open(cls, run: RunContext) -> Self:
-        """Ask the model as it is now, which must be the base one."""
+        """Ask the base model; nothing may be changed in it yet."""
         chosen = {name: run.split(name, "validation", None) for name in ("harmful", "benign", "borderline")}
         safe = []
         for name in ("benign", "borderline"):
@@ -71,19 +71,19 @@ class Validator:
         return cls(run, ValidationRequests.of("harmful", chosen["harmful"], augmented=True), tuple(safe))
 
     def measure(self, change: str) -> Validation:
-        """The rates of the model as it is now; `change` names what was done to it (answers are kept by it).
+        """The rates of the model in its present state; `change` names what was done to it, for the cache.
 
-        The attack success is the share of the harmful requests that are answered, of those that can be judged; the
-        over-refusal is the share of the safe ones that are no longer answered: refused, or broken.
+        Attack success is the share of judged harmful requests that are answered. Over-refusal is the share of safe
+        requests that are no longer answered: refused, or broken.
         """
         return self._measure(self.run.engine.under(change))
 
     def measure_base(self) -> Validation:
-        """The rates of the model when nothing in it is changed."""
+        """The rates of the base model."""
         return self._measure(self.run.engine)
 
     def kl_divergence(self, changed: Callable[[], AbstractContextManager[Any]]) -> float:
-        """KL(base || changed) in nats per token, the mean over the base model's answers to safe requests."""
+        """KL(base || changed) in nats per token: the mean over the base model's answers to safe requests."""
         settings = self.run.settings
         texts, answers = [], []
         for requests in self.safe:
