@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import read_tensors
 from safety_neurons.core.progress import Advance, Silence
 from safety_neurons.evaluation import judges
 from safety_neurons.evaluation.judges import Judgment, RuleJudge, Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
-from safety_neurons.neurons.neuron_set import NeuronSet, read_tensors
+from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.runs.pipeline import run
 from safety_neurons.runs.plan import STAGES
 from safety_neurons.tuning.corpus import Corpus

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.errors import CannotRunError
-from safety_neurons.core.files import JsonlCache, fingerprint
+from safety_neurons.core.files import JsonlCache, file_sha256, fingerprint
 from safety_neurons.core.plugins import options_of
 from safety_neurons.evaluation.attacks import Attack
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defended, Defense, Response
 from safety_neurons.models.chat import AttackedPrompt
-from safety_neurons.models.weights import file_sha256
 from safety_neurons.prompts import Prompt
 
 # Safe requests are asked as they are.

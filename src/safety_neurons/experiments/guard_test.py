@@ -13,15 +13,14 @@ from torch import Tensor
 
 from safety_neurons.calibration.detector import last_token_activations
 from safety_neurons.calibration.guard import Guard, guard
-from safety_neurons.core.files import fingerprint
+from safety_neurons.core.files import file_sha256, fingerprint
 from safety_neurons.core.progress import Advance, Listener
 from safety_neurons.core.statistics import CONFIDENCE, RESAMPLES
 from safety_neurons.experiments.intervention import share
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import batches_by_length, halve_when_full
-from safety_neurons.models.likelihood import READ_AT_ONCE, surprise_by_token
-from safety_neurons.models.weights import file_sha256
+from safety_neurons.models.likelihood import READ_AT_ONCE, nll_by_token
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.answers import Condition
 from safety_neurons.runs.context import RunContext
@@ -188,7 +187,7 @@ def _last_hidden(model: ChatModel, texts: list[str]) -> Tensor:
 
 def _surprise(model: ChatModel, texts: list[str]) -> Tensor:
     """Nats per token of the rendered requests: float32 [texts, 1]."""
-    return torch.stack([nats.mean().cpu() for nats in surprise_by_token(model, model.encode(texts))])[:, None]
+    return torch.stack([nats.mean().cpu() for nats in nll_by_token(model, model.encode(texts))])[:, None]
 
 
 def _in_action(work: RunContext, fitted: Guard, tests: Mapping[str, dict[str, list[Prompt]]]) -> list[dict[str, Any]]:

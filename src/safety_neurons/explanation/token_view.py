@@ -114,15 +114,15 @@ def trace_tokens(model: ChatModel, neurons: NeuronSet, prompt: str, *, top: int 
     text = model.render(prompt)
     inputs = model.encode([text])
     ids: list[int] = inputs["input_ids"][0].tolist()
-    hook_points = [number for number, indices in enumerate(neurons.both) if len(indices)]
+    points = [number for number, indices in enumerate(neurons.both) if len(indices)]
     gathered = [
         _Gather(model.hook_points[number].write_vectors(neurons.both[number]), neurons.both[number], len(ids))
-        for number in hook_points
+        for number in points
     ]
-    hooks = [(model.hook_points[number], gather) for number, gather in zip(hook_points, gathered, strict=True)]
+    hooks = [(model.hook_points[number], gather) for number, gather in zip(points, gathered, strict=True)]
     with torch.inference_mode(), activation_hooks(hooks):
         forward(model.model, inputs)
-    places = [Place(number, neuron) for number in hook_points for neuron in neurons.both[number].tolist()]
+    places = [Place(number, neuron) for number in points for neuron in neurons.both[number].tolist()]
     vectors = torch.cat([gather.vectors.cpu() for gather in gathered])
     activations = torch.cat([gather.activations for gather in gathered], 1)
     strengths = torch.cat([gather.strengths for gather in gathered], 1)

@@ -61,8 +61,8 @@ class LayerWrites:
 
     def place(self, index: int) -> Place:
         """Where a neuron of the layer is."""
-        hook_point, start = max(place for place in self.places if place[1] <= index)
-        return Place(hook_point, index - start)
+        point, start = max(place for place in self.places if place[1] <= index)
+        return Place(point, index - start)
 
 
 def layer_writes(model: ChatModel, neurons: NeuronSet) -> Iterator[LayerWrites]:
@@ -82,13 +82,13 @@ def layer_writes(model: ChatModel, neurons: NeuronSet) -> Iterator[LayerWrites]:
 
 
 def _layer_writes(model: ChatModel, neurons: NeuronSet, directions: Directions, layer: int) -> LayerWrites:
-    hook_points = [number for number, hook_point in enumerate(model.hook_points) if hook_point.layer == layer]
-    ends = list(itertools.accumulate(model.hook_points[number].width for number in hook_points))
-    places = tuple(zip(hook_points, [0, *ends], strict=False))
-    vectors = torch.cat([model.hook_points[number].write_vectors() for number in hook_points])
+    points = [number for number, point in enumerate(model.hook_points) if point.layer == layer]
+    ends = list(itertools.accumulate(model.hook_points[number].width for number in points))
+    places = tuple(zip(points, [0, *ends], strict=False))
+    vectors = torch.cat([model.hook_points[number].write_vectors() for number in points])
 
     def joined(means: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat([means[number][-1] for number in hook_points]).to(vectors)
+        return torch.cat([means[number][-1] for number in points]).to(vectors)
 
     def shifted(indices: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([indices[number] + start for number, start in places]).to(vectors.device)

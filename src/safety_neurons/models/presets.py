@@ -1,8 +1,8 @@
-"""Models by short name: the hub id, what it needs, and the installed package that may carry its weights."""
+"""Models by short name: hub id, license, and the Python package that may contain the weights."""
 
 from dataclasses import dataclass
 
-# The conversation format that Vicuna was trained on (FastChat's v1.1); its tokenizer ships no template.
+# The format that Vicuna was trained on (FastChat v1.1); its tokenizer has no template.
 VICUNA_TEMPLATE = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -15,7 +15,7 @@ VICUNA_TEMPLATE = (
 
 @dataclass(frozen=True)
 class WeightsPackage:
-    """A GGUF file inside installed Python packages: its parts in order, and what the whole must hash to."""
+    """A GGUF file in Python packages: (module, file) of its parts in order, and the SHA-256 and size of the whole."""
 
     parts: tuple[tuple[str, str], ...]
     sha256: str
@@ -25,7 +25,7 @@ class WeightsPackage:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model by name. `parameters` in billions; `gated` models need an account and an accepted license."""
+    """A model by name. `parameters` is in billions; `gated` models need an account and an accepted license."""
 
     name: str
     hub_id: str

@@ -59,16 +59,16 @@ class Sums:
     Neurons of one block (one expert) see the same tokens, so tokens are counted per block.
     """
 
-    def __init__(self, hook_point: HookPoint, positions: int, device: torch.device | None = None) -> None:
+    def __init__(self, point: HookPoint, positions: int, device: torch.device | None = None) -> None:
         # Apple's GPUs know no float64.
         exact = torch.float32 if device is not None and device.type == "mps" else torch.float64
-        self.total = torch.zeros(hook_point.width, dtype=exact, device=device)
-        self.absolute = torch.zeros(hook_point.width, dtype=exact, device=device)
-        self.square = torch.zeros(hook_point.width, dtype=exact, device=device)
-        self.top = torch.zeros(hook_point.width, dtype=exact, device=device)
-        self.count = torch.zeros(hook_point.blocks, dtype=exact, device=device)
-        self.by_position = torch.zeros(positions, hook_point.width, dtype=exact, device=device)
-        self.position_count = torch.zeros(positions, hook_point.blocks, dtype=exact, device=device)
+        self.total = torch.zeros(point.width, dtype=exact, device=device)
+        self.absolute = torch.zeros(point.width, dtype=exact, device=device)
+        self.square = torch.zeros(point.width, dtype=exact, device=device)
+        self.top = torch.zeros(point.width, dtype=exact, device=device)
+        self.count = torch.zeros(point.blocks, dtype=exact, device=device)
+        self.by_position = torch.zeros(positions, point.width, dtype=exact, device=device)
+        self.position_count = torch.zeros(positions, point.blocks, dtype=exact, device=device)
 
     def take(self, activations: Activations, rows: Rows) -> None:
         """Count what the sites' neurons `first` ... are on these rows."""
@@ -115,21 +115,21 @@ class CapturedSums:
     """The sums of one prompt set, one entry per site."""
 
     prompts: int
-    hook_points: tuple[Sums, ...]
+    sums: tuple[Sums, ...]
 
     @classmethod
     def merged(cls, parts: Sequence[Self]) -> Self:
         """The sums of several prompt sets of one model together, as if they had been one."""
-        hook_points = tuple(copy.deepcopy(hook_point) for hook_point in parts[0].hook_points)
+        points = tuple(copy.deepcopy(point) for point in parts[0].sums)
         for part in parts[1:]:
-            for total, more in zip(hook_points, part.hook_points, strict=True):
+            for total, more in zip(points, part.sums, strict=True):
                 total.add(more)
-        return cls(sum(part.prompts for part in parts), hook_points)
+        return cls(sum(part.prompts for part in parts), points)
 
     def statistics(self) -> ActivationStatistics:
-        found = [total.statistics(self.prompts) for total in self.hook_points]
-        by_name: dict[str, Any] = {name: [hook_point[name] for hook_point in found] for name in found[0]}
-        if not len(self.hook_points[0].by_position):
+        found = [total.statistics(self.prompts) for total in self.sums]
+        by_name: dict[str, Any] = {name: [point[name] for point in found] for name in found[0]}
+        if not len(self.sums[0].by_position):
             by_name["by_position"] = None
         return ActivationStatistics(self.prompts, **by_name)
 
@@ -254,9 +254,9 @@ def capture_sums(
     advance: Advance = ignore,
 ) -> CapturedSums:
     """The sums from which `capture` makes its statistics; those of several sets of texts add up."""
-    widths = [hook_point.width for hook_point in model.hook_points]
+    widths = [point.width for point in model.hook_points]
     neurons = sum(widths)
-    sums = [Sums(hook_point, positions) for hook_point in model.hook_points]
+    sums = [Sums(point, positions) for point in model.hook_points]
 
     def run(batch: list[int]) -> dict[int, Sums]:
         inputs = model.encode([texts[index] for index in batch])
@@ -276,8 +276,8 @@ def capture_sums(
             tokens = _Tokens(mask, tails_of(tail, batch).to(mask.device), positions)
             top = _TopNeurons(len(batch), max(1, round(TOP_SHARE * neurons)), mask.device)
             hooks = [
-                (hook_point, functools.partial(gather, number=number, first=sum(widths[:number])))
-                for number, hook_point in enumerate(model.hook_points)
+                (point, functools.partial(gather, number=number, first=sum(widths[:number])))
+                for number, point in enumerate(model.hook_points)
             ]
             # Without the head: no statistic looks at logits.
             with activation_hooks(hooks):

@@ -51,10 +51,10 @@ def top_percent(scores: Sequence[Tensor], percent: float, scope: str, layers: Se
     check_budget(percent, scope)
     masks: list[Tensor] = [torch.empty(0)] * len(scores)
     for group in dict.fromkeys(layers) if scope == "layer" else [None]:
-        mine = [hook_point for hook_point, layer in enumerate(layers) if group is None or layer == group]
-        flat = _top(torch.cat([scores[hook_point] for hook_point in mine]), percent)
-        for hook_point, mask in zip(mine, flat.split([len(scores[hook_point]) for hook_point in mine]), strict=True):
-            masks[hook_point] = mask
+        mine = [point for point, layer in enumerate(layers) if group is None or layer == group]
+        flat = _top(torch.cat([scores[point] for point in mine]), percent)
+        for point, mask in zip(mine, flat.split([len(scores[point]) for point in mine]), strict=True):
+            masks[point] = mask
     return masks
 
 
@@ -127,7 +127,7 @@ def significant(harmful: ActivationStatistics, benign: ActivationStatistics) -> 
         values[testable] = ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue
         values = false_discovery_control(values)
     found = torch.from_numpy(values <= FALSE_DISCOVERY_RATE)
-    return list(found.split([len(hook_point) for hook_point in harmful.mean]))
+    return list(found.split([len(point) for point in harmful.mean]))
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class ScoredNeurons:
 
     def top(self, percent: float, scope: str | None = None, selection: str = "difference") -> NeuronSet:
         """The neurons that a budget pays for; the scope is the score's own when left out."""
-        model, hook_points = self.model, self.model.hook_points
-        layers = tuple(hook_point.layer for hook_point in hook_points)
+        model, points = self.model, self.model.hook_points
+        layers = tuple(point.layer for point in points)
         scope = scope or self.score.scope
         rejection, conformity = select(
             self.harmful, self.benign, percent, scope, self.score.contrastive, layers, selection
@@ -161,14 +161,14 @@ class ScoredNeurons:
             percent=percent,
             scope=scope,
             seed=self.seed,
-            parameters_per_neuron=tuple(hook_point.parameters_per_neuron for hook_point in hook_points),
+            parameters_per_neuron=tuple(point.parameters_per_neuron for point in points),
             parameters_total=model.parameters,
             coverage=str(model.coverage),
             tokens=self.tokens,
             selection=selection,
             significant=self.significant,
         )
-        widths = tuple(hook_point.width for hook_point in hook_points)
+        widths = tuple(point.width for point in points)
         return NeuronSet(
             sorted_indices(rejection), sorted_indices(conformity), widths, layers, provenance, self.directions
         )
@@ -227,7 +227,7 @@ def compute_score(
     counts: tuple[int, ...] | None = None
     # Only one token a prompt is independent of the others, as the test wants it.
     if score.tested and reading.tail == 1:
-        counts = tuple(int(hook_point.sum()) for hook_point in significant(evidence.harmful, evidence.benign))
+        counts = tuple(int(point.sum()) for point in significant(evidence.harmful, evidence.benign))
     where = directions(parts, positions)
     return ScoredNeurons(reading.model, score, tokens, seed, on_harmful, on_benign, where, counts)
 

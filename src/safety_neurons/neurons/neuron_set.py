@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path
+from safety_neurons.core.files import atomic_path, read_tensors
 from safety_neurons.models.chat import ChatModel
 
 
@@ -122,29 +121,29 @@ class NeuronSet:
 
     def per_layer(self) -> list[LayerCount]:
         """How many neurons each layer has and how many of them were found."""
-        hook_points = list(zip(self.layers, self.widths, self.rejection, self.conformity, strict=True))
+        points = list(zip(self.layers, self.widths, self.rejection, self.conformity, strict=True))
         return [
             LayerCount(
                 layer,
-                sum(width for number, width, _, _ in hook_points if number == layer),
-                sum(len(rejection) for number, _, rejection, _ in hook_points if number == layer),
-                sum(len(conformity) for number, _, _, conformity in hook_points if number == layer),
+                sum(width for number, width, _, _ in points if number == layer),
+                sum(len(rejection) for number, _, rejection, _ in points if number == layer),
+                sum(len(conformity) for number, _, _, conformity in points if number == layer),
             )
             for layer in dict.fromkeys(self.layers)
         ]
 
     def indices(self) -> list[dict[str, Any]]:
         """The neurons of each site as numbers, for JSON."""
-        hook_points = zip(self.layers, self.widths, self.rejection, self.conformity, strict=True)
+        points = zip(self.layers, self.widths, self.rejection, self.conformity, strict=True)
         return [
             {
                 "layer": layer,
-                "site": hook_point,
+                "site": point,
                 "width": width,
                 "rejection": rejection.tolist(),
                 "conformity": conformity.tolist(),
             }
-            for hook_point, (layer, width, rejection, conformity) in enumerate(hook_points)
+            for point, (layer, width, rejection, conformity) in enumerate(points)
         ]
 
     def __str__(self) -> str:
@@ -183,7 +182,7 @@ class NeuronSet:
 
     def check_fits(self, model: ChatModel) -> None:
         """Raises SafetyNeuronsError where the neurons belong to a model of another shape."""
-        shape = tuple((hook_point.layer, hook_point.width) for hook_point in model.hook_points)
+        shape = tuple((point.layer, point.width) for point in model.hook_points)
         if tuple(zip(self.layers, self.widths, strict=True)) != shape:
             raise SafetyNeuronsError(
                 f"The neurons were found in {self.provenance.model}, whose layers have other widths than those of "
@@ -192,8 +191,8 @@ class NeuronSet:
 
     def save(self, path: Path) -> None:
         """Write the indices and where they come from as safetensors; directions are kept in a file of their own."""
-        tensors = {f"rejection.{hook_point}": value for hook_point, value in enumerate(self.rejection)}
-        tensors |= {f"conformity.{hook_point}": value for hook_point, value in enumerate(self.conformity)}
+        tensors = {f"rejection.{point}": value for point, value in enumerate(self.rejection)}
+        tensors |= {f"conformity.{point}": value for point, value in enumerate(self.conformity)}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, self.metadata())
 
@@ -216,7 +215,7 @@ class NeuronSet:
                 significant=None if significant is None else tuple(significant),
             )
             rejection, conformity = (
-                tuple(tensors[f"{side}.{hook_point}"] for hook_point in range(len(widths)))
+                tuple(tensors[f"{side}.{point}"] for point in range(len(widths)))
                 for side in ("rejection", "conformity")
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -229,21 +228,6 @@ class NeuronSet:
             provenance,
             Directions.load(directions) if directions else None,
         )
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
-
-    Raises:
-        SafetyNeuronsError: the file is missing or broken.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise SafetyNeuronsError(f"{path} does not exist; run the stage that makes it first.") from error
-    except SafetensorError as error:
-        raise SafetyNeuronsError(f"{path} is broken ({error}). Delete it and run again.") from error
 
 
 def sorted_indices(masks: Sequence[Tensor]) -> tuple[Tensor, ...]:

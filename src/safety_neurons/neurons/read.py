@@ -66,7 +66,7 @@ def check_reading(
 
 def _check_comparable(model: ChatModel, other: ChatModel) -> None:
     """Raises SafetyNeuronsError where two models have other neurons or read other tokens."""
-    shapes = [[(hook_point.layer, hook_point.width) for hook_point in chat.hook_points] for chat in (model, other)]
+    shapes = [[(point.layer, point.width) for point in chat.hook_points] for chat in (model, other)]
     if shapes[0] != shapes[1]:
         raise SafetyNeuronsError(
             f"{model.name} and {other.name} have other layers or other widths, so their neurons cannot be compared. "
@@ -87,18 +87,18 @@ def passes(score: Score, tokens: Tokens) -> int:
 def write_norms(model: ChatModel) -> WriteNorms:
     """The lengths of all write vectors, one site at a time, in parts where memory runs out: together they are as large
     as a third of the model."""
-    found = [_norms(hook_point) for hook_point in model.hook_points]
+    found = [_norms(point) for point in model.hook_points]
     return WriteNorms([norms[0] for norms in found], [norms[1] for norms in found])
 
 
-def _norms(hook_point: HookPoint) -> Tensor:
+def _norms(point: HookPoint) -> Tensor:
     """The sum norms and the lengths of a site's write vectors: float32 [2, neurons]."""
 
     def norms(neurons: list[int]) -> Tensor:
-        vectors = hook_point.write_vectors(None if len(neurons) == hook_point.width else torch.tensor(neurons))
+        vectors = point.write_vectors(None if len(neurons) == point.width else torch.tensor(neurons))
         return torch.stack([vectors.norm(p=p, dim=1).cpu() for p in (1, 2)])
 
-    return torch.cat(halve_when_full(norms, list(range(hook_point.width))), 1)
+    return torch.cat(halve_when_full(norms, list(range(point.width))), 1)
 
 
 def read_both(
@@ -191,5 +191,5 @@ def directions(parts: Sequence[BothSides], positions: int) -> Directions:
     for ends in ([part.harmful.prompt_end for part in parts], [part.benign.prompt_end for part in parts]):
         by_position = CapturedSums.merged(ends).statistics().by_position
         assert by_position is not None
-        found.append(tuple(hook_point[len(hook_point) - positions :] for hook_point in by_position))
+        found.append(tuple(point[len(point) - positions :] for point in by_position))
     return Directions(found[0], found[1])

@@ -8,14 +8,13 @@ from typing import Any
 
 from safety_neurons.calibration.calibration import calibrate
 from safety_neurons.calibration.config import Toward
-from safety_neurons.core.files import fingerprint
+from safety_neurons.core.files import file_sha256, fingerprint
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.statistics import Row, rate, row
 from safety_neurons.evaluation import attacks, judges
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 from safety_neurons.models.generate import Sampling
 from safety_neurons.models.load import load
-from safety_neurons.models.weights import file_sha256
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt, PromptSet
 from safety_neurons.runs.answers import Answer, Condition, ask

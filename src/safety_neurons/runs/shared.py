@@ -60,7 +60,7 @@ def answered_together(plan: Plan, context: EvaluationContext, kept: JsonlCache, 
         learnt=(context.harmful, context.benign),
         folder=context.folder,
         answers=kept.entries,
-        generations=engine.kept.entries,
+        generations=engine.cache.entries,
     )
     return answer_grid(plan, replace(context, engine=computing_with(engine, _share)), kept)
 

@@ -45,7 +45,7 @@ def measure(reading: Reading) -> Layers:
         lengths = inputs["attention_mask"].sum(1, keepdim=True).cpu()
         return squares, int(torch.minimum(tails, lengths).sum())
 
-    total = [torch.zeros(hook_point.width, dtype=torch.float64) for hook_point in model.hook_points]
+    total = [torch.zeros(point.width, dtype=torch.float64) for point in model.hook_points]
     tokens = torch.zeros(1, dtype=torch.float64)
     for squares, count in stream(reading.texts, run, max(1, reading.batch_size // SMALLER_BATCHES), reading.advance):
         for site_total, more in zip(total, squares, strict=True):
@@ -57,10 +57,10 @@ def measure(reading: Reading) -> Layers:
 
 def _activations(chat: ChatModel, inputs: BatchEncoding, tails: Tensor) -> list[Tensor]:
     with torch.inference_mode(), follow_positions(chat.model) as where:
-        kept = [_Keep(where, tails, hook_point.width) for hook_point in chat.hook_points]
+        kept = [_Keep(where, tails, point.width) for point in chat.hook_points]
         with activation_hooks(zip(chat.hook_points, kept, strict=True)):
             forward(chat.model, inputs)
-    return [hook_point.values for hook_point in kept]
+    return [point.values for point in kept]
 
 
 def compute(evidence: Evidence) -> tuple[Layers, Layers]:

@@ -20,7 +20,7 @@ def compute(evidence: Evidence) -> tuple[Layers, Layers]:
         benign.count,
         strict=True,
     )
-    return by_side([cohens_d(*hook_point).abs() for hook_point in sides], evidence)
+    return by_side([cohens_d(*point).abs() for point in sides], evidence)
 
 
 def cohens_d(

@@ -27,9 +27,9 @@ REFUSALS = ("I'm sorry", "I cannot", "I can't", "I'm unable", "Sorry", "Unfortun
 class _Gradients:
     """The gradients of one site: sums at the last positions [positions, neurons], reduced while the pass goes back."""
 
-    def __init__(self, hook_point: HookPoint, where: PromptPositions, positions: int) -> None:
+    def __init__(self, point: HookPoint, where: PromptPositions, positions: int) -> None:
         self.where = where
-        self.total = torch.zeros(positions, hook_point.width, dtype=torch.float64)
+        self.total = torch.zeros(positions, point.width, dtype=torch.float64)
 
     def __call__(self, activations: Activations) -> Tensor:
         # Nothing before the first neurons needs a gradient, so there it has to begin.
@@ -61,13 +61,13 @@ def measure(reading: Reading) -> Layers:
     def run(batch: list[int]) -> Layers:
         inputs = model.encode([reading.texts[index] for index in batch])
         with _frozen(model.model), torch.enable_grad(), follow_positions(model.model) as where:
-            sums = [_Gradients(hook_point, where, positions) for hook_point in model.hook_points]
+            sums = [_Gradients(point, where, positions) for point in model.hook_points]
             with activation_hooks(zip(model.hook_points, sums, strict=True)):
                 logits = forward(model.model, inputs).logits[:, -1].float()
                 loss(logits, refusing).sum().backward()
-        return [hook_point.total for hook_point in sums]
+        return [point.total for point in sums]
 
-    total = [torch.zeros(positions, hook_point.width, dtype=torch.float64) for hook_point in model.hook_points]
+    total = [torch.zeros(positions, point.width, dtype=torch.float64) for point in model.hook_points]
     for part in stream(reading.texts, run, reading.batch_size, reading.advance):
         for site_total, more in zip(total, part, strict=True):
             site_total += more

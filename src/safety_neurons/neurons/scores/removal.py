@@ -39,13 +39,13 @@ def measure(reading: Reading) -> Layers:
     0 is a neuron that nothing in its layer outdoes on any prompt. Only the current batch's sizes are kept.
     """
     model = reading.model
-    layers = [hook_point.layer for hook_point in model.hook_points]
+    layers = [point.layer for point in model.hook_points]
 
     def run(batch: list[int]) -> Layers:
         inputs = model.encode([reading.texts[index] for index in batch])
         tails = tails_of(reading.tail, batch)
         with torch.inference_mode(), follow_positions(model.model) as where:
-            sums = [_Squares(where, tails, hook_point.width) for hook_point in model.hook_points]
+            sums = [_Squares(where, tails, point.width) for point in model.hook_points]
             with activation_hooks(zip(model.hook_points, sums, strict=True)):
                 forward(model.model, inputs)
         worst = []
@@ -56,7 +56,7 @@ def measure(reading: Reading) -> Layers:
             worst += list(ranks.split([model.hook_points[number].width for number in mine]))
         return worst
 
-    found = [torch.zeros(hook_point.width) for hook_point in model.hook_points]
+    found = [torch.zeros(point.width) for point in model.hook_points]
     for part in stream(reading.texts, run, reading.batch_size, reading.advance):
         found = [torch.maximum(one, other) for one, other in zip(found, part, strict=True)]
     max_over_processes(found)
@@ -71,7 +71,7 @@ def outdone_by(values: Tensor) -> Tensor:
 
 def merge(parts: Sequence[Layers], _sizes: Sequence[int]) -> Layers:
     """The worst rank over several prompt sets."""
-    return [torch.stack(hook_point).max(0).values for hook_point in zip(*parts, strict=True)]
+    return [torch.stack(point).max(0).values for point in zip(*parts, strict=True)]
 
 
 def compute(evidence: Evidence) -> tuple[Layers, Layers]:

@@ -58,8 +58,8 @@ def weighted_mean(parts: Sequence[Layers], sizes: Sequence[int]) -> Layers:
     """The mean over prompts, from the means over parts of them."""
     weights = [size / sum(sizes) for size in sizes]
     return [
-        torch.stack([value * weight for value, weight in zip(hook_point, weights, strict=True)]).sum(0)
-        for hook_point in zip(*parts, strict=True)
+        torch.stack([value * weight for value, weight in zip(point, weights, strict=True)]).sum(0)
+        for point in zip(*parts, strict=True)
     ]
 
 
