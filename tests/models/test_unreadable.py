@@ -231,9 +231,7 @@ def test_named_matrices_are_checked_all_the_same(broken: ChatModel) -> None:
 @pytest.mark.parametrize("pattern", ["*.up_proj", "*.self_attn.o_proj", "model.layers.*.mlp.down", "lm_head"])
 def test_a_pattern_that_names_no_write_matrix_is_an_error(pattern: str, model: ChatModel) -> None:
     for allow_partial in (False, True):
-        with pytest.raises(
-            SafetyNeuronsError, match=r"matches the pattern|The pattern .* matches no|No neurons were found"
-        ):
+        with pytest.raises(SafetyNeuronsError, match=r"[Tt]he pattern|No neurons"):
             find_neurons(model.model, write_matrices=pattern, allow_partial=allow_partial)
 
 

@@ -203,7 +203,7 @@ class Endpoint:
                 for _ in range(min(self.concurrency, len(asked))):
                     group.start_soon(take)
 
-        # A separate thread, as the caller may be in an event loop (a notebook). Leaving this block (by an error, Ctrl-C,
+        # A separate thread, as the caller may be in an event loop (a notebook). Leaving this block (an error, Ctrl-C,
         # closing the generator) cancels the requests.
         with start_blocking_portal() as portal:
             future = portal.start_task_soon(self._with_client, work)

@@ -147,10 +147,7 @@ class ChatModel:
     def _apply(self, turns: Sequence[Turn], refused_is_none: bool) -> str | None:
         try:
             text = self.tokenizer.apply_chat_template(
-                [turn._asdict() for turn in turns],
-                tokenize=False,
-                add_generation_prompt=True,
-                **self.template_options,
+                [turn._asdict() for turn in turns], tokenize=False, add_generation_prompt=True, **self.template_options
             )
         except jinja2.TemplateError as error:
             if refused_is_none:

@@ -53,19 +53,9 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(
-            "qwen2.5-coder-0.5b",
-            "Qwen/Qwen2.5-Coder-0.5B-Instruct",
-            0.63,
-            "Apache-2.0",
-            package=QWEN_CODER_PACKAGE,
+            "qwen2.5-coder-0.5b", "Qwen/Qwen2.5-Coder-0.5B-Instruct", 0.63, "Apache-2.0", package=QWEN_CODER_PACKAGE
         ),
-        Preset(
-            "smollm2-135m",
-            "HuggingFaceTB/SmolLM2-135M-Instruct",
-            0.135,
-            "Apache-2.0",
-            package=SMOLLM2_PACKAGE,
-        ),
+        Preset("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 0.135, "Apache-2.0", package=SMOLLM2_PACKAGE),
         Preset("llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", 6.7, "Llama 2", gated=True),
         Preset("vicuna-7b-v1.5", "lmsys/vicuna-7b-v1.5", 6.7, "Llama 2", chat_template=VICUNA_TEMPLATE),
         Preset("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", 8.0, "Llama 3.1", gated=True),

@@ -13,9 +13,7 @@ __all__ = ["NamedSet", "Prompt", "PromptSet", "load_prompts", "named_sets", "rea
 
 
 def load_prompts(
-    name_or_path: str | Path | PromptSet | list[str],
-    column: str | None = None,
-    data_dir: str | Path | None = None,
+    name_or_path: str | Path | PromptSet | list[str], column: str | None = None, data_dir: str | Path | None = None
 ) -> PromptSet:
     """Load prompts from a set's name, a file's path, a list of texts, or a set.
 
