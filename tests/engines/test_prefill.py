@@ -1,4 +1,4 @@
-"""Answers that are begun, on servers of every kind: continued where they are, refused where this cannot be told."""
+"""Prefill on servers of every kind: used if supported, an error if not or if it cannot be tested."""
 
 from collections.abc import Callable
 from typing import Any

@@ -230,7 +230,7 @@ def test_low_precision_models_are_explained(harmful: list[str], benign: list[str
 
 
 def test_neurons_without_directions_are_an_error(model: ChatModel, neurons: NeuronSet) -> None:
-    with pytest.raises(SafetyNeuronsError, match="directions="):
+    with pytest.raises(SafetyNeuronsError, match="have no directions"):
         explain(model, dataclasses.replace(neurons, directions=None))
 
 

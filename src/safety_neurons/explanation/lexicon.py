@@ -54,11 +54,11 @@ class MatchedLexicon:
 
 def vocabulary_words(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
     """The text of tokens 0 to `size` - 1, lowercase and stripped; "" for special tokens."""
-    known = min(len(tokenizer), size)
+    count = min(len(tokenizer), size)
     special = set(tokenizer.all_special_ids)
-    texts = tokenizer.batch_decode([[token] for token in range(known)])
+    texts = tokenizer.batch_decode([[token] for token in range(count)])
     words = ["" if token in special else text.strip().lower() for token, text in enumerate(texts)]
-    return words + [""] * (size - known)
+    return words + [""] * (size - count)
 
 
 def match(name: str, words: list[str]) -> MatchedLexicon:
@@ -66,13 +66,9 @@ def match(name: str, words: list[str]) -> MatchedLexicon:
 
     Words that the tokenizer splits are listed in `missing`: their pieces ("un" of "unethical") begin many other words.
     """
-    wanted = LEXICONS[name]
-    places: dict[str, list[int]] = {word: [] for word in wanted}
-    for token, word in enumerate(words):
-        if word in places:
-            places[word].append(token)
-    found = sorted(token for tokens in places.values() for token in tokens)
-    return MatchedLexicon(name, tuple(found), tuple(word for word in wanted if not places[word]))
+    wanted, present = dict.fromkeys(LEXICONS[name]), set(words)
+    tokens = tuple(token for token, word in enumerate(words) if word in wanted)
+    return MatchedLexicon(name, tokens, tuple(word for word in LEXICONS[name] if word not in present))
 
 
 def reference_tokens(words: list[str]) -> list[int]:

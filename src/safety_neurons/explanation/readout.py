@@ -70,11 +70,11 @@ class Readout:
 
     def words(self, writes: Tensor, top: int) -> list[tuple[Words, Words]]:
         """The `top` tokens that each write [rows, hidden] promotes and suppresses."""
-        known = len(self.model.tokenizer)
+        vocabulary = len(self.model.tokenizer)
         found = []
         for part in writes.split(ROWS):
             # Rows of the unembedding past the tokenizer's last token are padding.
-            for row in self.logits(part)[:, :known]:
+            for row in self.logits(part)[:, :vocabulary]:
                 best, worst = (row.topk(min(top, len(row)), largest=largest) for largest in (True, False))
                 found.append((self._words(best), self._words(worst)))
         return found

@@ -1,7 +1,7 @@
 """The activations of safety neurons on each token of a prompt, and what they write there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -124,42 +124,39 @@ def trace_tokens(model: ChatModel, neurons: NeuronSet, prompt: str, *, top: int 
     chosen = [[index for index in row if strengths[token, index] > 0] for token, row in enumerate(best)]
     lean = _lean(neurons, activations, vectors)
     promoted = _words(readout, vectors, activations, chosen, words)
-    return TokenTrace(
-        text,
-        tuple(
-            TokenFirings(
-                token - len(ids),
-                model.tokenizer.decode([ids[token]]),
-                None if lean is None else float(lean[token]),
-                tuple(
-                    _firing(
-                        neurons,
-                        addresses[index],
-                        float(activations[token, index]),
-                        float(strengths[token, index]),
-                        promoted[index, bool(activations[token, index] > 0)],
-                    )
-                    for index in row
-                ),
-            )
-            for token, row in enumerate(chosen)
-        ),
-    )
+
+    def firing(token: int, index: int) -> Firing:
+        address, activation = addresses[index], float(activations[token, index])
+        rejects = bool((neurons.rejection[address.hook_point] == address.neuron).any())
+        mean = None
+        if neurons.directions is not None:
+            means = neurons.directions.harmful if rejects else neurons.directions.benign
+            mean = float(means[address.hook_point][-1, address.neuron])
+        return Firing(
+            neurons.layers[address.hook_point],
+            *address,
+            "rejection" if rejects else "conformity",
+            activation,
+            mean,
+            activation / mean if mean else None,
+            float(strengths[token, index]),
+            promoted[index, activation > 0],
+        )
+
+    def firings(token: int) -> TokenFirings:
+        found = tuple(firing(token, index) for index in chosen[token])
+        shown = model.tokenizer.decode([ids[token]])
+        return TokenFirings(token - len(ids), shown, None if lean is None else float(lean[token]), found)
+
+    return TokenTrace(text, tuple(map(firings, range(len(ids)))))
 
 
-@dataclass
 class _Recorder:
     """Hook that records the activations and strengths of the safety neurons: float32 [tokens, neurons] each."""
 
-    vectors: Tensor
-    neurons: Tensor
-    tokens: int
-    activations: Tensor = field(init=False)
-    strengths: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.activations = torch.zeros(self.tokens, len(self.neurons))
-        self.strengths = torch.zeros(self.tokens, len(self.neurons))
+    def __init__(self, vectors: Tensor, neurons: Tensor, tokens: int) -> None:
+        self.vectors, self.neurons, self.tokens = vectors, neurons, tokens
+        self.activations, self.strengths = torch.zeros(2, tokens, len(neurons))
 
     def __call__(self, seen: Activations) -> None:
         end = seen.first + seen.values.shape[1]
@@ -193,16 +190,3 @@ def _words(
         return {}
     read = readout.words(torch.stack([vectors[index] if up else -vectors[index] for index, up in needed]), words)
     return {key: promoted.words for key, (promoted, _) in zip(needed, read, strict=True)}
-
-
-def _firing(
-    neurons: NeuronSet, address: NeuronAddress, activation: float, strength: float, words: tuple[str, ...]
-) -> Firing:
-    rejects = bool((neurons.rejection[address.hook_point] == address.neuron).any())
-    side: Side = "rejection" if rejects else "conformity"
-    mean = None
-    if neurons.directions is not None:
-        means = neurons.directions.harmful if side == "rejection" else neurons.directions.benign
-        mean = float(means[address.hook_point][-1, address.neuron])
-    relative = activation / mean if mean else None
-    return Firing(neurons.layers[address.hook_point], *address, side, activation, mean, relative, strength, words)

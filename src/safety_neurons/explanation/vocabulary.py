@@ -139,8 +139,8 @@ class VocabularyTest:
     def to_json(self) -> dict[str, Any]:
         """All scores, the name of the statistic, and the first readable layers."""
         lexicons = [
-            {"name": one.name, "words": len(LEXICONS[one.name]), "tokens": len(one.tokens), "missing": one.missing}
-            for one in self.lexicons
+            {"name": each.name, "words": len(LEXICONS[each.name]), "tokens": len(each.tokens), "missing": each.missing}
+            for each in self.lexicons
         ]
         first = [
             {"side": side, "weighting": weighting, "layer": self.first_readable(side, weighting)}
@@ -171,23 +171,23 @@ class VocabularyTest:
             table.add_column(column, justify="right")
         key = (weighting, side, lexicon)
         lens = {score.layer: score.auroc for score in self.lens if score.key == key}
-        for one in scores:
-            star = "*" if one.p_adjusted <= SIGNIFICANT else " "
+        for score in scores:
+            star = "*" if score.p_adjusted <= SIGNIFICANT else " "
             table.add_row(
-                str(one.layer),
-                str(one.neurons),
-                f"{one.together:.2f}{star}",
-                f"{one.random_low:.2f}-{one.random_high:.2f}",
-                f"{one.p_adjusted:.3f}",
-                f"{one.single:.2f}",
-                f"{one.single_above / one.neurons:.0%}",
-                f"{lens[one.layer]:.2f}" if one.layer in lens else "-",
-                end_section=one is scores[-1],
+                str(score.layer),
+                str(score.neurons),
+                f"{score.together:.2f}{star}",
+                f"{score.random_low:.2f}-{score.random_high:.2f}",
+                f"{score.p_adjusted:.3f}",
+                f"{score.single:.2f}",
+                f"{score.single_above / score.neurons:.0%}",
+                f"{lens[score.layer]:.2f}" if score.layer in lens else "-",
+                end_section=score is scores[-1],
             )
         mean = next(score for score in self.overall if score.key == key)
         table.add_row(
             "mean",
-            str(sum(one.neurons for one in scores)),
+            str(sum(score.neurons for score in scores)),
             f"{mean.together:.2f} ",
             f"{mean.random_low:.2f}-{mean.random_high:.2f}",
             f"{mean.p:.3f}",
@@ -324,7 +324,7 @@ def _overall(scores: list[SetScore], random: np.ndarray, lens: list[LensScore]) 
     means = random.mean(0)
     low, high = np.quantile(means, (0.025, 0.975))
     layers = {score.layer for score in scores}
-    read = [one.auroc for one in lens if one.layer in layers]
+    read = [score.auroc for score in lens if score.layer in layers]
 
     def mean(name: str) -> float:
         return float(np.mean([getattr(score, name) for score in scores]))

@@ -1,5 +1,6 @@
 """A model with its tokenizer and chat template, and the conversations it answers."""
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -132,26 +133,25 @@ class ChatModel:
         if turns[0].role == "system":
             system = turns.pop(0).content
         if system is not None:
-            text = self._apply([Turn("system", system), *turns], refused_is_none=True)
-            if text is not None and system.strip() in text:
-                return text + conversation.prefill
+            # Templates without a system role raise an error or ignore the turn.
+            with contextlib.suppress(SafetyNeuronsError):
+                text = self._apply([Turn("system", system), *turns])
+                if system.strip() in text:
+                    return text + conversation.prefill
             warnings.warn(
                 f"The chat template of {self.name} has no system role: the prompt is put before the user turn.",
                 stacklevel=2,
             )
             turns[0] = Turn("user", f"{system}\n\n{turns[0].content}")
-        text = self._apply(turns, refused_is_none=False)
-        assert text is not None
-        return text + conversation.prefill
+        return self._apply(turns) + conversation.prefill
 
-    def _apply(self, turns: Sequence[Turn], refused_is_none: bool) -> str | None:
+    def _apply(self, turns: Sequence[Turn]) -> str:
+        messages = [turn._asdict() for turn in turns]
         try:
             text = self.tokenizer.apply_chat_template(
-                [turn._asdict() for turn in turns], tokenize=False, add_generation_prompt=True, **self.template_options
+                messages, tokenize=False, add_generation_prompt=True, **self.template_options
             )
         except jinja2.TemplateError as error:
-            if refused_is_none:
-                return None
             raise SafetyNeuronsError(f"The chat template of {self.name} cannot be rendered: {error}") from error
         assert isinstance(text, str)
         return text

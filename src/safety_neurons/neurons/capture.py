@@ -65,13 +65,11 @@ class Sums:
     def __init__(self, point: HookPoint, positions: int, device: torch.device | None = None) -> None:
         # Apple's GPUs have no float64.
         exact = torch.float32 if device is not None and device.type == "mps" else torch.float64
-        self.total = torch.zeros(point.width, dtype=exact, device=device)
-        self.absolute = torch.zeros(point.width, dtype=exact, device=device)
-        self.square = torch.zeros(point.width, dtype=exact, device=device)
-        self.top = torch.zeros(point.width, dtype=exact, device=device)
-        self.count = torch.zeros(point.blocks, dtype=exact, device=device)
-        self.by_position = torch.zeros(positions, point.width, dtype=exact, device=device)
-        self.position_count = torch.zeros(positions, point.blocks, dtype=exact, device=device)
+        zeros = functools.partial(torch.zeros, dtype=exact, device=device)
+        self.total, self.absolute, self.square, self.top = (zeros(point.width) for _ in range(4))
+        self.count = zeros(point.blocks)
+        self.by_position = zeros(positions, point.width)
+        self.position_count = zeros(positions, point.blocks)
 
     def take(self, activations: Activations, rows: Rows) -> None:
         """Add the activations of these rows."""
