@@ -74,7 +74,7 @@ def test_neurons_fit_a_model_of_the_same_shape(
         dataclasses.replace(fitting, widths=(24, 64) * 3),
         dataclasses.replace(fitting, layers=layers[:4], widths=widths[:4]),
     ):
-        with pytest.raises(SafetyNeuronsError, match="a model, whose layers or widths differ"):
+        with pytest.raises(SafetyNeuronsError, match="a model, whose layers have other widths"):
             other.check_fits(model)
 
 

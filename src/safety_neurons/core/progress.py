@@ -18,11 +18,9 @@ class Listener(Protocol):
 
     def task(self, description: str, total: int) -> AbstractContextManager[Advance]:
         """Open a task of `total` items; it ends with the context."""
-        ...
 
     def say(self, message: Any) -> None:
         """Show a message: text or a rich renderable."""
-        ...
 
 
 class Silence:

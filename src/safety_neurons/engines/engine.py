@@ -21,21 +21,17 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """The name in tables."""
-        ...
 
     @property
     def identity(self) -> str:
         """Hash of everything that answers depend on besides the arguments of `answer`."""
-        ...
 
     @property
     def model(self) -> ChatModel | None:
         """The model, if its weights are in this process."""
-        ...
 
     def under(self, change: str) -> Self:
         """The same engine for the changed (tuned, guarded, calibrated) model; `change` must be unique."""
-        ...
 
     def answer(
         self,
@@ -46,7 +42,6 @@ class Engine(Protocol):
         done: frozenset[int] = frozenset(),
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, the completion after the prefill) of what is not `done`, in any order; greedy by default."""
-        ...
 
 
 InnerEngine = TypeVar("InnerEngine", bound=Engine)

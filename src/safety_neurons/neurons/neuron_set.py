@@ -182,8 +182,8 @@ class NeuronSet:
         shape = tuple((point.layer, point.width) for point in model.hook_points)
         if tuple(zip(self.layers, self.widths, strict=True)) != shape:
             raise SafetyNeuronsError(
-                f"The neurons were found in {self.provenance.model}, whose layers or widths differ from those of "
-                f"{model.name}. Find neurons in this model."
+                f"The neurons were found in {self.provenance.model}, whose layers have other widths than those of "
+                f"{model.name}. Find them on this model."
             )
 
     def save(self, path: Path) -> None:
