@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import read_tensors
 from safety_neurons.core.progress import Advance, Silence
 from safety_neurons.engines import engine as engine_module
 from safety_neurons.evaluation import judges
@@ -23,7 +24,7 @@ from safety_neurons.evaluation.judges import Judgment, RuleJudge, Verdict
 from safety_neurons.models import load as load_module
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
-from safety_neurons.neurons.neuron_set import NeuronSet, read_tensors
+from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.runs import context as context_module
 from safety_neurons.runs import pipeline as pipeline_module
 from safety_neurons.runs import stages as stages_module

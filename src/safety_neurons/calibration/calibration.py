@@ -30,7 +30,7 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, follow_positions
 from safety_neurons.models.neurons.hook_points import HookPoint, activation_hooks
 from safety_neurons.neurons.neuron_set import Directions, NeuronSet
-from safety_neurons.neurons.scores import Layers
+from safety_neurons.neurons.scores import NeuronValues
 
 
 @contextlib.contextmanager
@@ -141,7 +141,7 @@ def table(means: Tensor, direction: Direction) -> Tensor:
     return torch.cat([pooled, means, means[-1:]])
 
 
-def dose(neurons: NeuronSet, norms: Layers, knobs: CalibrationConfig | None = None) -> float:
+def dose(neurons: NeuronSet, norms: NeuronValues, knobs: CalibrationConfig | None = None) -> float:
     """How much calibration adds for each unit of alpha: the summed length of all shifts at the prompt's last position.
 
     That is the sum over the neurons of |mean a_i(B) - mean a_i(H)| * ||r_i||_2, and so of their write-contrast scores.

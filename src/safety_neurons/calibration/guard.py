@@ -23,13 +23,13 @@ from safety_neurons.calibration.calibration import directions_of, open_window, s
 from safety_neurons.calibration.config import CalibrationConfig
 from safety_neurons.calibration.detector import Detector, LastTokens, check_rate, fit_detector, last_token_activations
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path
+from safety_neurons.core.files import atomic_path, read_tensors
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, follow_positions
 from safety_neurons.models.generate import BATCH_SIZE
 from safety_neurons.models.neurons.hook_points import activation_hooks
-from safety_neurons.neurons.neuron_set import Directions, NeuronSet, read_tensors
+from safety_neurons.neurons.neuron_set import Directions, NeuronSet
 
 # The earliest layer decides whose AUROC on prompts not learnt from is this near to the best layer's.
 NEAR_ENOUGH = 0.01

@@ -23,7 +23,7 @@ from safety_neurons.core.progress import Advance, Listener, Silence
 from safety_neurons.core.statistics import CONFIDENCE, Rate
 from safety_neurons.evaluation import judges
 from safety_neurons.evaluation.judges import Judge, JudgeInput, RuleJudge, Verdict
-from safety_neurons.prompts.read import Row, Table, read_table
+from safety_neurons.prompts.read import PromptRow, PromptTable, read_table
 
 # How finely the judge's worth and the true share are gone through.
 POINTS = 20
@@ -256,7 +256,7 @@ def read_labelled(path: str | Path) -> list[Labeled]:
     return found
 
 
-def _column(table: Table, path: Path, *names: str) -> str:
+def _column(table: PromptTable, path: Path, *names: str) -> str:
     found = table.find(*names)
     if found is None:
         there = ", ".join(table.columns) or "no columns"
@@ -267,7 +267,7 @@ def _column(table: Table, path: Path, *names: str) -> str:
     return found
 
 
-def _place(table: Table, row: Row, path: Path) -> str:
+def _place(table: PromptTable, row: PromptRow, path: Path) -> str:
     return f"{table.unit.capitalize()} {row.place} of {path}"
 
 

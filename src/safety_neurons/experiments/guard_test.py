@@ -18,7 +18,7 @@ from safety_neurons.core.statistics import CONFIDENCE, RESAMPLES, share
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import batches_by_length, halve_when_full
-from safety_neurons.models.likelihood import READ_AT_ONCE, surprise_by_token
+from safety_neurons.models.likelihood import READ_AT_ONCE, nll_by_token
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.guard import DetectorRequests, fit_and_keep
@@ -183,7 +183,7 @@ def _last_hidden(model: ChatModel, texts: list[str]) -> Tensor:
 
 def _surprise(model: ChatModel, texts: list[str]) -> Tensor:
     """Nats per token of the rendered requests: float32 [texts, 1]."""
-    return torch.stack([nats.mean().cpu() for nats in surprise_by_token(model, model.encode(texts))])[:, None]
+    return torch.stack([nats.mean().cpu() for nats in nll_by_token(model, model.encode(texts))])[:, None]
 
 
 def _in_action(run: RunContext, fitted: Guard, tests: Mapping[str, dict[str, list[Prompt]]]) -> list[dict[str, Any]]:

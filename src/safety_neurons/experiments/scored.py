@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 from scipy.stats import spearmanr
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, fingerprint
+from safety_neurons.core.files import atomic_path, fingerprint, read_tensors
 from safety_neurons.core.progress import Listener
 from safety_neurons.experiments.cost import Cost, costing
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons, compute_score
-from safety_neurons.neurons.neuron_set import Directions, NeuronSet, read_tensors
+from safety_neurons.neurons.neuron_set import Directions, NeuronSet
 from safety_neurons.neurons.read import BothSides, check_reading, measure_both, passes, read_both, write_norms
 from safety_neurons.neurons.scores import Score, WriteNorms
 from safety_neurons.settings import Settings

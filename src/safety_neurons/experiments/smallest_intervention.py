@@ -22,7 +22,7 @@ from safety_neurons.experiments.intervention import (
 )
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.neurons.read import write_norms
-from safety_neurons.neurons.scores import Layers
+from safety_neurons.neurons.scores import NeuronValues
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import score_neurons_of
@@ -129,7 +129,7 @@ def _search(
     run: RunContext,
     runner: InterventionRunner,
     scored: ScoredNeurons,
-    norms: Layers,
+    norms: NeuronValues,
     direction: tuple[Toward, str, Verdict, str],
     trials: int,
     limits: Limits,
@@ -197,7 +197,7 @@ def _push(scored: ScoredNeurons, toward: Toward, chosen: Mapping[str, Any]) -> I
     return Intervention("found", scored.top(chosen["percent"]), toward, chosen["alpha"], knobs)
 
 
-def _described_push(push: Intervention, norms: Layers) -> dict[str, Any]:
+def _described_push(push: Intervention, norms: NeuronValues) -> dict[str, Any]:
     return {
         "neurons": len(push.neurons),
         "share_of_neurons": push.neurons.share_of_neurons,
@@ -211,7 +211,7 @@ def _test(
     name: str,
     sets: dict[str, list[Prompt]],
     push: Intervention,
-    norms: Layers,
+    norms: NeuronValues,
     direction: tuple[Toward, str, Verdict, str],
 ) -> dict[str, Any]:
     """The chosen push on prompts that nothing was chosen on, beside random neurons of the same number.

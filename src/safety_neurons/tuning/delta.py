@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path
+from safety_neurons.core.files import atomic_path, read_tensors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import fetched
-from safety_neurons.neurons.neuron_set import NeuronSet, read_tensors
+from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.neuron_deltas import (
     DeltaTensors,
     WeightSlice,

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from safety_neurons.core.distributed import process_count
 from safety_neurons.core.errors import CannotRunError, DivergedError, SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, fingerprint, write_json
+from safety_neurons.core.files import atomic_path, fingerprint, read_tensors, write_json
 from safety_neurons.core.progress import Advance, Listener, Silence, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import DenseHookPoint, has_plain_weight
-from safety_neurons.neurons.neuron_set import NeuronSet, Provenance, read_tensors
+from safety_neurons.neurons.neuron_set import NeuronSet, Provenance
 from safety_neurons.tuning.batches import encode, training_steps
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus

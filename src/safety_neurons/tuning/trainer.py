@@ -26,11 +26,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from safety_neurons.core.distributed import all_gather, owns, process_count, sync_errors
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
-from safety_neurons.core.files import atomic_path
+from safety_neurons.core.files import atomic_path, read_tensors
 from safety_neurons.core.progress import Advance
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import halve_when_full
-from safety_neurons.neurons.neuron_set import NeuronSet, read_tensors
+from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.batches import Collator, Example
 from safety_neurons.tuning.config import Training, Validate, Validation
 from safety_neurons.tuning.delta import TrainingStep, ValidationStep

@@ -123,7 +123,7 @@ def test_a_killed_search_goes_on_where_it_stopped(
 
 def test_it_needs_the_model(context: EvaluationContext, make_interpreter: Callable[..., Any]) -> None:
     with pytest.raises(
-        CannotRunError, match=r"random-search.* works on the model's weights, and interpreter gives text"
+        CannotRunError, match=r"random-search.* needs the model's weights, but interpreter provides text"
     ):
         search().prompts(USERS, Defended(make_interpreter({}), lambda _prompts: []), context)
 

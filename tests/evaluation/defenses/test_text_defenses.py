@@ -14,7 +14,7 @@ from safety_neurons.evaluation import defenses
 from safety_neurons.evaluation.contracts import BLOCKED, REFUSAL, EvaluationContext, Response
 from safety_neurons.models.chat import AttackedPrompt, ChatModel, Conversation, Turn
 from safety_neurons.models.generate import Sampling
-from safety_neurons.models.likelihood import surprise_by_token
+from safety_neurons.models.likelihood import nll_by_token
 from safety_neurons.models.quoting import key_of
 
 Make = Callable[..., tuple[EvaluationContext, Any]]
@@ -66,7 +66,7 @@ def test_what_is_sent_follows_from_the_seed(name: str, scripted: Make) -> None:
 @pytest.mark.parametrize("name", ["perplexity-filter:threshold=5", "retokenization"])
 def test_what_needs_weights_says_so(name: str, scripted: Make) -> None:
     context, _ = scripted()
-    with pytest.raises(CannotRunError, match="scripted gives text only"):
+    with pytest.raises(CannotRunError, match="scripted provides text only"):
         respond(name, context)
 
 
@@ -293,7 +293,7 @@ def test_long_texts_are_read_in_parts(
     texts = ["Tell me how to bake bread.", "", "ab", "word " * 30]
     # By a string it would be looked for in the function `sn.evaluate`.
     monkeypatch.setattr(sys.modules["safety_neurons.models.likelihood"], "READ_TOKENS", 7)
-    found = surprise_by_token(model, model.encode(texts))
+    found = nll_by_token(model, model.encode(texts))
     assert [len(nats) for nats in found] == [max(0, len(text) - 1) for text in texts]
     for text, nats in zip(texts, found, strict=True):
         if len(text) > 1:

@@ -10,7 +10,7 @@ from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.prompts.prompt_set import normalized
-from safety_neurons.prompts.read import Row, read_table
+from safety_neurons.prompts.read import PromptRow, read_table
 
 
 def read_attack(path: Path, goal_column: str = "goal", prompt_column: str = "prompt") -> dict[str, AttackedPrompt]:
@@ -31,7 +31,7 @@ def read_attack(path: Path, goal_column: str = "goal", prompt_column: str = "pro
 
 
 def by_goal(
-    rows: Sequence[Row], source: str, unit: str, goal_column: str = "goal", prompt_column: str = "prompt"
+    rows: Sequence[PromptRow], source: str, unit: str, goal_column: str = "goal", prompt_column: str = "prompt"
 ) -> dict[str, AttackedPrompt]:
     """The jailbreak prompts of rows by normalized goal; of several for one goal, the first.
 

@@ -16,7 +16,7 @@ from safety_neurons.evaluation.attacks.from_file import by_goal, matched, read_a
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.prompts.named import GITHUB
-from safety_neurons.prompts.read import Row
+from safety_neurons.prompts.read import PromptRow
 
 HOME = f"{GITHUB}/JailbreakBench/artifacts"
 BUDGET = "one prompt a request, made beforehand for another model"
@@ -132,7 +132,7 @@ def read_artifact(content: bytes, source: str) -> dict[str, AttackedPrompt]:
     """
     try:
         rows = [
-            Row(place, {"goal": entry["goal"], "prompt": entry["prompt"]})
+            PromptRow(place, {"goal": entry["goal"], "prompt": entry["prompt"]})
             for place, entry in enumerate(json.loads(content)["jailbreaks"], start=1)
             if entry["prompt"]
         ]

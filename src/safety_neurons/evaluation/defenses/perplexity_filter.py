@@ -17,7 +17,7 @@ from safety_neurons.engines.engine import weights_of
 from safety_neurons.evaluation.contracts import Defended, Defense, EvaluationContext, Response, respond_unless
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 from safety_neurons.models.generate import in_batches
-from safety_neurons.models.likelihood import READ_AT_ONCE, surprise_by_token
+from safety_neurons.models.likelihood import READ_AT_ONCE, nll_by_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class PerplexityFilter(Defense):
             encoded = model.tokenizer(
                 [texts[index] for index in batch], return_tensors="pt", padding=True, padding_side="left"
             )
-            return [self._summary(nats) for nats in surprise_by_token(model, encoded.to(model.device))]
+            return [self._summary(nats) for nats in nll_by_token(model, encoded.to(model.device))]
 
         return in_batches(texts, READ_AT_ONCE, read)
 

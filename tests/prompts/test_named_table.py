@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from safety_neurons.prompts import PromptSet, load_prompts, named_sets
-from safety_neurons.prompts import named as catalogue
-from safety_neurons.prompts.named import NamedSet, kept_path
+from safety_neurons.prompts import PromptSet, load_prompts, named, named_sets
+from safety_neurons.prompts.named import NamedSet, cached_path
 from safety_neurons.prompts.read import PARSERS
 
 HARMBENCH = (
@@ -72,7 +71,7 @@ SAMPLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
 # Public sets whose address moves, because no revision of their source is known.
 UNPINNED: set[str] = set()
 
-PUBLIC = pytest.mark.parametrize("row", catalogue.PUBLIC, ids=lambda row: row.name)
+PUBLIC = pytest.mark.parametrize("row", named.PUBLIC, ids=lambda row: row.name)
 
 
 @pytest.fixture(autouse=True)
@@ -103,25 +102,25 @@ def test_rows_are_complete(row: NamedSet) -> None:
     assert row.description
     assert row.license
     assert row.file.endswith(tuple(PARSERS))
-    assert row.substitute in {bundled.name for bundled in catalogue.BUNDLED}
+    assert row.substitute in {bundled.name for bundled in named.BUNDLED}
 
 
 def test_sets_share_a_kept_file_only_if_they_share_its_address() -> None:
-    files = {row.url: kept_path(row) for row in catalogue.PUBLIC}
+    files = {row.url: cached_path(row) for row in named.PUBLIC}
     assert len(set(files.values())) == len(files)
 
 
 def test_no_two_sets_answer_to_one_file_name() -> None:
     """Else a local copy of the one would be read as the other. Only a family shares its name and its file."""
-    names = [name for row in catalogue.PUBLIC for name in {row.name, row.file}]
+    names = [name for row in named.PUBLIC for name in {row.name, row.file}]
     shared = {name for name in names if names.count(name) > 1}
     assert shared == {"xstest_prompts.csv"}
-    families = {row.family for row in catalogue.PUBLIC if row.family}
+    families = {row.family for row in named.PUBLIC if row.family}
     assert families.isdisjoint(row.name for row in named_sets())
 
 
 def test_descriptions_of_bundled_sets_have_their_sizes() -> None:
-    for row in catalogue.BUNDLED:
+    for row in named.BUNDLED:
         assert row.description.startswith(f"{len(load_prompts(row.name))} ")
 
 
@@ -129,8 +128,8 @@ def test_descriptions_of_bundled_sets_have_their_sizes() -> None:
 def test_each_public_format_is_read(row: NamedSet) -> None:
     """From the cache, where it lies after a download or where a user put it by hand."""
     sample, expected = SAMPLES[row.name]
-    kept_path(row).parent.mkdir(parents=True, exist_ok=True)
-    kept_path(row).write_text(sample)
+    cached_path(row).parent.mkdir(parents=True, exist_ok=True)
+    cached_path(row).write_text(sample)
     prompts = load_prompts(row.name)
     assert values(prompts) == expected
     assert (prompts.name, prompts.source) == (row.name, row.url)

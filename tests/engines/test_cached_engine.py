@@ -1,4 +1,4 @@
-"""Kept answers: the same as without, none asked twice, and a killed run that goes on writes the same file."""
+"""Cached answers: the same as without a cache, never computed twice; a resumed run writes the same file."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

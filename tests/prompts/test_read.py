@@ -109,15 +109,15 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "only a mark": ("a.csv", "\ufeff", "is empty"),
     "only a header": ("a.csv", "prompt,id\n", "no prompts in .*a.csv"),
     "empty array": ("a.json", "[]", "no prompts in .*a.json"),
-    "unknown kind": ("a.xlsx", "x", r"has to end in \.txt, \.csv, \.tsv, \.jsonl, \.json"),
-    "no kind": ("prompts", "x", "has to end in"),
-    "latin": ("a.txt", "Caf\u00e9\n".encode("latin-1"), "offset 3 .*Save it as UTF-8.*WINDOWS-1252"),
-    "latin after a mark": ("a.txt", b"\xef\xbb\xbfCaf\xe9\n", "offset 6 "),
-    "utf-16": ("a.csv", "prompt\none\n".encode("utf-16"), "offset 0 .*UTF-16"),
+    "unknown kind": ("a.xlsx", "x", r"must end in \.txt, \.csv, \.tsv, \.jsonl, \.json"),
+    "no kind": ("prompts", "x", "must end in"),
+    "latin": ("a.txt", "Caf\u00e9\n".encode("latin-1"), "offset 3.*Save it as UTF-8.*WINDOWS-1252"),
+    "latin after a mark": ("a.txt", b"\xef\xbb\xbfCaf\xe9\n", r"offset 6\."),
+    "utf-16": ("a.csv", "prompt\none\n".encode("utf-16"), "offset 0.*UTF-16"),
     "utf-16 without a mark": ("a.txt", "one\n".encode("utf-16-le"), "NUL byte at offset 1"),
     "nul in csv": ("a.csv", b"prompt\none\0two\n", "NUL byte at offset 10"),
-    "escaped nul": ("a.jsonl", '{"prompt": "a\\u0000b"}\n', r"not text .* line 1\."),
-    "half a pair": ("a.jsonl", '{"prompt": "a"}\n{"prompt": "\\ud83d"}\n', r"not text .* line 2\."),
+    "escaped nul": ("a.jsonl", '{"prompt": "a\\u0000b"}\n', r"invalid characters .* line 1\."),
+    "half a pair": ("a.jsonl", '{"prompt": "a"}\n{"prompt": "\\ud83d"}\n', r"invalid characters .* line 2\."),
     "broken line": ("a.jsonl", '{"prompt": "a"}\n{"prompt": \n', "Line 2 of .* not valid JSON"),
     "array in lines": ("a.jsonl", '[\n{"prompt": "a"}]\n', r"Line 1 .*name it \.json\."),
     "string in lines": ("a.jsonl", '{"prompt": "a"}\n\n"b"\n', "Line 3 of .* a string, not an object"),
@@ -127,15 +127,15 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "long number": ("a.json", "1" * 5000, "not valid JSON"),
     "broken json": ("a.json", '[{"prompt": "a"},\n', "not valid JSON .*at line 2"),
     "lines in json": ("a.json", '{"prompt": "a"}\n{"prompt": "b"}\n', r"name the file \.jsonl"),
-    "object": ("a.json", '{"prompt": "a"}', "holds an object; it has to be an array"),
+    "object": ("a.json", '{"prompt": "a"}', "holds an object. It must hold an array"),
     "mixed": ("a.json", '["a", {"prompt": "b"}]', "Item 1 of .* is a string"),
     "numbers": ("a.json", '[{"prompt": "b"}, null]', "Item 2 of .* is null"),
-    "unknown columns": ("a.csv", "one,two\n1,2\n", "columns are one, two; .*--column"),
+    "unknown columns": ("a.csv", "one,two\n1,2\n", "columns are one, two; .*column"),
     "semicolons": ("a.csv", "prompt;id\na;1\n", "separated by semicolons"),
     "nameless header": ("a.csv", ",\n1,a\n", "header of .* has no names"),
     "header twice": ("a.csv", "prompt,prompt\n1,2\n", "'prompt' more than once"),
     "unquoted comma": ("a.csv", "prompt\n\none, two\n", "Line 3 of .* 2 values for 1 columns"),
-    "open quotation": ("a.csv", 'prompt\none\n"two\nthree\n', "row starting in line 3 .*never closed"),
+    "open quotation": ("a.csv", 'prompt\none\n"two\nthree\n', "row starting in line 3 .*unclosed quotation"),
     "huge field": (
         "a.csv",
         "prompt\n" + "x" * 140_000 + "\n",
@@ -172,9 +172,9 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path, case: str) -> None:
 
 def test_a_wished_column_that_is_missing(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", "prompt,id\na,1\n")
-    with pytest.raises(SafetyNeuronsError, match=r"no column 'goal'\. Its columns are prompt, id; .*--column"):
+    with pytest.raises(SafetyNeuronsError, match=r"no column 'goal'\. Its columns are prompt, id; .*column"):
         read_prompts(path, column="goal")
-    with pytest.raises(SafetyNeuronsError, match="no columns, so there is no column 'goal'"):
+    with pytest.raises(SafetyNeuronsError, match="no columns, so it has no column 'goal'"):
         read_prompts(written(tmp_path, "a.txt", "one\n"), column="goal")
 
 

@@ -1,6 +1,7 @@
-"""Files are whole or not there, whatever fails on the way."""
+"""Files are complete or absent, whatever fails on the way; locks; the JSONL cache."""
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -10,9 +11,20 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from safety_neurons.core import files as storage
+from safety_neurons.core import files
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import append_line, atomic_path, read_json, read_lines, write_json, write_text
+from safety_neurons.core.files import (
+    JsonlCache,
+    append_line,
+    atomic_path,
+    file_sha256,
+    locked,
+    read_json,
+    read_lines,
+    read_tensors,
+    write_json,
+    write_text,
+)
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -51,7 +63,7 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path) -> Non
     assert names(tmp_path) == ["file.json"]
 
 
-def test_folders_are_made(tmp_path: Path) -> None:
+def test_folders_are_created(tmp_path: Path) -> None:
     write_text(tmp_path / "a" / "b" / "file", "text")
     assert (tmp_path / "a" / "b" / "file").read_text() == "text"
 
@@ -70,19 +82,19 @@ def test_files_follow_the_umask(umask: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        (FULL, "No space is left for .*file"),
-        (OSError(errno.EDQUOT, "Quota exceeded"), "No space is left for .*file"),
-        (SafetensorError("Error while serializing: No space left on device (os error 28)"), "No space is left"),
+        (FULL, "No space left for .*file"),
+        (OSError(errno.EDQUOT, "Quota exceeded"), "No space left for .*file"),
+        (SafetensorError("Error while serializing: No space left on device (os error 28)"), "No space left"),
         (OSError(errno.EROFS, "Read-only file system"), r"file cannot be written \(Read-only file system\)"),
         (OSError(errno.EACCES, "Permission denied"), r"file cannot be written \(Permission denied\)"),
     ],
 )
-def test_the_disks_failures_are_errors_that_name_the_file(failure: Exception, message: str, tmp_path: Path) -> None:
+def test_disk_failures_are_errors_that_name_the_file(failure: Exception, message: str, tmp_path: Path) -> None:
     with pytest.raises(SafetyNeuronsError, match=message), atomic_path(tmp_path / "file"):
         raise failure
 
 
-def test_other_failures_pass_as_they_are(tmp_path: Path) -> None:
+def test_other_failures_pass_through(tmp_path: Path) -> None:
     for failure in (OSError(errno.EIO, "broken disk"), SafetensorError("a bad tensor"), ValueError("a bug")):
         with pytest.raises(type(failure)) as caught, atomic_path(tmp_path / "file"):
             raise failure
@@ -93,8 +105,8 @@ def test_space_that_runs_out_while_syncing_is_noticed(tmp_path: Path, monkeypatc
     def full(_handle: int) -> None:
         raise FULL
 
-    monkeypatch.setattr(storage.os, "fsync", full)
-    with pytest.raises(SafetyNeuronsError, match="No space is left"):
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(SafetyNeuronsError, match="No space left"):
         write_json(tmp_path / "file.json", {"a": 1})
     assert names(tmp_path) == []
 
@@ -116,7 +128,7 @@ def test_a_folder_where_a_file_should_be_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
 def test_a_line_on_a_full_disk_is_an_error() -> None:
-    with pytest.raises(SafetyNeuronsError, match="No space is left for /dev/full"):
+    with pytest.raises(SafetyNeuronsError, match="No space left for /dev/full"):
         append_line(Path("/dev/full"), {"a": 1})
 
 
@@ -196,3 +208,59 @@ def test_reading_whole_lines_leaves_the_file_alone(tmp_path: Path) -> None:
     before = path.stat().st_mtime_ns
     read_lines(path)
     assert path.stat().st_mtime_ns == before
+
+
+def test_a_locked_folder_is_refused_until_it_is_free(tmp_path: Path) -> None:
+    def second() -> None:
+        with locked(tmp_path, "Wait for it to end."):
+            pass
+
+    with locked(tmp_path, "unused"), pytest.raises(SafetyNeuronsError, match=r"Another process.*Wait for it to end\."):
+        second()
+    second()
+
+
+def test_a_lock_is_released_after_an_error_and_turns_disk_errors(tmp_path: Path) -> None:
+    with pytest.raises(SafetyNeuronsError, match="No space left"), locked(tmp_path, "unused"):
+        raise FULL
+    with locked(tmp_path, "unused"):
+        pass
+
+
+def test_a_lock_in_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("I am a file")
+    with pytest.raises(SafetyNeuronsError, match="taken cannot be written"), locked(tmp_path / "taken", "unused"):
+        pass
+
+
+def test_cached_lines_are_found_again_by_key(tmp_path: Path) -> None:
+    path = tmp_path / "cache.jsonl"
+    cache = JsonlCache.read(path)
+    assert cache.add("one", {"text": "first"}) == {"key": "one", "text": "first"}
+    cache.add("two", {"text": "second"})
+    with path.open("ab") as file:
+        file.write(b'{"key": "three"')
+    again = JsonlCache.read(path)
+    assert again.entries == cache.entries
+    assert list(again.entries) == ["one", "two"]
+
+
+def test_a_cache_without_a_path_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cache = JsonlCache.read(None)
+    cache.add("one", {"n": 1})
+    assert cache.entries == {"one": {"key": "one", "n": 1}}
+    assert names(tmp_path) == []
+
+
+def test_the_content_hash_is_sha256(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content" * 100_000)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(b"content" * 100_000).hexdigest()
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "does not exist"), (b"nonsense", "is broken")])
+def test_tensors_that_cannot_be_read_are_an_error(content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "file").write_bytes(content)
+    with pytest.raises(SafetyNeuronsError, match=message):
+        read_tensors(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Answers that are begun, on servers of every kind: continued where they are, refused where this cannot be told."""
+"""Prefill on servers of every kind: used if supported, an error if not or if it cannot be tested."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.engines.endpoint import Endpoint
 from safety_neurons.engines.engine import answers
-from safety_neurons.engines.server import BEGUN
+from safety_neurons.engines.server import PREFILL_TEST
 from safety_neurons.models.chat import Conversation
 from safety_neurons.models.generate import Completion
 
@@ -98,7 +98,7 @@ def test_servers_that_continue(rendering: Rendering, thought: int, mark: int, re
 @pytest.mark.parametrize("rendering", [knows_no_flags, knows_one_flag, leaves_out])
 def test_servers_that_take_it_for_a_whole_answer(rendering: Rendering, mark: int, server: Any) -> None:
     serve(server, rendering, mark)
-    with pytest.raises(CannotRunError, match=r"does not continue an answer that is begun.*a whole answer"):
+    with pytest.raises(CannotRunError, match=r"does not support prefill.*a complete answer"):
         answers(Endpoint(server.url, "tiny"), ASKED, max_new_tokens=5)
     # None of the questions was asked, nor half of them answered.
     assert {body["messages"][0]["content"] for body in server.asked} == {"Hello"}
@@ -112,26 +112,26 @@ def test_servers_that_refuse_the_fields(status: int, server: Any) -> None:
         return server.repeat(body)
 
     server.answer = answer
-    with pytest.raises(CannotRunError, match=r"does not continue.*unexpected field"):
+    with pytest.raises(CannotRunError, match=r"does not support prefill.*unexpected field"):
         answers(Endpoint(server.url, "tiny"), ASKED, max_new_tokens=5)
 
 
 def test_servers_that_do_not_count(server: Any) -> None:
     server.answer = lambda body: server.repeat(body) | {"usage": None}
-    with pytest.raises(CannotRunError, match="does not count its tokens"):
+    with pytest.raises(CannotRunError, match="reports no token counts"):
         answers(Endpoint(server.url, "tiny"), ASKED, max_new_tokens=5)
 
 
 def test_a_server_that_fails_is_not_one_that_cannot_continue(server: Any) -> None:
     server.answer = lambda _body: server.raw(b"busy", 429)
-    with pytest.raises(SafetyNeuronsError, match="takes no more requests") as error:
+    with pytest.raises(SafetyNeuronsError, match="accepts no more requests") as error:
         answers(Endpoint(server.url, "tiny", retries=0), ASKED, max_new_tokens=5)
     assert not isinstance(error.value, CannotRunError)
 
 
 def test_nothing_is_tried_where_it_is_said_to_be_unsupported_or_not_needed(server: Any) -> None:
     engine = Endpoint(server.url, "tiny", prefill="unsupported")
-    with pytest.raises(CannotRunError, match="is said not to continue"):
+    with pytest.raises(CannotRunError, match="Prefill is disabled"):
         answers(engine, ASKED, max_new_tokens=5)
     assert server.asked == []
     answers(engine, ASKED[1:], max_new_tokens=5)
@@ -141,5 +141,5 @@ def test_nothing_is_tried_where_it_is_said_to_be_unsupported_or_not_needed(serve
 
 def test_twice_the_probe_is_twice_its_tokens(model: Any) -> None:
     tokenizer = model.tokenizer
-    once, twice = (tokenizer(BEGUN * times, add_special_tokens=False)["input_ids"] for times in (1, 2))
+    once, twice = (tokenizer(PREFILL_TEST * times, add_special_tokens=False)["input_ids"] for times in (1, 2))
     assert once * 2 == twice
