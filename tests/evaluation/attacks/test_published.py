@@ -78,9 +78,7 @@ def test_bad_files_are_errors(
         sent(f"file:path={tmp_path / name}", defended, context)
 
 
-def test_texts_without_columns_are_not_an_attack(
-    tmp_path: Path, defended: Defended, context: EvaluationContext
-) -> None:
+def test_texts_without_columns_are_an_error(tmp_path: Path, defended: Defended, context: EvaluationContext) -> None:
     (tmp_path / "a.txt").write_text("one\n")
     with pytest.raises(SafetyNeuronsError, match=r"has no column 'goal'\. Its columns are none"):
         sent(f"file:path={tmp_path / 'a.txt'}", defended, context)
