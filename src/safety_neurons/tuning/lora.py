@@ -260,7 +260,7 @@ def train_lora(
     return Adapter(model.identity, rank, alpha, tensors)
 
 
-def kept_lora(
+def cached_lora(
     folder: Path | None,
     model: ChatModel,
     corpus: Corpus,

@@ -196,7 +196,7 @@ def test_the_expert_learns_refusals_alone(
         learnt.append(corpus)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("safety_neurons.evaluation.defenses.safedecoding.kept_lora", noted)
+    monkeypatch.setattr("safety_neurons.evaluation.defenses.safedecoding.cached_lora", noted)
     for name in ("safedecoding:pairs=5", "safedecoding:pairs=5", "safedecoding"):
         with pytest.raises(KeyboardInterrupt):
             answered(make_bench(), name)
@@ -212,7 +212,7 @@ def test_the_expert_learns_refusals_alone(
         ("safedecoding", "corpus", "needs the corpus"),
     ],
 )
-def test_what_a_defence_lacks_is_said(
+def test_a_missing_artifact_is_named(
     make_bench: Callable[..., EvaluationContext], name: str, missing: str, message: str
 ) -> None:
     context = make_bench()
