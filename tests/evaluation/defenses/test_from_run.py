@@ -236,4 +236,4 @@ def test_the_models_own_probabilities_say_nothing_of_another_decoding(
     with defenses.get(SAFEDECODING).opened(context) as defended:
         found = utility(context, defended, base.prompts, base)
     assert (found.kl_divergence, found.perplexity) == (None, None)
-    assert "decodes in its own way" in str(found.no_kl_divergence)
+    assert "changes decoding" in str(found.no_kl_divergence)
