@@ -178,7 +178,7 @@ def test_signs_of_the_decomposition_do_not_matter(flips: tuple[int, int], monkey
         signs = numpy.array([*flips, *[1] * (len(lengths) - 2)])
         return left * signs, lengths, right * signs[:, None]
 
-    monkeypatch.setattr(clouds.numpy.linalg, "svd", flipped)
+    monkeypatch.setattr(clouds_module.numpy.linalg, "svd", flipped)
     again_shares, again = plane(clouds)
     assert again_shares == shares
     assert all((again[name] == cloud).all() for name, cloud in points.items())
