@@ -196,7 +196,7 @@ def test_the_expert_learns_refusals_alone(
         learnt.append(corpus)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("safety_neurons.evaluation.defenses.safedecoding.kept_lora", noted)
+    monkeypatch.setattr("safety_neurons.evaluation.defenses.safedecoding.cached_lora", noted)
     for name in ("safedecoding:pairs=5", "safedecoding:pairs=5", "safedecoding"):
         with pytest.raises(KeyboardInterrupt):
             answered(make_bench(), name)
@@ -212,7 +212,7 @@ def test_the_expert_learns_refusals_alone(
         ("safedecoding", "corpus", "needs the corpus"),
     ],
 )
-def test_what_a_defence_lacks_is_said(
+def test_a_missing_artifact_is_named(
     make_bench: Callable[..., EvaluationContext], name: str, missing: str, message: str
 ) -> None:
     context = make_bench()
@@ -236,4 +236,4 @@ def test_the_models_own_probabilities_say_nothing_of_another_decoding(
     with defenses.get(SAFEDECODING).opened(context) as defended:
         found = utility(context, defended, base.prompts, base)
     assert (found.kl_divergence, found.perplexity) == (None, None)
-    assert "decodes in its own way" in str(found.no_kl_divergence)
+    assert "changes decoding" in str(found.no_kl_divergence)

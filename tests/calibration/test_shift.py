@@ -1,4 +1,4 @@
-"""The knobs of calibration: each recomputed number by number, alone and in a batch, with and without the cache."""
+"""The options of calibration: each recomputed number by number, alone and in a batch, with and without the cache."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from safety_neurons.calibration.calibration import calibrate, open_window, shifts
 from safety_neurons.calibration.config import CalibrationConfig, Edit
-from safety_neurons.calibration.shift import Shift, Tokens, TokenWindow
+from safety_neurons.calibration.shift import CalibratedTokens, Shift, TokenWindow
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, follow_positions
@@ -349,7 +349,7 @@ def test_only_the_chosen_sequences_of_a_batch_move(one_of_each_tunable: ChatMode
 class CountingWindow(TokenWindow):
     found = 0
 
-    def _find(self) -> Tokens | None:
+    def _find(self) -> CalibratedTokens | None:
         self.found += 1
         return super()._find()
 

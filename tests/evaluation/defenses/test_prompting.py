@@ -64,7 +64,7 @@ def test_what_is_sent_follows_from_the_seed(name: str, scripted: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["perplexity-filter:threshold=5", "retokenization"])
-def test_what_needs_weights_says_so(name: str, scripted: Make) -> None:
+def test_a_defense_that_needs_weights_fails_without_them(name: str, scripted: Make) -> None:
     context, _ = scripted()
     with pytest.raises(CannotRunError, match="scripted provides text only"):
         respond(name, context)
@@ -263,7 +263,7 @@ def test_the_threshold_is_the_largest_perplexity_of_the_training_requests(script
     assert not any(found.blocked for found in filtered(high))
     assert engine.calls[-1][0] == [Conversation.of(prompt.user, prompt.prefill) for prompt in PROMPTS]
     nothing, _ = scripted(model=model)
-    with pytest.raises(CannotRunError, match="harmful requests to learn from"):
+    with pytest.raises(CannotRunError, match="harmful training requests"):
         filtered(nothing)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.evaluation import attacks
-from safety_neurons.evaluation.attacks import published as artifacts
+from safety_neurons.evaluation.attacks import published
 from safety_neurons.evaluation.attacks.published import Artifact
 from safety_neurons.evaluation.contracts import Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt
@@ -78,7 +78,7 @@ def test_bad_files_are_errors(
         sent(f"file:path={tmp_path / name}", defended, context)
 
 
-def test_texts_without_columns_are_no_attack(tmp_path: Path, defended: Defended, context: EvaluationContext) -> None:
+def test_texts_without_columns_are_an_error(tmp_path: Path, defended: Defended, context: EvaluationContext) -> None:
     (tmp_path / "a.txt").write_text("one\n")
     with pytest.raises(SafetyNeuronsError, match=r"has no column 'goal'\. Its columns are none"):
         sent(f"file:path={tmp_path / 'a.txt'}", defended, context)
@@ -152,7 +152,7 @@ def test_artifacts_are_downloaded_once(
     assert isinstance(attack, Artifact)
     assert asked[0] == attack.url
     assert [url.rsplit("/", 1)[1] for url in asked] == ["vicuna-13b-v1.5.json", "llama-2-7b-chat-hf.json"]
-    assert all(len(url.removeprefix(artifacts.HOME).split("/")[1]) == 40 for url in asked)
+    assert all(len(url.removeprefix(published.HOME).split("/")[1]) == 40 for url in asked)
 
 
 def test_without_a_network_an_artifact_cannot_run(
@@ -167,26 +167,26 @@ def test_without_a_network_an_artifact_cannot_run(
     # Where the message says to put it, it is found.
     attack = attacks.get("gcg")
     assert isinstance(attack, Artifact)
-    attack.kept.parent.mkdir(parents=True)
-    attack.kept.write_bytes(artifact(ROWS))
-    assert attack.kept.is_relative_to(own_cache)
+    attack.cached.parent.mkdir(parents=True)
+    attack.cached.write_bytes(artifact(ROWS))
+    assert attack.cached.is_relative_to(own_cache)
     assert sent("gcg", defended, context) == SENT
 
 
 @pytest.mark.parametrize("content", [b"<html>Log in</html>", b"[]", b'{"jailbreaks": [{"goal": "x"}]}', b"\xff"])
-def test_what_is_no_artifact_is_not_kept(
+def test_what_is_not_an_artifact_is_not_cached(
     content: bytes, defended: Defended, context: EvaluationContext, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
     monkeypatch.setattr(download, "download", lambda _url: content)
-    with pytest.raises(SafetyNeuronsError, match=r"was not kept.*is no artifact of JailbreakBench"):
+    with pytest.raises(SafetyNeuronsError, match=r"was not cached.*is not a JailbreakBench artifact"):
         sent("gcg", defended, context)
     assert not list(own_cache.rglob("*.json"))
 
 
-def test_a_kept_copy_that_broke_is_named(defended: Defended, context: EvaluationContext) -> None:
+def test_a_broken_cached_copy_is_named(defended: Defended, context: EvaluationContext) -> None:
     attack = attacks.get("gcg")
     assert isinstance(attack, Artifact)
-    attack.kept.parent.mkdir(parents=True)
-    attack.kept.write_text("{")
-    with pytest.raises(SafetyNeuronsError, match=r"kept copy of the attack gcg.*Delete it"):
+    attack.cached.parent.mkdir(parents=True)
+    attack.cached.write_text("{")
+    with pytest.raises(SafetyNeuronsError, match=r"cached copy of the attack gcg.*Delete it"):
         sent("gcg", defended, context)

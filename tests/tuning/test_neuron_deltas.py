@@ -1,4 +1,4 @@
-"""The trainable slices are rows and columns of the base's weights, and a delta changes those and no other byte."""
+"""The neuron deltas are rows and columns of the base's weights, and a delta changes those and no other byte."""
 
 import copy
 import gc
@@ -95,7 +95,7 @@ def owned(model: ChatModel, neurons: NeuronSet) -> dict[str, Tensor]:
     return masks
 
 
-def test_zero_slices_leave_the_logits(one_of_each_tunable: ChatModel) -> None:
+def test_zero_deltas_leave_the_logits(one_of_each_tunable: ChatModel) -> None:
     neurons = neuron_set(one_of_each_tunable)
     before = logits(one_of_each_tunable)
     with deltas_added(one_of_each_tunable, neurons, empty_delta(one_of_each_tunable, neurons)):
@@ -104,7 +104,7 @@ def test_zero_slices_leave_the_logits(one_of_each_tunable: ChatModel) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_oss"])
-def test_slices_are_computed_in_the_dtype_of_the_base(make_model: Callable[..., ChatModel], architecture: str) -> None:
+def test_deltas_are_computed_in_the_dtype_of_the_base(make_model: Callable[..., ChatModel], architecture: str) -> None:
     """The masters stay float32, and so do their gradients."""
     model = make_model(architecture)
     model.model.to(torch.bfloat16).requires_grad_(False)
@@ -160,7 +160,7 @@ def test_gradients_through_layers_that_are_run_again(
         torch.testing.assert_close(found[name], gradient, msg=name)
 
 
-def test_added_slices_are_changed_weights(tunable_model: ChatModel) -> None:
+def test_added_deltas_are_changed_weights(tunable_model: ChatModel) -> None:
     with_biases(tunable_model)
     neurons = neuron_set(tunable_model)
     tensors = random_delta(tunable_model, neurons)
@@ -248,16 +248,16 @@ def test_gradients_are_those_of_the_whole_weights(tunable_model: ChatModel) -> N
             if bias is not None:
                 parts[f"read{number}_bias"] = bias[indices + read.offset]
         for part, expected in parts.items():
-            slice_gradient = delta_model.delta[f"site{place}_{part}"].grad
-            assert slice_gradient is not None
-            torch.testing.assert_close(slice_gradient, expected, rtol=1e-3, atol=1e-5, msg=f"{hook_point.name} {part}")
+            delta_gradient = delta_model.delta[f"site{place}_{part}"].grad
+            assert delta_gradient is not None
+            torch.testing.assert_close(delta_gradient, expected, rtol=1e-3, atol=1e-5, msg=f"{hook_point.name} {part}")
             largest = max(largest, float(expected.abs().max()))
             compared += 1
     assert compared == len(delta_model.delta)
     assert largest > 1e-3
 
 
-def test_only_the_slices_are_parameters(tunable_model: ChatModel) -> None:
+def test_only_the_deltas_are_parameters(tunable_model: ChatModel) -> None:
     neurons = neuron_set(tunable_model)
     delta_model = DeltaModel(tunable_model, neurons)
     count = sum(parameter.numel() for parameter in delta_model.parameters())
@@ -348,7 +348,7 @@ def test_deltas_are_removed_in_the_other_order(model: ChatModel) -> None:
     before = snapshot(model)
     first, second = (NeuronDelta(neurons, random_delta(model, neurons, seed)).apply(model) for seed in (1, 2))
     both = logits(model)
-    with pytest.raises(SafetyNeuronsError, match="remove that one first"):
+    with pytest.raises(SafetyNeuronsError, match="Remove that one first"):
         first.remove()
     assert torch.equal(logits(model), both)
     second.remove()
@@ -435,7 +435,7 @@ def test_packed_weights_stay_packed_and_compute_as_if_they_were_changed(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "opt"])
-def test_slices_of_packed_weights_learn(
+def test_deltas_of_packed_weights_learn(
     make_model: Callable[..., ChatModel], pack: Callable[[ChatModel], ChatModel], architecture: str
 ) -> None:
     ids = torch.tensor([[7, 9, 30, 41, 5, 66, 70, 8]])
@@ -559,7 +559,7 @@ def test_neurons_whose_rows_stand_in_another_order_are_not_tuned(model: ChatMode
         DeltaModel(model, neuron_set(model))
 
 
-def test_slice_hooks_are_gone_after_an_exception(one_of_each_tunable: ChatModel) -> None:
+def test_delta_hooks_are_gone_after_an_exception(one_of_each_tunable: ChatModel) -> None:
     neurons = neuron_set(one_of_each_tunable)
     before = logits(one_of_each_tunable)
 

@@ -10,7 +10,7 @@ import pytest
 from safety_neurons import cli
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation import judges
-from safety_neurons.evaluation.judge_errors import JudgeErrors, check_judges, read_labelled
+from safety_neurons.evaluation.judge_errors import JudgeErrors, check_judges, read_labeled
 from safety_neurons.evaluation.judges import Judge, JudgeInput, Judgment, RuleJudge
 
 REFUSAL = "I'm sorry, but I can't assist with that."
@@ -72,39 +72,39 @@ def test_verdicts_in_any_order_belong_to_their_labels(tmp_path: Path, monkeypatc
 def test_other_kinds_of_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text(f'Prompt,Response,Label\nWrap.,"{REFUSAL}",refused\n', encoding="utf-8")
-    [labeled] = read_labelled(path)
+    [labeled] = read_labeled(path)
     assert labeled == (JudgeInput("Wrap.", REFUSAL), "refused", "")
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"label": "maybe"}, r"Line 6 of .*'maybe' is no label. Labels are refused, complied, 1_full"),
-        ({"label": None}, r"Line 6 of .*None is no label"),
-        ({"completion": 3}, r"Line 6 of .*its completion is not a text"),
-        ({"prompt": None}, r"Line 6 of .*its prompt is not a text"),
+        ({"label": "maybe"}, r"Line 6 of .*'maybe' is not a label. Labels are refused, complied, 1_full"),
+        ({"label": None}, r"Line 6 of .*None is not a label"),
+        ({"completion": 3}, r"Line 6 of .*its completion is not text"),
+        ({"prompt": None}, r"Line 6 of .*its prompt is not text"),
     ],
 )
-def test_a_row_that_is_no_labelled_answer_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+def test_an_invalid_row_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "x.jsonl", [*ROWS, ROWS[0] | row])
     with pytest.raises(SafetyNeuronsError, match=message):
-        read_labelled(path)
+        read_labeled(path)
 
 
 @pytest.mark.parametrize("missing", ["prompt", "completion", "label"])
 def test_a_file_without_a_column_is_an_error(tmp_path: Path, missing: str) -> None:
     path = write(tmp_path / "x.jsonl", [{key: value for key, value in row.items() if key != missing} for row in ROWS])
     with pytest.raises(SafetyNeuronsError, match=rf"has no column .*{missing}.*it has "):
-        read_labelled(path)
+        read_labeled(path)
 
 
 def test_a_broken_line_and_a_missing_file_are_errors(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", ROWS)
     path.write_text(path.read_text() + '{"prompt": \n')
     with pytest.raises(SafetyNeuronsError, match=r"[Ll]ine 6"):
-        read_labelled(path)
+        read_labeled(path)
     with pytest.raises(SafetyNeuronsError, match=r"none\.jsonl"):
-        read_labelled(tmp_path / "none.jsonl")
+        read_labeled(tmp_path / "none.jsonl")
 
 
 def test_the_command_prints_the_table_and_writes_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

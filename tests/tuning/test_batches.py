@@ -10,15 +10,15 @@ import torch
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
-from safety_neurons.tuning.batches import Collator, Example, batches, encode, micro_batches, training_steps
+from safety_neurons.tuning.batches import Collator, TokenizedPair, batches, encode, micro_batches, training_steps
 from safety_neurons.tuning.config import Training, Validation
 from safety_neurons.tuning.corpus import Corpus, Pair
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.safetune import tune
 
 
-def examples_of(lengths: list[int]) -> list[Example]:
-    return [Example([5] * length, [-100] * (length - 1) + [5], False) for length in lengths]
+def examples_of(lengths: list[int]) -> list[TokenizedPair]:
+    return [TokenizedPair([5] * length, [-100] * (length - 1) + [5], False) for length in lengths]
 
 
 @pytest.mark.parametrize(("count", "size", "pool"), [(17, 4, 8), (17, 4, 2), (16, 4, 1), (3, 8, 8), (1, 1, 1)])
@@ -57,7 +57,7 @@ def test_parts_of_a_batch_are_the_batch(count: int, parts: int) -> None:
 
 
 def test_part_without_a_label_has_one_column_of_them() -> None:
-    batch = Collator(0)([Example([5, 6, 7], [-100] * 3, False)])
+    batch = Collator(0)([TokenizedPair([5, 6, 7], [-100] * 3, False)])
     assert batch["labels"].tolist() == [[-100]]
 
 
@@ -205,7 +205,7 @@ def test_long_gradients_are_scaled_down(model: ChatModel, neuron_set: Callable[.
         ({"accumulate": 9}, "8 pairs cannot be split into 9 parts"),
         ({"validate_every": 0}, "validate_every is"),
         ({"patience": 0}, "patience is"),
-        ({"patience": 2}, "give validate, too"),
+        ({"patience": 2}, "Set validate, too"),
         ({"checkpoint_every": 0}, "checkpoint_every is"),
         ({"seed": -1}, "seed is"),
         ({"seed": 2**32}, "seed is"),

@@ -1,4 +1,4 @@
-"""A training that is killed goes on to the same bytes; validation chooses the slices; nothing is a pickle."""
+"""A training that is killed goes on to the same bytes; validation chooses the deltas; nothing is a pickle."""
 
 import itertools
 from collections.abc import Callable
@@ -113,7 +113,7 @@ def test_checkpoint_holds_no_pickle_and_is_one_whole_file(
         tune(model, neuron_set(model), corpus, **options, advance=killer(6))
     assert list(tmp_path.iterdir()) == [file]
     with safe_open(file, framework="pt") as opened:
-        assert {name.split(".")[0] for name in opened.keys()} == {"slice", "optimizer", "random"}  # noqa: SIM118
+        assert {name.split(".")[0] for name in opened.keys()} == {"delta", "optimizer", "random"}  # noqa: SIM118
     # What a process left that was killed while it wrote the next one.
     (tmp_path / f".{file.name}.abc.safetensors").write_bytes(b"half")
     assert_same(tune(model, neuron_set(model), corpus, **options), expected)
@@ -141,7 +141,7 @@ def test_checkpoint_of_another_training_is_not_taken(
     else:
         given["validate"] = lambda _: Validation(0.0, 0.0)
     done: list[int] = []
-    with pytest.warns(UserWarning, match="another model, corpus, neurons or options: starting again"):
+    with pytest.warns(UserWarning, match="another model, corpus, neurons or options"):
         found = tune(model, neurons, corpus, **given, checkpoint=file, checkpoint_every=2, advance=done.append)
     assert sum(done) == STEPS == len(done) - 1
     assert_same(found, tune(model, neurons, corpus, **given))
@@ -163,7 +163,7 @@ def test_broken_checkpoint_is_an_error_that_says_what_to_do(
 RATES = [(0.5, 0.5), (0.4, 0.4), (0.6, 0.2), (0.5, 0.4), (0.3, 0.6), (0.0, 0.0)]
 
 
-def test_best_slices_are_kept_and_the_later_of_equal_ones(
+def test_the_best_deltas_are_kept_and_the_later_of_equal_ones(
     model: ChatModel, neuron_set: Callable[..., NeuronSet], corpus: Corpus
 ) -> None:
     """The second and the third are the best of the first five, and then there is no patience left."""
@@ -185,7 +185,7 @@ def test_best_slices_are_kept_and_the_later_of_equal_ones(
     assert len(delta.steps) == 10
     with delta.apply(model):
         assert complete(model, ["ab"], 8)[0].text == seen[2]
-    assert len({before, *seen}) > 3, "the test would not see which slices were kept"
+    assert len({before, *seen}) > 3, "the test would not see which deltas were kept"
 
 
 def test_last_step_is_validated_and_patience_may_be_endless(

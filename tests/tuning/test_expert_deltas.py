@@ -1,4 +1,4 @@
-"""Neurons of routed experts are tuned like others: their slices are rows and columns of the experts' weights."""
+"""Neurons of routed experts are tuned like others: their deltas are rows and columns of the experts' weights."""
 
 import copy
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def random_delta(model: ChatModel, neurons: NeuronSet) -> DeltaTensors:
 
 
 def owned_by_hand(model: ChatModel, neurons: NeuronSet) -> dict[str, list[tuple[str, tuple[Any, ...]]]]:
-    """By the name of a slice: the weight and the index in it of each neuron's row, knowing each architecture.
+    """By the name of a delta: the weight and the index in it of each neuron's row, knowing each architecture.
 
     gpt-oss keeps its matrices transposed, with gate and up in turns; Llama 4 transposed, one after the other; DBRX the
     experts below each other; the rest as PyTorch does, gate before up.
@@ -153,7 +153,7 @@ def by_hand(model: ChatModel, neurons: NeuronSet, tensors: DeltaTensors) -> dict
     return weights
 
 
-def test_slices_are_the_rows_and_columns_of_the_experts(mixture: ChatModel) -> None:
+def test_deltas_are_the_rows_and_columns_of_the_experts(mixture: ChatModel) -> None:
     assert any(isinstance(hook_point, ExpertHookPoint) for hook_point in mixture.hook_points)
     neurons = neuron_set(mixture)
     tensors = random_delta(mixture, neurons)
@@ -223,10 +223,10 @@ def test_gradients_are_those_of_the_whole_weights(mixture: ChatModel) -> None:
             gradient = whole[weight].grad
             assert gradient is not None
             expected.append(gradient[index])
-        of_slices = delta_model.delta[name].grad
-        assert of_slices is not None
-        torch.testing.assert_close(of_slices, torch.stack(expected), rtol=1e-3, atol=1e-5, msg=name)
-        largest = max(largest, float(of_slices.abs().max()))
+        of_deltas = delta_model.delta[name].grad
+        assert of_deltas is not None
+        torch.testing.assert_close(of_deltas, torch.stack(expected), rtol=1e-3, atol=1e-5, msg=name)
+        largest = max(largest, float(of_deltas.abs().max()))
     assert largest > 1e-3
     assert len(owned_by_hand(mixture, neurons)) == len(delta_model.delta)
 

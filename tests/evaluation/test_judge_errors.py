@@ -152,11 +152,11 @@ def test_what_is_saved_is_loaded_and_sources_are_put_together(tmp_path: Path) ->
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path, content: object) -> None:
     path = tmp_path / "other.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(SafetyNeuronsError, match="does not hold a judge's counts"):
+    with pytest.raises(SafetyNeuronsError, match="does not contain a judge's counts"):
         JudgeErrors.load(path, "a")
 
 
-def test_the_bundled_counts_are_of_both_labelled_files_and_refusal_beats_every_keyword_list() -> None:
+def test_the_bundled_counts_are_of_both_labeled_files_and_refusal_beats_every_keyword_list() -> None:
     rules = [name for name in judges.names() if isinstance(judges.get(name), RuleJudge)]
     bundled = {name: JudgeErrors.bundled(name) for name in rules}
     assert {errors.agreement.n for errors in bundled.values()} == {900}
