@@ -1,7 +1,7 @@
 """Rates with intervals, paired tests, and the tidy table of a run's results."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy
@@ -59,7 +59,7 @@ class Difference:
 
 def row(found: Rate, **names: str) -> Row:
     """A rate as a row of the table."""
-    return Row(**asdict(found), **names)
+    return Row(value=found.value, low=found.low, high=found.high, n=found.n, unscored=found.unscored, **names)
 
 
 def rate(verdicts: Sequence[Verdict], counted: Verdict) -> Rate:

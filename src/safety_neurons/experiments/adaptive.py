@@ -26,15 +26,11 @@ def adaptive(
     """Attack a run's tuned model by calibration toward conformity, with the run's own settings.
 
     Calibrates the base model with its neurons, and the tuned model with the neurons of the base model and with those
-    found on the tuned one. Runs missing stages first.
+    found on the tuned one. Runs missing stages first. Returns the run's results, with the section "adaptive".
 
     Args:
-        path: the run's folder.
         given: settings that override the run's own.
         on: a HARMFUL:BENIGN pair of prompt sets. Default: the run's test split.
-
-    Returns:
-        The run's results, with the section "adaptive".
 
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.

@@ -88,18 +88,13 @@ def auto_tune(
 
     The first trial has the run's own settings. A killed search continues where it stopped: its trials follow from the
     seed, and their objectives are cached. Searching again in a run that a search has tuned starts from the settings
-    of that search. Trials that diverge or find no neurons are left out.
+    of that search. Trials that diverge or find no neurons are left out. Returns the run's results, with the section
+    "auto".
 
     Args:
-        path: the run's folder.
         given: settings that override the run's own.
-        trials: number of trials.
-        space: the search space.
         max_over_refusal: choose the trial with the least attack success among those with at most this over-refusal.
             Default: the knee of the Pareto front.
-
-    Returns:
-        The run's results, with the section "auto".
 
     Raises:
         SafetyNeuronsError: bad input, no trial that can be trained or is within the limit, or a failure that the

@@ -51,16 +51,13 @@ def dose_response(
     """Calibrate a run's neurons at each alpha and ask its test prompts.
 
     Random neurons, the same number in each layer, are the control: at the same alpha, and at the alpha that gives the
-    same dose (`calibration.dose`), which is much higher. Runs missing stages first.
+    same dose (`calibration.dose`), which is much higher. Runs missing stages first. Returns the run's results, with the
+    section "dose_response".
 
     Args:
-        path: the run's folder.
         alphas: strengths; above 0 leads toward conformity, below toward rejection.
         given: settings that override the run's own.
         on: a HARMFUL:BENIGN pair of prompt sets. Default: the run's test split.
-
-    Returns:
-        The run's results, with the section "dose_response".
 
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.

@@ -40,16 +40,12 @@ def guard_run(
 
     Tests on the run's test split, on its borderline prompts against their unsafe matched pairs, and on the pairs `on`.
     The other detectors read the found neurons of all layers, the same number of random neurons, the last hidden state,
-    and the perplexity of the prompt.
+    and the perplexity of the prompt. Returns the run's results, with the section "guard".
 
     Args:
-        path: the run's folder.
         given: settings that override the run's own.
         on: more HARMFUL:BENIGN pairs of prompt sets.
         answers: whether to let the guarded model answer, too.
-
-    Returns:
-        The run's results, with the section "guard".
 
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
@@ -68,11 +64,7 @@ def guard_run(
             "false_positive_rate": fitted.false_positive_rate,
             "threshold": fitted.threshold,
             "penalty": fitted.detector.penalty,
-            "learnt": {
-                "harmful": len(learned.harmful),
-                "benign": len(learned.benign),
-                "borderline": len(learned.borderline),
-            },
+            "learnt": {name: len(requests) for name, requests in vars(learned).items()},
             "neurons": len(fitted.neurons),
             "alpha": fitted.alpha,
             "doses": [dose._asdict() for dose in doses],
@@ -87,12 +79,8 @@ def _compare_detectors(
     run: RunContext, fitted: Guard, learned: DetectorRequests, tests: Mapping[str, dict[str, list[Prompt]]]
 ) -> list[dict[str, Any]]:
     """Every detector on every test; each prompt is read once for all of them."""
-    asked = {
-        prompt.text: run.model.render(prompt.text)
-        for sets in tests.values()
-        for prompts in sets.values()
-        for prompt in prompts
-    }
+    prompts = [prompt.text for sets in tests.values() for side in sets.values() for prompt in side]
+    asked = {prompt: run.model.render(prompt) for prompt in prompts}
     texts = list(dict.fromkeys([*learned.all, *asked.values()]))
     row_of = {text: row for row, text in enumerate(texts)}
 

@@ -1,9 +1,9 @@
 """Interventions measured: the verdicts on the calibrated model's answers, broken answers, and the KL divergence."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from safety_neurons.calibration.config import CalibrationConfig, Toward
@@ -138,27 +138,18 @@ class InterventionRunner:
     def measurement(self, name: str, one: Intervention | None, advance: Advance = ignore) -> Measurement:
         """The effect of an intervention on a prompt set; None: the model without one."""
         model, answers = self.run.model, self.answers(name, one, advance)
-        texts = [model.render(prompt.text) for prompt in self.sets[name]]
-        with self._intervened(one) as engine:
-            identity = engine.identity
 
-        def pairs(batch: list[int], answers: Sequence[JudgedAnswer]) -> tuple[list[str], list[str]]:
-            return [texts[index] for index in batch], [answers[index].continuation for index in batch]
+        def read_nll(texts: list[str], written: list[str]) -> list[float | None]:
+            return nll(read_answers(model, texts, written, self.tokens, self._prefixes(texts, None)))
 
-        def read_nll(batch: list[int]) -> list[float | None]:
-            return nll(read_answers(model, *pairs(batch, answers), self.tokens, self._prefixes(texts, batch, None)))
+        def read_divergence(texts: list[str], written: list[str]) -> list[float | None]:
+            changed, cache = partial(self._intervened, one), partial(self._prefixes, texts, one)
+            return kl_divergence(model, texts, written, changed, KL_TOKENS, cache)
 
-        nlls = self._measure("nll", identity, texts, read_nll)
-        divergences: list[float | None] = [0.0] * len(texts)
+        nlls = self._measure("nll", one, answers, read_nll)
+        divergences: list[float | None] = [0.0] * len(answers)
         if one is not None:
-            own = self.answers(name, None)
-
-            def read_divergence(batch: list[int]) -> list[float | None]:
-                cache = functools.partial(self._prefixes, texts, batch, one)
-                changed = functools.partial(self._intervened, one)
-                return kl_divergence(model, *pairs(batch, own), changed, KL_TOKENS, cache)
-
-            divergences = self._measure("kl_divergence", identity, texts, read_divergence)
+            divergences = self._measure("kl_divergence", one, self.answers(name, None), read_divergence)
         verdicts: list[Verdict] = [
             "unscored" if value is not None and value > NLL_LIMIT else answer.verdict
             for answer, value in zip(answers, nlls, strict=True)
@@ -186,8 +177,8 @@ class InterventionRunner:
             return contextlib.nullcontext(self.engine)
         return self.run.calibrated(one.toward, one.neurons, one.alpha, one.config, self.engine)
 
-    def _prefixes(self, texts: Sequence[str], batch: Sequence[int], one: Intervention | None) -> Any:
-        return self.prefixes.cache([texts[index] for index in batch]) if self._keeps_prefixes(one) else None
+    def _prefixes(self, texts: Sequence[str], one: Intervention | None) -> Any:
+        return self.prefixes.cache(texts) if self._keeps_prefixes(one) else None
 
     def _keeps_prefixes(self, one: Intervention | None) -> bool:
         """Whether the intervention changes only positions after the cached prefixes."""
@@ -196,17 +187,24 @@ class InterventionRunner:
         return reach != "all" and reach <= self.run.settings.find.positions
 
     def _measure(
-        self, name: str, identity: str, texts: Sequence[str], measure: Callable[[list[int]], list[float | None]]
+        self,
+        name: str,
+        one: Intervention | None,
+        answers: Sequence[JudgedAnswer],
+        read: Callable[[list[str], list[str]], list[float | None]],
     ) -> list[float | None]:
-        """One number per text: cached, or measured batch by batch."""
-        batch_size = self.run.settings.batch_size
+        """One number per answer: cached, or read from a batch of prompts and answers."""
+        with self._intervened(one) as engine:
+            identity = engine.identity
+        batch_size, cached = self.run.settings.batch_size, self.measured.entries
+        texts = [self.run.model.render(answer.prompt.text) for answer in answers]
         keys = [fingerprint(name, identity, text, self.tokens, batch_size) for text in texts]
-        cached = self.measured.entries
 
-        def read(batch: list[int]) -> list[float | None]:
+        def read_batch(batch: list[int]) -> list[float | None]:
             if not all(keys[index] in cached for index in batch):
-                for index, value in zip(batch, measure(batch), strict=True):
+                values = read([texts[index] for index in batch], [answers[index].continuation for index in batch])
+                for index, value in zip(batch, values, strict=True):
                     self.measured.add(keys[index], {"name": name, "value": value})
             return [cached[keys[index]]["value"] for index in batch]
 
-        return in_batches(texts, batch_size, read)
+        return in_batches(texts, batch_size, read_batch)

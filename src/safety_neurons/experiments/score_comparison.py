@@ -77,19 +77,15 @@ def compare_scores(
     """Compare all scores on one model, each with its own tokens and scope, all with the same calibration.
 
     The folder then holds `scores.json` and `scores.md`, all answers and verdicts, and the scores. Work that it holds
-    is not repeated. Both files are updated after each budget.
+    is not repeated. Both files are updated after each budget. Returns the content of `scores.json`.
 
     Args:
-        path: the folder to work in.
         given: settings, nested as in `Settings`. Those of `find` that a score determines are ignored.
         budgets: sizes of the sets, in percent of the model's neurons.
         overlap_at: the budget at which sets are compared with each other.
         seeds: number of random halves of the training prompts on which each score is computed again.
         equal_dose: scale alpha for each set so that its dose (`calibration.dose`) is that of the write-contrast set of
             the same budget, instead of the same alpha for all sets.
-
-    Returns:
-        The content of `scores.json`.
 
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.

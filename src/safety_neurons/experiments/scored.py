@@ -102,13 +102,13 @@ def score_all(
             found[name] = cached
         else:
             groups.setdefault((score.tokens, score.own_answers), []).append(score)
-    norms = write_norms(model) if groups else None
-    for group in groups.values():
-        assert norms is not None
-        parts, reading = _read(model, other, group[0], training, norms, listener)
-        for score in group:
-            found[score.name] = _score(parts, reading, score, training, listener)
-            _save(folder / f"{score.name}.safetensors", key, found[score.name])
+    if groups:
+        norms = write_norms(model)
+        for group in groups.values():
+            parts, reading = _read(model, other, group[0], training, norms, listener)
+            for score in group:
+                found[score.name] = _score(parts, reading, score, training, listener)
+                _save(folder / f"{score.name}.safetensors", key, found[score.name])
     return {name: found[name] for name in names}
 
 
@@ -190,24 +190,19 @@ def _load(path: Path, key: str, model: ChatModel, score: Score, training: Traini
     if about.get("key") != key:
         return None
     widths = [hook_point.width for hook_point in model.hook_points]
-    harmful, benign = (
-        tuple(tensors[f"direction.{side}.{hook_point}"] for hook_point in range(len(widths)))
-        for side in ("harmful", "benign")
+    directions = Directions(
+        tuple(tensors[f"direction.harmful.{hook_point}"] for hook_point in range(len(widths))),
+        tuple(tensors[f"direction.benign.{hook_point}"] for hook_point in range(len(widths))),
     )
-    whole, *halves = (
-        ScoredNeurons(
-            model,
-            score,
-            score.tokens,
-            training.settings.seed + number,
-            list(tensors[f"harmful.{number}"].split(widths)),
-            list(tensors[f"benign.{number}"].split(widths)),
-            Directions(harmful, benign),
-            None if number or about["significant"] is None else tuple(about["significant"]),
-        )
-        for number in range(1 + training.seeds)
-    )
-    return ResampledScore(whole, tuple(halves), Cost(about["seconds"], about["peak"]))
+
+    def scored(number: int) -> ScoredNeurons:
+        harmful, benign = (list(tensors[f"{side}.{number}"].split(widths)) for side in ("harmful", "benign"))
+        significant = None if number or about["significant"] is None else tuple(about["significant"])
+        seed = training.settings.seed + number
+        return ScoredNeurons(model, score, score.tokens, seed, harmful, benign, directions, significant)
+
+    halves = tuple(scored(1 + number) for number in range(training.seeds))
+    return ResampledScore(scored(0), halves, Cost(about["seconds"], about["peak"]))
 
 
 def of_size(scored: ScoredNeurons, percent: float) -> NeuronSet:

@@ -48,18 +48,17 @@ class Limits:
     percent: float = 0.5
     alpha: float = 6.0
 
-    def check(self) -> None:
-        """Raises SafetyNeuronsError if a value is not allowed."""
-        for name, value in asdict(self).items():
-            if not math.isfinite(value):
-                raise SafetyNeuronsError(f"{name} must be a finite number, not {value}.")
-        if not SMALLEST < self.percent <= 100:
-            raise SafetyNeuronsError(f"percent must be above {SMALLEST} and at most 100, not {self.percent}.")
-        for name in ("target", "broken"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SafetyNeuronsError(f"{name} must be a fraction from 0 to 1, not {getattr(self, name)}.")
-        if self.kl_divergence <= 0 or self.alpha <= 0:
-            raise SafetyNeuronsError("kl_divergence and alpha must be above 0.")
+    def __post_init__(self) -> None:
+        checks = {
+            "target": ("from 0 to 1", 0 <= self.target <= 1),
+            "broken": ("from 0 to 1", 0 <= self.broken <= 1),
+            "kl_divergence": ("a finite number above 0", 0 < self.kl_divergence < math.inf),
+            "percent": (f"above {SMALLEST} and at most 100", SMALLEST < self.percent <= 100),
+            "alpha": ("a finite number above 0", 0 < self.alpha < math.inf),
+        }
+        for name, (allowed, is_allowed) in checks.items():
+            if not is_allowed:
+                raise SafetyNeuronsError(f"The limit {name} must be {allowed}, not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -100,16 +99,12 @@ def search(
     """Search set size, alpha, prompt positions and generated tokens in each direction.
 
     Neurons are ranked by the run's `find.score`. A killed search continues where it stopped: its trials follow from
-    the seed, and answers are cached. Runs missing stages first.
+    the seed, and answers are cached. Runs missing stages first. Returns the run's results, with the section "search".
 
     Args:
-        path: the run's folder.
         given: settings that override the run's own.
         trials: number of combinations to try in each direction.
         on: more HARMFUL:BENIGN pairs of prompt sets on which to test the chosen interventions (transfer).
-
-    Returns:
-        The run's results, with the section "search".
 
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
@@ -117,7 +112,6 @@ def search(
     limits = limits or Limits()
     if trials < 1:
         raise SafetyNeuronsError(f"A search needs at least one trial, not {trials}.")
-    limits.check()
     with opened(path, given, listener, command, on=on) as run:
         tests = {name or "test": prompts_to_test(run, name) for name in (None, *on)}
         validation = {name: list(run.prompts[name].split("validation")) for name in ("harmful", "benign")}
