@@ -27,7 +27,7 @@ MODELS = """
 import sys
 sys.path.insert(0, TESTS)
 import torch, transformers
-from conftest import BENIGN, HARMFUL, tiny_model
+from builders.models import BENIGN, HARMFUL, tiny_model
 
 def mixtral():
     torch.manual_seed(0)

@@ -1,7 +1,7 @@
 """A model of which one layer cannot be read: an error, or, where that is allowed, said in every output."""
 
-import importlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import nn
 
+from builders.judges import ALWAYS_REFUSED
+from builders.listeners import Recorder
+from builders.runs import save_model
 from safety_neurons.cli.console import console
 from safety_neurons.cli.show import print_results
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.progress import Silence
-from safety_neurons.evaluation import judges
-from safety_neurons.evaluation.judges import Judgment, RuleJudge
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.neurons.trace import decoder_layers
 from safety_neurons.neurons.find import find
+from safety_neurons.runs import context as context_module
 from safety_neurons.runs.pipeline import run, stage_fingerprints
 from safety_neurons.settings import Settings
 
-workplace_module = importlib.import_module("safety_neurons.runs.context")
 PARTIAL = "2 of 3 layers"
 
 
@@ -55,19 +55,14 @@ def test_the_neurons_say_that_they_are_of_some_layers_only(
     assert "PARTIAL: 1 layers" in str(find(partial, harmful, benign))
 
 
-class Notes(Silence):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, message: Any) -> None:
-        self.said.append(str(message))
-
-
 @pytest.mark.parametrize("allow_partial", [True, False])
 def test_every_output_of_a_run_says_so(
-    allow_partial: bool, unreadable: ChatModel, model: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    allow_partial: bool,
+    unreadable: ChatModel,
+    model: ChatModel,
+    known_judges: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A run on the partly read model, and, as the control, one on a whole model."""
     chosen = unreadable if allow_partial else model
@@ -75,19 +70,14 @@ def test_every_output_of_a_run_says_so(
     def load_here(_name: str, **options: Any) -> ChatModel:
         return load(chosen.model, chosen.tokenizer, allow_partial=options["allow_partial"])
 
-    judge = RuleJudge("refusal", "this test", lambda prompt, _: Judgment("refused", "always"))
-    monkeypatch.setattr(judges, "get", lambda _name: judge)
-    monkeypatch.setattr(workplace_module, "load", load_here)
-    folder = tmp_path / "model"
-    model.model.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    notes = Notes()
+    monkeypatch.setattr(context_module, "load", load_here)
+    notes = Recorder()
     given = {
-        "model": str(folder),
+        "model": save_model(model, tmp_path / "model"),
         "allow_partial": allow_partial,
         "find": {"percent": 5, "prompts": 8},
         "tune": {"refusals": 4, "benign": 0, "borderline": 0, "contrast": 0, "answer_tokens": 2},
-        "evaluate": {"attacks": ["direct"], "prompts": 4, "answer_tokens": 2},
+        "evaluate": {"attacks": ["direct"], "prompts": 4, "answer_tokens": 2, "judge": ALWAYS_REFUSED.name},
     }
     run(tmp_path / "run", given, listener=notes)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -98,9 +88,10 @@ def test_every_output_of_a_run_says_so(
     assert len(coverage["unread"]) == allow_partial
     assert ("PARTIAL" in notes.said[0]) == allow_partial
     assert any("mlp.extra" in said for said in notes.said) == allow_partial
-    # Beside the verdict, where the neurons are, and in the captions of the three tables.
-    assert page.count(PARTIAL + " were") == 5 * allow_partial
-    assert page.count(f"<caption>Partial: only {PARTIAL}") == 3 * allow_partial
+    # Where the neurons are, and in the captions of the tables: of the causal test, the clouds and the evaluation.
+    captions = [one for one in re.findall("<caption>(.*?)</caption>", page, re.DOTALL) if f"only {PARTIAL} were" in one]
+    assert page.count(f"{PARTIAL} were") > len(captions) or not allow_partial
+    assert (len(captions) >= 3) if allow_partial else (f"{PARTIAL} were" not in page)
     assert ("mlp.extra" in page) == allow_partial
     assert captured.get().count(PARTIAL) == 2 * allow_partial
 

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 
-from safety_neurons.models.chat import ChatModel
-from safety_neurons.neurons.neuron_set import NeuronSet, Provenance
+from builders.models import drawn_neurons
+from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.corpus import Corpus, Pair
 
 WORDS = ("apples", "pears and plums", "a bicycle", "soup", "the long road home", "tea")
@@ -27,20 +26,3 @@ def corpus() -> Corpus:
 @pytest.fixture
 def neuron_set() -> Callable[..., NeuronSet]:
     return drawn_neurons
-
-
-def drawn_neurons(model: ChatModel, count: int = 12) -> NeuronSet:
-    """`count` neurons of each site, half of them for each side."""
-    generator = torch.Generator().manual_seed(0)
-    widths = tuple(hook_point.width for hook_point in model.hook_points)
-    drawn = [torch.randperm(width, generator=generator)[:count] for width in widths]
-    provenance = Provenance(
-        model.name, model.identity, "by hand", 1.0, "layer", 0, (1,) * len(widths), model.parameters
-    )
-    return NeuronSet(
-        tuple(layer[: count // 2].sort().values for layer in drawn),
-        tuple(layer[count // 2 :].sort().values for layer in drawn),
-        widths,
-        tuple(hook_point.layer for hook_point in model.hook_points),
-        provenance,
-    )

@@ -20,22 +20,16 @@ from safety_neurons.tuning.safetune import tune
 TESTS = Path(__file__).parents[1]
 START = """
 import sys
-sys.path[:0] = [TESTS, TESTS + "/tune"]
-import importlib.util, json, os
+sys.path.insert(0, TESTS)
+import json, os
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import distributed
 import safety_neurons as sn
-from safety_neurons.tune.training import Validation
+from builders.models import drawn_neurons, tiny_model
+from safety_neurons.tuning.config import Validation
 
-def module(path):
-    spec = importlib.util.spec_from_file_location("conftest_" + path.parent.name, path)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-models, tuning = (module(Path(TESTS, name)) for name in ("conftest.py", "tune/conftest.py"))
 distributed.init_process_group("gloo")
 rank, out = distributed.get_rank(), Path(OUT)
 corpus = sn.Corpus.load(out / "corpus.jsonl")
@@ -93,9 +87,9 @@ def held(model):
                for value in model.model.parameters())
 
 def tune(name, architecture, dtype=torch.float32, **options):
-    model = models.tiny_model(architecture)
+    model = tiny_model(architecture)
     model.model.to(dtype)
-    neurons, before = tuning.drawn_neurons(model), bytes_of(model)
+    neurons, before = drawn_neurons(model), bytes_of(model)
     parts, called, kinds = [], [], {part: type(part) for part in model.model.modules()}
     attributes = {part: set(part.__dict__) for part in model.model.modules()}
 
@@ -144,19 +138,19 @@ def die(steps):
         raise Killed
 
 options = OPTIONS | {"checkpoint": out / "checkpoint.safetensors", "checkpoint_every": 1}
-model = models.tiny_model()
+model = tiny_model()
 try:
-    sn.tune(model, tuning.drawn_neurons(model), corpus, **options, advance=die)
+    sn.tune(model, drawn_neurons(model), corpus, **options, advance=die)
 except Killed:
     pass
 (out / f"left.{rank}").write_text(str((out / "checkpoint.safetensors").exists()))
 distributed.barrier()
-keep("resumed", sn.tune(model, tuning.drawn_neurons(model), corpus, **options))
+keep("resumed", sn.tune(model, drawn_neurons(model), corpus, **options))
 
 def error_of(**options):
     given = options.pop("corpus", corpus)
     try:
-        sn.tune(model, tuning.drawn_neurons(model), given, **(OPTIONS | options))
+        sn.tune(model, drawn_neurons(model), given, **(OPTIONS | options))
     except sn.SafetyNeuronsError as error:
         return str(error)
 

@@ -226,16 +226,18 @@ def tune_stage(run: RunContext) -> StageResult:
 
 def evaluate_stage(run: RunContext) -> StageResult:
     evaluator = Evaluator.prepare(run.settings)
-    context = evaluator.context(run.engine, artifacts_of(run), run.folder.path, run.listener)
+    context = evaluator.context(
+        run.engine, artifacts_of(run, run.settings.evaluate.defenses), run.folder.path, run.listener
+    )
     cells, measured = evaluator.answer(context)
     judged = evaluator.judge(cells, run.verdicts, run.listener)
     evaluation = evaluator.results(judged, measured, run.command)
     return StageResult(sections={"evaluation": evaluation}, examples=tuple(_cell_examples(run, judged)))
 
 
-def artifacts_of(run: RunContext) -> RunArtifacts:
-    """What the run's defenses and attacks work with; its guard is fitted first where it is needed and missing."""
-    needed = {name.partition(":")[0] for name in run.settings.evaluate.defenses}
+def artifacts_of(run: RunContext, defenses: Sequence[str]) -> RunArtifacts:
+    """What defenses and attacks work with; the run's guard is fitted first where it is needed and missing."""
+    needed = {name.partition(":")[0] for name in defenses}
     tuned = bool(TUNED & needed)
     return RunArtifacts(
         neurons=run.neurons,

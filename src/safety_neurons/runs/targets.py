@@ -8,7 +8,7 @@ from typing import Any
 
 from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache, locked, read_json, write_json, write_text
+from safety_neurons.core.files import JsonlCache, locked, write_json, write_text
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.core.tables import inert, markdown
 from safety_neurons.engines.engine import CachedEngine
@@ -58,23 +58,25 @@ def evaluate(
         raise SafetyNeuronsError("Name at least one run or model to evaluate, and each of them once.")
     if served_model is not None and not any(map(is_address, names)):
         raise SafetyNeuronsError("served_model is the model's name at a server: evaluate the server's address.")
-    given = overridden(given or {}, {"evaluate": options} if options else {})
+    given = given or {}
     if len(names) == 1 and is_run(names[0]) and out is None:
-        results = run(Path(names[0]), given, until="evaluate", listener=listener, command=command)
+        wanted = overridden(given, {"evaluate": options})
+        results = run(Path(names[0]), wanted, until="evaluate", listener=listener, command=command)
         evaluation: dict[str, Any] = results["evaluation"]
         return evaluation
-    return _side_by_side(names, given, out or OUT, served_model, listener or Silence(), command)
+    return _side_by_side(names, given, options, out or OUT, served_model, listener or Silence(), command)
 
 
 def _side_by_side(
     names: Sequence[str],
     given: Mapping[str, Any],
+    options: Mapping[str, Any],
     folder: Path,
     served_model: str | None,
     listener: Listener,
     command: str,
 ) -> dict[str, Any]:
-    first, *others = (settings_of(name, given) for name in names)
+    first, *others = (settings_of(name, overridden(given, {"evaluate": options})) for name in names)
     evaluator = Evaluator.prepare(first, [first, *others])
     # All are asked the same: what the first one's settings say.
     shared = {"evaluate": first.evaluate}
@@ -125,10 +127,10 @@ def settings_of(name: str, given: Mapping[str, Any]) -> Settings:
     """The settings under which a target is evaluated.
 
     Raises:
-        SafetyNeuronsError: a value is not allowed.
+        SafetyNeuronsError: a value is not allowed, or the folder holds a run of another version.
     """
     if is_run(name):
-        return merged_settings(read_json(RunFolder(Path(name)).record_file).get("settings", {}), given)
+        return merged_settings(RunFolder(Path(name)).record().get("settings", {}), given)
     return merged_settings({}, given if is_address(name) else {**given, "model": name})
 
 
@@ -171,9 +173,11 @@ def _open_target(
     elif is_run(name):
         needed = {one.partition(":")[0] for one in settings.evaluate.defenses}
         until = "tune" if TUNED & needed else "find"
+        # The options are those of this evaluation: the run keeps its own.
         with opened(Path(name), given, listener, command, until=until, alone=False) as context:
             engine = engine_of(context.model, settings, responses)
-            yield evaluator.context(engine, artifacts_of(context), folder, listener)
+            artifacts = artifacts_of(context, settings.evaluate.defenses)
+            yield evaluator.context(engine, artifacts, folder, listener)
     else:
         with listener.task(f"loading {settings.model}", 1) as advance:
             model = load_model(settings)

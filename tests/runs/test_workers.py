@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.files import read_json, read_lines
-from safety_neurons.runs.evaluation import evaluate
+from safety_neurons.runs.targets import evaluate
 
 ATTACKS = ("direct", "prefix-injection")
 DEFENSES = ("none", "smoothllm:copies=3", "safetuning")
@@ -16,7 +16,7 @@ DEFENSES = ("none", "smoothllm:copies=3", "safetuning")
 SCRIPT = """
 from torch import distributed
 from safety_neurons.cli import main
-from safety_neurons.engines.in_process import InProcess
+from safety_neurons.engines.engine import InProcess
 
 answer = InProcess.answer
 
@@ -32,9 +32,13 @@ main()
 
 
 def test_two_processes_answer_as_one_does(given: dict[str, Any], tmp_path: Path) -> None:
-    settings = "".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items() if name != "evaluate")
+    model = given.pop("model")
+    # At least two batches for each cell.
+    given |= {"batch_size": 2, "evaluate": {"answer_tokens": 5}}
+    flat = {name: value for name, value in given.items() if not isinstance(value, dict)}
+    settings = "".join(f"{name} = {json.dumps(value)}\n" for name, value in flat.items())
     (tmp_path / "settings.toml").write_text(f"{settings}[evaluate]\nanswer_tokens = 5\n")
-    arguments = [str(tmp_path / "model"), "--config", str(tmp_path / "settings.toml"), "--out", str(tmp_path / "two")]
+    arguments = [model, "--config", str(tmp_path / "settings.toml"), "--out", str(tmp_path / "two")]
     arguments += ["--attacks", *ATTACKS, "--defenses", *DEFENSES]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "OMP"))}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -52,12 +56,12 @@ def test_two_processes_answer_as_one_does(given: dict[str, Any], tmp_path: Path)
     assert ran.returncode == 0, ran.stdout
     counts = [ran.stdout.count(f"<process {rank}>") for rank in range(2)]
     assert min(counts) > sum(counts) / 4
-    assert sum(counts) == len(read_lines(tmp_path / "two" / "generations.jsonl"))
-    alone = evaluate([str(tmp_path / "model")], given, attacks=ATTACKS, defenses=DEFENSES, out=tmp_path / "one")
-    join_processes = read_json(tmp_path / "two" / "evaluation.json")
-    assert join_processes["cells"] == json.loads(json.dumps(alone["cells"]))
-    assert join_processes["summary"] == json.loads(json.dumps(alone["summary"]))
-    for name in ("generations.jsonl", "answers.jsonl"):
+    assert sum(counts) == len(read_lines(tmp_path / "two" / "responses.jsonl"))
+    alone = evaluate(model, given, attacks=ATTACKS, defenses=DEFENSES, out=tmp_path / "one")
+    together = read_json(tmp_path / "two" / "evaluation.json")
+    assert together["cells"] == json.loads(json.dumps(alone["cells"]))
+    assert together["summary"] == json.loads(json.dumps(alone["summary"]))
+    for name in ("responses.jsonl", "verdicts.jsonl"):
         kept = [
             sorted(json.dumps(line, sort_keys=True) for line in read_lines(tmp_path / folder / name))
             for folder in ("one", "two")

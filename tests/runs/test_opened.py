@@ -22,14 +22,22 @@ def run(found: Path) -> RunContext:
         return run
 
 
+@pytest.fixture
+def foreign(tmp_path: Path) -> str:
+    """A file of eleven prompts that no run knows."""
+    path = tmp_path / "foreign.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Where is street number {n}?"}) + "\n" for n in range(11)))
+    return str(path)
+
+
 def numbers(prompts: Sequence[Prompt]) -> list[int]:
     return [int(prompt.id.rsplit("-", 1)[1]) for prompt in prompts]
 
 
 def test_the_runs_own_test_split_is_asked(run: RunContext) -> None:
     assert {side: numbers(prompts) for side, prompts in prompts_to_test(run).items()} == {
-        "harmful": [9, 10, 11],
-        "benign": [9, 10, 11],
+        "harmful": [11, 12, 13, 14],
+        "benign": [11, 12, 13, 14],
     }
 
 
@@ -39,18 +47,18 @@ def test_a_foreign_set_is_asked_whole_and_a_known_one_its_test_split(
     for known in (given["harmful"], given["benign"], given["borderline"], given["contrast"]):
         found = prompts_to_test(run, f"{foreign}:{known}")
         assert numbers(found["harmful"]) == list(range(1, 12))
-        assert numbers(found["benign"]) == [9, 10, 11]
-        assert numbers(prompts_to_test(run, f"{known}:{foreign}")["harmful"]) == [9, 10, 11]
+        assert numbers(found["benign"]) == [11, 12, 13, 14]
+        assert numbers(prompts_to_test(run, f"{known}:{foreign}")["harmful"]) == [11, 12, 13, 14]
 
 
-def test_a_copy_of_a_set_that_the_run_learnt_from_gives_none_of_the_prompts_learnt_from(
+def test_a_copy_of_a_set_that_the_run_learned_from_gives_none_of_the_prompts_learned_from(
     run: RunContext, given: dict[str, Any], tmp_path: Path
 ) -> None:
     """Whatever the file is called, and whatever else is in it."""
     copy = tmp_path / "copy.jsonl"
     copy.write_text(Path(given["harmful"]).read_text() + json.dumps({"text": "Something new.", "split": "train"}))
-    learnt = set(load_prompts(given["harmful"]).split("train").texts)
-    assert not learnt & {prompt.text for prompt in prompts_to_test(run, f"{copy}:{given['benign']}")["harmful"]}
+    learned = set(load_prompts(given["harmful"]).split("train").texts)
+    assert not learned & {prompt.text for prompt in prompts_to_test(run, f"{copy}:{given['benign']}")["harmful"]}
 
 
 def test_no_more_prompts_are_asked_than_the_settings_say(run: RunContext, foreign: str) -> None:

@@ -1,4 +1,4 @@
-"""The grid over a tiny model: what is asked, what is kept, what is claimed."""
+"""Models and runs side by side: what is asked, what is kept, what is claimed."""
 
 import contextlib
 import random
@@ -11,20 +11,21 @@ from typing import Any
 
 import pytest
 
-from safety_neurons.core import files as storage
+from builders.judges import BY_HASH, BY_PROMPT
+from builders.runs import lines_of, prompts_of, results_of
+from safety_neurons.core import files
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import read_lines
 from safety_neurons.core.statistics import mcnemar, rate
-from safety_neurons.engines import engine as in_process
 from safety_neurons.engines.engine import InProcess
 from safety_neurons.evaluation import defenses, judges
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defended, Defense, Response
-from safety_neurons.evaluation.judges import Judgment, RuleJudge
-from safety_neurons.evaluation.measures import Extras
 from safety_neurons.models.chat import AttackedPrompt
-from safety_neurons.runs.evaluation import evaluate, folder_of
+from safety_neurons.runs import targets as targets_module
+from safety_neurons.runs.evaluation import Requests
 from safety_neurons.runs.folder import merged_settings
-from safety_neurons.runs.targets import Requests
+from safety_neurons.runs.targets import evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,23 +40,30 @@ class Shouting(Defense):
         yield Defended(context.engine, respond)
 
 
+LINES = ("responses.jsonl", "verdicts.jsonl")
 ATTACKS = ("direct", "prefix-injection", "prefill")
+TEST_NUMBERS = range(10, 14)
 DEFENSES = ("none", "safetuning")
 
 
-@pytest.fixture(autouse=True)
-def _judge_by_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = RuleJudge(
-        "refusal", "this test", lambda _, text: Judgment(("refused", "complied", "unscored")[len(text) % 3], "length")
-    )
-    monkeypatch.setattr(judges, "get", lambda name: judge)
+@pytest.fixture
+def model_folder(inputs: dict[str, Any]) -> str:
+    """Nothing is written to it."""
+    return str(inputs["model"])
 
 
 @pytest.fixture
-def run_it(given: dict[str, Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def beside(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings for models that are evaluated as they are."""
+    kept = {name: value for name, value in given.items() if name not in ("model", "evaluate")}
+    return kept | {"evaluate": {"answer_tokens": 5}}
+
+
+@pytest.fixture
+def run_it(beside: dict[str, Any], model_folder: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def call(out: str = "out", **options: Any) -> dict[str, Any]:
-        chosen: dict[str, Any] = {"attacks": ATTACKS, "defenses": ("none",), "out": tmp_path / out} | options
-        return evaluate([str(tmp_path / "model")], given, **chosen)
+        chosen: dict[str, Any] = {"attacks": ATTACKS, "defenses": ("none",), "judges": (BY_HASH.name,)} | options
+        return evaluate(model_folder, beside, out=tmp_path / out, **chosen)
 
     return call
 
@@ -70,12 +78,12 @@ def test_every_cell_has_a_verdict_for_every_request(run_it: Run) -> None:
         *((name, "harmful") for name in ATTACKS),
     ]
     for cell in results["cells"]:
-        found = cell["judges"]["refusal"]
-        assert len(found["verdicts"]) == len(cell["prompt_ids"]) == 10
+        found = cell["judges"][BY_HASH.name]
+        assert len(found["verdicts"]) == len(cell["prompt_ids"]) == 4
         counted: judges.Verdict = "complied" if cell["prompts"] == "harmful" else "refused"
         expected = rate(found["verdicts"], counted)
         assert (found["value"], found["low"], found["high"]) == (expected.value, expected.low, expected.high)
-        assert found["n"] + found["unscored"] == 10
+        assert found["n"] + found["unscored"] == 4
 
 
 def test_what_cannot_be_run_is_named_with_the_reason_and_stops_nothing(run_it: Run) -> None:
@@ -88,29 +96,21 @@ def test_what_cannot_be_run_is_named_with_the_reason_and_stops_nothing(run_it: R
     assert set(row["not_run"]) >= set(ATTACKS)
 
 
-def test_a_second_run_computes_nothing(run_it: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_evaluation_computes_nothing(run_it: Run, generated: list[str], tmp_path: Path) -> None:
     first = run_it()
-    monkeypatch.setattr(in_process, "generate", _never)
+    generated.clear()
+    kept = {name: (tmp_path / "out" / name).read_bytes() for name in LINES}
     assert run_it() == first
+    assert generated == []
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in LINES} == kept
 
 
-def _never(*_arguments: Any, **_options: Any) -> None:
-    raise AssertionError("nothing is to be computed")
-
-
-def test_a_larger_grid_asks_only_what_is_new(run_it: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_larger_grid_asks_only_what_is_new(run_it: Run, generated: list[str]) -> None:
     small = run_it(attacks=("direct",))
-    asked: list[str] = []
-    original = InProcess.answer
-
-    def listening(self: InProcess, conversations: Sequence[Any], **options: Any) -> Any:
-        asked.extend(one.turns[-1].content for one in conversations)
-        return original(self, conversations, **options)
-
-    monkeypatch.setattr(InProcess, "answer", listening)
+    generated.clear()
     large = run_it(attacks=("direct", "prefix-injection"))
-    assert len(asked) == 10
-    assert all("request" in text and not text.startswith("benign") for text in asked)
+    assert len(generated) == 4
+    assert all(any(text in asked for text in prompts_of("harmful", TEST_NUMBERS)) for asked in generated)
     assert [cell for cell in large["cells"] if cell["attack"] == "direct"] == small["cells"]
 
 
@@ -119,12 +119,12 @@ def test_a_grid_killed_at_any_moment_gives_the_same_results_and_repeats_no_answe
 ) -> None:
     whole = run_it("whole")
     chance, lines = random.Random(0), Counter[str]()
-    original = storage.append_line
+    original = files.append_line
 
     def dying(path: Path, value: dict[str, Any]) -> None:
         original(path, value)
         lines[path.name] += 1
-        if chance.random() < 0.2:
+        if chance.random() < 0.4:
             # A line that was cut off in the middle, too.
             with path.open("ab") as file:
                 file.write(b'{"key": "half')
@@ -140,8 +140,8 @@ def test_a_grid_killed_at_any_moment_gives_the_same_results_and_repeats_no_answe
             kills += 1
     assert kills >= 5
     assert results == whole
-    for name in ("generations.jsonl", "answers.jsonl"):
-        kept = storage.read_lines(tmp_path / "killed" / name)
+    for name in LINES:
+        kept = read_lines(tmp_path / "killed" / name)
         assert len(kept) == len({line["key"] for line in kept}) == lines[name]
 
 
@@ -153,7 +153,9 @@ def test_differences_from_the_undefended_model_are_paired(run_it: Run, monkeypat
         lambda name: Shouting(name="shouting", source="-", description="-") if name == "shouting" else known(name),
     )
     results = run_it(defenses=("none", "shouting"))
-    cells = {(cell["defense"], cell["attack"], cell["prompts"]): cell["judges"]["refusal"] for cell in results["cells"]}
+    cells = {
+        (cell["defense"], cell["attack"], cell["prompts"]): cell["judges"][BY_HASH.name] for cell in results["cells"]
+    }
     for attack in ATTACKS:
         before, after = cells["none", attack, "harmful"], cells["shouting", attack, "harmful"]
         pairs = [
@@ -174,14 +176,12 @@ def test_differences_from_the_undefended_model_are_paired(run_it: Run, monkeypat
 
 
 def test_two_targets_whose_models_are_called_alike_are_told_apart(
-    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    beside: dict[str, Any], model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    shutil.copytree(model_folder, tmp_path / "other")
     monkeypatch.setattr(InProcess, "name", "<b>tiny")
-    targets = [str(tmp_path / "model"), str(tmp_path / "other")]
-    results = evaluate(
-        targets, given, attacks=("direct",), defenses=("none",), out=tmp_path / "out", extras=Extras(utility=True)
-    )
+    targets = [model_folder, str(tmp_path / "other")]
+    results = evaluate(targets, beside, attacks=("direct",), defenses=("none",), out=tmp_path / "out", utility=True)
     names = [f"<b>tiny ({target})" for target in targets]
     assert results["models"] == names
     said = (tmp_path / "out" / "evaluation.md").read_text()
@@ -192,13 +192,52 @@ def test_two_targets_whose_models_are_called_alike_are_told_apart(
     assert Counter(cell["model"] for cell in results["cells"]) == dict.fromkeys(names, 3)
 
 
-def test_where_an_evaluation_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text("{}")
-    run = str(tmp_path / "run")
-    assert folder_of([run], None) == tmp_path / "run" / "evaluation"
-    assert folder_of([run, "qwen3-0.6b"], None) == folder_of(["qwen3-0.6b"], None) == Path("runs/evaluation")
-    assert folder_of([run], tmp_path / "there") == tmp_path / "there"
+def test_where_an_evaluation_is_kept(
+    beside: dict[str, Any], model_folder: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run holds its own, unless a folder is given; others are in runs/evaluation."""
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"attacks": ("direct",), "defenses": ("none",)}
+    evaluate(model_folder, beside, **options)
+    assert (tmp_path / targets_module.OUT / "evaluation.json").exists()
+    before = results_of(finished)
+    apart = evaluate(finished, out=tmp_path / "there", **options)
+    assert (tmp_path / "there" / "evaluation.json").exists()
+    assert results_of(finished) == before
+    evaluation = evaluate(finished, **options)
+    assert results_of(finished)["evaluation"] == evaluation
+    assert not (finished / "evaluation.json").exists()
+    # It is the same evaluation.
+    for part in ("cells", "summary", "prompts"):
+        assert apart[part] == evaluation[part]
+
+
+def test_runs_beside_a_model_are_brought_as_far_as_the_defenses_need(
+    found: Path, finished: Path, model_folder: str, given: dict[str, Any], tmp_path: Path, performed: list[str]
+) -> None:
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"attacks": ("direct",), "out": out}
+    guarded = evaluate([found, finished], defenses=("none", "guard"), **options)
+    assert performed == []
+    assert all((folder / "guard.safetensors").exists() for folder in (found, finished))
+    assert not [cell for cell in guarded["cells"] if cell["reason"]]
+    tuned = evaluate([found, finished], defenses=("none", "safetuning"), **options)
+    assert performed == ["tune"]
+    assert not [cell for cell in tuned["cells"] if cell["reason"]]
+    # The same run twice: what was asked of one is not asked of the other.
+    cells = {folder: [cell for cell in tuned["cells"] if str(folder) in cell["model"]] for folder in (found, finished)}
+    first, second = ([{**cell, "model": ""} for cell in own] for own in cells.values())
+    assert first == second
+    keys = [line["key"] for line in lines_of(out / "responses.jsonl")]
+    assert len(keys) == len(set(keys))
+
+
+def test_a_comparison_leaves_the_settings_of_its_runs(found: Path, tmp_path: Path) -> None:
+    """Also where it tunes one."""
+    evaluate(found, out=tmp_path / "out", attacks=("direct",), defenses=("none", "safetuning"), prompts=2)
+    settings = results_of(found)["run"]["settings"]["evaluate"]
+    assert (settings["attacks"], settings["prompts"]) == (["direct", "prefill"], 40)
+    assert settings["judge"] == BY_PROMPT.name
 
 
 @pytest.mark.parametrize(
@@ -209,9 +248,10 @@ def test_where_an_evaluation_is_kept(tmp_path: Path) -> None:
         ({"defenses": ("safetuning:scal=1",)}, "no option of the defense safetuning. Its options: scale"),
         ({"defenses": ("safetuning:scale=much",)}, "scale cannot be 'much'"),
         ({"attacks": ("direct:loud=1",)}, "It has no options"),
-        ({"defenses": ("none", "none")}, "each of them once"),
-        ({"attacks": ()}, "at least one of --attacks"),
-        ({"on": "advbench"}, "names no harmful and safe prompt sets"),
+        ({"defenses": ("none", "none")}, "names one of them twice: none, none"),
+        ({"attacks": ()}, "attacks: Tuple should have at least 1 item"),
+        ({"attack": ("direct",)}, r"evaluate\.attack: Extra inputs"),
+        ({"on": "advbench"}, "does not name harmful and safe prompt sets"),
         ({"on": "nosuchset:benign"}, "nosuchset"),
         ({"on": "contrast:benign:benign"}, "names a set twice"),
         ({"on": "contrast:harmful"}, "'harmful' as a safe one"),
@@ -227,42 +267,42 @@ def test_bad_input_is_an_error_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_beside_the_target_is_an_error(given: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_beside_the_target_is_an_error(beside: dict[str, Any], model_folder: str, tmp_path: Path) -> None:
     with pytest.raises(SafetyNeuronsError, match="--model is for runs"):
-        evaluate([str(tmp_path / "model")], {**given, "model": "qwen3-0.6b"}, out=tmp_path / "out")
+        evaluate(model_folder, {**beside, "model": "qwen3-0.6b"}, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_judge_without_a_model_is_an_error_before_any_work(
     run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking = judges.get("jailbreakbench")
-    monkeypatch.setattr(judges, "get", lambda name: asking)
+    known, asking = judges.get, judges.get("jailbreakbench")
+    monkeypatch.setattr(judges, "get", lambda name: asking if name == "jailbreakbench" else known(name))
     with pytest.raises(SafetyNeuronsError, match="jailbreakbench:model=NAME"):
         run_it(judges=("jailbreakbench",))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_is_not_there_leaves_no_folder(given: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_leaves_no_folder(beside: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SafetyNeuronsError, match="no model called"):
-        evaluate(["nosuch"], given, out=tmp_path / "out", attacks=("direct",), defenses=("none",))
+        evaluate(["nosuch"], beside, out=tmp_path / "out", attacks=("direct",), defenses=("none",))
     assert not (tmp_path / "out").exists()
 
 
 def test_sets_that_are_named_are_asked_without_what_a_run_learns_from(given: dict[str, Any], run_it: Run) -> None:
-    results = run_it(on=f"{given['harmful']}:{given['benign']}", limit=4)
+    results = run_it(on=f"{given['harmful']}:{given['benign']}", prompts=3)
     harmful = [cell for cell in results["cells"] if cell["prompts"] == "harmful"]
-    assert all(len(cell["prompt_ids"]) == 4 for cell in harmful)
-    assert results["prompts"]["safe"] == {given["benign"]: 4}
+    assert all(len(cell["prompt_ids"]) == 3 for cell in harmful)
+    assert results["prompts"]["safe"] == {given["benign"]: 3}
 
 
 def test_what_any_target_learns_from_is_not_asked(given: dict[str, Any], tmp_path: Path) -> None:
-    settings = merged_settings({}, given)
+    settings = merged_settings({}, given | {"evaluate": {"prompts": 2}})
     other = tmp_path / "other.jsonl"
-    alone = Requests.read(settings, None, 3, [settings])
+    alone = Requests.read(settings, [settings])
     other.write_text("".join(f'{{"prompt": "{one.text}", "split": "train"}}\n' for one in alone.harmful))
     learner = settings.model_copy(update={"harmful": str(other)})
-    asked = Requests.read(settings, None, 3, [settings, learner])
+    asked = Requests.read(settings, [settings, learner])
     assert asked.safe == alone.safe
-    assert len(asked.harmful) == 3
+    assert len(asked.harmful) == 2
     assert not {one.text for one in asked.harmful} & {one.text for one in alone.harmful}

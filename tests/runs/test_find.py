@@ -1,0 +1,42 @@
+"""What the find stage says of its options: in the results, and while it runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders.listeners import Recorder
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.runs.pipeline import run
+
+
+def test_effect_size_reports_controlled_counts(given: dict[str, Any], tmp_path: Path) -> None:
+    notes = Recorder()
+    results = run(
+        tmp_path / "run", given | {"find": {"score": "effect-size", "percent": 10}}, until="find", listener=notes
+    )
+    found = results["neurons"]["significant"]
+    assert found["false_discovery_rate"] == 0.05
+    assert set(found["per_layer"]) == {"0", "1", "2"}
+    assert found["total"] == sum(found["per_layer"].values()) > 0
+    counts = NeuronSet.load(tmp_path / "run" / "neurons.safetensors").provenance.significant
+    assert counts == tuple(found["per_layer"].values())
+    assert any(f"{found['total']} of 144 neurons differ" in line for line in notes.said)
+
+
+def test_options_reach_the_search_and_the_results(given: dict[str, Any], tmp_path: Path) -> None:
+    options = {"score": "magnitude", "percent": 10, "tokens": "response", "selection": "none"}
+    neurons = run(tmp_path / "run", given | {"find": options}, until="find")["neurons"]
+    assert (neurons["tokens"], neurons["selection"], neurons["conformity"]) == ("response", "none", 0)
+    assert neurons["significant"] is None
+
+
+def test_the_second_model_is_loaded_for_the_score_that_needs_it(given: dict[str, Any], tmp_path: Path) -> None:
+    find = {"score": "change", "percent": 10}
+    with pytest.raises(SafetyNeuronsError, match=r"find\.other_model"):
+        run(tmp_path / "without", given | {"find": find}, until="find")
+    other = str(Path(given["model"]).with_name("other-model"))
+    neurons = run(tmp_path / "with", given | {"find": find | {"other_model": other}}, until="find")["neurons"]
+    assert neurons["total"] > 0
+    assert neurons["tokens"] == "response"

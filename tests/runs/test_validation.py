@@ -1,0 +1,184 @@
+"""The validation of a run: which prompts it asks, what its rates mean, and what a training makes of them."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders.judges import BY_HASH, BY_WORD
+from builders.runs import lines_of, results_of
+from safety_neurons.evaluation import attacks
+from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.generate import Completion
+from safety_neurons.runs import pipeline
+from safety_neurons.runs.context import RunContext
+from safety_neurons.runs.folder import merged_settings
+from safety_neurons.runs.opened import opened
+from safety_neurons.runs.validation import Validator
+from safety_neurons.tuning.augmentation import AUGMENTATIONS, VALIDATION
+from safety_neurons.tuning.corpus import Corpus
+from safety_neurons.tuning.delta import NeuronDelta
+
+
+@pytest.fixture
+def context(found: Path) -> Iterator[RunContext]:
+    with opened(found, {"evaluate": {"judge": BY_HASH.name, "answer_tokens": 5}}, None, "") as run:
+        yield run
+
+
+def numbers_in(lines: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The numbers of the prompts that were asked, which are in their texts."""
+    return {int(number) for line in lines for number in re.findall(r"number (\d+)", line["user"])}
+
+
+def test_the_base_model_refuses_nothing_that_it_answers(context: RunContext) -> None:
+    responses = context.folder.responses
+    validator = Validator.open(context)
+    asked = lines_of(responses)
+    assert numbers_in(asked) == {8, 9}
+    assert sum(len(requests.prompts) for requests in validator.safe) > 0
+    found = validator.measure_base()
+    assert found.over_refusal == 0
+    assert 0 <= found.attack_success <= 1
+    before = responses.read_bytes()
+    # Only the harmful requests were new, and nothing is asked twice.
+    assert len(lines_of(responses)) - len(asked) == 4
+    assert Validator.open(context).measure_base() == found
+    assert responses.read_bytes() == before
+
+
+class Script:
+    """A model that says what it is told, and a judge that takes it at its word."""
+
+    def __init__(self) -> None:
+        self.harmful, self.benign, self.borderline, self.augmented = "complied", "complied", "complied", "complied"
+
+    def generate(
+        self, _model: ChatModel, texts: Sequence[str], *, done: frozenset[int], **_: Any
+    ) -> Iterator[tuple[int, Completion]]:
+        for index in set(range(len(texts))) - done:
+            text = texts[index]
+            plain = text.startswith("<|user|>") and text.endswith("<|end|><|assistant|>")
+            if "process" in text:
+                said = self.borderline
+            elif "recipe" in text:
+                said = self.benign if plain and "<|user|>Show" in text and "please.<|end|>" in text else self.augmented
+            else:
+                said = self.harmful
+            yield index, Completion(said, cut_off=False)
+
+
+@pytest.fixture
+def script(context: RunContext, replace_generate: Callable[..., None]) -> Script:
+    """What the model of `scripted` says."""
+    told = Script()
+    replace_generate(told.generate)
+    return told
+
+
+@pytest.fixture
+def scripted(context: RunContext, script: Script) -> RunContext:
+    return replace(
+        context, settings=merged_settings(context.settings.model_dump(), {"evaluate": {"judge": BY_WORD.name}})
+    )
+
+
+def test_refused_and_broken_answers_both_count_as_no_longer_answered(scripted: RunContext, script: Script) -> None:
+    """Of two benign requests, plain and augmented, and two borderline ones."""
+    validator = Validator.open(scripted)
+    assert [len(requests.prompts) for requests in validator.safe] == [4, 2]
+    assert validator.measure("as before") == validator.measure_base()
+    script.borderline = "unscored"
+    assert validator.measure("borderline broken").over_refusal == pytest.approx(2 / 6)
+    script.augmented = "refused"
+    assert validator.measure("augmented refused").over_refusal == pytest.approx(4 / 6)
+    script.benign = "refused"
+    assert validator.measure("all").over_refusal == 1
+
+
+def test_attack_success_is_that_of_the_judged_answers(scripted: RunContext, script: Script) -> None:
+    validator = Validator.open(scripted)
+    for said, expected in (("complied", 1.0), ("refused", 0.0), ("unscored", 0.0)):
+        script.harmful = said
+        assert validator.measure(said).attack_success == expected
+
+
+def test_what_the_base_model_refuses_is_no_cost(scripted: RunContext, script: Script) -> None:
+    script.borderline, script.augmented = "refused", "unscored"
+    validator = Validator.open(scripted)
+    assert [len(requests.prompts) for requests in validator.safe] == [2, 0]
+    assert validator.measure("the same").over_refusal == 0
+    script.benign = "refused"
+    assert validator.measure("less").over_refusal == 1
+
+
+def test_a_model_that_answers_nothing_can_be_measured(scripted: RunContext, script: Script) -> None:
+    script.borderline = script.augmented = script.benign = "refused"
+    validator = Validator.open(scripted)
+    assert validator.measure_base().over_refusal == 0
+    assert validator.kl_divergence(contextlib.nullcontext) == 0
+
+
+def test_the_kl_divergence_is_zero_until_something_changes(finished: Path) -> None:
+    with opened(finished, None, None, "", until="tune") as run:
+        validator, delta = Validator.open(run), NeuronDelta.load(run.folder.delta)
+        assert validator.kl_divergence(contextlib.nullcontext) == 0
+        assert validator.kl_divergence(lambda: delta.apply(run.model)) > 0
+
+
+def test_validation_has_augmentations_of_its_own() -> None:
+    """Neither training nor the evaluation has one of them, in whole or as a part."""
+    mark = "REQUEST"
+    own = [augment(mark) for augment in VALIDATION]
+    others = [augment(mark) for augment in AUGMENTATIONS]
+    others += [
+        attack.apply(mark) for attack in map(attacks.get, attacks.names()) if isinstance(attack, attacks.Template)
+    ]
+    assert len({(one.user, one.prefill) for one in own}) == len(VALIDATION)
+    taken = [part.strip() for one in others for part in (*one.user.split(mark), one.prefill) if part.strip()]
+    for one in own:
+        parts = [part.strip() for part in (*one.user.split(mark), one.prefill) if part.strip()]
+        assert parts
+        assert not [part for part in parts for other in taken if part in other or other in part]
+
+
+def test_nothing_of_validation_or_test_is_trained_on(finished: Path) -> None:
+    pairs = Corpus.load(finished / "corpus.jsonl").pairs
+    assert {pair.kind for pair in pairs} == {"refusal", "benign", "borderline"}
+    trained = {int(number) for pair in pairs for number in re.findall(r"number (\d+)", pair.user)}
+    assert trained <= set(range(8))
+    assert {int(pair.prompt_id.rsplit("-", 1)[1]) for pair in pairs} == {number + 1 for number in trained}
+
+
+def test_a_run_with_patience_ends_with_the_best_weights(found: Path) -> None:
+    tuning = {
+        "patience": 3,
+        "validate_every": 1,
+        "learning_rate": 0.05,
+        "epochs": 2,
+        "samples": 1,
+        "largest_share": 1.0,
+    }
+    training = pipeline.run(found, {"tune": tuning, "evaluate": {"judge": BY_HASH.name}}, until="tune")["training"]
+    seen = training["validation"]
+    assert [one["step"] for one in seen] == list(range(1, len(seen) + 1))
+    assert len(seen) == len(training["loss"])
+    harms = [one["attack_success"] + one["over_refusal"] for one in seen]
+    assert len(set(harms)) > 1
+    before = (found / "responses.jsonl").read_bytes()
+    with opened(found, None, None, "", until="tune") as run:
+        validator, delta = Validator.open(run), NeuronDelta.load(run.folder.delta)
+        with delta.apply(run.model):
+            best = validator.measure(delta.digest)
+    assert best.attack_success + best.over_refusal == pytest.approx(min(harms))
+    # These very weights were measured already.
+    assert (found / "responses.jsonl").read_bytes() == before
+
+
+def test_a_run_without_patience_asks_no_validation_prompt(finished: Path) -> None:
+    assert results_of(finished)["training"]["validation"] == []
+    assert numbers_in(lines_of(finished / "responses.jsonl")).isdisjoint({8, 9})
