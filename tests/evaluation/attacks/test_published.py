@@ -105,8 +105,6 @@ def test_copies_of_public_sets_are_searched_before_the_network(
     write_lines(tmp_path / "attacks" / "aim.vicuna-13b-v1.5.jsonl", ROWS)
     context = replace(context, copies=tmp_path)
     assert sent("jbc", defended, context) == SENT
-    assert attacks.get("jbc").reads(context) == (tmp_path / "attacks" / "aim.vicuna-13b-v1.5.jsonl",)
-    assert attacks.get("gcg").reads(context) == ()
 
 
 def test_a_local_file_may_have_the_name_of_the_persona(

@@ -22,6 +22,7 @@ class Recorder:
     asked: list[Conversation] = field(default_factory=list)
     name: str = "recorder"
     identity: str = "recorder"
+    change: str = ""
     model: ChatModel | None = None
 
     def under(self, change: str) -> Self:

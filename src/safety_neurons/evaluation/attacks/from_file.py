@@ -70,9 +70,6 @@ class FromFile(Attack):
     goal_column: str = "goal"
     prompt_column: str = "prompt"
 
-    def reads(self, context: EvaluationContext) -> Sequence[Path]:
-        return () if self.path is None else (self.path,)
-
     def prompts(
         self, requests: Sequence[str], defended: Defended, context: EvaluationContext
     ) -> Sequence[AttackedPrompt | None]:

@@ -119,8 +119,8 @@ class Artifact(Attack):
     def prompts(
         self, requests: Sequence[str], defended: Defended, context: EvaluationContext
     ) -> Sequence[AttackedPrompt | None]:
-        if local := self.reads(context):
-            return matched(requests, read_attack(local[0]), str(local[0]))
+        if local := self._local(context):
+            return matched(requests, read_attack(local), str(local))
         if not self.cached.exists():
             self._download()
         try:
@@ -132,16 +132,16 @@ class Artifact(Attack):
             ) from error
         return matched(requests, prompts, self.url)
 
-    def reads(self, context: EvaluationContext) -> Sequence[Path]:
+    def _local(self, context: EvaluationContext) -> Path | None:
+        """The file of these prompts in the attack's own folder, or among the copies of public sets."""
         folder = self.folder or (context.copies and context.copies / "attacks")
         if folder is None:
-            return ()
+            return None
         stems = (self.short, *self.published.aliases)
         usual, *others = (folder.expanduser() / f"{stem}.{self.target}.jsonl" for stem in stems)
         existing = next((path for path in (usual, *others) if path.exists()), None)
         # A folder that was named for this attack must contain the file.
-        path = existing or (self.folder and usual)
-        return (path,) if path else ()
+        return existing or (usual if self.folder else None)
 
     def _download(self) -> None:
         # Imported late: urllib takes long to load.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
-from safety_neurons.engines.engine import Engine, answers, engine_for, served
+from safety_neurons.engines.engine import answers, engine_for, served
 from safety_neurons.evaluation import judges
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext, Response
 from safety_neurons.models.chat import AttackedPrompt, Conversation
@@ -46,7 +46,7 @@ class Translation(Attack):
     def prompts(
         self, requests: Sequence[str], defended: Defended, context: EvaluationContext
     ) -> Sequence[AttackedPrompt | None]:
-        translated = self._translated(requests, self.language, defended)
+        translated = self._translated(requests, self.language, defended, context)
         if not any(translated):
             raise CannotRunError(
                 f"{self.name}: none of the {len(requests)} requests was translated into {self.language}."
@@ -60,15 +60,20 @@ class Translation(Attack):
             return responses
         # A defense that answers in the model's place answers in English.
         foreign = [response.text for response in responses if not response.blocked and response.text.strip()]
-        back = dict(zip(foreign, self._translated(foreign, JUDGED_IN, defended, drop_refusals=False), strict=True))
+        back = dict(zip(foreign, self._translated(foreign, JUDGED_IN, defended, context, False), strict=True))
         return [response._replace(text=back.get(response.text) or response.text) for response in responses]
 
     def _translated(
-        self, texts: Sequence[str], language: str, defended: Defended, drop_refusals: bool = True
+        self,
+        texts: Sequence[str],
+        language: str,
+        defended: Defended,
+        context: EvaluationContext,
+        drop_refusals: bool = True,
     ) -> list[str | None]:
         """The translations; None where one is cut off or empty or, with `drop_refusals`, is a refusal."""
         # Without a model of its own, the attack asks the model as the defense left it.
-        translator: Engine = engine_for(self.endpoint, self.model) if self.model else defended.engine
+        translator = context.cached(engine_for(self.endpoint, self.model)) if self.model else defended.engine
         asked = [Conversation.of(_instruction(language, text)) for text in texts]
         refuses = judges.rules("refusal").judge
         return [
