@@ -8,11 +8,11 @@ from typing import Any
 
 import plotly.io
 import pytest
+from safety_neurons.report.side_by_side import names
 
 from safety_neurons.cli import app
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.report import exports, rates, side_by_side_figures, write_comparison, write_figures, write_markdown
-from safety_neurons.report.side_by_side import names
 
 
 # The results of a run with every section are those of the other tests of the page.

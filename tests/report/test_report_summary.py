@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from safety_neurons.report.render import script_json
 
 from safety_neurons.report import rates, summary, tables, text
-from safety_neurons.report.render import script_json
 
 NEURONS = {"total": 2335, "share_of_parameters": 0.01}
 

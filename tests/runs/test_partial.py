@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safety_neurons.cli.show import print_results
 from torch import nn
 
 from safety_neurons.cli.console import console
-from safety_neurons.cli.show import print_results
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Silence
 from safety_neurons.evaluation import judges

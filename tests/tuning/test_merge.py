@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from safety_neurons.report.card import escaped, model_card
 from torch import Tensor
 
 from safety_neurons.cli import main
@@ -21,7 +22,6 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.neurons.neuron_set import NeuronSet, Provenance
-from safety_neurons.report.card import escaped, model_card
 from safety_neurons.runs.folder import RunFolder, merged_settings
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.merge import checkpoint_dtype, merge

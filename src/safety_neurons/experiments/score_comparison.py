@@ -26,7 +26,7 @@ from safety_neurons.neurons import scores
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.neurons.read import write_norms
 from safety_neurons.prompts import Prompt, load_prompts
-from safety_neurons.report.score_tables import markdown
+from safety_neurons.report.exports import scores_markdown
 from safety_neurons.runs.answers import Condition, ask
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder, merged_settings
@@ -341,4 +341,4 @@ def _measure_effects(
         results["rows"] = rows(effects)
         results["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_json(run.folder.path / "scores.json", results)
-        write_text(run.folder.path / "scores.md", markdown(results))
+        write_text(run.folder.path / "scores.md", scores_markdown(results))

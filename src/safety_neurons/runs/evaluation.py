@@ -10,7 +10,6 @@ import filelock
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import JsonlCache, disk_errors, write_json, write_text
 from safety_neurons.core.progress import Listener, Silence
-from safety_neurons.core.tables import inert, markdown
 from safety_neurons.evaluation import attacks as attacks_known
 from safety_neurons.evaluation import defenses as defenses_known
 from safety_neurons.evaluation import judges as judges_known
@@ -18,7 +17,8 @@ from safety_neurons.evaluation.grid import Cell, Plan
 from safety_neurons.evaluation.judging import judge_cells
 from safety_neurons.evaluation.measures import MEASURES, Extras, measures
 from safety_neurons.evaluation.summary import SCHEMA, cell_results, errors_of, summarize
-from safety_neurons.report.evaluation_tables import notes, tables
+from safety_neurons.report.exports import evaluation_markdown
+from safety_neurons.report.results import Evaluation
 from safety_neurons.runs.folder import RunFolder
 from safety_neurons.runs.opened import keep_section
 from safety_neurons.runs.shared import answered_together
@@ -118,8 +118,7 @@ def evaluate(
                 **measured,
             }
             write_json(folder / "evaluation.json", results)
-            lines = [f"```\n{command}\n```"] if command else []
-            write_text(folder / "evaluation.md", markdown(tables(results), [*lines, *map(inert, notes(results))]))
+            write_text(folder / "evaluation.md", evaluation_markdown(Evaluation.model_validate(results), command))
         if len(targets) == 1 and is_run(targets[0]):
             keep_section(RunFolder(Path(targets[0])), "evaluation", results)
     except filelock.Timeout as error:

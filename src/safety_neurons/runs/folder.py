@@ -11,7 +11,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import read_json, write_json
 from safety_neurons.settings import Settings, explain_problems
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import disk_errors, read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.prompts import Prompt, load_prompts
-from safety_neurons.report import write_report
+from safety_neurons.report import RunResults
+from safety_neurons.report.page import write_report
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder, merged_settings
 from safety_neurons.runs.pipeline import run
@@ -65,7 +66,7 @@ def keep_section(folder: RunFolder, name: str, section: Any) -> dict[str, Any]:
     results: dict[str, Any] = read_json(folder.results)
     results[name] = section
     write_json(folder.results, results)
-    write_report(results, folder.report)
+    write_report(RunResults.of(results), folder.report)
     return results
 
 

@@ -281,9 +281,10 @@ def _merge(results: dict[str, Any], stage: str, result: "StageResult") -> None:
 
 
 def _write_report(folder: RunFolder, results: dict[str, Any]) -> None:
-    from safety_neurons.report import write_report
+    from safety_neurons.report import RunResults
+    from safety_neurons.report.page import write_report
 
-    write_report(results, folder.report)
+    write_report(RunResults.of(results), folder.report)
 
 
 def _describe(prompts: PromptSet) -> dict[str, Any]:

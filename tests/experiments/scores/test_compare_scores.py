@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safety_neurons.report.score_tables import markdown, tables
 from scipy.stats import binomtest
 
 from safety_neurons.calibration.calibration import calibrate, dose
@@ -32,7 +33,6 @@ from safety_neurons.models.neurons.hook_points import activation_hooks
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import find, score_neurons
 from safety_neurons.neurons.read import write_norms
-from safety_neurons.report.score_tables import markdown, tables
 from safety_neurons.settings import Settings
 
 scored_module = importlib.import_module("safety_neurons.experiments.scored")
