@@ -19,8 +19,11 @@ _NAMED = {"\n": "↵", "\t": "→", "\r": "\\r"}
 # No language stacks more marks on one letter; they would climb over the lines above.
 _MARKS_ON_A_LETTER = 4
 _MARKUP = re.compile(r"([\\`*_{}\[\]>#|~$])")
-# Characters of a cell, a heading or a note.
+# Characters of a cell, a heading or a note; and of a word that the terminal keeps whole.
 LIMIT = 600
+_WORD = 12
+# Tables wider than this get narrower headings and gaps, and details on lines of their own.
+_TERMINAL = 80
 
 Mark = Literal["", "chosen", "mean", "section"]
 
@@ -120,21 +123,32 @@ def visible(text: Any, limit: int = LIMIT) -> str:
 
 def rich_table(table: Table) -> rich.table.Table:
     """The table for the terminal."""
+    found = [
+        [visible(column.name), *(visible(one.cells[number].text) for one in table.rows)]
+        for number, column in enumerate(table.columns)
+    ]
+    wide = sum(max(map(len, cells)) + 2 for cells in found) > _TERMINAL
     result = rich.table.Table(
         title=Text(visible(table.title)),
         title_justify="left",
         caption=Text(visible(table.caption)) if table.caption else None,
         caption_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=(0, 0 if wide else 1, 0, 0),
         pad_edge=False,
     )
-    for column in table.columns:
-        justify: Literal["left", "right"] = "right" if column.number else "left"
-        result.add_column(Text(visible(column.name)), justify=justify, overflow="fold")
+    for column, cells in zip(table.columns, found, strict=True):
+        heading = cells[0].replace(" ", "\n") if wide and column.number else cells[0]
+        # Short words of text are not broken to make room for other columns.
+        whole = max((len(word) for cell in cells for word in cell.split() if len(word) <= _WORD), default=1)
+        least = None if column.number else whole
+        result.add_column(Text(heading), justify="right" if column.number else "left", overflow="fold", min_width=least)
     for one in table.rows:
+        parts = [
+            [visible(cell.value), visible(cell.detail)] if cell.detail else [visible(cell.value)] for cell in one.cells
+        ]
         result.add_row(
-            *(Text(visible(cell.text)) for cell in one.cells),
+            *(Text(("\n" if wide else " ").join(part)) for part in parts),
             style="bold" if one.mark in ("chosen", "mean") else None,
             end_section=one.mark in ("section", "mean"),
         )
@@ -147,9 +161,9 @@ def escaped(text: Any, limit: int = LIMIT) -> str:
 
 
 def markdown(tables: Sequence[Table], notes: Sequence[str] = (), command: str = "") -> str:
-    """The command, the notes and the tables, each table under its title."""
-    parts = [f"```\n{visible(command, 4000).replace('```', '')}\n```"] if command else []
-    parts += map(escaped, notes)
+    """The notes, the command and the tables, each table under its title."""
+    parts = list(map(escaped, notes))
+    parts += [f"```\n{visible(command, 4000).replace('```', '')}\n```"] if command else []
     for table in tables:
         parts += [f"**{escaped(table.title)}**", *([escaped(table.caption)] if table.caption else [])]
         lines = [

@@ -187,13 +187,13 @@ def _compared(runs: Runs, name: str, what: str, harmful: bool) -> Figure | None:
         if tuned:
             traces.append(markers(run, tuned, color, symbol, horizontal=True))
     said = "; ".join(
-        f"{run}, {line}: {text.percent(one.values[0])} before, {text.percent(one.values[1])} after"
+        f"{text.visible(run, 40)}, {text.visible(line, 60)}: {text.percent(one.values[0])} before, {text.percent(one.values[1])} after"
         for run, found in measured.items()
         for line, one in found.items()
     )
     return make_figure(
         name,
-        text.visible(f"Points with intervals: {what}. {said}.", 4000),
+        f"Points with intervals: {what}. {said}.",
         110 + (_LINE + _RUN * len(measured)) * len(order),
         traces,
         xaxis=SHARES,

@@ -47,7 +47,9 @@ def write_markdown(runs: Runs, path: Path) -> None:
         SafetyNeuronsError: the disk failed.
     """
     if len(runs) > 1:
-        write_text(path, markdown(comparison_tables(runs)))
+        evaluations = [results.evaluation for results in runs.values() if results.evaluation]
+        notes = [note for one in evaluations for note in evaluation_tables.evaluation_notes(one)]
+        write_text(path, markdown(comparison_tables(runs), list(dict.fromkeys(notes))))
         return
     (results,) = runs.values()
     found = tables_of(results, *PARTS)

@@ -147,8 +147,8 @@ def _causes(results: RunResults, prompts: str) -> Figure | None:
 
 
 def _in_words(rates: Sequence[tuple[str, Rate]]) -> str:
-    said = [f"{name}: {text.percent(rate.value)}" for name, rate in rates[:_MOST_SPOKEN]]
-    return text.visible("; ".join(said) + ".", 4000)
+    said = [f"{text.visible(name, 80)}: {text.percent(rate.value)}" for name, rate in rates[:_MOST_SPOKEN]]
+    return "; ".join(said) + "."
 
 
 def _before_after(name: str, what: str, lines: list[tuple[str, BeforeAfter]]) -> Figure | None:

@@ -165,10 +165,8 @@ def clouds(results: RunResults) -> Table:
         rows.append(row(cells, "mean" if one.layer is None else ""))
     shares = ("first axis", "second axis", "harmful", "harmful calibrated", "benign", "benign calibrated")
     columns = (*words("neurons of"), *numbers("neurons", "found", "random", *shares))
-    title = (
-        "Harmful and benign prompts told apart by activations: AUROC, variance of the axes, share on the harmful side"
-    )
-    return Table.of(title, columns, rows)
+    caption = "Then the variance on each axis, and the share of each kind of prompts on the harmful side."
+    return Table.of("Harmful and benign prompts told apart by activations: AUROC", columns, rows, caption)
 
 
 def training(results: RunResults) -> Table:
