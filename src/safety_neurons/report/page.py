@@ -64,7 +64,7 @@ def render(results: RunResults) -> str:
     def captioned(table: Table) -> Table:
         return replace(table, caption=f"{partial} {table.caption}".strip())
 
-    return _template("page.html.j2").render(
+    return template("page.html.j2").render(
         results=results,
         verdict=summary.verdict(results),
         partial=partial,
@@ -109,7 +109,7 @@ def write_comparison(runs: Runs, path: Path) -> None:
     """
     drawn = {figure.name: figure for figure in comparison.comparison_figures(runs)}
     script, plotly = (_inline("page.js"), get_plotlyjs()) if drawn else ("", "")
-    page = _template("comparison.html.j2").render(
+    page = template("comparison.html.j2").render(
         runs=runs,
         tables=comparison.comparison_tables(runs),
         figures=drawn,
@@ -121,7 +121,7 @@ def write_comparison(runs: Runs, path: Path) -> None:
     write_text(path, page)
 
 
-def _template(name: str) -> Any:
+def template(name: str) -> Any:
     # finalize is the last guard: a text that a template forgot to mark as untrusted still shows nothing hidden.
     environment = Environment(
         loader=PackageLoader("safety_neurons.report", ""),
