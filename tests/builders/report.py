@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,14 @@ def example(prompt: str, response: str | None, verdict: str) -> dict[str, Any]:
     return named | {"prompt": prompt, "response": response, "verdict": verdict}
 
 
+# A rate for each defense.
+Rates = Sequence[float | None]
+
+
 def evaluation(
-    attacks: dict[str, tuple[float | None, float | None]],
-    mean: tuple[float | None, float | None],
-    safe: dict[str, tuple[float | None, float | None]],
+    attacks: Mapping[str, Rates],
+    mean: Rates,
+    safe: Mapping[str, Rates],
     defenses: tuple[str, ...] = ("none", "safetuning"),
     judge: str = "refusal",
     **options: Any,

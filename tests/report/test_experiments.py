@@ -111,7 +111,7 @@ def test_search_in_numbers(tmp_path: Path) -> None:
     shown = page(tmp_path, all_sections())
     for said in (
         "43 combinations",
-        "Neurons by write-contrast. Wanted: 97% of the prompts moved, with at most 3% broken answers and a KL of at most 1",
+        "Neurons by write-contrast. Wanted: 97% of the prompts moved, with at most 3% broken answers and a KL of at",
         "Toward rejection: that is short of the 97% that were wanted.",
         "Toward conformity, jailbreakbench:alpaca: harmful prompts",
     ):

@@ -211,7 +211,7 @@ def test_an_evaluation_without_the_tuned_model_says_what_is_missing(tmp_path: Pa
     ("damage", "where"),
     [
         ({"neurons": "none"}, "neurons"),
-        ({"rows": [{"stage": "calibrate"}]}, "rows.0.subject"),
+        ({"rows": [{"stage": "calibrate"}]}, "rows.0.value"),
         ({"training": {"trainable_parameters": "many"}}, "training.trainable_parameters"),
         ({"vocabulary": {"random_sets": 5, "scores": [1]}}, "vocabulary.scores.0"),
     ],

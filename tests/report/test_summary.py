@@ -26,7 +26,7 @@ UNKNOWN: Pair = (None, None)
 
 def run(attacks: Pair | None = None, benign: Pair = UNKNOWN, borderline: Pair = UNKNOWN, **parts: Any) -> RunResults:
     """Results with attack success and refusals before and after."""
-    options = {name: parts.pop(name) for name in ("width", "unscored", "n") if name in parts}
+    options: dict[str, Any] = {name: parts.pop(name) for name in ("width", "unscored", "n") if name in parts}
     content: dict[str, Any] = {"schema": 3, "run": {}, "rows": [], "neurons": NEURONS} | parts
     if attacks is not None:
         safe = {name: rates for name, rates in (("benign", benign), ("borderline", borderline)) if rates != UNKNOWN}

@@ -144,4 +144,6 @@ def test_many_rows_are_cut(tmp_path: Path) -> None:
         {"step": step, "attack_success": 0.1, "over_refusal": 0.1} for step in range(20_000)
     ]
     assert len(page(tmp_path, results).source) < 9_000_000
-    assert [one.number for one in experiment_tables.tuning_trials(RunResults.of(results).auto)][-1] == 4321
+    auto = RunResults.of(results).auto
+    assert auto
+    assert [one.number for one in experiment_tables.tuning_trials(auto)][-1] == 4321

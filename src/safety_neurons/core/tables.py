@@ -77,15 +77,15 @@ class Table:
 
     @classmethod
     def of(
-        cls, title: str, columns: Sequence[Column], rows: Iterable[Sequence[str | Cell] | TableRow], caption: str = ""
+        cls, title: str, columns: Sequence[Column], rows: Iterable[Iterable[object] | TableRow], caption: str = ""
     ) -> "Table":
-        """A table of strings, cells or whole rows."""
+        """A table of whole rows, or of lists of cells; what is not a `Cell` is shown as `str` shows it."""
         made = tuple(one if isinstance(one, TableRow) else row(one) for one in rows)
         return cls(title, tuple(columns), made, caption)
 
 
-def row(cells: Iterable[str | Cell], mark: Mark = "") -> TableRow:
-    return TableRow(tuple(Cell(cell) if isinstance(cell, str) else cell for cell in cells), mark)
+def row(cells: Iterable[object], mark: Mark = "") -> TableRow:
+    return TableRow(tuple(cell if isinstance(cell, Cell) else Cell(str(cell)) for cell in cells), mark)
 
 
 def words(*names: str) -> tuple[Column, ...]:

@@ -39,8 +39,8 @@ def said(one: CloudLayer) -> str:
     across, up = one.explained or (0.0, 0.0)
     return (
         f"{layer_name(one).capitalize()}, {one.neurons:,} neuron{'' if one.neurons == 1 else 's'}: AUROC "
-        f"{text.mean(one.auroc, text.auroc).text}, of random neurons {text.mean(one.auroc_random, text.auroc).text}. Of "
-        f"the variance of the neurons, the first axis holds {text.percent(across)}, the second {text.percent(up)}."
+        f"{text.mean(one.auroc, text.auroc).text}, of random neurons {text.mean(one.auroc_random, text.auroc).text}. "
+        f"Of the variance of the neurons, the first axis holds {text.percent(across)}, the second {text.percent(up)}."
     )
 
 

@@ -80,9 +80,9 @@ def _overview(results: RunResults) -> dict[str, str | Cell]:
         "started": text.date(run.started),
         "seed": text.NONE if run.seed is None else str(run.seed),
         "score": neurons.score if neurons else text.NONE,
-        "neurons": text.count(neurons and neurons.total),
-        "share of the neurons": text.share(neurons and neurons.share_of_neurons),
-        "share of the weights changed": text.share(training and training.share_of_parameters),
+        "neurons": text.count(neurons.total if neurons else None),
+        "share of the neurons": text.share(neurons.share_of_neurons if neurons else None),
+        "share of the weights changed": text.share(training.share_of_parameters if training else None),
         "weights outside them unchanged": {True: "yes", False: "no: do not trust these numbers", None: text.NONE}[
             unchanged
         ],
@@ -187,7 +187,8 @@ def _compared(runs: Runs, name: str, what: str, harmful: bool) -> Figure | None:
         if tuned:
             traces.append(markers(run, tuned, color, symbol, horizontal=True))
     said = "; ".join(
-        f"{text.visible(run, 40)}, {text.visible(line, 60)}: {text.percent(one.values[0])} before, {text.percent(one.values[1])} after"
+        f"{text.visible(run, 40)}, {text.visible(line, 60)}: "
+        f"{text.percent(one.values[0])} before, {text.percent(one.values[1])} after"
         for run, found in measured.items()
         for line, one in found.items()
     )

@@ -1,4 +1,4 @@
-"""The tables of an evaluation: for each model and judge the defenses and the grid, measures, and what judges are worth."""
+"""The tables of an evaluation: defenses and grid of each model and judge, measures, and how good the judges are."""
 
 import itertools
 from collections import Counter
@@ -74,8 +74,8 @@ def _lines(cell: CellResult, judged: JudgedCell, verdicts: list[str]) -> list[st
     against = judged.against_none
     if against and against.p is not None:
         lines.append(
-            f"Against the undefended model on the same {against.n or 0:,} requests: {text.change(against).text} points, "
-            f"p = {text.p_value(against.p)} (McNemar's exact test)."
+            f"Against the undefended model on the same {against.n or 0:,} requests: {text.change(against).text} "
+            f"points, p = {text.p_value(against.p)} (McNemar's exact test)."
         )
     kinds = ((cell.blocked, "without asking the model"), (cell.cut_off, "cut off at the limit of tokens"))
     return lines + [f"{number:,} answered {how}." for number, how in kinds if number]
@@ -103,8 +103,8 @@ def _grid(found: Evaluation, model: str, judge: str, details: CellDetails | None
     lines, rows = [], []
     for defense in _unique(cell.defense for cell in mine):
         one, time = summaries.get(defense), times.get(defense)
-        line = [Cell(defense), _shaded(one and one.attack_success)]
-        line += [_shaded(one and one.corrected)] if corrected else []
+        line = [Cell(defense), _shaded(one.attack_success if one else None)]
+        line += [_shaded(one.corrected if one else None)] if corrected else []
         line += [text.change(one.against_none if one else None), *(shown(defense, "", name) for name in safe)]
         if times:
             ends = Rate(time.ratio, time.low, time.high, 0, 0) if time else None

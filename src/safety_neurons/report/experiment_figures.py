@@ -295,7 +295,8 @@ def _auto(auto: AutoTuning) -> Figure | None:
         ),
         points(
             "trials",
-            *(_values(tried, key) for key in ("over_refusal", "attack_success")),
+            _values(tried, "over_refusal"),
+            _values(tried, "attack_success"),
             list(map(_tuning, tried)),
             shades,
         ),
@@ -307,7 +308,8 @@ def _auto(auto: AutoTuning) -> Figure | None:
     ]
     for name, rates, color, symbol, size in marked:
         marker = {"color": color, "symbol": symbol, "size": size, "line": {"color": color, "width": 2.5}}
-        said = f"{name}: {text.percent(rates.attack_success)} of the attacks succeed, {text.percent(rates.over_refusal)} over-refusal"
+        attacks, refusals = text.percent(rates.attack_success), text.percent(rates.over_refusal)
+        said = f"{name}: {attacks} of the attacks succeed, {refusals} over-refusal"
         traces.append(points(name, [rates.over_refusal], [rates.attack_success], [said], marker))
     every = [*(one.objectives for one in tried), *(rates for _, rates, *_ in marked)]
     return make_figure(

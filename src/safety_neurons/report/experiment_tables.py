@@ -1,6 +1,6 @@
-"""The tables of the experiments: dose-response, smallest intervention, adaptive attack, automatic tuning, guard, scores."""
+"""The tables of the experiments: dose-response, smallest intervention, adaptive attack, tuning, guard, scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from safety_neurons.core.tables import Cell, Table, TableRow, numbers, row, words
@@ -26,7 +26,7 @@ _MEBIBYTE = 2**20
 _ANSWERED = numbers("refused", "answered", "broken", "KL", "n")
 
 
-def _answered(one: Answered) -> list[str | Cell]:
+def _answered(one: Answered) -> list[object]:
     shares = [text.rate(found) for found in (one.refused, one.answered, one.broken)]
     return [*shares, text.nats(one.kl_divergence.value), text.count(one.n)]
 
@@ -55,9 +55,9 @@ def dose_notes(found: DoseResponse) -> list[str]:
     """What a reader of the dose-response must know."""
     return [
         f"Prompts: {found.on}. Alpha below 0 is toward rejection, above 0 toward conformity. Equal dose: alpha "
-        f"{found.equal_dose_factor:.3g} times as high (in brackets), so that random neurons are moved as far. KL: to the "
-        "base model on its own answers, in nats per token. Broken answers cannot be judged, or have a negative log-"
-        f"likelihood above {found.nll_limit} nats per token; they count neither as refused nor as answered."
+        f"{found.equal_dose_factor:.3g} times as high (in brackets), so that random neurons are moved as far. KL: to "
+        "the base model on its own answers, in nats per token. Broken answers cannot be judged, or have a negative "
+        f"log-likelihood above {found.nll_limit} nats per token; they count neither as refused nor as answered."
     ]
 
 
@@ -70,8 +70,8 @@ def chosen_interventions(found: Search) -> Table:
             text.share(one.chosen.share_of_neurons),
             text.share(one.chosen.share_of_parameters),
             f"{one.chosen.alpha:.2f}",
-            str(one.chosen.prompt_positions),
-            str(one.chosen.generated_tokens),
+            one.chosen.prompt_positions,
+            one.chosen.generated_tokens,
             text.percent(one.chosen.moved),
             text.percent(one.chosen.broken),
         ]
@@ -115,8 +115,8 @@ def intervention_trials(one: SearchDirection) -> Table:
                 text.count(trial.neurons),
                 text.share(trial.percent / 100),
                 f"{trial.alpha:.2f}",
-                str(trial.prompt_positions),
-                str(trial.generated_tokens),
+                trial.prompt_positions,
+                trial.generated_tokens,
                 text.percent(trial.moved),
                 text.percent(trial.broken),
                 text.nats(trial.side_kl_divergence),
@@ -137,8 +137,8 @@ def search_notes(found: Search) -> list[str]:
     kl = f" and a KL of at most {limits.kl_divergence} on the other prompts" if limits.kl_divergence is not None else ""
     notes = [
         f"Neurons by {found.score}. Wanted: {text.percent(limits.target)} of the prompts moved, with at most "
-        f"{text.percent(limits.broken)} broken answers{kl}. Random neurons are as many, of the same layers; at equal dose "
-        "their alpha is raised until they are moved as far. Moved: prompts whose answer became this only with the "
+        f"{text.percent(limits.broken)} broken answers{kl}. Random neurons are as many, of the same layers; at equal "
+        "dose their alpha is raised until they are moved as far. Moved: prompts whose answer became this only with the "
         "intervention. p: McNemar's exact test of the found neurons against these random ones."
     ]
     for one in found.directions[:MOST_DIRECTIONS]:
@@ -205,10 +205,11 @@ def auto(found: AutoTuning) -> list[Table]:
 def auto_notes(found: AutoTuning) -> list[str]:
     """What a reader of the search for settings must know."""
     return [
-        f"Chosen: trial {found.chosen}; the run is tuned with its settings. Neurons: share of all neurons. Rate: learning "
-        "rate. Pairs: refusals of harmful requests, refusals of their matched pairs, and answers to benign requests. KL "
-        "weight: weight of the KL penalty in training. Attacks: attack success. Over-refusal: safe requests that the base "
-        "model answers and the tuned one does not. KL: to the base model on its own answers to these, in nats per token."
+        f"Chosen: trial {found.chosen}; the run is tuned with its settings. Neurons: share of all neurons. Rate: "
+        "learning rate. Pairs: refusals of harmful requests, refusals of their matched pairs, and answers to benign "
+        "requests. KL weight: weight of the KL penalty in training. Attacks: attack success. Over-refusal: safe requests "
+        "that the base model answers and the tuned one does not. KL: to the base model on its own answers to these, in "
+        "nats per token."
     ]
 
 
@@ -275,8 +276,8 @@ def detectors(found: GuardTest) -> list[Table]:
 def guard_notes(found: GuardTest) -> list[str]:
     """What a reader of the guard's tables must know."""
     return [
-        f"The guard decides in layer {found.layer} by {found.deciding_neurons:,} neurons. Flagged: above its threshold for "
-        f"{text.percent(found.false_positive_rate)} false positives among the training prompts. Caught at 1% and 5%: "
+        f"The guard decides in layer {found.layer} by {found.deciding_neurons:,} neurons. Flagged: above its threshold "
+        f"for {text.percent(found.false_positive_rate)} false positives among the training prompts. Caught at 1% and 5%: "
         "harmful requests above the threshold that gives this rate of false positives on the test itself."
     ]
 
@@ -301,36 +302,41 @@ def score_notes(results: Mapping[str, Any]) -> list[str]:
     where = f"the last {calibrate['prompt_positions']} prompt positions"
     if calibrate["generated_tokens"]:
         where += f" and the first {calibrate['generated_tokens']} generated tokens"
-    alphas = f"{calibrate['alpha_conformity']:g} toward conformity, {calibrate['alpha_rejection']:g} toward rejection, at {where}"
+    toward = (f"{calibrate[f'alpha_{side}']:g} toward {side}" for side in _TOWARD)
+    alphas = f"{', '.join(toward)}, at {where}"
     return [
         f"{model['name']}, {model['neurons']:,} neurons, {model['dtype']} on {model['device']}. Scores from "
         f"{prompts['harmful']} harmful and {prompts['benign']} benign training prompts; answers to up to "
-        f"{evaluate['prompts']} test prompts a side, {evaluate['answer_tokens']} tokens, greedy, judge {evaluate['judge']}.",
+        f"{evaluate['prompts']} test prompts a side, {evaluate['answer_tokens']} tokens, greedy, judge "
+        f"{evaluate['judge']}.",
         f"The same dose for all scores: that of {_REFERENCE} with alpha {alphas}; alpha is scaled for the others."
         if results["equal_dose"]
-        else f"The same alpha for all scores: {alphas}. A score that picks neurons whose activations differ more gives a "
-        "larger dose.",
+        else f"The same alpha for all scores: {alphas}. A score that picks neurons whose activations differ more gives "
+        "a larger dose.",
         "Share of all prompts, with Wilson's 95% interval; an answer that could not be judged counts as not moved. "
-        "*: more prompts are moved than by random neurons, <: fewer (McNemar's exact test, false discovery rate 5% over "
-        "all cells).",
+        "*: more prompts are moved than by random neurons, <: fewer (McNemar's exact test, false discovery rate 5% "
+        "over all cells).",
         *(f"{name} is left out: {why}." for name, why in results["left_out"].items()),
     ]
 
 
-def _effects(results: Mapping[str, Any], toward: str) -> Table:
-    mine = [one for one in results["rows"] if one["toward"] == toward]
-    cells = {(one["score"], one["percent"]): one for one in mine}
-    budgets = _budgets(results, mine)
+def _by_budget(
+    results: Mapping[str, Any], toward: str, title: str, cell: Callable[[Mapping[str, Any], Mapping[str, Any]], Cell]
+) -> Table:
+    """A row for each score and a column for each budget; `cell` gets the row and the reference score's row."""
+    mine = {(one["score"], one["percent"]): one for one in results["rows"] if one["toward"] == toward}
+    budgets = [budget for budget in sorted(results["budgets"]) if any(percent == budget for _, percent in mine)]
     rows = [
-        [about["score"], *(_effect(cells[about["score"], budget]) for budget in budgets)] for about in results["scores"]
+        [name, *(cell(mine[name, budget], mine[_REFERENCE, budget]) for budget in budgets)]
+        for name in (about["score"] for about in results["scores"])
     ]
-    base = f" (base: {_effect(cells[None, None]).text})" if mine else ""
-    columns = (*words("score"), *numbers(*(f"{budget:g}%" for budget in budgets)))
-    return Table.of(_TOWARD[toward] + base, columns, rows)
+    return Table.of(title, (*words("score"), *numbers(*(f"{budget:g}%" for budget in budgets))), rows)
 
 
-def _budgets(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    return [budget for budget in sorted(results["budgets"]) if any(one["percent"] == budget for one in rows)]
+def _effects(results: Mapping[str, Any], toward: str) -> Table:
+    base = [one for one in results["rows"] if one["toward"] == toward and one["score"] is None]
+    title = _TOWARD[toward] + (f" (base: {_effect(base[0]).text})" if base else "")
+    return _by_budget(results, toward, title, lambda one, _: _effect(one))
 
 
 def _effect(one: Mapping[str, Any]) -> Cell:
@@ -340,17 +346,12 @@ def _effect(one: Mapping[str, Any]) -> Cell:
 
 
 def _sizes(results: Mapping[str, Any]) -> Table:
-    mine = [one for one in results["rows"] if one["toward"] == "conformity"]
-    rows, budgets = {(one["score"], one["percent"]): one for one in mine}, _budgets(results, mine)
+    def cell(one: Mapping[str, Any], reference: Mapping[str, Any]) -> Cell:
+        times = f"({one['dose'] / reference['dose']:.2f})" if reference["dose"] else ""
+        return Cell(f"{one['neurons']:,}", times)
 
-    def cell(score: str, budget: float) -> Cell:
-        one, reference = rows[score, budget], rows[_REFERENCE, budget]
-        share = f"({one['dose'] / reference['dose']:.2f})" if reference["dose"] else ""
-        return Cell(f"{one['neurons']:,}", share)
-
-    cells = [[one["score"], *(cell(one["score"], budget) for budget in budgets)] for one in results["scores"]]
     title = f"Neurons in each set, and its dose (summed length of what is added) as a multiple of {_REFERENCE}'s"
-    return Table.of(title, (*words("score"), *numbers(*(f"{budget:g}%" for budget in budgets))), cells)
+    return _by_budget(results, "conformity", title, cell)
 
 
 def _overlap(results: Mapping[str, Any]) -> Table:

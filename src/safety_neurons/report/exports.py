@@ -96,8 +96,8 @@ def write_figures(results: RunResults, folder: Path) -> list[Path]:
         )
     except RuntimeError as error:
         raise SafetyNeuronsError(
-            f"Kaleido could not draw the figures: {' '.join(str(error).split())} It needs Chrome or Chromium. If it does "
-            "not find the browser, set BROWSER_PATH to its path."
+            f"Kaleido could not draw the figures: {' '.join(str(error).split())} It needs Chrome or Chromium. If it "
+            "does not find the browser, set BROWSER_PATH to its path."
         ) from error
     if lost := [path.name for path in paths if not path.exists()]:
         raise SafetyNeuronsError(

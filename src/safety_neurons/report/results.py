@@ -32,14 +32,26 @@ def _counted(value: Any) -> Any:
 Measured = Annotated[Rate, BeforeValidator(_counted)]
 
 
+class RateFields(Section):
+    """A rate among the other fields of a row."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    unscored: int
+
+    @property
+    def rate(self) -> Rate:
+        return Rate(self.value, self.low, self.high, self.n, self.unscored)
+
+
 class StageRecord(Section):
     seconds: float | None = None
     finished: str | None = None
 
 
 class RunRecord(Section):
-    """What the run was made with."""
-
     model: dict[str, Any] | None = None
     coverage: dict[str, Any] | None = None
     settings: dict[str, Any] = {}
@@ -51,24 +63,13 @@ class RunRecord(Section):
     stages: dict[str, StageRecord] = {}
 
 
-class CalibrationRow(Section):
-    """The answers to one set of prompts under one condition."""
-
+class CalibrationRow(RateFields):
     stage: str
     subject: str
     condition: str
     prompts: str
     judge: str
     metric: str
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    unscored: int
-
-    @property
-    def rate(self) -> Rate:
-        return Rate(self.value, self.low, self.high, self.n, self.unscored)
 
 
 class ExampleAnswer(Section):
@@ -92,8 +93,6 @@ class LayerCount(Section):
 
 
 class HookPointNeurons(Section):
-    """The neurons of one MLP, by index."""
-
     layer: int
     hook_point: int = Field(validation_alias=AliasChoices("hook_point", "site"))
     width: int
@@ -127,8 +126,6 @@ class SingleNeuron(Section):
 
 
 class SideWords(Section):
-    """What the neurons of one layer and side promote and suppress."""
-
     layer: int
     side: str
     words: list[str]
@@ -275,8 +272,6 @@ class SearchLimits(Section):
 
 
 class InterventionTrial(Section):
-    """A combination that the search tried, and what it did to validation prompts."""
-
     percent: float
     alpha: float
     prompt_positions: int
@@ -328,8 +323,6 @@ class SearchDirection(Section):
 
 
 class Search(Section):
-    """The search for the smallest intervention."""
-
     score: str
     trials: int
     limits: SearchLimits
@@ -399,8 +392,6 @@ class TuningTrial(Section):
 
 
 class AutoTuning(Section):
-    """The search for the settings of the tuning."""
-
     base: ValidationRates
     trials: list[TuningTrial]
     left_out: int
@@ -411,8 +402,6 @@ class AutoTuning(Section):
 
 
 class PairedChange(Section):
-    """A difference to no defense; `p` is McNemar's on `n` prompts."""
-
     value: float | None
     low: float | None
     high: float | None
@@ -420,26 +409,15 @@ class PairedChange(Section):
     n: int | None = None
 
 
-class JudgedCell(Section):
+class JudgedCell(RateFields):
     """One judge's verdicts in a cell, prompt by prompt; None where nothing was asked."""
 
     verdicts: list[str | None]
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    unscored: int
     corrected: Measured | None = None
     against_none: PairedChange | None = None
 
-    @property
-    def rate(self) -> Rate:
-        return Rate(self.value, self.low, self.high, self.n, self.unscored)
-
 
 class CellResult(Section):
-    """One attack, or one set of safe prompts, against one defense."""
-
     model: str
     defense: str
     attack: str
@@ -458,8 +436,6 @@ class CellResult(Section):
 
 
 class DefenseSummary(Section):
-    """One defense of one model, by one judge."""
-
     model: str
     defense: str
     judge: str
@@ -477,31 +453,26 @@ class EvaluationPrompts(Section):
 
 
 class ErrorCounts(Section):
-    """By people's verdict, how often the judge gave which."""
-
     source: str = ""
     counts: dict[str, dict[str, int]] = {}
 
 
 class Member(Section):
-    """An attack, a defense or a judge."""
-
     source: str = ""
 
 
-class DefenseTime(Section):
+class _OfDefense(Section):
     model: str
     defense: str
+
+
+class DefenseTime(_OfDefense):
     ratio: float
     low: float | None = None
     high: float | None = None
 
 
-class OrdinaryAnswers(Section):
-    """Answers to ordinary prompts under a defense."""
-
-    model: str
-    defense: str
+class OrdinaryAnswers(_OfDefense):
     words: Measured
     looping: Measured
     blocked: Measured
@@ -518,9 +489,7 @@ class TaskMetrics(Section):
     metrics: dict[str, TaskMetric]
 
 
-class DefenseTasks(Section):
-    model: str
-    defense: str
+class DefenseTasks(_OfDefense):
     results: dict[str, TaskMetrics]
 
 
@@ -537,16 +506,12 @@ class PreferenceGrades(Section):
     mean: Measured
 
 
-class DefensePreferences(Section):
-    model: str
-    defense: str
+class DefensePreferences(_OfDefense):
     win_rate: PreferenceCounts
     grades: PreferenceGrades
 
 
 class Evaluation(Section):
-    """Attacks against defenses, judged: an evaluation.json, and the section of a run."""
-
     models: list[str]
     attacks: dict[str, Member]
     defenses: dict[str, Member]

@@ -94,8 +94,8 @@ def _vocabulary(mean: MeanScore, scores: list[LayerScore], lens: dict[int, float
             traces.append(line(name, x, y, look, size=6, hovertemplate=hover))
     return make_figure(
         f"vocabulary-{mean.side}",
-        f"Lines: how far {mean.lexicon} words stand out in each layer, 0.5 is chance. On average the {mean.side} neurons "
-        f"together {text.score(mean.together)}, random sets {text.score(mean.random)}, one by one "
+        f"Lines: how far {mean.lexicon} words stand out in each layer, 0.5 is chance. On average the {mean.side} "
+        f"neurons together {text.score(mean.together)}, random sets {text.score(mean.random)}, one by one "
         f"{text.score(mean.single)}, residual stream {text.score(mean.lens)}.",
         380,
         traces,

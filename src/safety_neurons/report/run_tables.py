@@ -1,4 +1,4 @@
-"""The tables of a run's stages: neurons, words, calibration, training, before and after; and of what a run was made with."""
+"""The tables of a run's stages: neurons, words, calibration, training, before and after; and the small print."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -23,7 +23,7 @@ def neurons(results: RunResults) -> Table:
     return Table.of(
         "Safety neurons in each layer",
         (*words("layer"), *numbers("rejection", "conformity", "all neurons")),
-        [[str(one.layer), *map(text.count, (one.rejection, one.conformity, one.width))] for one in layers],
+        [[one.layer, *map(text.count, (one.rejection, one.conformity, one.width))] for one in layers],
     )
 
 
@@ -60,8 +60,8 @@ def single_neurons(results: RunResults) -> Table:
     """The words of single neurons."""
     rows = [
         [
-            str(one.layer),
-            str(one.neuron),
+            one.layer,
+            one.neuron,
             one.side,
             *(text.tokens(found[:_MOST_READ_WORDS]) for found in (one.promoted, one.suppressed)),
         ]
@@ -120,7 +120,7 @@ def vocabulary_layers(results: RunResults) -> Table:
     rows = [
         [
             mean.side,
-            str(one.layer),
+            one.layer,
             text.count(one.neurons),
             text.score(one.together),
             f"{text.score(one.random_low)}{text.NONE}{text.score(one.random_high)}",
@@ -189,7 +189,7 @@ def before_after(results: RunResults) -> Table:
     rows: list[TableRow] = []
     for number, one in enumerate(lines):
         last = [other.judge for other in lines[number + 1 : number + 2]] != [one.judge]
-        cells = [one.prompts, one.attack, one.measure, *([one.judge] if several else [])]
+        cells: list[object] = [one.prompts, one.attack, one.measure, *([one.judge] if several else [])]
         for found in (one.base, one.tuned):
             cells += [text.rate(found), text.count(found.n if found else None)]
         rows.append(row(cells, "mean" if one.attack == summary.MEAN else "section" if last and several else ""))

@@ -228,13 +228,13 @@ def tiles(results: RunResults) -> list[Tile]:
     attacks = next((one for one in lines if one.attack == MEAN), None)
     safe = {one.prompts: one for one in lines if one.prompts != HARMFUL}
     training, neurons = results.training, results.neurons
-    seconds = [stage.seconds for stage in results.run.stages.values() if stage.seconds is not None]
+    timed = sum(stage.seconds is not None for stage in results.run.stages.values())
     tuned = f", {text.duration(training.seconds)} of it training" if training and training.seconds is not None else ""
     if training:
-        note = f"{training.trainable_parameters:,} numbers in {text.count(neurons and neurons.total)} neurons"
+        note = f"{training.trainable_parameters:,} numbers in {text.count(neurons.total if neurons else None)} neurons"
     else:
         note = "in the found neurons; none is tuned yet"
-    changed = training.share_of_parameters if training else neurons and neurons.share_of_parameters
+    changed = training.share_of_parameters if training else neurons.share_of_parameters if neurons else None
     return [
         Tile("Attacks that succeed", "lower is better", lines=(("", attacks),)),
         Tile(
@@ -243,7 +243,7 @@ def tiles(results: RunResults) -> list[Tile]:
             lines=tuple((_KINDS.get(name, name), safe.get(name)) for name in list(safe or _KINDS)[:_MOST_LINES]),
         ),
         Tile("Weights tuned" if training else "Share of weights", note, text.share(changed)),
-        Tile("Minutes", f"{len(seconds)} {'stage' if len(seconds) == 1 else 'stages'}{tuned}", minutes(results)),
+        Tile("Minutes", f"{timed} {'stage' if timed == 1 else 'stages'}{tuned}", minutes(results)),
     ]
 
 
