@@ -5,7 +5,6 @@ the one into the other (section 3.3). Here is such a plane for each layer that h
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy
@@ -64,7 +63,7 @@ def read_clouds(
     both = {side: last_token_activations(model, join_processes, texts[side], batch_size, advance) for side in AWAY}
     clouds = {side: values[:, mine] for side, values in both.items()}
     for side, toward in AWAY.items():
-        with calibrate(model, neurons, toward=toward, alpha=alphas[toward], **asdict(knobs)):
+        with calibrate(model, neurons, knobs, toward=toward, alpha=alphas[toward]):
             # These hooks come after those of the calibration: they see what the write matrix sees.
             clouds[pushed(side)] = last_token_activations(model, found, texts[side], batch_size, advance)
     if not all(bool(values.isfinite().all()) for values in (*both.values(), *clouds.values())):

@@ -1,6 +1,13 @@
 """What all configurations share."""
 
-from pydantic import BaseModel, ConfigDict
+import reprlib
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.plugins import did_you_mean
 
 
 class Config(BaseModel):
@@ -11,3 +18,49 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """The config with these values.
+
+        Raises:
+            SafetyNeuronsError: a name is unknown or a value is not allowed.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SafetyNeuronsError(explain_problems(error, cls)) from error
+
+    def override(self, options: Mapping[str, Any]) -> Self:
+        """This config with other values for some of its fields; same errors as `checked`."""
+        return self.checked(self.model_dump(exclude_unset=True) | dict(options)) if options else self
+
+
+def explain_problems(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong with which option of `model`, in one paragraph."""
+    problems: dict[str, list[str]] = {}
+    for problem in error.errors():
+        path, siblings = _path(model, problem["loc"])
+        if problem["type"] == "value_error":
+            problems.setdefault(f"{problem['ctx']['error']}".removesuffix("."), [])
+        elif problem["type"] == "extra_forbidden":
+            hint = did_you_mean(path.rpartition(".")[2], siblings).strip() or f"Known: {', '.join(siblings)}."
+            problems.setdefault(f"There is no option {path}. {hint}".removesuffix("."), [])
+        else:
+            said = problem["msg"].removeprefix("Input should be ")
+            problems.setdefault(f"{path} cannot be {reprlib.repr(problem['input'])}: it should be ", []).append(said)
+    return " ".join(
+        f"{problem}{' or '.join(allowed)}{'' if problem[-1] == '?' else '.'}" for problem, allowed in problems.items()
+    )
+
+
+def _path(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """The option that pydantic's location names, without its names for the members of unions; and its siblings."""
+    names: list[str] = []
+    for name in location:
+        names.append(str(name))
+        field = model.model_fields.get(str(name))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        model = field.annotation
+    return ".".join(names), list(model.model_fields)

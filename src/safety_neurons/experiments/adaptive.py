@@ -61,7 +61,7 @@ def _measure(
     with run.listener.task(f"calibrating the {subject} model", each * (1 + len(neurons))) as advance:
         pushes: dict[str, Intervention | None] = {"none": None}
         for name, found in neurons.items():
-            pushes[name] = Intervention(name, found, "conformity", settings.alpha_conformity, settings.knobs())
+            pushes[name] = Intervention(name, found, "conformity", settings.alpha_conformity, settings)
         for name, push in pushes.items():
             for side in sets:
                 measurement = laboratory.measurement(side, push, advance)

@@ -12,6 +12,7 @@ import optuna
 
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.files import append_line, fingerprint, read_lines
+from safety_neurons.core.plugins import trusted
 from safety_neurons.core.progress import Listener
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
@@ -178,7 +179,7 @@ def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, An
     starts = [
         line["start"]
         for line in read_lines(folder.trials)
-        if line["settings"] == now and asked.items() <= line["start"].items()
+        if line["settings"] == now and asked.items() <= line["start"].items() and trusted(line["start"])
     ]
     return overridden(given, nested(starts[-1])) if starts else dict(given)
 
@@ -255,11 +256,12 @@ def _try(
         return None
     corpus = corpus_of(work, settings.tune)
     steps = training_steps(corpus, settings.tune.batch_size, settings.tune.epochs)
-    options = asdict(settings.tune.training(settings.seed))
     validate = None if settings.tune.patience is None else validator.measure
     with work.listener.task(f"tuning {len(neurons):,} neurons ({name})", steps) as advance:
         try:
-            delta = tune(work.model, neurons, corpus, **options, validate=validate, advance=advance)
+            delta = tune(
+                work.model, neurons, corpus, settings.tune, seed=settings.seed, validate=validate, advance=advance
+            )
         except DivergedError as error:
             work.listener.say(f"A trial is left out. {error}")
             return None

@@ -66,7 +66,7 @@ def dose_response(
         found = work.neurons
         random = found.random_like(work.settings.seed + 1)
         norms = write_norms(work.model).norm_2
-        knobs = work.settings.calibrate.knobs()
+        knobs = work.settings.calibrate
         units = dose(found, norms, knobs), dose(random, norms, knobs)
         # Without a neuron in this subset or these layers nothing is pushed, whatever the alpha.
         factor = units[0] / units[1] if units[1] else 1.0

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def guard_run(
             "neurons": len(fitted.neurons),
             "alpha": fitted.alpha,
             "doses": [dose._asdict() for dose in doses],
-            "knobs": asdict(fitted.knobs),
+            "knobs": fitted.knobs.but_alphas(),
             "detectors": detected,
             "rows": _in_action(work, fitted, tests) if answers else [],
         }

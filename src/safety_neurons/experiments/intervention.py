@@ -4,7 +4,7 @@ One push, one set of prompts: what is answered and refused, what breaks, and how
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy
@@ -45,7 +45,7 @@ class Intervention:
     @property
     def key(self) -> str:
         """A name for exactly this push."""
-        return fingerprint(digest(self.neurons), self.toward, self.alpha, asdict(self.knobs))
+        return fingerprint(digest(self.neurons), self.toward, self.alpha, self.knobs.but_alphas())
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class InterventionRunner:
     def _pushed(self, push: Intervention | None) -> AbstractContextManager[Any]:
         if push is None:
             return nullcontext()
-        return calibrate(self.run.model, push.neurons, toward=push.toward, alpha=push.alpha, **asdict(push.knobs))
+        return calibrate(self.run.model, push.neurons, push.knobs, toward=push.toward, alpha=push.alpha)
 
     def _answers(self, name: str, push: Intervention | None, advance: Advance = ignore) -> list[tuple[str, Verdict]]:
         prompts, settings = self.sets[name], self.run.settings

@@ -5,7 +5,7 @@ What moving a score's neurons does: harmful prompts that comply, and benign prom
 import datetime
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,7 @@ def effect(
         f"toward {toward}, {by.percent:g}%",
         fingerprint(run.answering, toward, digest(by.neurons), knobs),
     )
-    with calibrate(
-        run.model,
-        by.neurons,
-        toward=toward,
-        alpha=by.alpha[toward],
-        **asdict(settings.knobs()),
-    ):
+    with calibrate(run.model, by.neurons, settings, toward=toward, alpha=by.alpha[toward]):
         return Effect(by, toward, name, moved, verdicts(run, kept, condition, name, prompts, advance))
 
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from safety_neurons.calibration.calibration import calibrate
@@ -140,7 +140,7 @@ class RunContext:
 
     def calibrated(self, toward: Toward, subject: str) -> Condition:
         settings = self.settings.calibrate
-        knobs = (settings.alpha(toward), asdict(settings.knobs()))
+        knobs = (settings.alpha(toward), settings.but_alphas())
         # What is added follows from the files of this run and, for random neurons, from the seed.
         found = [file_sha256(path) for path in (self.folder.neurons, self.folder.directions)]
         context = fingerprint(self.answering, toward, subject, self.settings.seed, found, knobs)
@@ -148,8 +148,7 @@ class RunContext:
 
     def calibrated_model(self, toward: Toward, neurons: NeuronSet) -> AbstractContextManager[ChatModel]:
         """The model calibrated as the settings say."""
-        settings = self.settings.calibrate
-        return calibrate(self.model, neurons, toward=toward, alpha=settings.alpha(toward), **asdict(settings.knobs()))
+        return calibrate(self.model, neurons, self.settings.calibrate, toward=toward)
 
     def row(
         self, stage: str, condition: Condition, name: str, attack: str, answers: Sequence[Answer], metric: str

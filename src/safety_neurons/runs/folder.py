@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
+from safety_neurons.core import plugins
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import read_json, write_json
-from safety_neurons.settings import Settings, explain_problems
+from safety_neurons.settings import Settings
 
 SCHEMA = 2
 
@@ -106,10 +105,8 @@ def merged_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Sett
         SafetyNeuronsError: a value is not allowed.
     """
     values = {name: value for name, value in stored.items() if name in Settings.model_fields}
-    try:
-        return Settings.model_validate(overridden(values, given))
-    except pydantic.ValidationError as error:
-        raise SafetyNeuronsError(explain_problems(error)) from error
+    plugins.trust(given, values)
+    return Settings.checked(overridden(values, given))
 
 
 def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

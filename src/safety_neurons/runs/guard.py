@@ -1,7 +1,7 @@
 """A run's guard, fitted: its own few neurons, and the dose that works best on the run's validation prompts."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -100,10 +100,8 @@ def fit_and_keep(work: RunContext) -> Fitted:
             learnt.harmful,
             learnt.benign,
             learnt.borderline,
-            false_positive_rate=settings.guard.false_positive_rate,
-            layer=settings.guard.layer,
-            alpha=settings.guard.alpha or 0.0,
-            knobs=replace(settings.calibrate.knobs(), generated_tokens=settings.guard.generated_tokens),
+            settings.guard,
+            calibration=settings.calibrate,
             rendered=True,
             batch_size=settings.batch_size,
             advance=advance,
@@ -157,4 +155,4 @@ def _origin(work: RunContext) -> str:
     sets = [work.prompts[name].sha256 for name in ("harmful", "contrast", "benign", "borderline")]
     ranked = settings.find.model_dump(mode="json", exclude={"percent"})
     run = fingerprint(work.answering, settings.seed, ranked, *sets)
-    return f"{run} {fingerprint(settings.guard.model_dump(mode='json'), asdict(settings.calibrate.knobs()))}"
+    return f"{run} {fingerprint(settings.guard.model_dump(mode='json'), settings.calibrate.but_alphas())}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from safety_neurons.core.files import fingerprint
+from safety_neurons.core.plugins import digests
 from safety_neurons.prompts import PromptSet
 from safety_neurons.settings import Settings
 
@@ -45,10 +46,9 @@ def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, 
     brought = None if settings.tune.corpus is None else hashlib.sha256(settings.tune.corpus.read_bytes()).hexdigest()
     prints: dict[str, str] = {}
     for stage, (earlier, own) in INPUTS.items():
-        files = [brought] if stage == "tune" else []
-        prints[stage] = fingerprint(
-            stage, common, [prints[name] for name in earlier], [value(path) for path in own], files
-        )
+        inputs = [value(path) for path in own]
+        files = [*digests(inputs), *([brought] if stage == "tune" else [])]
+        prints[stage] = fingerprint(stage, common, [prints[name] for name in earlier], inputs, files)
     prints["report"] = fingerprint(prints)
     return prints
 

@@ -81,8 +81,7 @@ def find_as_settings_say(run: RunContext, title: str) -> NeuronSet:
 
 def score_as_settings_say(run: RunContext, name: str | None = None) -> ScoredNeurons:
     """Every neuron's score on the run's training prompts, by the run's own ranking or by another one."""
-    settings = run.settings.find
-    score = scores.get(name or settings.score)
+    score = scores.get(name or run.settings.find.score)
     sides, total = _training_sides(run, score)
     model, other = run.model, run.other_model if score.compares_models else None
     with run.listener.task(f"scoring neurons ({score.name})", total) as advance:
@@ -90,10 +89,8 @@ def score_as_settings_say(run: RunContext, name: str | None = None) -> ScoredNeu
             model,
             sides[0],
             sides[1],
+            run.settings.find,
             score=score.name,
-            tokens=settings.tokens,
-            last_tokens=settings.last_tokens,
-            positions=settings.positions,
             other=other,
             seed=run.settings.seed,
             batch_size=run.settings.batch_size,
@@ -135,17 +132,7 @@ def explain_stage(run: RunContext) -> StageResult:
         with run.listener.task("reading the residual stream", len(harmful) + len(benign)) as advance:
             residuals = mean_residuals(model, harmful, benign, batch_size=run.settings.batch_size, advance=advance)
     with run.listener.task("projecting to the vocabulary", len(set(neurons.layers))) as advance:
-        explanation = explain(
-            model,
-            neurons,
-            top=settings.words,
-            weighting=settings.weighting,
-            strongest=settings.neurons,
-            random_sets=settings.random_sets,
-            residuals=residuals,
-            seed=run.settings.seed,
-            advance=advance,
-        )
+        explanation = explain(model, neurons, settings, residuals=residuals, seed=run.settings.seed, advance=advance)
     run.listener.say(explanation)
     return StageResult(sections=explanation.to_json())
 
@@ -188,7 +175,7 @@ def two_clouds(run: RunContext, random: NeuronSet) -> dict[str, Any]:
             random,
             {side: [prompt.text for prompt in own] for side, own in prompts.items()},
             alphas=alphas,
-            knobs=settings.calibrate.knobs(),
+            knobs=settings.calibrate,
             seed=settings.seed,
             batch_size=settings.batch_size,
             advance=advance,

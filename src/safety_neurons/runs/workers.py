@@ -5,7 +5,7 @@ import datetime
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +88,8 @@ def find_as_set(
         model,
         harmful,
         benign,
-        score=settings.find.score,
-        percent=settings.find.percent,
-        scope=settings.find.scope,
-        selection=settings.find.selection,
-        tokens=settings.find.tokens,
-        last_tokens=settings.find.last_tokens,
+        settings.find,
         other=other,
-        positions=settings.find.positions,
         seed=settings.seed,
         batch_size=settings.batch_size,
         advance=advance,
@@ -126,9 +120,10 @@ def tune_as_set(
         model,
         neurons,
         corpus,
-        **asdict(settings.tune.training(settings.seed)),
+        settings.tune,
         validate=validate,
         checkpoint=checkpoint,
+        seed=settings.seed,
         advance=advance,
     )
 

@@ -6,12 +6,12 @@ The adapters are merged into the weights, so that an answer costs nothing more.
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 from safety_neurons.engines.engine import weights_of
 from safety_neurons.evaluation.contracts import Defended, Defense, EvaluationContext, required, respond_with
-from safety_neurons.settings import TuneSettings
+from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.lora import ALPHA, RANK, Adapter, kept_lora
 
 
@@ -38,8 +38,7 @@ class Lora(Defense):
     def _adapter(self, context: EvaluationContext) -> Adapter:
         """Trained, or found in the bench's folder."""
         corpus = required(context.artifacts.corpus, "corpus", self.name)
-        usual = TuneSettings().training(context.seed)
-        training = replace(usual, learning_rate=self.learning_rate, epochs=self.epochs)
+        training = Training(learning_rate=self.learning_rate, epochs=self.epochs, seed=context.seed)
         model = weights_of(context.engine, self.name)
         return kept_lora(
             context.folder, model, corpus, training, rank=self.rank, alpha=self.alpha, listener=context.listener
