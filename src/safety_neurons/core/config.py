@@ -38,20 +38,20 @@ class Config(BaseModel):
 
 def explain_problems(error: ValidationError, model: type[BaseModel]) -> str:
     """What is wrong with which option of `model`, in one paragraph."""
-    problems: dict[str, list[str]] = {}
+    sentences: list[str] = []
+    wrong: dict[str, list[str]] = {}
     for problem in error.errors():
         path, siblings = _path(model, problem["loc"])
         if problem["type"] == "value_error":
-            problems.setdefault(f"{problem['ctx']['error']}".removesuffix("."), [])
+            sentences.append(f"{problem['ctx']['error']}.")
         elif problem["type"] == "extra_forbidden":
-            hint = did_you_mean(path.rpartition(".")[2], siblings).strip() or f"Known: {', '.join(siblings)}."
-            problems.setdefault(f"There is no option {path}. {hint}".removesuffix("."), [])
+            hint = did_you_mean(path.rpartition(".")[2], siblings) or f"The options are {', '.join(siblings)}."
+            sentences.append(f"There is no option {path}. {hint.strip()}")
         else:
-            said = problem["msg"].removeprefix("Input should be ")
-            problems.setdefault(f"{path} cannot be {reprlib.repr(problem['input'])}: it should be ", []).append(said)
-    return " ".join(
-        f"{problem}{' or '.join(allowed)}{'' if problem[-1] == '?' else '.'}" for problem, allowed in problems.items()
-    )
+            # A union has a problem for each of its members.
+            said = problem["msg"][0].lower() + problem["msg"][1:]
+            wrong.setdefault(f"{path} cannot be {reprlib.repr(problem['input'])}", []).append(said)
+    return " ".join([*sentences, *(f"{start}: {'; or '.join(said)}." for start, said in wrong.items())])
 
 
 def _path(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Plug-in families (scores, attacks, defenses, judges): members by name, by entry point, or from a file of the user's."""
+"""Plug-in families (scores, attacks, defenses, judges): members by name, by entry point, or from a user's file."""
 
 import dataclasses
 import difflib
@@ -81,8 +81,8 @@ class Family(Generic[M]):
             return member
         known = [name for name, one in self._built_in().items() if isinstance(one, contract)]
         raise SafetyNeuronsError(
-            f"The {self.kind} {getattr(member, 'name', '')} {problem}. Choose one of {', '.join(known)}; the others run "
-            "with `safety-neurons evaluate`."
+            f"The {self.kind} {getattr(member, 'name', '')} {problem}. Choose one of {', '.join(known)}; the others "
+            "run with `safety-neurons evaluate`."
         )
 
     def _built_in(self) -> dict[str, Any]:
