@@ -157,7 +157,7 @@ def test_mistakes_fail_without_a_traceback(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # These mistakes come to light without any model: nothing is unpacked or loaded.
-    monkeypatch.setattr(pipeline_module, "locate", lambda name: (name, "identity"))
+    monkeypatch.setattr(pipeline_module, "locate", lambda name, _listener: (name, "identity"))
     monkeypatch.setattr(pipeline_module, "_run", lambda *_: pytest.fail("the run began"))
     code = inside(monkeypatch, *arguments)
     shown = capsys.readouterr()

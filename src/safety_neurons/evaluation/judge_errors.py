@@ -75,7 +75,7 @@ class JudgeErrors:
             found = TypeAdapter(list[JudgeErrors]).validate_python(content["judges"])
         except (KeyError, TypeError, ValidationError) as error:
             raise SafetyNeuronsError(
-                f"{path} does not hold a judge's counts. `safety-neurons judge-check LABELLED.jsonl --out {path.name}` "
+                f"{path} does not hold a judge's counts. `safety-neurons judge check LABELLED.jsonl --out {path.name}` "
                 "writes such a file."
             ) from error
         own = [errors for errors in found if errors.judge == judge]

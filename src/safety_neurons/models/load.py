@@ -88,7 +88,7 @@ def load(
     """Load a model to talk to.
 
     Args:
-        model: a preset's name (`safety-neurons models` lists them), a hub id, a folder, a .gguf file, or a
+        model: a preset's name (`safety-neurons list models` lists them), a hub id, a folder, a .gguf file, or a
             transformers model that is loaded already (then `tokenizer` is needed).
         device, dtype: chosen when left out; `dtype` is "float32", "bfloat16" or "float16".
         device_map: passed to transformers, for models that need several devices.

@@ -5,26 +5,29 @@ from pathlib import Path
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import did_you_mean
+from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models import weights
 from safety_neurons.models.presets import PRESETS, Preset
 
 
-def locate(name: str) -> tuple[str, str | None]:
+def locate(name: str, listener: Listener = Silence()) -> tuple[str, str | None]:
     """What to hand to `from_pretrained`, and the identity of the weights where it is known before loading.
+
+    Weights in packages and .gguf files are unpacked the first time; the listener shows that.
 
     Raises:
         SafetyNeuronsError: the name is neither a preset, nor on this disk, nor of the form of a hub id.
     """
     path = Path(os.path.expanduser(name))
     if preset := PRESETS.get(name):
-        folder = weights.unpack_preset(preset)
+        folder = weights.unpack_preset(preset, listener)
         if folder is not None and preset.package is not None:
             return str(folder), preset.package.sha256
         return preset.hub_id, None
     if path.suffix == ".gguf":
         if not path.is_file():
             raise SafetyNeuronsError(f"The model file {path} does not exist.")
-        folder, sha256 = weights.unpack_gguf(path)
+        folder, sha256 = weights.unpack_gguf(path, listener)
         return str(folder), sha256
     if path.is_dir():
         if not (path / "config.json").exists():
@@ -35,7 +38,7 @@ def locate(name: str) -> tuple[str, str | None]:
     raise SafetyNeuronsError(
         f"There is no model called {name!r}. {did_you_mean(name, PRESETS, 0.4)}Give a preset "
         f"({', '.join(PRESETS)}), a hub id such as "
-        "Qwen/Qwen3-0.6B, a folder, or a .gguf file. `safety-neurons models` says what is available here."
+        "Qwen/Qwen3-0.6B, a folder, or a .gguf file. `safety-neurons list models` shows what is available here."
     )
 
 

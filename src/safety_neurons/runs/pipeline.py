@@ -51,7 +51,7 @@ def run(
     settings = merged_settings(record.get("settings", {}), given or {})
     prompts = {name: load_prompts(getattr(settings, name), settings.column, settings.data_dir) for name in PROMPT_SETS}
     _check_inputs(settings, prompts)
-    source, identity = locate(settings.model)
+    source, identity = locate(settings.model, listener)
     work = None
     if identity is None and (identity := hub_identity(source)) is None:
         # Only a model that was fetched says which commit it is.

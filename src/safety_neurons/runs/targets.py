@@ -94,7 +94,7 @@ def settings_of(name: str, given: Mapping[str, Any]) -> Settings:
     return merged_settings({}, given if is_address(name) else {**given, "model": name})
 
 
-def check_target(name: str, given: Mapping[str, Any]) -> None:
+def check_target(name: str, given: Mapping[str, Any], listener: Listener) -> None:
     """Say at once that there is no such model; what is behind an address is only known when it is asked.
 
     Raises:
@@ -105,7 +105,7 @@ def check_target(name: str, given: Mapping[str, Any]) -> None:
             f"--model is for runs, and {name} is evaluated as it is: name each model to evaluate as a target."
         )
     if not is_address(name):
-        locate(settings_of(name, given).model)
+        locate(settings_of(name, given).model, listener)
 
 
 @contextlib.contextmanager
