@@ -56,6 +56,13 @@ COMMON = (
 )
 
 
+def group(name: str, help: str) -> cyclopts.App:
+    """A command that holds others."""
+    made = cyclopts.App(name=name, help=help, help_flags=app.help_flags)
+    app.command(made)
+    return made
+
+
 def shows(*names: str) -> dict[str, Any]:
     """How to register a command that takes settings: its --help shows these fields and sections, as far as common."""
     shown = {field for field in COMMON if field in names or field.partition(".")[0] in names}

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import cyclopts
 from cyclopts import Parameter
 
 from safety_neurons.cli.app import (
@@ -11,7 +10,7 @@ from safety_neurons.cli.app import (
     Count,
     RunFolderArgument,
     SettingsArgument,
-    app,
+    group,
     perform,
     print_where,
     shows,
@@ -19,8 +18,7 @@ from safety_neurons.cli.app import (
 from safety_neurons.cli.console import console
 from safety_neurons.cli.show import print_adaptive, print_comparison, print_dose_response, print_search
 
-experiment = cyclopts.App(name="experiment", help="Experiments with the neurons of a run, and with all neuron scores.")
-app.command(experiment)
+experiment = group("experiment", "Experiments with the neurons of a run, and with all neuron scores.")
 
 PairArgument = Annotated[
     str | None, Parameter(help="A HARMFUL:BENIGN pair of prompt sets to use instead of the run's test split.")

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import cyclopts
 from cyclopts import Parameter
 from rich.padding import Padding
 
-from safety_neurons.cli.app import app
+from safety_neurons.cli.app import group
 from safety_neurons.cli.console import ConsoleListener, console
 from safety_neurons.core.tables import TextTable, rich_table
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from safety_neurons.evaluation.judge_errors import JudgeErrors
 
 
-judge = cyclopts.App(name="judge", help="Judges of answers.")
-app.command(judge)
+judge = group("judge", "Check judges of answers.")
 
 
 @judge.command

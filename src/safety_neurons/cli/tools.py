@@ -3,16 +3,13 @@
 import importlib
 from pathlib import Path
 
-import cyclopts
-
-from safety_neurons.cli.app import Count, RunFolderArgument, app, command_line
+from safety_neurons.cli.app import Count, RunFolderArgument, app, command_line, group
 from safety_neurons.cli.console import ConsoleListener, console
 from safety_neurons.cli.show import print_models
 from safety_neurons.core.plugins import options_of
 from safety_neurons.core.tables import TextTable, rich_table
 
-listing = cyclopts.App(name="list", help="List what can be chosen: attacks, defenses, judges, scores, models.")
-app.command(listing)
+listing = group("list", "List what can be chosen: attacks, defenses, judges, scores, models.")
 
 
 @app.command
