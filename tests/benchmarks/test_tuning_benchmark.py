@@ -200,7 +200,7 @@ def test_lora_leaves_the_model_as_it_was(
     before, base, _ = state(model), logits(model), model.hook_points
     with lora.adapted(model):
         assert torch.equal(logits(model), base)
-    training = Training(learning_rate=1e-2, batch_size=3, kl=0.5)
+    training = Training(learning_rate=1e-2, batch_size=3, epochs=1, kl=0.5)
     tuned = contenders.train(model, None, corpus, training, lambda _: None)
     assert same(state(model), before)
     with tuned.applied():
@@ -215,7 +215,7 @@ def test_all_neurons_as_slices_are_full_fine_tuning(
     contenders: ModuleType, model: ChatModel, corpus: Corpus, make_model: Callable[..., ChatModel]
 ) -> None:
     """Against a loop over the matrices themselves."""
-    training = Training(learning_rate=1e-3, batch_size=3, schedule="constant", warmup=0.0)
+    training = Training(learning_rate=1e-3, batch_size=3, schedule="constant", warmup=0.0, epochs=1, kl=0.0)
     everyone = contenders.every_neuron(lora.no_neurons(model))
     assert len(everyone) == 3 * 48
     tuned = contenders.train(model, everyone, corpus, training, lambda _: None)

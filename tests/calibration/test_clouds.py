@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from builders.quick import find
 from safety_neurons.calibration.clouds import plane, read_clouds, separability
 from safety_neurons.calibration.config import CalibrationConfig, Toward
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
 
 # `safety_neurons.calibration` is a function, so this module cannot be imported under another name.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from builders.quick import find
 from safety_neurons.cli.console import console
 from safety_neurons.cli.show import print_results
 from safety_neurons.core.errors import SafetyNeuronsError
@@ -19,7 +20,6 @@ from safety_neurons.evaluation.judges import Judgment, RuleJudge
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.neurons.trace import decoder_layers
-from safety_neurons.neurons.find import find
 from safety_neurons.runs.pipeline import run, stage_fingerprints
 from safety_neurons.settings import Settings
 

@@ -18,7 +18,7 @@ from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.lora import Adapter, kept_lora, matrices_of, train_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-TRAINING = Training(learning_rate=1e-2, batch_size=5, kl=0.5)
+TRAINING = Training(learning_rate=1e-2, batch_size=5, epochs=1, kl=0.5)
 
 
 def logits(model: ChatModel) -> Tensor:
