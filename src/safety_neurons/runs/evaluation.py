@@ -73,9 +73,12 @@ def evaluate(
     settings, *others = (settings_of(target, given) for target in targets)
     config = settings.evaluate
     on, judge_errors, extras = on or config.on, judge_errors or config.judge_errors, extras or _extras(config)
-    trials = [attacks_known.get(name) for name in _once(attacks or config.attacks, "attacks")]
-    defended = [defenses_known.get(name) for name in _once(defenses or config.defenses, "defenses")]
-    referees = [judges_known.get(name) for name in _once(judges or config.judges or (config.judge,), "judges")]
+    judges = (config.judges or (config.judge,)) if judges is None else judges
+    trials = [attacks_known.get(name) for name in _once(config.attacks if attacks is None else attacks, "attacks")]
+    defended = [
+        defenses_known.get(name) for name in _once(config.defenses if defenses is None else defenses, "defenses")
+    ]
+    referees = [judges_known.get(name) for name in _once(judges, "judges")]
     for judge in referees:
         judge.check()
     errors = {one.name: errors_of(one.name, judge_errors) for one in referees}
@@ -185,7 +188,7 @@ def _extras(config: EvaluationConfig) -> Extras:
 
 def _once(names: Sequence[str], what: str) -> Sequence[str]:
     if not names or len(set(names)) < len(names):
-        raise SafetyNeuronsError(f"evaluate.{what} must name at least one, and none of them twice.")
+        raise SafetyNeuronsError(f"evaluate.{what} has to name at least one, and each of them once.")
     return names
 
 

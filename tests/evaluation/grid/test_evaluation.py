@@ -207,11 +207,11 @@ def test_where_an_evaluation_is_kept(tmp_path: Path) -> None:
     [
         ({"attacks": ("dirct",)}, "Did you mean direct"),
         ({"defenses": ("safetunin",)}, "Did you mean safetuning"),
-        ({"defenses": ("safetuning:scal=1",)}, "no option of the defense safetuning. Its options: scale"),
+        ({"defenses": ("safetuning:scal=1",)}, "not an option of the defense safetuning. Its options: scale"),
         ({"defenses": ("safetuning:scale=much",)}, "scale cannot be 'much'"),
         ({"attacks": ("direct:loud=1",)}, "It has no options"),
         ({"defenses": ("none", "none")}, "each of them once"),
-        ({"attacks": ()}, "at least one of --attacks"),
+        ({"attacks": ()}, "attacks has to name at least one"),
         ({"on": "advbench"}, "names no harmful and safe prompt sets"),
         ({"on": "nosuchset:benign"}, "nosuchset"),
         ({"on": "contrast:benign:benign"}, "names a set twice"),
