@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from builders.quick import tune
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.corpus import Corpus, Pair
-from safety_neurons.tuning.safetune import tune
 
 TESTS = Path(__file__).parents[1]
 START = """

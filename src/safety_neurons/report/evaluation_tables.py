@@ -360,11 +360,12 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], first: str, second: str)
 
 
 def members(title: str, family: Any) -> Table:
-    """A family's members (attacks, defenses or judges): what each does, its options, and its source."""
+    """The members of a plug-in family: what each does, its options, and its source."""
     rows = []
     for member in map(family.get, family.names()):
         options = ", ".join(f"{option}={value}" for option, value in options_of(member).items())
-        about = [member.description] if hasattr(member, "description") else []
+        # A judge is its source.
+        about = [getattr(member, name) for name in ("description", "formula") if hasattr(member, name)]
         rows.append([member.name, *about, options or text.NONE, member.source])
     about = ["what it does"] if any(len(one) > 3 for one in rows) else []
     return Table.of(title, words("name", *about, "options", "source"), rows)
