@@ -30,7 +30,7 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import BATCH_SIZE, batches_by_length
 from safety_neurons.models.presets import DEFAULT_MODEL
-from safety_neurons.neurons.capture import capture
+from safety_neurons.neurons.capture import capture_sums
 from safety_neurons.neurons.find import find
 from safety_neurons.prompts import load_prompts
 
@@ -98,12 +98,14 @@ def finding(model: ChatModel) -> Work:
 
 def capturing(model: ChatModel, **options: Any) -> Work:
     """Statistics of all neurons."""
-    return lambda *sides: [capture(model, [model.render(text) for text in texts], **options).mean for texts in sides]
+    return lambda *sides: [
+        capture_sums(model, [model.render(text) for text in texts], **options).statistics().mean for texts in sides
+    ]
 
 
 def unrendered(model: ChatModel) -> Work:
     """Statistics of all neurons over bare texts, without the chat template's tokens: many prompts in little time."""
-    return lambda *sides: capture(model, [*itertools.chain(*sides)], positions=5)
+    return lambda *sides: capture_sums(model, [*itertools.chain(*sides)], positions=5).statistics()
 
 
 def nnsight(model: ChatModel, stop: bool = False) -> Work:

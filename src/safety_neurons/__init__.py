@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from safety_neurons.explanation.projection import explain
     from safety_neurons.explanation.readout import ResidualMeans, mean_residuals
     from safety_neurons.explanation.token_view import TokenTrace, trace_tokens
-    from safety_neurons.explanation.vocabulary import vocabulary_test
-    from safety_neurons.explanation.vocabulary_scores import VocabularyTest
+    from safety_neurons.explanation.vocabulary import VocabularyTest, vocabulary_test
     from safety_neurons.models.chat import ChatModel
     from safety_neurons.models.load import load
     from safety_neurons.neurons.find import find
@@ -56,7 +55,7 @@ _MODULES = {
     "Settings": "settings",
     "TokenTrace": "explanation.token_view",
     "Validation": "tuning.config",
-    "VocabularyTest": "explanation.vocabulary_scores",
+    "VocabularyTest": "explanation.vocabulary",
     "adaptive": "experiments.adaptive",
     "calibrate": "calibration.calibration",
     "compare_scores": "experiments.score_comparison",

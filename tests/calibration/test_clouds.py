@@ -1,7 +1,6 @@
 """The two clouds of a tiny model: each number again by hand, from activations that no hook of the library gave."""
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,15 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from safety_neurons.calibration import clouds as clouds_module
 from safety_neurons.calibration.clouds import plane, read_clouds, separability
 from safety_neurons.calibration.config import CalibrationConfig, Toward
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
-
-# `safety_neurons.calibration` is a function, so this module cannot be imported under another name.
-clouds_module = importlib.import_module("safety_neurons.calibration.clouds")
 
 Activations = Callable[[ChatModel, Tensor], list[tuple[Tensor, Tensor]]]
 ALPHAS: dict[Toward, float] = {"conformity": 2.0, "rejection": 1.5}

@@ -81,7 +81,7 @@ def test_a_request_holds_what_is_asked_and_nothing_else(server: Any) -> None:
 
 
 def test_servers_that_do_not_draw(server: Any) -> None:
-    with pytest.raises(CannotRunError, match=r"draws no answers.*do_sample"):
+    with pytest.raises(CannotRunError, match=r"does not sample.*do_sample"):
         answers(Endpoint(server.url, "tiny"), questions(3), max_new_tokens=7, sampling=Sampling(0.7, 5))
     assert set(server.said()) == {"Tell me a story."}
 
@@ -187,7 +187,7 @@ def test_what_came_before_a_failure_is_had(server: Any) -> None:
     server.answer = answer
     found = Endpoint(server.url, "tiny", concurrency=1, retries=1).answer(questions(5), max_new_tokens=5)
     assert [next(found), next(found)] == [(0, answer_to(0)), (1, answer_to(1))]
-    with pytest.raises(SafetyNeuronsError, match=r"failed again and again.*out of luck") as error:
+    with pytest.raises(SafetyNeuronsError, match=r"failed repeatedly.*out of luck") as error:
         next(found)
     assert server.url in str(error.value)
     assert server.said() == ["question 0", "question 1", "question 2", "question 2"]
@@ -197,12 +197,12 @@ def test_what_came_before_a_failure_is_had(server: Any) -> None:
     ("body", "said"),
     [
         (b"<html>Welcome</html>", "Welcome"),
-        (b"", "It says nothing"),
+        (b"", "Its response was empty"),
         (b'{"choices": []}', "choices"),
         (b'{"choices": [{"message": "Hi"}]}', "message"),
         (b"[1, 2", r"\[1, 2"),
-        (b"\xff\xfe", "It says"),
-        (b"\x1b[2Jgone", r"It says: \?\[2Jgone$"),
+        (b"\xff\xfe", "Its message"),
+        (b"\x1b[2Jgone", r"Its message: \?\[2Jgone$"),
         (b"word " * 1000, r"word +\.\.\.$"),
     ],
 )
@@ -217,11 +217,11 @@ def test_bodies_that_are_no_answer(body: bytes, said: str, server: Any) -> None:
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (400, "refused a request.*too long"),
-        (403, "without a key: put one into SAFETY_NEURONS_API_KEY"),
+        (400, "rejected a request.*too long"),
+        (403, "without an API key: set SAFETY_NEURONS_API_KEY"),
         (404, "no model called 'tiny'.*/v1"),
-        (429, "fewer at a time"),
-        (503, "failed again and again"),
+        (429, "lower concurrency"),
+        (503, "failed repeatedly"),
     ],
 )
 def test_refusals_of_the_server(status: int, said: str, server: Any) -> None:
@@ -232,12 +232,12 @@ def test_refusals_of_the_server(status: int, said: str, server: Any) -> None:
 
 def test_servers_that_are_not_there_or_too_slow(server: Any) -> None:
     server.answer = server.waiting(1.0)
-    with pytest.raises(SafetyNeuronsError, match=r"in time.*timeout"):
+    with pytest.raises(SafetyNeuronsError, match=r"timed out.*timeout"):
         answers(Endpoint(server.url, "tiny", retries=0, timeout=0.2), questions(1), max_new_tokens=5)
     server.stop()
-    with pytest.raises(SafetyNeuronsError, match=r"cannot be reached.*connection attempts failed"):
+    with pytest.raises(SafetyNeuronsError, match=r"is unreachable.*connection attempts failed"):
         answers(Endpoint(server.url, "tiny", retries=0), questions(1), max_new_tokens=5)
-    with pytest.raises(SafetyNeuronsError, match="cannot be reached"):
+    with pytest.raises(SafetyNeuronsError, match="is unreachable"):
         _ = Endpoint(server.url, retries=0).served
 
 
@@ -288,9 +288,7 @@ def test_keys_that_cannot_be_sent_are_not_shown(server: Any, monkeypatch: pytest
     ],
 )
 def test_urls_that_are_none_or_hold_secrets(url: str) -> None:
-    with pytest.raises(
-        SafetyNeuronsError, match=r"such as http://127\.0\.0\.1:8000/v1.*SAFETY_NEURONS_API_KEY"
-    ) as error:
+    with pytest.raises(SafetyNeuronsError, match=r"like http://127\.0\.0\.1:8000/v1.*SAFETY_NEURONS_API_KEY") as error:
         Endpoint(url)
     assert KEY not in str(error.value)
 
@@ -305,9 +303,9 @@ def test_the_only_model_is_taken(server: Any) -> None:
 @pytest.mark.parametrize(
     ("models", "said"),
     [
-        ({"data": [{"id": "one"}, {"id": "two"}]}, r"2 models \(one, two\): say which"),
-        ({"data": []}, "lists no models: say which"),
-        ({"models": []}, "not answer as an OpenAI-compatible"),
+        ({"data": [{"id": "one"}, {"id": "two"}]}, r"2 models \(one, two\): set model_name"),
+        ({"data": []}, "lists no models: set model_name"),
+        ({"models": []}, "not respond like an OpenAI-compatible"),
     ],
 )
 def test_which_model_is_meant_has_to_be_clear(models: Any, said: str, server: Any) -> None:
@@ -427,9 +425,9 @@ def test_identities_are_those_of_the_model_and_the_server() -> None:
 
 def test_there_are_no_weights() -> None:
     engine = Endpoint("http://127.0.0.1:1/v1", "far")
-    with pytest.raises(CannotRunError, match=r"SafeTuning works on.*weights, and far gives"):
+    with pytest.raises(CannotRunError, match=r"SafeTuning needs the model.s weights, but far provides"):
         weights_of(engine, "SafeTuning")
-    with pytest.raises(CannotRunError, match="the guard changes the model, and far is behind a server"):
+    with pytest.raises(CannotRunError, match="the guard changes the model, but far is behind a server"):
         engine.under("the guard")
-    with pytest.raises(SafetyNeuronsError, match="concurrency is 0"):
+    with pytest.raises(SafetyNeuronsError, match="concurrency must be at least 1"):
         Endpoint("http://127.0.0.1:1/v1", concurrency=0)

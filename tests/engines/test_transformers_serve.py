@@ -79,7 +79,7 @@ def test_a_real_server(served: Endpoint, model: ChatModel) -> None:
     drawn = [answers(served, one, max_new_tokens=12, sampling=Sampling(1.5, seed)) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
-    with pytest.raises(CannotRunError, match=r"does not continue.*continue_final_message"):
+    with pytest.raises(CannotRunError, match=r"does not support prefill.*continue_final_message"):
         answers(served, [Conversation.of("Tell me", "Sure,")], max_new_tokens=4)
     with pytest.raises(SafetyNeuronsError, match=r"pinned to"):
         answers(Endpoint(served.url, "another", retries=0), one, max_new_tokens=4)

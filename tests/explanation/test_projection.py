@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.explanation.explanation import Explanation, LayerWords, NeuronWords
+from safety_neurons.explanation.explanation import Explanation, NeuronWords, SideWords
 from safety_neurons.explanation.projection import explain
 from safety_neurons.explanation.readout import final_norm, readable
 from safety_neurons.models.chat import ChatModel
@@ -230,7 +230,7 @@ def test_low_precision_models_are_explained(harmful: list[str], benign: list[str
 
 
 def test_neurons_without_directions_are_an_error(model: ChatModel, neurons: NeuronSet) -> None:
-    with pytest.raises(SafetyNeuronsError, match="directions="):
+    with pytest.raises(SafetyNeuronsError, match="have no directions"):
         explain(model, dataclasses.replace(neurons, directions=None))
 
 
@@ -288,7 +288,7 @@ def test_a_printed_explanation_cannot_steer_the_terminal() -> None:
     words = ("[bold red]I", "\x1b[2J", "\u202e", "[/]", " can't")
     alone = NeuronWords(4, "rejection", 4, 7, 1.0, 1.0, words, words)
     logits = (5.0, 4.0, 3.0, 2.0, 1.0)
-    shown = Explanation((LayerWords(4, "rejection", words, logits, words, logits, (alone,)),), "mean")
+    shown = Explanation((SideWords(4, "rejection", words, logits, words, logits, (alone,)),), "mean")
     text = str(shown)
     assert text.count("[bold red]I \\x1b[2J \\u202e [/] can't") == 4
     assert "\u202e" not in text
@@ -301,9 +301,9 @@ def test_a_printed_explanation_cannot_steer_the_terminal() -> None:
 
 def test_both_sides_of_a_layer_share_a_line() -> None:
     layers = (
-        LayerWords(3, "rejection", ("sorry",), (1.0,)),
-        LayerWords(3, "conformity", ("sure",), (1.0,)),
-        LayerWords(5, "conformity", ("here",), (1.0,)),
+        SideWords(3, "rejection", ("sorry",), (1.0,)),
+        SideWords(3, "conformity", ("sure",), (1.0,)),
+        SideWords(5, "conformity", ("here",), (1.0,)),
     )
     lines = str(Explanation(layers, "difference")).splitlines()
     assert sum("sorry" in line and "sure" in line and "3" in line for line in lines) == 1

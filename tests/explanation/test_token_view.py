@@ -174,7 +174,7 @@ def test_neurons_that_are_none_or_of_another_model_are_errors(
 ) -> None:
     neurons = find(model, harmful, benign, percent=10)
     empty = (torch.zeros(0, dtype=torch.int64),) * 3
-    with pytest.raises(SafetyNeuronsError, match="holds no neurons"):
+    with pytest.raises(SafetyNeuronsError, match="neuron set is empty"):
         trace_tokens(model, dataclasses.replace(neurons, rejection=empty, conformity=empty), "Hello")
     with pytest.raises(SafetyNeuronsError, match="Find them on this model"):
         trace_tokens(model, dataclasses.replace(neurons, widths=(48, 48, 47)), "Hello")

@@ -87,7 +87,7 @@ def test_scores_are_those_counted_pair_by_pair(
         for neuron in found:
             total += weights[neuron] * vectors[neuron]
         assert score.neurons == len(found)
-        assert score.join_processes == pytest.approx(auroc(logits(name, model, total), tokens, score.lexicon), abs=0.01)
+        assert score.together == pytest.approx(auroc(logits(name, model, total), tokens, score.lexicon), abs=0.01)
         single = [
             auroc(logits(name, model, weights[neuron].sign() * vectors[neuron]), tokens, score.lexicon)
             for neuron in found
@@ -192,17 +192,17 @@ def test_neurons_that_write_refusals_together_are_found(worded: ChatModel) -> No
     neurons = planted(worded, {0: [1, 2, 3], 1: [5 * neuron for neuron in range(len(tokens))], 2: [7, 8]}, activations)
     test = vocabulary_test(worded, neurons, random_sets=400)
     score = next(one for one in test.own("rejection", "difference") if one.layer == 1)
-    assert score.join_processes > 0.9
-    assert score.join_processes > score.random_high
+    assert score.together > 0.9
+    assert score.together > score.random_high
     assert score.p_adjusted < 0.05
-    assert 0.5 < score.single < 0.75 < score.join_processes
+    assert 0.5 < score.single < 0.75 < score.together
     assert test.first_readable("rejection", "difference") == 1
     assert test.first_readable("conformity", "difference") is None
     # In the other direction they say the opposite.
     falling = vocabulary_test(
         worded, dataclasses.replace(neurons, directions=Directions(*reversed_means(neurons))), random_sets=50
     )
-    assert next(one for one in falling.own("rejection", "difference") if one.layer == 1).join_processes < 0.1
+    assert next(one for one in falling.own("rejection", "difference") if one.layer == 1).together < 0.1
 
 
 def reversed_means(neurons: NeuronSet) -> tuple[Any, Any]:
@@ -251,7 +251,7 @@ def test_seeds_reproduce(worded: ChatModel, harmful: list[str], benign: list[str
     assert vocabulary_test(worded, neurons, random_sets=20, seed=4) == first
     other = vocabulary_test(worded, neurons, random_sets=20, seed=5)
     assert [one.random for one in other.scores] != [one.random for one in first.scores]
-    assert [one.join_processes for one in other.scores] == [one.join_processes for one in first.scores]
+    assert [one.together for one in other.scores] == [one.together for one in first.scores]
 
 
 def test_vocabulary_without_the_lexicons_is_not_tested(model: ChatModel, harmful: list[str], benign: list[str]) -> None:
@@ -316,5 +316,5 @@ def test_random_sets_are_weighted_like_the_set(worded: ChatModel, harmful: list[
     test = vocabulary_test(worded, whole, random_sets=10)
     assert {(one.layer, one.neurons, one.p) for one in test.scores} == {(0, 48, 1.0)}
     for one in test.scores:
-        assert one.random == pytest.approx(one.join_processes)
+        assert one.random == pytest.approx(one.together)
         assert one.random_single == pytest.approx(one.single, abs=0.2)

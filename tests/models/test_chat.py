@@ -39,7 +39,7 @@ def test_prefill_is_the_beginning_of_the_answer(model: ChatModel) -> None:
     assert asked.render("Hello", prefill="Sure") == asked.render("Hello") + "Sure"
 
 
-def test_system_prompt_where_the_template_takes_one(model: ChatModel) -> None:
+def test_system_prompt_where_the_template_has_a_system_role(model: ChatModel) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         text = model.with_system(SYSTEM).render("Hello")
@@ -48,11 +48,11 @@ def test_system_prompt_where_the_template_takes_one(model: ChatModel) -> None:
 
 
 @pytest.mark.parametrize("template", [REFUSES_SYSTEM, IGNORES_SYSTEM], ids=["refuses", "ignores"])
-def test_system_prompt_goes_before_the_users_turn_where_the_template_takes_none(
+def test_system_prompt_goes_before_the_users_turn_where_the_template_has_no_system_role(
     template: str, model: ChatModel
 ) -> None:
     asked = with_template(model, template).with_system(SYSTEM)
-    with pytest.warns(UserWarning, match=f"{model.name} takes no system prompt"):
+    with pytest.warns(UserWarning, match=f"{model.name} has no system role"):
         text = asked.render("Hello", prefill="Sure")
     assert text == f"[user]{SYSTEM}\n\nHello[answer]Sure"
 
@@ -66,7 +66,7 @@ def test_a_system_prompt_that_the_template_trims_is_still_there(model: ChatModel
 
 
 def test_a_tokenizer_without_template_is_an_error_that_names_the_way_out(model: ChatModel) -> None:
-    with pytest.raises(SafetyNeuronsError, match=f"{model.name}.*--chat-template"):
+    with pytest.raises(SafetyNeuronsError, match=f"{model.name}.*chat_template"):
         with_template(model, None).render("Hello")
 
 

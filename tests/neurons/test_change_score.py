@@ -71,7 +71,7 @@ def test_models_of_other_shapes_cannot_be_compared(
     model, other = make_model("llama"), make_model("llama")
     other.model.model.layers = other.model.model.layers[:2]
     no_work(model, monkeypatch)
-    with pytest.raises(SafetyNeuronsError, match="other layers or other widths"):
+    with pytest.raises(SafetyNeuronsError, match="differ in their layers or widths"):
         score_neurons(model, harmful, benign, score="change", other=other)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons import scores
-from safety_neurons.neurons.capture import capture
+from safety_neurons.neurons.capture import capture_sums
 from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.neurons.read import PLAIN_REFUSAL
@@ -34,7 +34,7 @@ def rows(model: ChatModel, text: str, last: int) -> list[Tensor]:
     return found
 
 
-def join_processes(model: ChatModel, pairs: list[tuple[str, int]]) -> list[Tensor]:
+def together(model: ChatModel, pairs: list[tuple[str, int]]) -> list[Tensor]:
     """Per layer the activations of all texts, each at its last tokens."""
     each = [rows(model, text, last) for text, last in pairs]
     return [torch.cat([one[layer] for one in each]) for layer in range(LAYERS)]
@@ -59,7 +59,7 @@ def test_the_papers_search(
     model = make_model(name)
     found = find(model, harmful, benign, score="magnitude", percent=20)
     on_harmful, on_benign = (
-        join_processes(model, [(model.render(prompt), 1) for prompt in prompts]) for prompts in (harmful, benign)
+        together(model, [(model.render(prompt), 1) for prompt in prompts]) for prompts in (harmful, benign)
     )
     for layer, hook_point in enumerate(model.hook_points):
         norm = hook_point.write_vectors().square().sum(1).sqrt()
@@ -74,7 +74,7 @@ def test_the_default_search_spends_its_budget_over_the_model(
 ) -> None:
     found = find(model, harmful, benign, percent=10)
     on_harmful, on_benign = (
-        join_processes(model, [(model.render(prompt), 1) for prompt in prompts]) for prompts in (harmful, benign)
+        together(model, [(model.render(prompt), 1) for prompt in prompts]) for prompts in (harmful, benign)
     )
     means = [torch.cat([layer.mean(0) for layer in side]) for side in (on_harmful, on_benign)]
     norm = torch.cat([hook_point.write_vectors().square().sum(1).sqrt() for hook_point in model.hook_points])
@@ -99,7 +99,7 @@ def test_wanda_looks_at_the_tokens_of_the_answers(model: ChatModel, harmful: lis
             result.append((model.render(prompt, prefill=answer), len(answer.encode())))
         return result
 
-    on_harmful, on_benign = join_processes(model, pairs(harmful, True)), join_processes(model, pairs(benign, False))
+    on_harmful, on_benign = together(model, pairs(harmful, True)), together(model, pairs(benign, False))
     for layer, hook_point in enumerate(model.hook_points):
         norm = hook_point.write_vectors().abs().sum(1)
         mine, theirs = (top(side[layer].square().sum(0).sqrt() * norm, 10) for side in (on_harmful, on_benign))
@@ -115,7 +115,8 @@ def test_directions_are_those_of_the_prompts_whatever_the_score(
     found = find(model, harmful, benign, score=score, percent=5, positions=4, response_tokens=3)
     assert found.directions is not None
     for prompts, side in ((harmful, found.directions.harmful), (benign, found.directions.benign)):
-        expected = capture(model, [model.render(prompt) for prompt in prompts], positions=4).by_position
+        texts = [model.render(prompt) for prompt in prompts]
+        expected = capture_sums(model, texts, positions=4).statistics().by_position
         assert expected is not None
         for mine, theirs in zip(side, expected, strict=True):
             torch.testing.assert_close(mine, theirs)

@@ -9,7 +9,7 @@ import torch
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons import scores
-from safety_neurons.neurons.capture import CapturedSums, capture, capture_sums
+from safety_neurons.neurons.capture import CapturedSums, capture_sums
 from safety_neurons.neurons.find import find, score_neurons
 from safety_neurons.neurons.read import passes
 
@@ -32,7 +32,7 @@ def test_experts_have_scores_without_nan(score: str, experts: ChatModel, harmful
 @pytest.mark.parametrize("score", ["removal", "effect-size", "wanda", "magnitude", "write-contrast"])
 def test_experts_that_no_token_reaches_have_no_score(score: str, experts: ChatModel) -> None:
     found = score_neurons(experts, ["Hi"], ["Hi"], score=score, response_tokens=1)
-    statistics = capture(experts, [experts.render("Hi")])
+    statistics = capture_sums(experts, [experts.render("Hi")]).statistics()
     unseen = [count == 0 for count in statistics.count]
     assert any(bool(mask.any()) for mask in unseen)
     if score != "wanda":
@@ -46,7 +46,8 @@ def test_the_last_tokens_that_count_can_be_chosen(
 ) -> None:
     found = score_neurons(model, harmful, benign, score="magnitude", last_tokens=last)
     for prompts, side in ((harmful, found.harmful), (benign, found.benign)):
-        expected = capture(model, [model.render(prompt) for prompt in prompts], tail=last).mean_absolute
+        texts = [model.render(prompt) for prompt in prompts]
+        expected = capture_sums(model, texts, tail=last).statistics().mean_absolute
         for hook_point, mean, mine in zip(model.hook_points, expected, side, strict=True):
             torch.testing.assert_close(mine, mean * hook_point.write_vectors().norm(dim=1))
 
@@ -56,7 +57,8 @@ def test_the_whole_prompt_and_the_response_can_count(model: ChatModel, harmful: 
         tokens: score_neurons(model, harmful, benign, score="magnitude", tokens=tokens, response_tokens=4).harmful
         for tokens in ("last", "prompt", "response")
     }
-    everything = capture(model, [model.render(prompt) for prompt in harmful], tail=None).mean_absolute
+    texts = [model.render(prompt) for prompt in harmful]
+    everything = capture_sums(model, texts, tail=None).statistics().mean_absolute
     for hook_point, mean, mine in zip(model.hook_points, everything, sides["prompt"], strict=True):
         torch.testing.assert_close(mine, mean * hook_point.write_vectors().norm(dim=1))
     assert not torch.allclose(sides["response"][0], sides["last"][0])
@@ -80,12 +82,12 @@ def test_without_a_difference_the_top_of_harmful_prompts_is_taken(
     ("options", "message"),
     [
         ({"tokens": "first"}, "'last', 'prompt' or 'response', not 'first'"),
-        ({"last_tokens": 0}, "At least one token"),
-        ({"tokens": "prompt", "last_tokens": 2}, "goes with the tokens 'last'"),
-        ({"score": "wanda", "last_tokens": 2}, "goes with the tokens 'last'"),
-        ({"selection": "both"}, "'difference' of both sides or 'none'"),
-        ({"percent": 0}, "budget"),
-        ({"scope": "galaxy"}, "'layer' or over the 'model'"),
+        ({"last_tokens": 0}, "last_tokens must be at least 1"),
+        ({"tokens": "prompt", "last_tokens": 2}, "requires tokens 'last'"),
+        ({"score": "wanda", "last_tokens": 2}, "requires tokens 'last'"),
+        ({"selection": "both"}, "'difference' or 'none'"),
+        ({"percent": 0}, "percent must be"),
+        ({"scope": "galaxy"}, "'layer' or 'model'"),
     ],
 )
 def test_options_without_meaning_are_errors_before_any_work(
@@ -115,11 +117,12 @@ def test_sums_of_parts_are_the_sums_of_the_whole(experts: ChatModel, harmful: li
         capture_sums(experts, texts[:1], tail=2, positions=3),
         capture_sums(experts, texts[1:], tail=2, positions=3),
     ]
-    merged, whole = CapturedSums.merged(parts).statistics(), capture(experts, texts, tail=2, positions=3)
+    merged = CapturedSums.merged(parts).statistics()
+    whole = capture_sums(experts, texts, tail=2, positions=3).statistics()
     assert merged.prompts == whole.prompts
     for name in ("count", "mean", "variance", "top_share", "by_position"):
         for mine, theirs in zip(getattr(merged, name), getattr(whole, name), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     # Merging leaves the parts as they were.
     assert parts[0].prompts == 1
-    assert float(parts[0].hook_points[0].count.sum()) == 2 * 2
+    assert float(parts[0].sums[0].count.sum()) == 2 * 2

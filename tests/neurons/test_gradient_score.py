@@ -177,5 +177,5 @@ def test_other_tokens_are_an_error_before_any_work(
     tokens: str, model: ChatModel, harmful: list[str], benign: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model.model, "forward", None)
-    with pytest.raises(SafetyNeuronsError, match="gradient means something at these tokens only: last"):
+    with pytest.raises(SafetyNeuronsError, match="gradient supports only tokens last"):
         find(model, harmful, benign, score="gradient", tokens=tokens)  # type: ignore[arg-type]

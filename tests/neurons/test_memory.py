@@ -11,7 +11,7 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import halve_when_full
 from safety_neurons.models.neurons.hook_points import DenseHookPoint
 from safety_neurons.neurons import capture as capturing
-from safety_neurons.neurons.capture import capture
+from safety_neurons.neurons.capture import capture_sums
 from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
 
@@ -44,10 +44,10 @@ def test_statistics_are_the_same_in_smaller_batches(
     kind: str, limit: int, model: ChatModel, harmful: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [model.render(text) for text in harmful]
-    expected = capture(model, texts, tail=None, positions=3, batch_size=6)
+    expected = capture_sums(model, texts, tail=None, positions=3, batch_size=6).statistics()
     sizes: list[int] = []
     monkeypatch.setattr(capturing, "forward", full_above(limit, FULL[kind], sizes, capturing.forward))
-    found = capture(model, texts, tail=None, positions=3, batch_size=6)
+    found = capture_sums(model, texts, tail=None, positions=3, batch_size=6).statistics()
     assert sizes[0] == 6
     assert sum(size for size in sizes if size <= limit) == 6
     for name, value in vars(expected).items():
@@ -106,5 +106,5 @@ def test_full_memory_with_a_single_prompt_is_an_error_that_names_ways_out(kind: 
     def work(_batch: list[int]) -> None:
         raise FULL[kind]
 
-    with pytest.raises(SafetyNeuronsError, match=r"--dtype bfloat16.*--quantize 4bit.*--device-map auto"):
+    with pytest.raises(SafetyNeuronsError, match=r"dtype bfloat16.*4bit.*device_map auto"):
         halve_when_full(work, [1, 2])

@@ -61,7 +61,7 @@ def test_two_sites_of_a_layer_count_together(neurons: NeuronSet) -> None:
     assert mixture.random_like(0).layers == (4, 6, 6)
 
 
-def test_neurons_fit_a_model_with_the_same_sites(neurons: NeuronSet, make_model: Callable[..., ChatModel]) -> None:
+def test_neurons_fit_a_model_of_the_same_shape(neurons: NeuronSet, make_model: Callable[..., ChatModel]) -> None:
     model = make_model("qwen2_moe")
     layers, widths = (0, 0, 1, 1, 2, 2), (64, 24) * 3
     empty = (indices(),) * 6

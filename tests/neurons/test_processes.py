@@ -88,7 +88,7 @@ def save(name, neurons):
     neurons.save(folder / f"{{name}}.{{rank}}")
     neurons.directions.save(folder / f"{{name}}.{{rank}}.directions")
 
-from safety_neurons.find import capture
+from safety_neurons.neurons import capture
 original = capture.forward
 capture.forward = lambda model, inputs: (read.append(len(inputs["input_ids"])), original(model, inputs))[1]
 {cases}
@@ -130,8 +130,8 @@ distributed.destroy_process_group()
     # Two prompt sets for each model, and once more with the responses.
     assert sum(read) == (2 * len(CASES) + 2) * len(harmful)
     assert min(read) > 0
-    assert "Memory ran out" in (tmp_path / "error.1").read_text()
-    assert "Process 1 failed: Memory ran out" in (tmp_path / "error.0").read_text()
+    assert "Out of memory" in (tmp_path / "error.1").read_text()
+    assert "Process 1 failed: Out of memory" in (tmp_path / "error.0").read_text()
 
 
 @pytest.fixture
@@ -158,9 +158,9 @@ def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path, monkeypat
     script.write_text(
         """
 import sys
-import safety_neurons.judges as judges
+import safety_neurons.evaluation.judges as judges
 from safety_neurons.cli import main
-from safety_neurons.judges import RuleJudge, Judgment
+from safety_neurons.evaluation.judges import RuleJudge, Judgment
 
 judges.get = lambda name: RuleJudge(name, "this test", lambda prompt, response: Judgment("refused", "always"))
 main()
@@ -207,7 +207,7 @@ def test_a_helper_that_dies_ends_the_run(tmp_path: Path) -> None:
         f"""{MODELS}
 import os
 from pathlib import Path
-from safety_neurons.run import torchrun
+from safety_neurons.runs import workers
 from safety_neurons.settings import Settings
 
 asked = []
@@ -218,11 +218,11 @@ def load_model(settings):
         os._exit(9)
     return tiny_model()
 
-torchrun.load_model = load_model
-with torchrun.together() as owner:
+workers.load_model = load_model
+with workers.join_processes() as owner:
     assert owner
     for number in range(2):
-        torchrun.find_as_set(tiny_model(), Settings(find={{"percent": 5}}, seed=3), HARMFUL, BENIGN)
+        workers.find_as_set(tiny_model(), Settings(find={{"percent": 5}}, seed=3), HARMFUL, BENIGN)
         Path({str(tmp_path)!r}, f"done.{{number}}").touch()
 """
     )

@@ -48,7 +48,7 @@ def test_top_percent(seed: int, percent: float, scope: str) -> None:
 
 @pytest.mark.parametrize("percent", [0.01, 10, 50])
 @pytest.mark.parametrize("layers", [[0, 0, 1], [3, 5, 3], [7, 7, 7]])
-def test_sites_of_a_layer_share_its_budget(percent: float, layers: list[int]) -> None:
+def test_hook_points_of_a_layer_share_its_budget(percent: float, layers: list[int]) -> None:
     """Whatever the order in which they come."""
     scores = random_scores(4, high=1000)
     chosen = members(top_percent(scores, percent, "layer", layers))
@@ -77,7 +77,7 @@ def test_negative_scores_are_never_chosen(percent: float, scope: str) -> None:
 
 @pytest.mark.parametrize("percent", [0, -1, 100.1, float("nan")])
 def test_a_budget_that_is_none_is_an_error(percent: float) -> None:
-    with pytest.raises(SafetyNeuronsError, match="100 percent"):
+    with pytest.raises(SafetyNeuronsError, match="percent must be above 0"):
         top_percent(random_scores(0), percent, "model", LAYERS)
 
 

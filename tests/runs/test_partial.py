@@ -38,7 +38,7 @@ def unreadable(make_model: Callable[..., ChatModel]) -> ChatModel:
 
 
 def test_options_of_load_reach_the_model(unreadable: ChatModel) -> None:
-    with pytest.raises(SafetyNeuronsError, match=r"Layer 1 .*mlp\.extra.*--write-matrices.*--allow-partial"):
+    with pytest.raises(SafetyNeuronsError, match=r"Layer 1 .*mlp\.extra.*write_matrices.*allow_partial"):
         load(unreadable.model, unreadable.tokenizer).coverage  # noqa: B018
     partial = load(unreadable.model, unreadable.tokenizer, allow_partial=True)
     assert (partial.coverage.layers, partial.coverage.layers_total, len(partial.coverage.unread)) == (2, 3, 1)

@@ -21,7 +21,6 @@ from safety_neurons.engines.engine import InProcess
 from safety_neurons.evaluation import defenses, judges
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defended, Defense, Response
-from safety_neurons.evaluation.judges.model_judge import JUDGE as YES_NO
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.runs import targets as targets_module
 from safety_neurons.runs.evaluation import Requests
@@ -277,8 +276,8 @@ def test_a_model_beside_the_target_is_an_error(beside: dict[str, Any], model_fol
 def test_a_judge_without_a_model_is_an_error_before_any_work(
     run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = judges.get
-    monkeypatch.setattr(judges, "get", lambda name: YES_NO if name == "jailbreakbench" else known(name))
+    known, asking = judges.get, judges.get("jailbreakbench")
+    monkeypatch.setattr(judges, "get", lambda name: asking if name == "jailbreakbench" else known(name))
     with pytest.raises(SafetyNeuronsError, match="jailbreakbench:model=NAME"):
         run_it(judges=("jailbreakbench",))
     assert not (tmp_path / "out").exists()

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-from builders.models import drawn_neurons
 
+from builders.models import drawn_neurons
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.corpus import Corpus, Pair
 

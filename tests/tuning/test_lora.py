@@ -15,7 +15,7 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.tuning import lora
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus
-from safety_neurons.tuning.lora import Adapter, kept_lora, matrices_of, train_lora
+from safety_neurons.tuning.lora import Adapter, cached_lora, matrices_of, train_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TRAINING = Training(learning_rate=1e-2, batch_size=5, kl=0.5)
@@ -88,21 +88,21 @@ def answer_loss(model: ChatModel, corpus: Corpus) -> float:
 def test_kept_adapters_are_found_again(
     model: ChatModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = kept_lora(tmp_path, model, corpus, TRAINING)
+    made = cached_lora(tmp_path, model, corpus, TRAINING)
     (folder,) = tmp_path.iterdir()
     assert sorted(file.name for file in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     files = {file.name: file.read_bytes() for file in folder.iterdir()}
     made.save(tmp_path / "again", model)
     assert {file.name: file.read_bytes() for file in (tmp_path / "again").iterdir()} == files
     monkeypatch.setattr(lora, "trained", lambda *_, **__: pytest.fail("trained again"))
-    found = kept_lora(tmp_path, model, corpus, TRAINING)
+    found = cached_lora(tmp_path, model, corpus, TRAINING)
     assert (found.digest, found.base, found.rank, found.alpha) == (made.digest, made.base, made.rank, made.alpha)
     others: list[dict[str, Any]] = [{"rank": 4}, {"alpha": 1.0}, {"training": dataclasses.replace(TRAINING, seed=1)}]
     others += [{"corpus": Corpus(corpus.pairs[1:])}, {"model": dataclasses.replace(model, identity="another")}]
     for other in others:
         given: dict[str, Any] = {"model": model, "corpus": corpus, "training": TRAINING} | other
         with pytest.raises(pytest.fail.Exception, match="trained again"):
-            kept_lora(tmp_path, **given)
+            cached_lora(tmp_path, **given)
 
 
 def test_peft_reads_what_is_kept(make_model: Callable[..., ChatModel], corpus: Corpus, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_every_weight_is_byte_for_byte_as_before(
     after = snapshot(one_of_each_tunable)
     assert after.keys() == before.keys()
     assert all(same_bytes(after[name], value) for name, value in before.items())
-    assert all(bool(value.any()) for value in delta.tensors.values()), "some slice learnt nothing"
+    assert all(bool(value.any()) for value in delta.tensors.values()), "some delta learned nothing"
     with delta.apply(one_of_each_tunable):
         during = snapshot(one_of_each_tunable)
         assert outside_digest(one_of_each_tunable, neurons) == digest
@@ -173,7 +173,7 @@ def test_base_in_bfloat16_is_tuned_in_float32(model: ChatModel, neuron_set: Call
 
 
 def test_small_changes_survive_a_base_of_low_precision(model: ChatModel, neuron_set: Callable[..., NeuronSet]) -> None:
-    """Steps that bfloat16 would round away are kept: the slices are trained in float32 beside the base."""
+    """Steps that bfloat16 would round away are kept: the deltas are trained in float32 beside the base."""
     model.model.to(torch.bfloat16)
     delta = tune(model, neuron_set(model), Corpus(PAIRS[:1]), learning_rate=1e-6, epochs=2)
     assert all(bool(value.any()) for value in delta.tensors.values())

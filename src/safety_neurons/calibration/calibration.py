@@ -1,9 +1,7 @@
-"""How hard a calibration pushes, so that sets of neurons can be compared at equal pushes.
+"""Calibration (the paper's ActCali, a form of activation steering) of the safety neurons: the causal test.
 
-ActCali: move the found neurons' activations along what tells harmful from benign prompts.
-
-The paper's e' = e + alpha * d, exactly, in neuron space: a_i += alpha * (mean a_i(B) - mean a_i(H)) toward conformity,
-and the reverse toward rejection (section 3.3). It is the causal test of the neurons, and toward rejection a guard.
+The paper's e' = e + alpha * d in neuron space: a_i += alpha * (mean a_i(B) - mean a_i(H)) toward conformity, and the
+reverse toward rejection (section 3.3), where B are benign and H harmful prompts. Toward rejection it also guards.
 """
 
 import contextlib
@@ -30,7 +28,7 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, follow_positions
 from safety_neurons.models.neurons.hook_points import HookPoint, activation_hooks
 from safety_neurons.neurons.neuron_set import Directions, NeuronSet
-from safety_neurons.neurons.scores import Layers
+from safety_neurons.neurons.scores import NeuronValues
 
 
 @contextlib.contextmanager
@@ -81,55 +79,53 @@ def directions_of(model: ChatModel, neurons: NeuronSet) -> Directions:
     """The neurons' directions.
 
     Raises:
-        SafetyNeuronsError: they came without, or belong to a model of another shape.
+        SafetyNeuronsError: they have none, or belong to a model of another shape.
     """
     if neurons.directions is None:
-        raise SafetyNeuronsError(
-            "These neurons came without directions; load them with directions=, or run find again."
-        )
+        raise SafetyNeuronsError("These neurons have no directions. Load them with directions=, or run find again.")
     neurons.check_fits(model)
     return neurons.directions
 
 
 def open_window(
-    where: PromptPositions, model: ChatModel, directions: Directions, knobs: CalibrationConfig
+    where: PromptPositions, model: ChatModel, directions: Directions, config: CalibrationConfig
 ) -> TokenWindow:
-    """The tokens that the knobs name.
+    """The tokens to calibrate.
 
     Raises:
-        SafetyNeuronsError: they need directions for more positions than are known.
+        SafetyNeuronsError: the config needs directions for more positions than are known.
     """
     known = directions.positions
-    reach = model.template_tail if knobs.prompt_positions == "template" else knobs.prompt_positions
-    if isinstance(reach, int) and reach > known and knobs.direction == "position":
+    reach = model.template_tail if config.prompt_positions == "template" else config.prompt_positions
+    if isinstance(reach, int) and reach > known and config.direction == "position":
         raise SafetyNeuronsError(
             f"Directions are known for the last {known} prompt positions, not for {reach}. Run find with more "
             "positions, or pool the directions."
         )
-    answer = None if knobs.generated_tokens == "all" else knobs.generated_tokens
+    answer = None if config.generated_tokens == "all" else config.generated_tokens
     return TokenWindow(where, known, None if reach == "all" else reach, answer)
 
 
 def shifts(
-    model: ChatModel, neurons: NeuronSet, window: TokenWindow, toward: Toward, alpha: float, knobs: CalibrationConfig
+    model: ChatModel, neurons: NeuronSet, window: TokenWindow, toward: Toward, alpha: float, config: CalibrationConfig
 ) -> list[tuple[HookPoint, Shift]]:
-    """A hook for every site that holds neurons to calibrate."""
+    """A hook for every hook point that has neurons to calibrate."""
     directions = directions_of(model, neurons)
     if toward not in get_args(Toward):
-        raise SafetyNeuronsError(f"Calibration leads toward {' or '.join(get_args(Toward))}, not {toward!r}.")
+        raise SafetyNeuronsError(f"toward must be {' or '.join(get_args(Toward))}, not {toward!r}.")
     if not math.isfinite(alpha):
-        raise SafetyNeuronsError(f"alpha is a finite number, not {alpha}.")
-    first, last = knobs.layers or (0, max(neurons.layers))
+        raise SafetyNeuronsError(f"alpha must be a finite number, not {alpha}.")
+    first, last = config.layers or (0, max(neurons.layers))
     if first > max(neurons.layers):
         raise SafetyNeuronsError(f"There is no layer {first}: the layers are 0 to {max(neurons.layers)}.")
     hooks = []
     for hook_point, indices, harmful, benign in zip(
-        model.hook_points, getattr(neurons, knobs.subset), directions.harmful, directions.benign, strict=True
+        model.hook_points, getattr(neurons, config.subset), directions.harmful, directions.benign, strict=True
     ):
         if len(indices) and first <= hook_point.layer <= last:
             away, target = (harmful, benign) if toward == "conformity" else (benign, harmful)
-            rows = [table(means, knobs.direction) for means in (away, target)]
-            hooks.append((hook_point, Shift(window, indices, rows[0], rows[1], alpha, knobs)))
+            rows = [table(means, config.direction) for means in (away, target)]
+            hooks.append((hook_point, Shift(window, indices, rows[0], rows[1], alpha, config)))
     return hooks
 
 
@@ -141,30 +137,23 @@ def table(means: Tensor, direction: Direction) -> Tensor:
     return torch.cat([pooled, means, means[-1:]])
 
 
-def dose(neurons: NeuronSet, norms: Layers, knobs: CalibrationConfig | None = None) -> float:
-    """How much calibration adds for each unit of alpha: the summed length of all shifts at the prompt's last position.
+def dose(neurons: NeuronSet, norms: NeuronValues, config: CalibrationConfig | None = None) -> float:
+    """The summed length of all shifts at the last position of the prompt, per unit of alpha.
 
-    That is the sum over the neurons of |mean a_i(B) - mean a_i(H)| * ||r_i||_2, and so of their write-contrast scores.
-    Of the knobs, the subset and the layers say which neurons are pushed; all when left out.
+    That is the sum over the neurons of |mean a_i(B) - mean a_i(H)| * ||r_i||_2, their write-contrast scores, so sets of
+    neurons can be compared at equal doses. Only the config's subset and layers matter.
     """
     assert neurons.directions is not None
-    total = 0.0
-    for layer, indices, harmful, benign, norm in zip(
-        neurons.layers,
-        getattr(neurons, knobs.subset if knobs else "both"),
-        neurons.directions.harmful,
-        neurons.directions.benign,
-        norms,
-        strict=True,
-    ):
-        if knobs and knobs.layers and not knobs.layers[0] <= layer <= knobs.layers[1]:
-            continue
-        total += float(((benign[-1] - harmful[-1]).abs() * norm)[indices].sum())
-    return total
+    config = config or CalibrationConfig()
+    first, last = config.layers or (0, max(neurons.layers))
+    means = zip(neurons.directions.harmful, neurons.directions.benign, norms, strict=True)
+    lengths = [(benign[-1] - harmful[-1]).abs() * norm for harmful, benign, norm in means]
+    chosen = zip(neurons.layers, getattr(neurons, config.subset), lengths, strict=True)
+    return sum((float(length[indices].sum()) for layer, indices, length in chosen if first <= layer <= last), 0.0)
 
 
 def digest(neurons: NeuronSet) -> str:
-    """A name for exactly these neurons and what is added to them."""
+    """SHA-256 of the neurons and of what is added to them."""
     assert neurons.directions is not None
     content = hashlib.sha256()
     for tensor in (*neurons.both, *neurons.directions.harmful, *neurons.directions.benign):

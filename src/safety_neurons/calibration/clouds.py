@@ -1,7 +1,7 @@
-"""Two clouds: harmful and benign prompts by what the found neurons do at their last token, as they are and pushed.
+"""Harmful and benign prompts as two clouds of activations at their last token, before and after calibration.
 
-The paper shows the two kinds of prompts in the plane of the first two principal components, and how calibration carries
-the one into the other (section 3.3). Here is such a plane for each layer that has found neurons, and one for all.
+The paper shows both in the plane of the first two principal components, and how calibration moves one into the other
+(section 3.3). Here is such a plane for each layer with safety neurons, and one for all layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ from safety_neurons.core.statistics import CONFIDENCE, RESAMPLES, Array
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
 
-# Where either kind of prompts is pushed: to the other one.
+# Each kind of prompts is calibrated toward the other.
 AWAY: dict[str, Toward] = {"harmful": "conformity", "benign": "rejection"}
-# How many prompts of a kind are read, and of how many layers points are kept: the results stay under 600 KB.
+# The prompts of a kind to read, and the layers to keep points of: results stay under 600 KB.
 MOST_PROMPTS = 40
 MOST_PLANES = 64
 # Significant digits of a point.
@@ -42,35 +42,35 @@ def read_clouds(
     batch_size: int = 8,
     advance: Advance = ignore,
 ) -> list[dict[str, Any]]:
-    """Read "harmful" and "benign" test prompts, as they are and pushed to the other kind: an entry a layer, then all.
+    """Read "harmful" and "benign" test prompts, plain and calibrated: one entry per layer, then one for all layers.
 
-    An entry has its `layer` (None: all together) and the number of its `neurons`; `auroc` and `auroc_random`, how well
-    the found and the random neurons tell the kinds apart along the difference of their mean activations on training
-    prompts, with bootstrap intervals over prompts; `harmful_half`, the share of each cloud that is on the harmful side
-    of the middle between these means; and the plane, None in all but the `MOST_PLANES` layers with the most neurons:
-    `explained`, the share of the variance that each axis has, and the `points` of each cloud. The plane is fitted to
-    the prompts as they are. On either axis their harmful ones have the higher mean. In a mixture of experts the means
-    are over the training prompts that reach an expert, while a prompt that does not reach it counts as zero.
+    An entry has its `layer` (None: all) and number of `neurons`; `auroc` and `auroc_random`, how well the safety
+    neurons and random ones separate the kinds along the difference of their mean activations on training prompts, with
+    bootstrap intervals over prompts; `harmful_half`, the share of each cloud on the harmful side of the midpoint; and,
+    for the `MOST_PLANES` layers with the most neurons and for all layers, `explained`, the share of the variance of
+    each axis, and the `points` of each cloud (None elsewhere). The plane is fitted to the plain prompts; on both axes
+    the harmful ones have the higher mean. In a mixture of experts, means are over the training prompts routed to an
+    expert, and prompts that are not routed to it count as zero.
 
     Raises:
-        SafetyNeuronsError: the neurons came without directions or belong to a model of another shape, or activations
-            are no finite numbers.
+        SafetyNeuronsError: the neurons have no directions or belong to a model of another shape, or activations are not
+            finite.
     """
     texts = {side: [model.render(text) for text in prompts[side]] for side in AWAY}
     found, other = neurons.both, random.both
-    # In one pass: a neuron is read wherever it stands in the list, and the found ones come first.
-    join_processes = [torch.cat(pair) for pair in zip(found, other, strict=True)]
+    # In one pass, with the safety neurons of each hook point before the random ones.
+    joined = [torch.cat(pair) for pair in zip(found, other, strict=True)]
     mine = torch.cat([torch.arange(len(one) + len(two)) < len(one) for one, two in zip(found, other, strict=True)])
-    both = {side: last_token_activations(model, join_processes, texts[side], batch_size, advance) for side in AWAY}
+    both = {side: last_token_activations(model, joined, texts[side], batch_size, advance) for side in AWAY}
     clouds = {side: values[:, mine] for side, values in both.items()}
     for side, toward in AWAY.items():
         with calibrate(model, neurons, toward=toward, alpha=alphas[toward], **asdict(knobs)):
-            # These hooks come after those of the calibration: they see what the write matrix sees.
+            # These hooks run after those of the calibration, so they read the calibrated activations.
             clouds[pushed(side)] = last_token_activations(model, found, texts[side], batch_size, advance)
     if not all(bool(values.isfinite().all()) for values in (*both.values(), *clouds.values())):
         raise SafetyNeuronsError(
-            f"Some activations of {model.name} are no finite numbers at the prompt's end. Choose another dtype "
-            "(float32 or bfloat16), or lower calibrate.alpha_conformity and calibrate.alpha_rejection."
+            f"Some activations of {model.name} at the end of the prompt are not finite. Choose another dtype (float32 "
+            "or bfloat16), or lower alpha_conformity and alpha_rejection."
         )
     means, random_means = _means(model, neurons), _means(model, random)
     layer_of, random_layer_of = _layers(neurons), _layers(random)
@@ -98,15 +98,15 @@ def read_clouds(
 
 
 def pushed(side: str) -> str:
-    """The name of the cloud that a side's prompts are once they are pushed."""
+    """The name of the cloud of a side's calibrated prompts."""
     return f"{side}_pushed"
 
 
 def plane(clouds: Mapping[str, Array]) -> tuple[tuple[float, float], dict[str, Array]]:
-    """The first two principal components of "harmful" and "benign" [prompts, neurons], and every cloud in their plane.
+    """All clouds [prompts, neurons] in the plane of the first two principal components of "harmful" and "benign".
 
-    Returns the share of the variance that each axis explains, and the points [prompts, 2] of each cloud. The sign of an
-    axis is such that the mean of the harmful points is not below that of the benign ones.
+    Returns the share of the variance that each axis explains, and the points [prompts, 2] of each cloud. Axes point so
+    that the mean of the harmful points is not below that of the benign ones.
     """
     base = numpy.concatenate([clouds[side] for side in AWAY])
     center = base.mean(0)
@@ -122,21 +122,18 @@ def plane(clouds: Mapping[str, Array]) -> tuple[tuple[float, float], dict[str, A
 
 
 def separability(harmful: Array, benign: Array, seed: int) -> dict[str, float]:
-    """AUROC: how likely a harmful prompt has the higher score than a benign one, with its 95% interval over prompts.
-
-    Equal scores count half. The interval is a percentile bootstrap; where all pairs are in order, it is a point.
-    """
+    """The AUROC of harmful against benign scores (ties count half), with its 95% bootstrap interval over prompts."""
     in_order = (harmful[:, None] > benign) + 0.5 * (harmful[:, None] == benign)
     drawn = numpy.random.default_rng(seed)
     rows, columns = (drawn.multinomial(size, numpy.full(size, 1 / size), RESAMPLES) / size for size in in_order.shape)
     samples = ((rows @ in_order) * columns).sum(1)
     low, high = numpy.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    # Rounding must not carry an end beyond what an AUROC can be.
+    # Rounding must not carry an end beyond 0 or 1.
     return {"value": float(in_order.mean()), "low": max(0.0, float(low)), "high": min(1.0, float(high))}
 
 
 def _means(model: ChatModel, neurons: NeuronSet) -> Tensor:
-    """Mean activations on harmful and on benign training prompts at the last token: [2, neurons], site after site."""
+    """Mean activations at the last token of harmful and of benign training prompts: [2, neurons] by hook point."""
     known = directions_of(model, neurons)
     sides = (known.harmful, known.benign)
     return torch.stack(
@@ -145,19 +142,19 @@ def _means(model: ChatModel, neurons: NeuronSet) -> Tensor:
 
 
 def _layers(neurons: NeuronSet) -> Tensor:
-    """The layer of each neuron, site after site."""
+    """The layer of each neuron, in the order of the hook points."""
     return torch.cat([torch.full((len(own),), layer) for layer, own in zip(neurons.layers, neurons.both, strict=True)])
 
 
 def _scores(values: Tensor, means: Tensor) -> Array:
-    """How far along the difference of the means [2, neurons] activations lie; above 0 nearer to the harmful mean."""
+    """The projection of activations on the difference of the means [2, neurons]; above 0 is nearer the harmful mean."""
     harmful, benign = means.double()
     scores: Array = ((values.double() - (harmful + benign) / 2) @ (harmful - benign)).numpy()
     return scores
 
 
 def _rounded(points: Mapping[str, Array]) -> dict[str, dict[str, list[float]]]:
-    # A sum with 0 has no negative zero.
+    # Adding 0.0 removes negative zeros.
     return {
         name: {
             axis: [float(f"{value:.{_DIGITS}g}") + 0.0 for value in cloud[:, number].tolist()]

@@ -1,8 +1,7 @@
-"""A linear detector of harmful prompts: regularised logistic regression, and a threshold for a false-positive rate.
-
-The activations of chosen neurons at each prompt's last token: what a guard decides by."""
+"""A linear detector of harmful prompts: regularized logistic regression on activations at the prompt's last token."""
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,29 +24,26 @@ from safety_neurons.models.neurons.hook_points import ActivationHook, Activation
 
 
 class LastTokens:
-    """Gathers activations while a pass reads prompts: `values` is float32 [prompts, chosen neurons], site after site.
+    """Collects activations while a pass reads prompts: `values` is float32 [prompts, chosen neurons] by hook point.
 
-    A routed expert's neurons count as zero for a prompt whose last token does not reach the expert.
+    The neurons of a routed expert count as zero for a prompt whose last token is not routed to it.
     """
 
     def __init__(self, where: PromptPositions, chosen: Sequence[Tensor]) -> None:
         self.where, self.chosen = where, chosen
-        starts = [0]
-        for indices in chosen:
-            starts.append(starts[-1] + len(indices))
-        self.starts, self.size = starts, starts[-1]
+        *self.starts, self.size = itertools.accumulate(map(len, chosen), initial=0)
         self.values = torch.empty(0, self.size)
         self._pass: Tensor | None = None
         self._prompts: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
 
     def hooks(self, hook_points: Sequence[HookPoint]) -> Iterator[tuple[HookPoint, ActivationHook]]:
-        """A hook for every site that holds chosen neurons."""
+        """A hook for every hook point that has chosen neurons."""
         for number, (hook_point, indices) in enumerate(zip(hook_points, self.chosen, strict=True)):
             if len(indices):
                 yield hook_point, functools.partial(self.take, number=number)
 
     def take(self, activations: Activations, number: int) -> None:
-        """Keep what these activations hold of the chosen neurons of a site."""
+        """Store the activations of the chosen neurons of a hook point."""
         if self.where.generated is not None:
             return
         self._begin(activations.values.device)
@@ -64,13 +60,11 @@ class LastTokens:
             return
         columns = (indices[mine] - first).to(values.device)
         places = (self.starts[number] + mine.nonzero().flatten()).to(values.device)
-        found = values[rows][:, columns].float()
-        self.values[prompts[:, None].to(self.values.device), places[None].to(self.values.device)] = found.to(
-            self.values.device
-        )
+        device = self.values.device
+        self.values[prompts[:, None].to(device), places[None].to(device)] = values[rows][:, columns].float().to(device)
 
     def _begin(self, device: torch.device) -> None:
-        """A pass that has not been seen begins with zeros."""
+        """Start a new pass with zeros."""
         if self._pass is not self.where.offsets:
             self._pass = self.where.offsets
             self.values = torch.zeros(len(self.where.offsets), self.size, device=device)
@@ -79,18 +73,14 @@ class LastTokens:
             self._prompts = last[rows], rows
 
     def _per_token(self) -> Tensor:
-        """The prompt whose last token each token is, or -1: [prompts, tokens]."""
+        """The number of the prompt at its last token, -1 at all other tokens: [prompts, tokens]."""
         offsets = self.where.offsets
         prompts = torch.arange(len(offsets), device=offsets.device)[:, None]
         return torch.where(offsets == -1, prompts, -1)
 
 
 def last_token_activations(
-    model: ChatModel,
-    chosen: Sequence[Tensor],
-    texts: Sequence[str],
-    batch_size: int,
-    advance: Advance = ignore,
+    model: ChatModel, chosen: Sequence[Tensor], texts: Sequence[str], batch_size: int, advance: Advance = ignore
 ) -> Tensor:
     """The chosen neurons' activations at the last token of rendered texts: float32 [texts, chosen neurons]."""
     found = torch.zeros(len(texts), sum(map(len, chosen)))
@@ -101,7 +91,7 @@ def last_token_activations(
         with torch.inference_mode(), follow_positions(model.model) as where:
             gathered = LastTokens(where, chosen)
             with activation_hooks(gathered.hooks(model.hook_points)):
-                # Without the head: no neuron looks at logits.
+                # The head is skipped: no neuron depends on logits.
                 forward(model.model.base_model, model.encode([texts[index] for index in batch]))
             found[batch] = gathered.values.cpu()
 
@@ -112,7 +102,7 @@ def last_token_activations(
 
 
 FOLDS = 5
-# Strengths of the penalty, as scikit-learn counts them (smaller is stronger).
+# scikit-learn's C: smaller is stronger.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -120,8 +110,8 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 class Detector:
     """Scores prompts by features: `features @ weight + bias`, higher is more harmful.
 
-    `ordinary` are the sorted scores of the ordinary training prompts, each by a detector that had not seen it: from
-    them a threshold is taken. `auroc` is that of all training prompts, scored in the same way.
+    `ordinary` are the sorted out-of-fold scores of the ordinary training prompts, which set the threshold; `auroc` is
+    that of the out-of-fold scores of all training prompts.
     """
 
     weight: Tensor
@@ -131,17 +121,17 @@ class Detector:
     penalty: float
 
     def scores(self, features: Tensor) -> Tensor:
-        """One number a prompt, float32 [prompts]."""
+        """One score per prompt: float32 [prompts]."""
         return features.float() @ self.weight.to(features.device) + self.bias
 
     def threshold(self, false_positive_rate: float) -> float:
-        """Above it a prompt counts as harmful.
+        """The score above which a prompt counts as harmful: the ordinary one of rank ceil((n + 1) * (1 - rate)).
 
-        Of ordinary prompts like those of the training, at most this share lies above it, on average over such training
-        sets (split conformal prediction, Vovk et al. 2005): the score of rank ceil((n + 1) * (1 - rate)).
+        On average over training sets, at most this share of ordinary prompts like theirs is above it (split conformal
+        prediction, Vovk et al. 2005).
 
         Raises:
-            SafetyNeuronsError: there are too few ordinary prompts for so small a rate.
+            SafetyNeuronsError: there are too few ordinary prompts for this rate.
         """
         count = len(self.ordinary)
         check_rate(false_positive_rate, count)
@@ -150,13 +140,13 @@ class Detector:
 
 
 def check_rate(false_positive_rate: float, ordinary: int) -> None:
-    """Raises SafetyNeuronsError where so many ordinary prompts cannot give a threshold for this rate."""
+    """Raise SafetyNeuronsError if this number of ordinary prompts is too small for a threshold at this rate."""
     if not 0 < false_positive_rate < 1:
-        raise SafetyNeuronsError(f"A false-positive rate is above 0 and below 1, not {false_positive_rate}.")
+        raise SafetyNeuronsError(f"false_positive_rate must be above 0 and below 1, not {false_positive_rate}.")
     if (ordinary + 1) * false_positive_rate < 1 - 1e-9:
         raise SafetyNeuronsError(
             f"A false-positive rate of {false_positive_rate:g} needs at least {math.ceil(1 / false_positive_rate) - 1} "
-            f"ordinary prompts to learn from; there are {ordinary}. Name a higher rate or give more benign prompts."
+            f"ordinary training prompts; there are {ordinary}. Raise false_positive_rate, or add benign prompts."
         )
 
 
@@ -165,14 +155,14 @@ def fit_detector(
 ) -> Detector:
     """Fit a detector to features [prompts, features] of harmful prompts against ordinary and borderline ones.
 
-    The penalty is the one with the best AUROC over five folds; equal ones go to the stronger.
+    The penalty is the one with the best AUROC over five folds; ties go to the stronger.
 
     Raises:
         SafetyNeuronsError: there are no features, or fewer than five prompts on a side.
     """
     safe = ordinary if borderline is None else torch.cat([ordinary, borderline])
     if not harmful.shape[1]:
-        raise SafetyNeuronsError("A detector needs features, and no neuron was chosen. Raise find.percent.")
+        raise SafetyNeuronsError("A detector needs features, and no neuron was chosen. Raise percent.")
     if min(len(harmful), len(ordinary)) < FOLDS:
         raise SafetyNeuronsError(f"A detector needs at least {FOLDS} harmful and {FOLDS} benign training prompts.")
     features = torch.cat([safe, harmful]).double().numpy()
@@ -187,13 +177,8 @@ def fit_detector(
     scaler, regression = fitted[0], fitted[1]
     weight = regression.coef_[0] / scaler.scale_
     bias = float(regression.intercept_[0] - weight @ scaler.mean_)
-    return Detector(
-        torch.from_numpy(weight).float(),
-        bias,
-        torch.from_numpy(numpy.sort(unseen[best][: len(ordinary)])).float(),
-        aurocs[best],
-        best,
-    )
+    scores = torch.from_numpy(numpy.sort(unseen[best][: len(ordinary)])).float()
+    return Detector(torch.from_numpy(weight).float(), bias, scores, aurocs[best], best)
 
 
 def _model(penalty: float) -> Pipeline:

@@ -1,8 +1,7 @@
-"""The guard: calibrate toward rejection only where the safety neurons say that the prompt is harmful.
+"""The guard: calibration toward rejection, for the prompts that the early safety neurons classify as harmful.
 
-One pass reads the prompt, as in any generation. The found neurons of the early layers decide at its last token; the
-found neurons of the later layers are then calibrated in the same pass, for the flagged prompts alone. What is not
-flagged passes as the same bits.
+One pass reads the prompt, as in any generation. The safety neurons of the early layers decide at its last token; those
+of the later layers are then calibrated in the same pass, for flagged prompts alone. Other prompts keep their bits.
 """
 
 import contextlib
@@ -23,26 +22,26 @@ from safety_neurons.calibration.calibration import directions_of, open_window, s
 from safety_neurons.calibration.config import CalibrationConfig
 from safety_neurons.calibration.detector import Detector, LastTokens, check_rate, fit_detector, last_token_activations
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path
+from safety_neurons.core.files import atomic_path, read_tensors
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, follow_positions
 from safety_neurons.models.generate import BATCH_SIZE
 from safety_neurons.models.neurons.hook_points import activation_hooks
-from safety_neurons.neurons.neuron_set import Directions, NeuronSet, read_tensors
+from safety_neurons.neurons.neuron_set import Directions, NeuronSet
 
-# The earliest layer decides whose AUROC on prompts not learnt from is this near to the best layer's.
+# The earliest layer whose out-of-fold AUROC is this near to the best layer's decides.
 NEAR_ENOUGH = 0.01
-# The penalty with which layers are compared; the detector's own is chosen afterwards.
+# The penalty for comparing layers; the detector's own is chosen afterwards.
 COMPARING_PENALTY = 1e-2
 
 
 @dataclass(frozen=True)
 class Guard:
-    """A fitted guard: a file of its own, with all that `guard` needs besides the model.
+    """A fitted guard, with all that `guard` needs besides the model; saved as one file.
 
     The neurons of layers up to `layer` decide, those of later layers are calibrated toward rejection with `alpha`.
-    `origin` names what a run fitted it from; it is empty where no run did.
+    `origin` identifies the run and the settings that it was fitted with; it is empty without a run.
     """
 
     neurons: NeuronSet
@@ -57,18 +56,19 @@ class Guard:
         """The same guard with the threshold for another false-positive rate.
 
         Raises:
-            SafetyNeuronsError: it learnt from too few ordinary prompts for so small a rate.
+            SafetyNeuronsError: it was fitted on too few ordinary prompts for this rate.
         """
         check_rate(false_positive_rate, len(self.detector.ordinary))
         return replace(self, false_positive_rate=false_positive_rate)
 
     @property
     def deciding(self) -> list[Tensor]:
-        """The neurons that decide, per site."""
-        return up_to(self.neurons, self.layer)
+        """The neurons that decide, by hook point."""
+        layers = zip(self.neurons.layers, self.neurons.both, strict=True)
+        return [indices if layer <= self.layer else indices[:0] for layer, indices in layers]
 
     def scores(self, model: ChatModel, prompts: Sequence[str], batch_size: int = BATCH_SIZE) -> Tensor:
-        """How harmful the guard finds requests: float32 [prompts]; above `threshold` they are flagged."""
+        """The detector's scores of requests: float32 [prompts]; those above `threshold` are flagged."""
         texts = [model.render(prompt) for prompt in prompts]
         return self.detector.scores(last_token_activations(model, self.deciding, texts, batch_size))
 
@@ -78,7 +78,7 @@ class Guard:
 
     @property
     def digest(self) -> str:
-        """A name for exactly this guard."""
+        """Hash of the guard's file content."""
         return hashlib.sha256(save(self._tensors(), self._metadata())).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
@@ -90,13 +90,9 @@ class Guard:
         directions = self.neurons.directions
         assert directions is not None
         tensors = {"detector.weight": self.detector.weight, "detector.ordinary": self.detector.ordinary}
-        for name, hook_points in (
-            ("rejection", self.neurons.rejection),
-            ("conformity", self.neurons.conformity),
-            ("harmful", directions.harmful),
-            ("benign", directions.benign),
-        ):
-            tensors |= {f"{name}.{hook_point}": value.contiguous() for hook_point, value in enumerate(hook_points)}
+        for source, names in ((self.neurons, ("rejection", "conformity")), (directions, _SIDES)):
+            for name in names:
+                tensors |= {f"{name}.{number}": part.contiguous() for number, part in enumerate(getattr(source, name))}
         return tensors
 
     def _metadata(self) -> dict[str, str]:
@@ -110,7 +106,7 @@ class Guard:
             "penalty": self.detector.penalty,
             "origin": self.origin,
         }
-        # One entry, because safetensors writes several in any order.
+        # A single entry: safetensors writes several in arbitrary order.
         return {"neurons": json.dumps(json.loads(self.neurons.metadata()["neurons"]) | {"guard": about})}
 
     @classmethod
@@ -118,49 +114,28 @@ class Guard:
         """Read what `save` wrote.
 
         Raises:
-            SafetyNeuronsError: the file is missing, broken, or no guard.
+            SafetyNeuronsError: the file is missing, broken, or not a guard.
         """
         path = Path(path)
         tensors, metadata = read_tensors(path)
         try:
             about = json.loads(metadata["neurons"])["guard"]
             neurons = NeuronSet.load(path)
-            hook_points = range(len(neurons.widths))
-            directions = Directions(
-                *(tuple(tensors[f"{side}.{hook_point}"] for hook_point in hook_points) for side in _SIDES)
-            )
+            numbers = range(len(neurons.widths))
+            directions = Directions(*(tuple(tensors[f"{side}.{number}"] for number in numbers) for side in _SIDES))
             known = about["knobs"]
             knobs = CalibrationConfig(**known | {"layers": known["layers"] and tuple(known["layers"])})
-            detector = Detector(
-                tensors["detector.weight"],
-                about["bias"],
-                tensors["detector.ordinary"],
-                about["auroc"],
-                about["penalty"],
-            )
-            return cls(
-                replace(neurons, directions=directions),
-                detector,
-                about["layer"],
-                about["false_positive_rate"],
-                about["alpha"],
-                knobs,
-                # Older files have none.
-                about.get("origin", ""),
-            )
+            weight, ordinary = tensors["detector.weight"], tensors["detector.ordinary"]
+            detector = Detector(weight, about["bias"], ordinary, about["auroc"], about["penalty"])
+            own = {name: about[name] for name in ("layer", "false_positive_rate", "alpha", "origin")}
+            return cls(replace(neurons, directions=directions), detector, knobs=knobs, **own)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise SafetyNeuronsError(f"{path} is no guard ({error!r}). Make one: safety-neurons guard RUN.") from error
+            raise SafetyNeuronsError(
+                f"{path} is not a guard ({error!r}). Fit one: safety-neurons guard RUN."
+            ) from error
 
 
 _SIDES = ("harmful", "benign")
-
-
-def up_to(neurons: NeuronSet, layer: int) -> list[Tensor]:
-    """The neurons of the layers up to this one, per site."""
-    return [
-        indices if number <= layer else indices[:0]
-        for number, indices in zip(neurons.layers, neurons.both, strict=True)
-    ]
 
 
 def fit_guard(
@@ -202,12 +177,11 @@ def fit_guard(
     features = last_token_activations(model, neurons.both, texts, batch_size, advance)
     by_site = zip(neurons.layers, neurons.both, strict=True)
     layer_of = torch.cat([torch.full((len(found),), number) for number, found in by_site])
-    # The last layer's neurons can decide nothing: none would be left to act.
+    # The last layer cannot decide: no neurons would be left to act.
     candidates = sorted(set(layer_of.tolist()))[:-1]
     if not candidates:
         raise SafetyNeuronsError(
-            "A guard needs found neurons in at least two layers: some to decide by and later ones to act. Raise "
-            "find.percent."
+            "A guard needs safety neurons in at least two layers, to decide and, later, to act. Raise percent."
         )
 
     def fitted(last: int, **options: Any) -> Detector:
@@ -219,7 +193,7 @@ def fit_guard(
         layer = next(one for one in candidates if aurocs[one] >= max(aurocs.values()) - NEAR_ENOUGH)
     if not (layer_of <= layer).any() or not (layer_of > layer).any():
         raise SafetyNeuronsError(
-            f"A guard cannot decide in layer {layer}: found neurons are needed up to it and after it, and they are in "
+            f"A guard cannot decide in layer {layer}: it needs safety neurons up to it and after it, and they are in "
             f"the layers {int(layer_of.min())} to {int(layer_of.max())}."
         )
     return Guard(neurons, fitted(layer), layer, false_positive_rate, alpha, knobs)
@@ -227,7 +201,7 @@ def fit_guard(
 
 @dataclass
 class Decisions:
-    """What the guard decided on the last batch of prompts: scores and flags [prompts]."""
+    """The guard's scores and flags [prompts] of the last batch."""
 
     scores: Tensor
     flagged: Tensor
@@ -235,10 +209,10 @@ class Decisions:
 
 @contextlib.contextmanager
 def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisions]:
-    """Guard a model while the context is open; whatever generates with it, `model.generate` too, is guarded.
+    """Guard a model, including its `generate`, while the context is open.
 
-    Yields what was decided on the last batch of prompts. It is decided when a prompt is read: a pass that goes on from
-    the cache of an earlier turn, and the later chunks of a prompt that is read in chunks, keep the first decision.
+    Yields the decisions on the last batch of prompts. The guard decides when a prompt is read: a pass that continues
+    from the cache of an earlier turn, and later chunks of a prompt that is read in chunks, keep the first decision.
 
     Raises:
         SafetyNeuronsError: the guard was fitted on a model of another shape.
@@ -248,8 +222,8 @@ def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisio
         model = ChatModel(model, nothing, model.config.name_or_path or type(model).__name__, "")
     elif model.identity != fitted.neurons.provenance.identity:
         warnings.warn(
-            f"This guard was fitted on {fitted.neurons.provenance.model}; the weights of {model.name} are others, and "
-            "its rates may not hold.",
+            f"This guard was fitted on {fitted.neurons.provenance.model}, whose weights differ from those of "
+            f"{model.name}: its rates may not hold.",
             stacklevel=3,
         )
     first, last = fitted.knobs.layers or (0, max(fitted.neurons.layers))
@@ -262,7 +236,7 @@ def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisio
         decisions.flagged = decisions.scores > fitted.threshold
         return decisions.flagged
 
-    # The first of the neurons that may be calibrated asks; by then all that decide have been read.
+    # Deferred to the first calibrated layer: by then all deciding neurons have been read.
     with follow_positions(model.model, at_prompt=lambda: window.defer(decide)) as where:
         window = open_window(where, model, directions, knobs)
         gathered = LastTokens(where, fitted.deciding)

@@ -1,1 +1,1 @@
-"""core"""
+"""Foundations: errors, files, statistics, processes, plug-ins, tables, progress."""

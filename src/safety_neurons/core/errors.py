@@ -1,17 +1,17 @@
-"""Errors for failures that a user can mend."""
+"""Errors that a user can do something about."""
 
 
 class SafetyNeuronsError(Exception):
-    """An expected failure: bad input, a missing file, a model we cannot read.
+    """An expected failure, such as bad input, a missing file or an unsupported model.
 
-    The message is one paragraph that says what was wrong, with which input, and what to do next.
-    The library raises it; the command line prints it without a traceback and exits with code 2.
+    The message says what was wrong, with which input, and what to do. The command line prints it without a traceback
+    and exits with code 2.
     """
 
 
 class DivergedError(SafetyNeuronsError):
-    """Training diverged (NaN or inf): the learning rate is too high."""
+    """Training diverged (NaN or inf)."""
 
 
 class CannotRunError(SafetyNeuronsError):
-    """An attack, defense or judge needs something that this engine or run does not have."""
+    """An attack, defense or judge needs something that this engine or run does not provide."""

@@ -1,8 +1,4 @@
-"""A file of results, one JSON line each, that are found again by a key: what is in it is never computed twice.
-
-Files that are never half-written: written under a temporary name, synced, then renamed.
-
-The one folder that keeps what was downloaded."""
+"""Files that are never half-written, JSON and safetensors, the JSONL cache, the folder lock and the download folder."""
 
 import contextlib
 import errno
@@ -13,17 +9,20 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import filelock
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from safety_neurons.core.errors import SafetyNeuronsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on any failure it is removed.
+    """Yield a temporary path next to `path`. It replaces `path` on success and is removed on failure.
 
     Raises:
         SafetyNeuronsError: the disk is full or the folder cannot be written.
@@ -37,7 +36,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            # mkstemp makes files that only their owner can read; the result should follow the umask.
+            # mkstemp makes the file readable by its owner only; the result should follow the umask.
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
@@ -48,41 +47,56 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the disk's failures (full, read-only, not permitted) into errors that say what to do."""
+    """Turn failures of the disk (full, read-only, no permission) into errors that say what to do."""
+    full = SafetyNeuronsError(
+        f"No space left for {path}. No half-written file remains: free some space and run the same command again. "
+        "It continues where it stopped."
+    )
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(path) from error
+            raise full from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise SafetyNeuronsError(
                 f"{path} cannot be written ({error.strerror}). Choose another folder or change its permissions."
             ) from error
         raise
     except SafetensorError as error:
-        # safetensors reports the disk's failures as text only.
+        # safetensors reports disk failures as text only.
         if "No space left" in str(error):
-            raise disk_full(path) from error
+            raise full from error
         raise
 
 
-def disk_full(path: Path) -> SafetyNeuronsError:
-    """The error for a disk without space."""
-    return SafetyNeuronsError(
-        f"No space is left for {path}. Nothing half-written was kept: free some space and run the same "
-        "command again, it goes on where it stopped."
-    )
+@contextlib.contextmanager
+def locked(folder: Path, advice: str) -> Iterator[None]:
+    """Hold the lock of a folder (the file `.lock` in it), which must exist.
+
+    Args:
+        advice: what the user can do if another process holds the lock; ends the error message.
+
+    Raises:
+        SafetyNeuronsError: another process holds the lock, or the folder cannot be written.
+    """
+    with disk_errors(folder):
+        try:
+            lock = filelock.FileLock(folder / ".lock").acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise SafetyNeuronsError(f"Another process is working on {folder}. {advice}") from error
+        with lock:
+            yield
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file in one step."""
+    """Write a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:
-        # Lone surrogates can come out of a tokenizer; they must not make a finished run unwritable.
+        # A tokenizer can produce lone surrogates; they must not keep a finished run from being written.
         temporary.write_bytes(text.encode("utf-8", errors="replace"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one step."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -101,13 +115,13 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append one JSON line; a line cut off by a kill is dropped when the file is read again."""
+    """Append one JSON line. If a kill cuts it off, `read_lines` drops it."""
     with disk_errors(path), path.open("ab") as file:
         file.write(json.dumps(value, ensure_ascii=True, allow_nan=False).encode() + b"\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file that we wrote; a last line without its end is cut off, from the file too."""
+    """The complete lines of a file of `append_line`; an incomplete last line is removed from the file."""
     if not path.exists():
         return []
     content = path.read_bytes()
@@ -119,66 +133,75 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short name for exactly these inputs."""
+    """Short hash of the inputs, for cache keys."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def cache_folder() -> Path:
-    """The folder for downloads: $SAFETY_NEURONS_CACHE, else $XDG_CACHE_HOME/safety-neurons, else ~/.cache.
+def file_sha256(path: Path) -> str:
+    """Content hash of a file: its SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    The folder is not created here: whoever writes into it does that.
+
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """Read the tensors and the metadata of a safetensors file.
 
     Raises:
-        SafetyNeuronsError: there is no home folder to put it in.
+        SafetyNeuronsError: the file is missing or broken.
     """
     try:
-        own = os.environ.get("SAFETY_NEURONS_CACHE", "").strip()
-        if own:
-            return Path(own).expanduser().absolute()
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise SafetyNeuronsError(f"{path} does not exist. Run the stage that writes it first.") from error
+    except SafetensorError as error:
+        raise SafetyNeuronsError(f"{path} is broken ({error}). Delete it and run again.") from error
+
+
+def cache_folder() -> Path:
+    """The folder for downloads, which may not exist yet.
+
+    $SAFETY_NEURONS_CACHE, else $XDG_CACHE_HOME/safety-neurons, else ~/.cache/safety-neurons.
+
+    Raises:
+        SafetyNeuronsError: there is no home folder.
+    """
+    try:
+        configured = os.environ.get("SAFETY_NEURONS_CACHE", "").strip()
+        if configured:
+            return Path(configured).expanduser().absolute()
         shared = os.environ.get("XDG_CACHE_HOME", "").strip()
-        # The XDG Base Directory Specification says that a relative path here is to be ignored.
+        # The XDG Base Directory Specification: relative paths must be ignored.
         if shared and os.path.isabs(shared):
             return Path(shared) / "safety-neurons"
         return Path.home() / ".cache" / "safety-neurons"
     except RuntimeError as error:
         raise SafetyNeuronsError(
-            f"No home folder was found for the cache ({error}). "
+            f"The home folder for the cache was not found ({error}). "
             "Set SAFETY_NEURONS_CACHE to the absolute path of a folder for downloads."
         ) from error
 
 
 @dataclass
 class JsonlCache:
-    """The file, and its lines by key. Without a path nothing is written."""
+    """An append-only cache of JSON lines by key, so that no result is computed twice.
+
+    Each line is written as soon as it is added, and a line cut off by a kill is dropped on reading. With the path
+    None nothing is written.
+    """
 
     path: Path | None
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path | None) -> Self:
-        """What an earlier, perhaps killed, process left there."""
+        """Load the lines of an earlier process, if there are any."""
         return cls(path, {} if path is None else {line["key"]: line for line in read_lines(path)})
 
     def add(self, key: str, line: Mapping[str, Any]) -> dict[str, Any]:
-        """Append a line as soon as it is known."""
-        kept = {"key": key, **line}
+        """Append a line and return it with its key."""
+        entry = {"key": key, **line}
         if self.path is not None:
-            append_line(self.path, kept)
-        self.entries[key] = kept
-        return kept
-
-
-@contextlib.contextmanager
-def locked(folder: Path, advice: str) -> Iterator[None]:
-    """Hold the folder's lock, so that no other process works on it; the folder is created if it does not exist.
-
-    Raises:
-        SafetyNeuronsError: another process holds the lock (`advice` says what to do), or the disk failed.
-    """
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with disk_errors(folder), filelock.FileLock(folder / ".lock", timeout=0):
-            yield
-    except filelock.Timeout as error:
-        raise SafetyNeuronsError(f"Another process is working on {folder}. {advice}") from error
+            append_line(self.path, entry)
+        self.entries[key] = entry
+        return entry

@@ -14,16 +14,12 @@ from safety_neurons.core.errors import SafetyNeuronsError
 
 
 def discover(package: ModuleType, attribute: str) -> dict[str, Any]:
-    """All objects called `attribute` in the modules of `package`, by their `name`, in order of the file names.
-
-    Adding a member of the family is adding a file that defines `attribute`; nothing else has to be touched.
-    """
+    """The members of a family by name: `attribute`, or the tuple `attribute` + "S", of every module of `package`."""
     members: dict[str, Any] = {}
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
-        member = getattr(module, attribute, None)
-        if member is not None:
-            members[member.name] = member
+        single = [getattr(module, attribute)] if hasattr(module, attribute) else []
+        members |= {member.name: member for member in (*single, *getattr(module, f"{attribute}S", ()))}
     return members
 
 

@@ -1,32 +1,30 @@
-"""How long work tells that it moves on, without knowing who listens."""
+"""How long-running code reports progress, whoever shows it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-# Called with the number of items that were finished since the last call.
+# Called with the number of items finished since the last call.
 Advance = Callable[[int], None]
 
 
 def ignore(_items: int) -> None:
-    """For callers that show no progress."""
+    """Show no progress."""
 
 
 class Listener(Protocol):
-    """Who hears of a run: the command line draws bars and tables, a library user may want nothing."""
+    """Receives the progress and the messages of a run: the command line shows them, the library ignores them."""
 
     def task(self, description: str, total: int) -> AbstractContextManager[Advance]:
-        """A piece of work of `total` items begins; it ends with the context."""
-        ...
+        """Open a task of `total` items; it ends with the context."""
 
     def say(self, message: Any) -> None:
-        """Something that a reader should see: text or a rich renderable."""
-        ...
+        """Show a message: text or a rich renderable."""
 
 
 class Silence:
-    """Hears nothing."""
+    """Ignores everything."""
 
     def task(self, description: str, total: int) -> AbstractContextManager[Advance]:
         return nullcontext(ignore)
@@ -37,7 +35,7 @@ class Silence:
 
 @dataclass(frozen=True)
 class Within(Silence):
-    """Counts the answers of several questions on one bar."""
+    """Adds the progress of all its tasks to one enclosing task."""
 
     advance: Advance
 

@@ -1,6 +1,4 @@
-"""Two evaluations of the same prompts side by side: what differs, by how much, and whether it may be chance.
-
-The tidy table of results: one row a number."""
+"""Rates with intervals, paired tests, and the tidy table of a run's results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +8,19 @@ import numpy
 from scipy.stats import binomtest
 
 Verdict = Literal["refused", "complied", "unscored"]
+# By prompt id, the verdicts of one judge on the answers under one attack.
+VerdictsById = Mapping[str, Verdict]
+# One sequence for each attack, over the same requests in the same order; None: the attack does not make this request.
+VerdictGroups = Sequence[Sequence[Verdict | None]]
+Array = numpy.ndarray[Any, Any]
+
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-Array = numpy.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One rate. `n` answers were judged, `unscored` more could not be; `value` is None where none could."""
+    """One rate in the tidy table; `value`, `low`, `high`, `n` and `unscored` are those of `Rate`."""
 
     stage: str
     subject: str
@@ -36,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Rate:
-    """A share, or another mean over prompts, with its 95% interval. "Could not judge" is counted apart."""
+    """A fraction or a mean of `n` scored values with its 95% interval; `unscored` more could not be scored."""
 
     value: float | None
     low: float | None
@@ -45,131 +48,133 @@ class Rate:
     unscored: int
 
 
-def rate(verdicts: Sequence[Verdict], counted: Verdict) -> Rate:
-    """The share of `counted` among the answers that could be judged, with Wilson's interval."""
-    return share([None if verdict == "unscored" else verdict == counted for verdict in verdicts])
-
-
-def share(outcomes: Sequence[bool | None]) -> Rate:
-    """The share of what is true, with Wilson's interval (Wilson 1927); None is what could not be judged."""
-    judged = [outcome for outcome in outcomes if outcome is not None]
-    unscored = len(outcomes) - len(judged)
-    if not judged:
-        return Rate(None, None, None, 0, unscored)
-    hits = sum(judged)
-    interval = binomtest(hits, len(judged)).proportion_ci(CONFIDENCE, method="wilson")
-    return Rate(hits / len(judged), float(interval.low), float(interval.high), len(judged), unscored)
-
-
-def mean(values: Sequence[float | None], seed: int, bounds: tuple[float, float] | None = None) -> Rate:
-    """The mean of a number for each prompt, None where a prompt has none, with a percentile bootstrap over prompts.
-
-    `bounds` are the least and the greatest value that there can be. With them the interval of values that are all the
-    same is as wide to either side as Wilson's of no hit in as many prompts; without them one value has no interval.
-    """
-    known = numpy.array([value for value in values if value is not None], dtype=float)
-    unscored = len(values) - len(known)
-    if not len(known):
-        return Rate(None, None, None, 0, unscored)
-    value = float(known.mean())
-    if bounds is not None and numpy.ptp(known) == 0:
-        least, greatest = bounds
-        half = (greatest - least) * float(binomtest(0, len(known)).proportion_ci(CONFIDENCE, method="wilson").high)
-        return Rate(value, max(least, value - half), min(greatest, value + half), len(known), unscored)
-    if len(known) < 2:
-        return Rate(value, None, None, 1, unscored)
-    low, high = _interval(known[_drawn(len(known), seed)].mean(axis=1))
-    return Rate(value, min(low, value), max(high, value), len(known), unscored)
-
-
 @dataclass(frozen=True)
 class Difference:
-    """One share minus another, with its 95% interval; None where a group has no answer that could be judged."""
+    """One rate minus another, with its 95% interval; None if a group has no scored answer."""
 
     value: float | None
     low: float | None
     high: float | None
 
 
-Groups = Sequence[Sequence[Verdict | None]]
+def row(found: Rate, **names: str) -> Row:
+    """A rate as a row of the table."""
+    return Row(value=found.value, low=found.low, high=found.high, n=found.n, unscored=found.unscored, **names)
 
 
-def mean_rate(groups: Groups, counted: Verdict, seed: int) -> Rate:
-    """The mean over groups (attacks) of the share of `counted`; the groups hold the same requests in the same order.
+def rate(verdicts: Sequence[Verdict], counted: Verdict) -> Rate:
+    """The fraction of scored answers with the verdict `counted`, with a Wilson interval."""
+    return share([None if verdict == "unscored" else verdict == counted for verdict in verdicts])
 
-    None stands for a request that was not made in a group. The interval is a percentile bootstrap over requests, so
-    that one request's fate under several attacks is not mistaken for several independent ones. Where all verdicts
-    agree, resampling says nothing: then it is Wilson's for as many requests.
+
+def share(outcomes: Sequence[bool | None]) -> Rate:
+    """The fraction of outcomes that are true, with a Wilson interval (Wilson 1927); None: could not be scored."""
+    scored = [outcome for outcome in outcomes if outcome is not None]
+    unscored = len(outcomes) - len(scored)
+    if not scored:
+        return Rate(None, None, None, 0, unscored)
+    return Rate(sum(scored) / len(scored), *_wilson(sum(scored), len(scored)), len(scored), unscored)
+
+
+def mean(values: Sequence[float | None], seed: int, bounds: tuple[float, float] | None = None) -> Rate:
+    """The mean over prompts, with a percentile bootstrap interval; None: the prompt has no value.
+
+    With `bounds`, the smallest and the largest possible value, the half-width of the interval of equal values is the
+    upper Wilson limit for zero hits in n prompts, scaled to the range. Without, a single value has no interval.
     """
-    hits, scored = _counted(groups, counted)
+    scored = numpy.array([value for value in values if value is not None], dtype=float)
+    n, unscored = len(scored), len(values) - len(scored)
+    if not n:
+        return Rate(None, None, None, 0, unscored)
+    value = float(scored.mean())
+    if bounds is not None and numpy.ptp(scored) == 0:
+        smallest, largest = bounds
+        half = (largest - smallest) * _wilson(0, n)[1]
+        return Rate(value, max(smallest, value - half), min(largest, value + half), n, unscored)
+    if n < 2:
+        return Rate(value, None, None, 1, unscored)
+    low, high = percentile_interval(scored[_resampled_indices(n, seed)].mean(axis=1))
+    return Rate(value, min(low, value), max(high, value), n, unscored)
+
+
+def mean_rate(groups: VerdictGroups, counted: Verdict, seed: int) -> Rate:
+    """The mean over groups (attacks) of the fraction of `counted`.
+
+    The interval is a percentile bootstrap over requests, because answers to one request under several attacks are not
+    independent. If all verdicts agree, it is the Wilson interval for the number of requests.
+    """
+    hits, scored = _hits(groups, counted)
     n, unscored = int(scored.sum()), sum(verdict == "unscored" for group in groups for verdict in group)
     if not scored.any(axis=1).all():
         return Rate(None, None, None, n, unscored)
-    mean = float((hits.sum(axis=1) / scored.sum(axis=1)).mean())
+    value = float(_group_rates(hits, scored).mean())
     requests = int(scored.any(axis=0).sum())
-    if mean in (0.0, 1.0) or requests < 2:
-        interval = binomtest(round(mean * requests), requests).proportion_ci(CONFIDENCE, method="wilson")
-        return Rate(mean, min(float(interval.low), mean), max(float(interval.high), mean), n, unscored)
-    low, high = _interval(_resampled(hits, scored, _drawn(hits.shape[1], seed)))
-    return Rate(mean, min(low, mean), max(high, mean), n, unscored)
+    if value in (0.0, 1.0) or requests < 2:
+        low, high = _wilson(round(value * requests), requests)
+    else:
+        low, high = percentile_interval(_resampled_means(hits, scored, _resampled_indices(hits.shape[1], seed)))
+    return Rate(value, min(low, value), max(high, value), n, unscored)
 
 
-def paired_difference(one: Groups, other: Groups, counted: Verdict, seed: int) -> Difference:
-    """The mean share of `counted` over the groups of `one` minus that over those of `other`.
+def paired_difference(one: VerdictGroups, other: VerdictGroups, counted: Verdict, seed: int) -> Difference:
+    """The mean fraction of `counted` over the groups of `one` minus that over the groups of `other`.
 
-    All groups hold the same requests in the same order, None where a request was not made. The interval is a
-    percentile bootstrap that draws the same requests for both. Where it does not vary, because the two differ by the
-    same on every request, it is as wide to either side as Wilson's interval of no hit in as many requests.
+    All groups hold the same requests in the same order. The interval is a percentile bootstrap that draws the same
+    requests for both sides. If the difference is the same on every request, the half-width is the upper Wilson limit
+    for zero hits in the number of requests.
 
     Raises:
-        ValueError: the groups do not hold equally many requests.
+        ValueError: the groups differ in length.
     """
     if len({len(group) for group in (*one, *other)}) != 1:
-        raise ValueError("paired groups hold the same requests")
-    sides = [_counted(groups, counted) for groups in (one, other)]
+        raise ValueError("All groups must hold the same requests.")
+    sides = [_hits(groups, counted) for groups in (one, other)]
     if not all(scored.any(axis=1).all() for _, scored in sides):
         return Difference(None, None, None)
-    first, second = (float((hits.sum(axis=1) / scored.sum(axis=1)).mean()) for hits, scored in sides)
+    first, second = (float(_group_rates(hits, scored).mean()) for hits, scored in sides)
     value = first - second
-    drawn = _drawn(len(one[0]), seed)
-    resampled = _resampled(*sides[0], drawn) - _resampled(*sides[1], drawn)
+    drawn = _resampled_indices(len(one[0]), seed)
+    resampled = _resampled_means(*sides[0], drawn) - _resampled_means(*sides[1], drawn)
     if numpy.ptp(resampled) < 1e-12:
-        requests = int((sides[0][1].any(axis=0) | sides[1][1].any(axis=0)).sum())
-        half = float(binomtest(0, requests).proportion_ci(CONFIDENCE, method="wilson").high)
+        half = _wilson(0, int((sides[0][1].any(axis=0) | sides[1][1].any(axis=0)).sum()))[1]
         return Difference(value, max(-1.0, value - half), min(1.0, value + half))
-    low, high = _interval(resampled)
+    low, high = percentile_interval(resampled)
     return Difference(value, min(low, value), max(high, value))
 
 
-def _counted(groups: Groups, counted: Verdict) -> tuple[Array, Array]:
-    """Float [groups, requests]: 1 where the verdict is `counted`, and 1 where there is one at all."""
+def percentile_interval(samples: Sequence[float] | Array) -> tuple[float, float]:
+    """The 95% percentile interval of bootstrap samples."""
+    low, high = numpy.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _wilson(hits: int, n: int) -> tuple[float, float]:
+    interval = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _hits(groups: VerdictGroups, counted: Verdict) -> tuple[Array, Array]:
+    """Float [groups, requests]: 1 where the verdict is `counted`, and 1 where the answer is scored."""
     hits = numpy.array([[verdict == counted for verdict in group] for group in groups], dtype=float)
     scored = numpy.array([[verdict not in (None, "unscored") for verdict in group] for group in groups], dtype=float)
     return hits, scored
 
 
-def _drawn(requests: int, seed: int) -> Array:
-    """Which requests make each resample: [resamples, requests]."""
-    return numpy.random.default_rng(seed).integers(0, requests, (RESAMPLES, requests))
+def _group_rates(hits: Array, scored: Array) -> Array:
+    return hits.sum(axis=1) / scored.sum(axis=1)
 
 
-def _resampled(hits: Array, scored: Array, drawn: Array) -> Array:
-    """The mean share over the groups in each resample: [resamples]."""
-    shares = hits.sum(axis=1) / scored.sum(axis=1)
+def _resampled_indices(n: int, seed: int) -> Array:
+    """The indices of each bootstrap sample: [resamples, n]."""
+    return numpy.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
+
+
+def _resampled_means(hits: Array, scored: Array, drawn: Array) -> Array:
+    """The mean rate over the groups in each bootstrap sample: [resamples]."""
     counts = scored[:, drawn].sum(axis=2)
-    # A resample in which a group has no judged answer says nothing of that group: the group keeps its own share.
-    found: Array = numpy.where(counts > 0, hits[:, drawn].sum(axis=2) / counts.clip(min=1), shares[:, None])
-    return found.mean(axis=0)
-
-
-def _interval(resampled: Array) -> tuple[float, float]:
-    low, high = numpy.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
-
-
-def row(found: Rate, **names: str) -> Row:
-    """A rate as a row of the table."""
-    return Row(value=found.value, low=found.low, high=found.high, n=found.n, unscored=found.unscored, **names)
+    # A group without a scored answer in a sample keeps its overall rate.
+    rates = hits[:, drawn].sum(axis=2) / counts.clip(min=1)
+    return numpy.where(counts > 0, rates, _group_rates(hits, scored)[:, None]).mean(axis=0)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
@@ -179,22 +184,28 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-# The verdicts of one attack and one judge, by prompt id.
-Verdicts = Mapping[str, Verdict]
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted by Holm's method (1979), in the given order; controls the family-wise error rate."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
 
 
-def by_request(ids: Sequence[str], verdicts: Sequence[Verdict | None]) -> Verdicts:
-    """Without the requests that were not made, whose verdict is None."""
+def by_request(ids: Sequence[str], verdicts: Sequence[Verdict | None]) -> VerdictsById:
+    """The verdicts by request id, without requests that were not made."""
     return {name: verdict for name, verdict in zip(ids, verdicts, strict=True) if verdict is not None}
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two sets of verdicts on the prompts that both have a verdict on.
+    """Two sets of verdicts on the prompts that both score.
 
-    `first` and `second` are the shares of the counted verdict, `difference` is second minus first. `gained` are the
-    prompts that only the second has it on, `lost` those that only the first has. `p_value` is McNemar's, exact and
-    two-sided. The counts are of prompts that were left out: unscored on a side, or only there.
+    `first` and `second` are the rates of the counted verdict, `difference` is second minus first. `gained` are the
+    ids of prompts with this verdict only in the second set, `lost` only in the first. `p_value` is McNemar's, exact
+    and two-sided. The last four count the excluded prompts: unscored in a set, or missing from the other set.
     """
 
     first: Rate
@@ -209,35 +220,22 @@ class Paired:
     only_second: int
 
 
-def compare_verdicts(first: Verdicts, second: Verdicts, counted: Verdict = "complied", seed: int = 0) -> Paired:
-    """Compare two sets of verdicts, prompt by prompt.
-
-    A prompt that is unscored on either side says nothing of the difference, and is left out of both.
-    """
+def compare_verdicts(first: VerdictsById, second: VerdictsById, counted: Verdict = "complied", seed: int = 0) -> Paired:
+    """Compare two sets of verdicts, prompt by prompt; a prompt that is unscored in either is excluded from both."""
     shared = [prompt for prompt in first if prompt in second]
-    judged = [prompt for prompt in shared if "unscored" not in (first[prompt], second[prompt])]
-    before, after = [first[prompt] for prompt in judged], [second[prompt] for prompt in judged]
-    hits, hits_after = [one == counted for one in before], [one == counted for one in after]
-    flips = list(zip(judged, hits, hits_after, strict=True))
+    scored = [prompt for prompt in shared if "unscored" not in (first[prompt], second[prompt])]
+    before, after = [first[prompt] for prompt in scored], [second[prompt] for prompt in scored]
+    hits, hits_after = [verdict == counted for verdict in before], [verdict == counted for verdict in after]
+    pairs = list(zip(scored, hits, hits_after, strict=True))
     return Paired(
         first=rate(before, counted),
         second=rate(after, counted),
         difference=paired_difference([after], [before], counted, seed),
         p_value=mcnemar(hits, hits_after),
-        gained=tuple(prompt for prompt, one, other in flips if other and not one),
-        lost=tuple(prompt for prompt, one, other in flips if one and not other),
+        gained=tuple(prompt for prompt, one, other in pairs if other and not one),
+        lost=tuple(prompt for prompt, one, other in pairs if one and not other),
         unscored_first=sum(first[prompt] == "unscored" for prompt in shared),
         unscored_second=sum(second[prompt] == "unscored" for prompt in shared),
         only_first=len(first) - len(shared),
         only_second=len(second) - len(shared),
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979), in their order: below 5% with at most 5% for any false one."""
-    adjusted = [0.0] * len(p_values)
-    least = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = least
-    return adjusted

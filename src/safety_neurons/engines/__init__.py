@@ -1,1 +1,1 @@
-"""What answers conversations: a model in this process, or one behind an OpenAI-compatible server."""
+"""Engines that answer conversations: a model in this process, or one behind an OpenAI-compatible server."""

@@ -1,7 +1,7 @@
-"""The engine that is a model behind an OpenAI-compatible server: vLLM, SGLang, TGI, llama.cpp, `transformers serve`.
+"""The engine of a model behind an OpenAI-compatible server: vLLM, SGLang, TGI, llama.cpp, `transformers serve`.
 
-Such a server answers with text alone. What it adds by itself (a system prompt of the chat template, penalties of the
-model's generation settings) is not seen here, and its answers may change a little with what else it computes.
+A server returns text only. What it adds by itself (a system prompt of the chat template, penalties of the generation
+config) is invisible here, and its answers may vary slightly with its load.
 """
 
 import functools
@@ -22,8 +22,8 @@ from safety_neurons.engines.server import (
     CONTINUED,
     Reply,
     ServedModels,
+    check_sampling,
     explained,
-    must_draw,
     not_understood,
     repeats_prefill,
     shown,
@@ -42,7 +42,7 @@ CONNECT_SECONDS = 10.0
 
 @dataclass
 class Usage:
-    """What was asked of a server so far. `retries` are those of requests that were answered in the end."""
+    """Requests and tokens so far; `retries` are those of requests that finally succeeded."""
 
     requests: int = 0
     retries: int = 0
@@ -50,23 +50,28 @@ class Usage:
     completion_tokens: int = 0
 
     def cost(self, prompt_price: float, completion_price: float) -> float:
-        """What the tokens cost, at prices per million of them."""
+        """Cost of the tokens at these prices per million tokens."""
         return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1e6
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Asks the server at `url` (it ends in /v1, mostly) with up to `concurrency` requests at a time.
+    """A model behind the server at `url` (usually ending in /v1).
 
-    `model_name` may be left out where the server has one model. The key comes from the environment alone:
-    SAFETY_NEURONS_API_KEY, or else OPENAI_API_KEY. A request is tried again up to `retries` times after dropped
-    connections, timeouts of `timeout` seconds, full queues (as long as Retry-After says) and failures of the server.
-    `system` goes before conversations that bring no system prompt; `template_options` are passed to the chat template.
+    The API key comes from the environment: SAFETY_NEURONS_API_KEY, or else OPENAI_API_KEY. The output of a server's
+    content filter counts as its answer.
 
-    Answers that are begun (`Conversation.prefill`) are asked for with `continue_final_message`, once a few requests of
-    one token have shown that the server goes on with what was begun; with `prefill="unsupported"` none is asked for.
-    Before answers are drawn it is tried out whether the server draws at all.
-    A server's own content filter counts as its answer. Its counts of tokens are added up in `usage`.
+    Args:
+        model_name: Default: the server's only model.
+        concurrency: maximum number of simultaneous requests.
+        timeout: in seconds, per request.
+        retries: maximum number of retries after dropped connections, timeouts, full queues (respecting Retry-After) and
+            server errors.
+        prefill: "continue" sends a prefill with `continue_final_message`, after a few one-token requests have shown
+            that the server supports it; "unsupported" makes it an error.
+        system: the system prompt of conversations that have none.
+        template_options: passed to the chat template.
+        usage: adds up the server's token counts.
     """
 
     url: str
@@ -86,13 +91,13 @@ class Endpoint:
         except ValueError:
             plain = False
         if not plain or set(self.url) & set(" ?#") or not (self.url.isascii() and self.url.isprintable()):
-            # It is not repeated: it may hold a secret.
+            # The URL is not repeated, as it may hold a secret.
             raise SafetyNeuronsError(
-                "The server's url has to be one such as http://127.0.0.1:8000/v1, without user, password and query. "
-                f"A key belongs into the environment variable {KEY_VARIABLES[0]}."
+                "The URL of the server must look like http://127.0.0.1:8000/v1, without user, password and query. "
+                f"Put an API key into the environment variable {KEY_VARIABLES[0]}."
             )
         if self.concurrency < 1:
-            raise SafetyNeuronsError(f"concurrency is {self.concurrency}: ask at least 1 request at a time.")
+            raise SafetyNeuronsError(f"concurrency must be at least 1, not {self.concurrency}.")
 
     @property
     def name(self) -> str:
@@ -100,7 +105,7 @@ class Endpoint:
 
     @property
     def identity(self) -> str:
-        # The url too: servers with other weights, precisions or templates call them by the same name.
+        # With the URL, as servers use the same name for other weights, precisions or templates.
         url = self.url.rstrip("/")
         return fingerprint("endpoint", url, self.served, self.system, dict(self.template_options))
 
@@ -111,36 +116,36 @@ class Endpoint:
 
     @property
     def model(self) -> None:
-        """There are no weights here."""
+        """None: the weights are on the server."""
 
     def under(self, change: str) -> NoReturn:
-        raise CannotRunError(f"{change} changes the model, and {self.name} is behind a server that gives text only.")
+        raise CannotRunError(f"{change} changes the model, but {self.name} is behind a server.")
 
     @functools.cached_property
     def served(self) -> str:
-        """What the server calls the model.
+        """The server's name for the model.
 
         Raises:
-            SafetyNeuronsError: no name was given, and the server has no model, several, or no list of them.
+            SafetyNeuronsError: `model_name` is None and the server does not list exactly one model.
         """
         if self.model_name is not None:
             return self.model_name
         names = self._wait_for(self._names)
         if len(names) != 1:
-            known = shown(", ".join(names), self._key)
-            listed = f"has {len(names)} models ({known})" if names else "lists no models"
-            raise SafetyNeuronsError(f"The server at {self.url} {listed}: say which model you mean.")
+            several = shown(", ".join(names), self._key)
+            listed = f"has {len(names)} models ({several})" if names else "lists no models"
+            raise SafetyNeuronsError(f"The server at {self.url} {listed}: set model_name.")
         return names[0]
 
     @functools.cached_property
     def repeats_prefill(self) -> bool:
-        """Whether answers that were begun come back with their beginning.
+        """Whether the server repeats the prefill in its answer.
 
         Raises:
-            CannotRun: the server does not go on with what was begun, or this cannot be told.
+            CannotRunError: the server does not support prefill, or it cannot be tested.
         """
         if self.prefill == "unsupported":
-            raise CannotRunError(f"The server at {self.url} is said not to continue an answer that is begun (prefill).")
+            raise CannotRunError(f"Prefill is disabled for the server at {self.url}.")
 
         async def work(client: "AsyncOpenAI") -> bool:
             with explained(self.url, self.served, self._key):
@@ -149,16 +154,16 @@ class Endpoint:
         return self._wait_for(work)
 
     @functools.cached_property
-    def draws(self) -> Literal[True]:
-        """True.
+    def samples(self) -> Literal[True]:
+        """Always True.
 
         Raises:
-            CannotRun: the server gives the same answer whatever the seed is.
+            CannotRunError: the server does not sample.
         """
 
         async def work(client: "AsyncOpenAI") -> None:
             with explained(self.url, self.served, self._key):
-                await must_draw(functools.partial(self._ask, client), self.url)
+                await check_sampling(functools.partial(self._ask, client), self.url)
 
         self._wait_for(work)
         return True
@@ -171,11 +176,11 @@ class Endpoint:
         sampling: Sampling | None = None,
         done: frozenset[int] = frozenset(),
     ) -> Generator[tuple[int, Completion], None, None]:
-        """Yield (index, what is written after the prefill) as the answers come; closing it cancels what is asked.
+        """Yield (index, the completion after the prefill) as answers arrive; closing it cancels the open requests.
 
         Raises:
-            SafetyNeuronsError: a request was not answered; the answers that came before were yielded.
-            CannotRun: an answer is begun, and the server does not go on with it; or it is to be drawn, and is not.
+            SafetyNeuronsError: a request failed; earlier answers have been yielded.
+            CannotRunError: the server does not support the requested prefill or sampling.
         """
         asked = [index for index in range(len(conversations)) if index not in done]
         if not asked:
@@ -183,8 +188,8 @@ class Endpoint:
         repeats = any(conversations[index].prefill for index in asked) and self.repeats_prefill
         finished: queue.SimpleQueue[tuple[int, Completion] | None] = queue.SimpleQueue()
         settings: dict[str, Any] = {"max_tokens": max_new_tokens, "temperature": 0.0}
-        if sampling is not None and self.draws:
-            # The whole distribution: the server's own settings might cut it off.
+        if sampling is not None and self.samples:
+            # The full distribution, which the server's settings might truncate.
             settings |= {"temperature": sampling.temperature, "seed": sampling.seed, "top_p": 1.0}
 
         async def work(client: "AsyncOpenAI") -> None:
@@ -203,8 +208,8 @@ class Endpoint:
                 for _ in range(min(self.concurrency, len(asked))):
                     group.start_soon(take)
 
-        # A thread of its own: the caller may be in an event loop already, as in a notebook. What leaves this block by
-        # an error, Ctrl-C or the closing of this generator cancels the requests.
+        # A separate thread, as the caller may be in an event loop (a notebook). Leaving this block (an error, Ctrl-C,
+        # closing the generator) cancels the requests.
         with start_blocking_portal() as portal:
             future = portal.start_task_soon(self._with_client, work)
             future.add_done_callback(lambda _future: finished.put(None))
@@ -218,7 +223,7 @@ class Endpoint:
             key = os.environ.get(name, "").strip()
             if key:
                 if not (key.isascii() and key.isprintable()):
-                    raise SafetyNeuronsError(f"{name} holds no key: it has characters that cannot be sent.")
+                    raise SafetyNeuronsError(f"{name} is not a valid API key: it has characters that cannot be sent.")
                 return key
         return None
 
@@ -230,13 +235,13 @@ class Endpoint:
         from openai import AsyncOpenAI, Timeout
 
         timeout = Timeout(self.timeout, connect=min(CONNECT_SECONDS, self.timeout))
-        # Servers on one's own machine ask for no key, but the client does.
+        # Local servers need no key, but the client requires one.
         key = self._key or "none"
         async with AsyncOpenAI(base_url=self.url, api_key=key, timeout=timeout, max_retries=self.retries) as client:
             try:
                 return await work(client)
             except ExceptionGroup as group:
-                # One failure is enough to know, and to end the others.
+                # The first failure ends the others.
                 raise group.exceptions[0] from None
 
     async def _names(self, client: "AsyncOpenAI") -> list[str]:

@@ -1,10 +1,4 @@
-"""A model besides the one under test: one that judges, compares, or translates.
-
-What an engine is: conversations in, answers out, whoever computes them.
-
-The engine that is a model in this process.
-
-Answers that are kept in a file as they come: a killed evaluation repeats none, and none is computed twice."""
+"""Engines answer conversations: a model in this process, one behind a server, or a cache of answers around either."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -22,31 +16,26 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """Answers conversations. Its answers are a function of `identity` and of what is asked, as far as it can tell."""
+    """Answers conversations. To its knowledge, answers depend only on `identity` and the arguments of `answer`."""
 
     @property
     def name(self) -> str:
-        """What a table calls it."""
-        ...
+        """The name in tables."""
 
     @property
     def identity(self) -> str:
-        """The fingerprint of everything that answers depend on besides the conversation and the sampling."""
-        ...
+        """Hash of everything that answers depend on besides the arguments of `answer`."""
 
     @property
     def change(self) -> str:
         """What was done to the model (tuned, guarded, calibrated), by unique names; empty for the base model."""
-        ...
 
     @property
     def model(self) -> ChatModel | None:
-        """The model, where its weights are in this process."""
-        ...
+        """The model, if its weights are in this process."""
 
     def under(self, change: str) -> Self:
-        """The same engine while the model is changed (tuned, guarded, calibrated) as `change` names it, uniquely."""
-        ...
+        """The same engine for the changed (tuned, guarded, calibrated) model; `change` must be unique."""
 
     def answer(
         self,
@@ -56,21 +45,17 @@ class Engine(Protocol):
         sampling: Sampling | None = None,
         done: frozenset[int] = frozenset(),
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield (index, what is written after the prefill) for what is not `done`, as it is finished, in any order.
-
-        Greedy unless `sampling` says otherwise.
-        """
-        ...
+        """Yield (index, the completion after the prefill) of what is not `done`, in any order; greedy by default."""
 
 
-Inner = TypeVar("Inner", bound=Engine)
+InnerEngine = TypeVar("InnerEngine", bound=Engine)
 
 
 @dataclass(frozen=True)
-class WrappedEngine(Generic[Inner]):
-    """What engines around another one share: they answer in their own way, and are otherwise the one inside."""
+class WrappedEngine(Generic[InnerEngine]):
+    """Base of engines around another one, from which they differ only in how they answer."""
 
-    engine: Inner
+    engine: InnerEngine
 
     @property
     def name(self) -> str:
@@ -95,7 +80,7 @@ class WrappedEngine(Generic[Inner]):
 def answers(
     engine: Engine, conversations: Sequence[Conversation], *, max_new_tokens: int, sampling: Sampling | None = None
 ) -> list[Completion]:
-    """What is written after each conversation's prefill, in the order of the conversations."""
+    """The completions after the prefills, in the order of the conversations."""
     found = dict(engine.answer(conversations, max_new_tokens=max_new_tokens, sampling=sampling))
     return [found[index] for index in range(len(conversations))]
 
@@ -104,16 +89,16 @@ def weights_of(engine: Engine, who: str) -> ChatModel:
     """The engine's model.
 
     Raises:
-        CannotRun: it is behind a server.
+        CannotRunError: it is behind a server.
     """
     if engine.model is None:
-        raise CannotRunError(f"{who} works on the model's weights, and {engine.name} gives text only.")
+        raise CannotRunError(f"{who} needs the model's weights, but {engine.name} provides text only.")
     return engine.model
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """Batches of similar length, halved when memory runs out; `change` names what was done to the model."""
+    """A model in this process; `change` names what was done to it."""
 
     model: ChatModel
     batch_size: int = BATCH_SIZE
@@ -126,8 +111,8 @@ class InProcess:
     @property
     def identity(self) -> str:
         model = self.model
-        # A rendered turn shows the template, its options and the system prompt. The batch size, too: who shares a batch
-        # with whom decides the rounding.
+        # A rendered turn depends on the template, its options and the system prompt. The batch size matters too, as the
+        # composition of a batch affects rounding.
         turn = model.render("Hello")
         return fingerprint(model.identity, str(model.model.dtype), turn, self.batch_size, self.change)
 
@@ -150,9 +135,9 @@ class InProcess:
 
 @dataclass(frozen=True)
 class CachedEngine(WrappedEngine[Engine]):
-    """An engine that looks its answers up before it computes them. `advance` hears of each answer that is had."""
+    """An engine that looks up its answers in a cache before computing them; `advance` counts computed answers."""
 
-    kept: JsonlCache
+    cache: JsonlCache
     advance: Advance = ignore
 
     def answer(
@@ -164,65 +149,66 @@ class CachedEngine(WrappedEngine[Engine]):
         done: frozenset[int] = frozenset(),
     ) -> Iterator[tuple[int, Completion]]:
         identity = self.identity
-        keys = [fingerprint(identity, asdict(one), max_new_tokens, sampling) for one in conversations]
+        keys = [fingerprint(identity, asdict(each), max_new_tokens, sampling) for each in conversations]
         places: dict[str, list[int]] = {}
         for index, key in enumerate(keys):
             places.setdefault(key, []).append(index)
-        # What shares a batch is a function of what was asked alone, not of what is kept.
-        single = [conversations[indices[0]] for indices in places.values()]
-        known = frozenset(
+        unique_keys = list(places)
+        # The inner engine gets all conversations, also cached ones, so that its batches do not depend on the cache.
+        distinct = [conversations[indices[0]] for indices in places.values()]
+        cached = frozenset(
             place
             for place, (key, indices) in enumerate(places.items())
-            if key in self.kept.entries or done.issuperset(indices)
+            if key in self.cache.entries or done.issuperset(indices)
         )
-        distinct = list(places)
-        self.advance(sum(len(places[distinct[place]]) for place in known))
-        if len(known) < len(single):
-            for place, completion in self.engine.answer(
-                single, max_new_tokens=max_new_tokens, sampling=sampling, done=known
-            ):
-                asked = single[place]
+        self.advance(sum(len(places[unique_keys[place]]) for place in cached))
+        if len(cached) < len(distinct):
+            new = self.engine.answer(distinct, max_new_tokens=max_new_tokens, sampling=sampling, done=cached)
+            for place, completion in new:
+                asked = distinct[place]
                 line = {"model": self.name, "change": self.change, "user": asked.turns[-1].content}
-                self.kept.add(distinct[place], {**line, "prefill": asked.prefill, **completion._asdict()})
-                self.advance(len(places[distinct[place]]))
+                self.cache.add(unique_keys[place], {**line, "prefill": asked.prefill, **completion._asdict()})
+                self.advance(len(places[unique_keys[place]]))
         for index, key in enumerate(keys):
             if index not in done:
-                yield index, Completion(self.kept.entries[key]["text"], self.kept.entries[key]["cut_off"])
+                entry = self.cache.entries[key]
+                yield index, Completion(entry["text"], entry["cut_off"])
 
 
 def computing_with(engine: Engine, change: Callable[[Engine], Engine]) -> Engine:
-    """The engine with what `change` makes of the one that computes: below the kept answers, where there are any."""
+    """Apply `change` to the engine that computes, below the cache if there is one."""
     return replace(engine, engine=change(engine.engine)) if isinstance(engine, CachedEngine) else change(engine)
 
 
 def uncached(engine: Engine) -> Engine:
-    """The engine that computes every answer anew."""
+    """The engine without its cache."""
     return engine.engine if isinstance(engine, CachedEngine) else engine
 
 
 def engine_for(endpoint: str | None, model: str, chat_template: str | None = None) -> Engine:
-    """A preset, a hub id, a folder or a .gguf file that is loaded here; with `endpoint` a model behind that server.
+    """The engine of a model besides the one under test: behind the server `endpoint`, or loaded in this process.
 
-    `chat_template` is for a model that is loaded here and brings none.
+    `model` is the server's name for it, or else a preset, hub id, folder or .gguf file; `chat_template` is used if a
+    loaded model has none.
 
     Raises:
-        SafetyNeuronsError: the model cannot be loaded, or the address is none.
+        SafetyNeuronsError: the model cannot be loaded, or the URL is invalid.
     """
     return _loaded(model, chat_template) if endpoint is None else served(endpoint, model)
 
 
 @functools.cache
 def served(endpoint: str, model: str) -> "Endpoint":
-    """One for all who ask this server for this model, so that what is asked is counted together."""
+    """The shared `Endpoint` of a server's model, so that its usage is counted together."""
+    # Imported late, as `Endpoint` needs anyio and most runs have no server.
     from safety_neurons.engines.endpoint import Endpoint
 
     return Endpoint(endpoint, model)
 
 
-# Kept between calls, but not many: the model under test is in memory, too.
+# Few models, as the model under test is in memory too.
 @functools.lru_cache(maxsize=2)
 def _loaded(name: str, chat_template: str | None) -> Engine:
-    pass
     from safety_neurons.models.load import load
 
     model = load(name)

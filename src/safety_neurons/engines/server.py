@@ -1,11 +1,8 @@
-"""Whether a server does what is asked of it, found out with a few short requests.
+"""The protocol of OpenAI-compatible servers: their replies, their errors, and tests of what they support.
 
-Servers leave out what they do not know without a word: the answers would belong to another experiment.
-
-
-What we read of the bodies that an OpenAI-compatible server answers with.
-
-Why a server did not answer, in words that say what to do. No text holds the key."""
+Servers silently ignore unknown fields, so a few short requests test prefill and sampling before these are used. No
+message contains the API key.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -18,10 +15,10 @@ from safety_neurons.models.chat import Conversation
 
 
 class Message(BaseModel):
-    """What the model wrote; None where it did not get beyond its reasoning."""
+    """What the model wrote; None if it did not finish its reasoning."""
 
     content: str | None = None
-    # Two names for what a model thought before.
+    # Servers use either name for the reasoning.
     reasoning_content: str | None = None
     reasoning: str | None = None
 
@@ -33,8 +30,8 @@ class Choice(BaseModel):
     finish_reason: str | None = None
 
 
-class Tokens(BaseModel):
-    """How many there were."""
+class TokenCounts(BaseModel):
+    """Numbers of tokens."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -44,7 +41,7 @@ class Reply(BaseModel):
     """A chat completion."""
 
     choices: list[Choice] = Field(min_length=1)
-    usage: Tokens | None = None
+    usage: TokenCounts | None = None
 
     @property
     def text(self) -> str:
@@ -52,7 +49,7 @@ class Reply(BaseModel):
 
     @property
     def written(self) -> str:
-        """The text and what the model thought before."""
+        """The reasoning and the text."""
         message = self.choices[0].message
         return (message.reasoning_content or message.reasoning or "") + self.text
 
@@ -62,56 +59,57 @@ class Reply(BaseModel):
 
 
 class ServedModel(BaseModel):
-    """A model that can be asked."""
+    """A model of the server."""
 
     id: str
 
 
 class ServedModels(BaseModel):
-    """The list of them."""
+    """The models of the server."""
 
     data: list[ServedModel]
 
 
-# Of what a server says: enough to recognize it.
+# Number of characters of a server's message to quote.
 SHOWN = 300
 
 
 @contextlib.contextmanager
 def explained(url: str, model_name: str, key: str | None) -> Iterator[None]:
-    """Turn the client's errors into ours; the client has tried again by itself where that could help."""
+    """Turn errors of the client, which retries by itself, into ours."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     try:
         yield
     except APITimeoutError:
         raise SafetyNeuronsError(
-            f"The server at {url} did not answer in time. Ask for shorter answers or fewer at a time, or wait longer "
-            "(timeout)."
+            f"The server at {url} timed out. Request shorter answers, lower concurrency, or raise timeout."
         ) from None
     except APIConnectionError as error:
         cause = shown(str(error.__cause__ or error), key)
         raise SafetyNeuronsError(
-            f"The server at {url} cannot be reached, or drops the connection ({cause}). See that it runs, and that "
-            "the url is right."
+            f"The server at {url} is unreachable or drops the connection ({cause}). Check that it runs and that the "
+            "URL is right."
         ) from None
     except APIStatusError as error:
-        status, said = error.status_code, shown(error.response.text, key)
-        # The client's own error holds the request, and with it the key.
-        raise SafetyNeuronsError(f"The server at {url} {_why(status, model_name, key)} It says: {said}") from None
+        message = shown(error.response.text, key)
+        # The client's error holds the request, and with it the key.
+        raise SafetyNeuronsError(
+            f"The server at {url} {_why(error.status_code, model_name, key)} Its message: {message}"
+        ) from None
 
 
 def not_understood(url: str, text: str, key: str | None) -> SafetyNeuronsError:
-    """The error for a body that is not what was asked for."""
-    said = f"It says: {shown(text, key)}" if text.strip() else "It says nothing."
+    """The error for an unexpected response body."""
+    message = f"Its message: {shown(text, key)}" if text.strip() else "Its response was empty."
     return SafetyNeuronsError(
-        f"The server at {url} does not answer as an OpenAI-compatible server does. See that the url is that of its "
-        f"API (it ends in /v1, mostly). {said}"
+        f"The server at {url} did not respond like an OpenAI-compatible server. Check that the URL is that of its API "
+        f"(usually ending in /v1). {message}"
     )
 
 
 def shown(text: str, key: str | None) -> str:
-    """The beginning of a text in one line, without the key and without what a terminal would obey."""
+    """The beginning of a text in one line, without the key and without control characters."""
     hidden = text.replace(key, "[key]") if key else text
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(hidden.split()))
     return line if len(line) <= SHOWN else f"{line[:SHOWN]} ..."
@@ -119,44 +117,44 @@ def shown(text: str, key: str | None) -> str:
 
 def _why(status: int, model_name: str, key: str | None) -> str:
     if status in (401, 403):
-        advice = "see that it is the right one" if key else "put one into SAFETY_NEURONS_API_KEY"
-        return f"does not accept {'the key' if key else 'requests without a key'}: {advice}."
+        advice = "check it" if key else "set SAFETY_NEURONS_API_KEY"
+        return f"does not accept {'the API key' if key else 'requests without an API key'}: {advice}."
     if status == 404:
-        return f"has no model called {model_name!r}, or its API is elsewhere (urls end in /v1, mostly)."
+        return f"has no model called {model_name!r}, or its API has another URL (usually ending in /v1)."
     if status == 429:
-        return "takes no more requests for now: ask for fewer at a time (concurrency), or go on later."
+        return "accepts no more requests for now: lower concurrency, or continue later."
     if status >= 500:
-        return f"failed again and again (status {status}): look into its log."
-    return f"refused a request (status {status})."
+        return f"failed repeatedly (status {status}): check its log."
+    return f"rejected a request (status {status})."
 
 
-# Digits and letters in turns: no tokenizer puts the end of one and the beginning of the next into one token, so that
-# twice the text is twice the tokens.
-BEGUN = "7q7q7q7q"
+# Alternating digits and letters: no tokenizer merges the end of one copy with the start of the next, so twice the text
+# is twice the tokens.
+PREFILL_TEST = "7q7q7q7q"
 CONTINUED = {"add_generation_prompt": False, "continue_final_message": True}
 CLOSED = {"add_generation_prompt": False}
-# How servers say that they do not know a field or cannot render these messages.
+# Statuses for an unknown field or messages that cannot be rendered.
 REFUSALS = (400, 422, 500, 501)
-# As hot as servers allow: the same answer to all seeds is no chance.
+# The highest temperature that servers allow, so that equal answers to all seeds are not chance.
 HOT = {"temperature": 2.0, "top_p": 1.0, "max_tokens": 16}
 SEEDS = (1, 2, 3)
 
 
 class Ask(Protocol):
-    """One request: what is asked, further fields of the body, and settings that every server knows."""
+    """Sends one request: a conversation, extra fields of the body, and standard parameters."""
 
     async def __call__(self, conversation: Conversation, extra: Mapping[str, Any], **settings: Any) -> Reply: ...
 
 
 async def repeats_prefill(ask: Ask, url: str, key: str | None) -> bool:
-    """Whether an answer that was begun comes back with its beginning.
+    """Whether the server repeats the prefill in its answer.
 
-    The server goes on with it if it adds no more to the prompt than its own tokens, or if leaving the message open adds
-    fewer than closing it does. (Templates that put an empty thought before the answer pass only the second test, and
-    servers that leave the last message open by themselves only the first.)
+    The server supports prefill if the prefill adds only its own tokens to the prompt, or if leaving the message open
+    adds fewer tokens than closing it. (Templates that put empty reasoning before the answer pass only the second test,
+    and servers that always leave the last message open only the first.)
 
     Raises:
-        CannotRun: the server does not go on with what was begun, or this cannot be told.
+        CannotRunError: the server does not support prefill, or it cannot be tested.
     """
     from openai import APIStatusError
 
@@ -164,42 +162,40 @@ async def repeats_prefill(ask: Ask, url: str, key: str | None) -> bool:
         reply = await ask(Conversation.of("Hello", prefill), extra, max_tokens=1, temperature=0.0)
         if reply.usage is None:
             raise CannotRunError(
-                f"The server at {url} does not count its tokens, so that it cannot be told whether it continues an "
-                "answer that is begun (prefill)."
+                f"The server at {url} reports no token counts, so support for prefill cannot be tested."
             )
         return reply.usage.prompt_tokens, reply.text
 
     base, _ = await asked("", {})
     try:
-        once, text = await asked(BEGUN, CONTINUED)
-        twice, _ = await asked(BEGUN * 2, CONTINUED)
+        once, text = await asked(PREFILL_TEST, CONTINUED)
+        twice, _ = await asked(PREFILL_TEST * 2, CONTINUED)
         own = twice - once
-        continues = own > 0 and (once - base == own or once < (await asked(BEGUN, CLOSED))[0])
+        continues = own > 0 and (once - base == own or once < (await asked(PREFILL_TEST, CLOSED))[0])
     except APIStatusError as error:
         if error.status_code not in REFUSALS:
             raise
         raise CannotRunError(
-            f"The server at {url} does not continue an answer that is begun (prefill). It says: "
-            f"{shown(error.response.text, key)}"
+            f"The server at {url} does not support prefill. Its message: {shown(error.response.text, key)}"
         ) from None
     if not continues:
         raise CannotRunError(
-            f"The server at {url} does not continue an answer that is begun (prefill): its counts of tokens say that "
-            "it takes it for a whole answer. vLLM, SGLang, TGI and newer llama.cpp continue it."
+            f"The server at {url} does not support prefill: according to its token counts it treats it as a complete "
+            "answer. vLLM, SGLang, TGI and newer llama.cpp support it."
         )
-    # More than one token can write.
-    return text.startswith(BEGUN)
+    # One new token cannot be this long.
+    return text.startswith(PREFILL_TEST)
 
 
-async def must_draw(ask: Ask, url: str) -> None:
-    """Nothing where the server draws its answers.
+async def check_sampling(ask: Ask, url: str) -> None:
+    """Check that the server samples.
 
     Raises:
-        CannotRun: it gives the same answer to all seeds.
+        CannotRunError: it gives the same answer for all seeds.
     """
-    drawn = {(await ask(Conversation.of("Tell me a story."), {}, seed=seed, **HOT)).written for seed in SEEDS}
-    if len(drawn) == 1:
+    sampled = {(await ask(Conversation.of("Tell me a story."), {}, seed=seed, **HOT)).written for seed in SEEDS}
+    if len(sampled) == 1:
         raise CannotRunError(
-            f"The server at {url} draws no answers: temperature and seed change nothing. (`transformers serve` draws "
-            "only where the model's generation_config.json has do_sample.)"
+            f"The server at {url} does not sample: temperature and seed have no effect. (`transformers serve` samples "
+            "only if the model's generation_config.json sets do_sample.)"
         )

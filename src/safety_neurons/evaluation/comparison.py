@@ -8,7 +8,7 @@ from typing import Any
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import read_json
 from safety_neurons.core.plugins import unknown_name
-from safety_neurons.core.statistics import Verdicts, by_request, compare_verdicts, holm
+from safety_neurons.core.statistics import VerdictsById, by_request, compare_verdicts, holm
 from safety_neurons.core.tables import TextTable
 from safety_neurons.evaluation.summary import SCHEMA, counted_in
 from safety_neurons.report.evaluation_tables import SIGNIFICANT, points
@@ -114,7 +114,7 @@ Cell = tuple[str, str, str, str]
 
 def _cells(
     found: dict[str, Any], path: Path, model: str | None, defense: str | None
-) -> dict[Cell, tuple[str, Verdicts]]:
+) -> dict[Cell, tuple[str, VerdictsById]]:
     """By (defense or "", attack, prompts, judge) the defense's name, and the verdicts by request."""
     known = found["models"]
     if model is None and len(known) > 1:
@@ -122,7 +122,7 @@ def _cells(
     for kind, name, names in (("model", model, known), ("defense", defense, list(found["defenses"]))):
         if name is not None and name not in names:
             raise SafetyNeuronsError(f"In {path}: {unknown_name(kind, name, names)}")
-    cells: dict[Cell, tuple[str, Verdicts]] = {}
+    cells: dict[Cell, tuple[str, VerdictsById]] = {}
     for cell in found["cells"]:
         if cell["model"] == (model or known[0]) and defense in (None, cell["defense"]):
             for judge, judged in cell["judges"].items():

@@ -11,7 +11,7 @@ from safety_neurons.calibration.guard import Guard
 from safety_neurons.core.errors import CannotRunError
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.core.statistics import Verdict
-from safety_neurons.engines.engine import Engine, answers
+from safety_neurons.engines.engine import CachedEngine, Engine, answers
 from safety_neurons.models.chat import AttackedPrompt, Conversation
 from safety_neurons.models.generate import Completion, Sampling
 from safety_neurons.neurons.neuron_set import NeuronSet
@@ -126,6 +126,10 @@ class EvaluationContext:
         """The context while the model is changed; `change` names the change uniquely."""
         return replace(self, engine=self.engine.under(change))
 
+    def cached(self, engine: Engine) -> Engine:
+        """Another engine, with its answers kept where those of the model under test are."""
+        return CachedEngine(engine, self.engine.cache) if isinstance(self.engine, CachedEngine) else engine
+
     def answers(
         self,
         conversations: Sequence[Conversation],
@@ -155,8 +159,7 @@ class Attack:
 
     `source` cites the method, `budget` is its cost per request. `sees_defended_model`: the attack has access to the
     model under test, which makes its success rate a stronger claim. An attack that
-    `changes_model` does so in `surrounding`. `version` is part of the cache key: raise it when the same options give
-    other prompts.
+    `changes_model` does so in `surrounding`.
     """
 
     name: str
@@ -165,7 +168,6 @@ class Attack:
     budget: str = "one fixed prompt a request"
     sees_defended_model: bool = False
     changes_model: bool = False
-    version: int = 1
 
     def surrounding(self, context: "EvaluationContext") -> AbstractContextManager["EvaluationContext"]:
         """The context in which the defended model is asked, for attacks that change the model itself.

@@ -73,7 +73,8 @@ def answer_grid(plan: Plan, context: EvaluationContext) -> Iterator[Cell]:
     safe = [(None, name, requests) for name, requests in plan.safe.items()]
     plain = [(attack, HARMFUL, plan.harmful) for attack in plan.attacks if not attack.changes_model]
     for defense in plan.defenses:
-        yield from _cells(defense, context, [*safe, *plain])
+        if safe or plain:
+            yield from _cells(defense, context, [*safe, *plain])
         for attack in plan.attacks:
             if attack.changes_model:
                 yield from _cells(defense, context, [(attack, HARMFUL, plan.harmful)])

@@ -1,12 +1,10 @@
-"""Judges against answers that people labeled.
-
-A judge's own errors, measured against people, and rates that are corrected for them."""
+"""A judge's errors, measured on answers that people labeled, and rates that are corrected for them."""
 
 import json
 import operator
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from importlib import resources
 from pathlib import Path
@@ -15,29 +13,29 @@ from typing import Any, NamedTuple, Self
 import numpy
 from pydantic import TypeAdapter, ValidationError
 from scipy.optimize import brentq
-from scipy.stats import beta, binomtest, norm
+from scipy.stats import beta, norm
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import read_json, write_json
 from safety_neurons.core.progress import Advance, Listener, Silence
-from safety_neurons.core.statistics import CONFIDENCE, Rate
+from safety_neurons.core.statistics import CONFIDENCE, Array, Rate, share
 from safety_neurons.evaluation import judges
 from safety_neurons.evaluation.judges import Judge, JudgeInput, RuleJudge, Verdict
-from safety_neurons.prompts.read import Row, Table, read_table
+from safety_neurons.prompts.read import PromptTable, read_table
 
-# How finely the judge's worth and the true share are gone through.
+# Grid points for sensitivity and for specificity, and grid steps for the true share.
 POINTS = 20
 STEPS = 500
 _TAIL = (1 - CONFIDENCE) / 2
-Array = numpy.ndarray[Any, Any]
+_MEASURED = resources.files("safety_neurons.evaluation.judges") / "measured.json"
 
 
 @dataclass(frozen=True)
 class JudgeErrors:
-    """How often a judge said what of answers that people called refused and complied (partial refusals are refused).
+    """The confusion counts of a judge: `refused_complied` answers are refused for people, complied for the judge.
 
-    The first part of a count's name is what people said, the second what the judge said. `source` says on which
-    answers. What the judge left unscored is counted, and is no part of sensitivity and specificity.
+    Partial refusals are refused. `source` names the answers. Unscored answers are counted, but play no part in
+    sensitivity and specificity.
     """
 
     judge: str
@@ -65,45 +63,42 @@ class JudgeErrors:
 
     @classmethod
     def load(cls, path: Path, judge: str) -> "JudgeErrors":
-        """What a file holds on the judge called `judge`, all of its sources together.
+        """The counts of the judge called `judge` in a file, summed over its sources.
 
         Raises:
-            SafetyNeuronsError: the file is missing, is none of these files, or has nothing on this judge.
+            SafetyNeuronsError: the file is missing, has another format, or has no counts of this judge.
         """
         content = read_json(path)
         try:
-            found = TypeAdapter(list[JudgeErrors]).validate_python(content["judges"])
+            every = TypeAdapter(list[JudgeErrors]).validate_python(content["judges"])
         except (KeyError, TypeError, ValidationError) as error:
             raise SafetyNeuronsError(
-                f"{path} does not hold a judge's counts. `safety-neurons judge-check LABELLED.jsonl --out {path.name}` "
-                "writes such a file."
+                f"{path} does not contain a judge's counts. `safety-neurons judge-check LABELED.jsonl --out "
+                f"{path.name}` writes such a file."
             ) from error
-        own = [errors for errors in found if errors.judge == judge]
-        if not own:
-            known = ", ".join(dict.fromkeys(errors.judge for errors in found))
+        matching = [errors for errors in every if errors.judge == judge]
+        if not matching:
+            known = ", ".join(dict.fromkeys(errors.judge for errors in every))
             raise SafetyNeuronsError(f"{path} has no counts of the judge {judge}. It has those of {known or 'none'}.")
-        return reduce(operator.add, own)
+        return reduce(operator.add, matching)
 
     @classmethod
     def bundled(cls, judge: str) -> "JudgeErrors":
-        """The counts that were measured on XSTest's labeled answers (docs/judges.md).
+        """The counts measured on XSTest's labeled answers (docs/judges.md).
 
         Raises:
             SafetyNeuronsError: this judge was not measured.
         """
-        with resources.as_file(resources.files("safety_neurons.evaluation.judges") / "measured.json") as path:
+        with resources.as_file(_MEASURED) as path:
             return cls.load(path, judge)
 
     @staticmethod
     def measured() -> list[str]:
-        """The judges of which counts are bundled."""
-        content = json.loads(
-            (resources.files("safety_neurons.evaluation.judges") / "measured.json").read_text(encoding="utf-8")
-        )
-        return [one["judge"] for one in content["judges"]]
+        """The judges with bundled counts."""
+        return [errors["judge"] for errors in json.loads(_MEASURED.read_text(encoding="utf-8"))["judges"]]
 
     def to_json(self) -> dict[str, Any]:
-        """The counts as people's verdict, then the judge's, with where they are from."""
+        """The counts by people's verdict, then the judge's, and their source."""
         people, judged = ("refused", "complied"), ("refused", "complied", "unscored")
         counts = {one: {other: getattr(self, f"{one}_{other}") for other in judged} for one in people}
         return {"source": self.source, "counts": counts}
@@ -114,19 +109,16 @@ class JudgeErrors:
 
     @property
     def agreement(self) -> Rate:
-        """The share of all labeled answers on which the judge says what people say, with Wilson's interval.
+        """The share of labeled answers on which the judge agrees with people, with Wilson's interval.
 
-        An unscored answer does not agree; it is in `n` and counted in `unscored` besides.
+        An unscored answer does not agree; it is part of `n`, and also counted in `unscored`.
         """
-        agreed, unscored = self.refused_refused + self.complied_complied, self.refused_unscored + self.complied_unscored
-        n = sum(getattr(self, name) for name in _COUNTS)
-        if not n:
-            return Rate(None, None, None, 0, 0)
-        interval = binomtest(agreed, n).proportion_ci(CONFIDENCE, method="wilson")
-        return Rate(agreed / n, float(interval.low), float(interval.high), n, unscored)
+        agreed, n = self.refused_refused + self.complied_complied, sum(getattr(self, name) for name in _COUNTS)
+        rate = share([True] * agreed + [False] * (n - agreed))
+        return replace(rate, unscored=self.refused_unscored + self.complied_unscored)
 
     def hits_and_misses(self, people: Verdict) -> tuple[int, int]:
-        """Of the answers that people gave this verdict and the judge any: how many it called the same, how many not."""
+        """Of the scored answers with this verdict by people: how many the judge called the same, and how many not."""
         if people == "refused":
             return self.refused_refused, self.refused_complied
         return self.complied_complied, self.complied_refused
@@ -136,48 +128,47 @@ _COUNTS = tuple(field.name for field in fields(JudgeErrors) if field.name not in
 
 
 def save_errors(errors: Sequence[JudgeErrors], path: Path) -> None:
-    """Write counts of any judges on any sources as one file."""
-    write_json(path, {"judges": [asdict(one) for one in errors]})
+    """Write counts of any judges on any sources to one file."""
+    write_json(path, {"judges": [asdict(counts) for counts in errors]})
 
 
 def corrected(rate: Rate, errors: JudgeErrors, counted: Verdict) -> Rate:
-    """The share of `counted` that people would have found, estimated from the share that the judge found.
+    """The share of `counted` that people would have found, estimated from the judge's share.
 
-    (share + specificity - 1) / (sensitivity + specificity - 1), kept within 0 and 1 (Rogan and Gladen 1978, American
-    Journal of Epidemiology 107). The interval holds the uncertainty of all three: it is the densest part of the true
-    share's posterior under a flat prior, averaged over the posteriors of sensitivity and specificity (Beta, Jeffreys'
-    prior). The judge's share counts for as many answers as the width of its interval stands for, which may come from
-    Wilson's formula or from a bootstrap over requests. So the interval has a width also where the judge finds less
-    than its false alarms alone would give, and the value is 0.
+    (share + specificity - 1) / (sensitivity + specificity - 1), clamped to [0, 1] (Rogan and Gladen 1978, American
+    Journal of Epidemiology 107). The interval is the highest-density part of the true share's posterior under a flat
+    prior, averaged over the posteriors of sensitivity and specificity (Beta, Jeffreys prior). The judge's share counts
+    for the number of answers that the width of its interval implies, whether that is Wilson's or a bootstrap over
+    requests. So the interval has a width even where the judge finds less than its false alarms alone, and the value
+    is 0.
 
-    It holds where the judge errs on these answers as it did on the labeled ones. The value is None where there is
-    none to correct, and where the judge cannot be told from chance: then its verdicts say nothing of people's.
+    The estimate assumes that the judge errs on these answers as on the labeled ones. The value is None without a rate,
+    and where the judge cannot be told from chance.
 
     Args:
         rate: the share of `counted` among the judged answers; `n` and `unscored` are passed on.
         counted: "refused" or "complied".
     """
     other: Verdict = "complied" if counted == "refused" else "refused"
-    found, passed = errors.hits_and_misses(counted), errors.hits_and_misses(other)
+    counts = errors.hits_and_misses(counted), errors.hits_and_misses(other)
     none = Rate(None, None, None, rate.n, rate.unscored)
-    if rate.value is None or rate.low is None or rate.high is None or not sum(found) or not sum(passed):
+    if rate.value is None or rate.low is None or rate.high is None or not all(map(sum, counts)):
         return none
     middles = (numpy.arange(POINTS) + 0.5) / POINTS
-    sensitivity, specificity = (
-        grid.ravel()
-        for grid in numpy.meshgrid(*(beta.ppf(middles, hits + 0.5, misses + 0.5) for hits, misses in (found, passed)))
-    )
+    quantiles = (beta.ppf(middles, hits + 0.5, misses + 0.5) for hits, misses in counts)
+    sensitivity, specificity = (grid.ravel() for grid in numpy.meshgrid(*quantiles))
     if numpy.quantile(sensitivity + specificity, _TAIL) <= 1:
         return none
     answers = _answers_behind(rate.value, (rate.high - rate.low) / 2, rate.n)
     low, high = _interval(rate.value, answers, sensitivity, specificity)
-    exact = (rate.value + passed[0] / sum(passed) - 1) / (found[0] / sum(found) + passed[0] / sum(passed) - 1)
+    sensitive, specific = (hits / (hits + misses) for hits, misses in counts)
+    exact = (rate.value + specific - 1) / (sensitive + specific - 1)
     value = min(max(exact, 0.0), 1.0)
     return Rate(value, min(low, value), max(high, value), rate.n, rate.unscored)
 
 
 def _answers_behind(share: float, half: float, n: int) -> float:
-    """How many independent answers, at most `n`, have a Wilson interval of this half width around their share."""
+    """The number of independent answers, at most `n`, whose Wilson interval has this half-width."""
     z = float(norm.ppf(1 - _TAIL))
 
     def too_wide(answers: float) -> float:
@@ -185,16 +176,16 @@ def _answers_behind(share: float, half: float, n: int) -> float:
 
     if too_wide(n) >= 0:
         return float(n)
-    # An interval from 0 to 1 stands for none.
+    # An interval from 0 to 1 stands for no answers.
     return float(brentq(too_wide, 0, n)) if too_wide(0) > 0 else 0.0
 
 
 def _interval(share: float, answers: float, sensitivity: Array, specificity: Array) -> tuple[float, float]:
-    """Where 95% of the true share lies, given equally likely values [points] of what the judge is worth."""
-    # A judge that is worse than chance is not believed to be one.
-    knows = sensitivity + specificity > 1
+    """The 95% interval of the true share, given equally likely sensitivities and specificities [points]."""
+    # Points at which the judge would be worse than chance are left out.
+    informative = sensitivity + specificity > 1
     grid = numpy.linspace(0, 1, STEPS + 1)
-    seen = grid[:, None] * sensitivity[knows] + (1 - grid)[:, None] * (1 - specificity[knows])
+    seen = grid[:, None] * sensitivity[informative] + (1 - grid)[:, None] * (1 - specificity[informative])
     seen = seen.clip(1e-12, 1 - 1e-12)
     likelihood = answers * (share * numpy.log(seen) + (1 - share) * numpy.log1p(-seen))
     density = numpy.exp(likelihood - likelihood.max()).mean(axis=1)
@@ -204,7 +195,7 @@ def _interval(share: float, answers: float, sensitivity: Array, specificity: Arr
     return float(held.min()), float(held.max())
 
 
-# A partial refusal is a refusal: the whole of what was asked for was not given.
+# A partial refusal is a refusal: not all that was asked for was given.
 LABELS: dict[str, Verdict] = {
     "refused": "refused",
     "complied": "complied",
@@ -215,22 +206,21 @@ LABELS: dict[str, Verdict] = {
 
 
 class Labeled(NamedTuple):
-    """What was asked and answered, what people said of it, and who answered (empty where the file does not say)."""
+    """A request and its answer, people's verdict, and the model that answered (empty if the file does not say)."""
 
     exchange: JudgeInput
     people: Verdict
     model: str
 
 
-def read_labelled(path: str | Path) -> list[Labeled]:
-    """Read a .jsonl, .json, .csv or .tsv file with the columns prompt, response or completion, and label.
+def read_labeled(path: str | Path) -> list[Labeled]:
+    """Read a .jsonl, .json, .csv or .tsv file with the columns prompt, response (or completion) and label.
 
-    A label is `refused`, `complied`, or one of XSTest's three (`1_full_compliance` ...). A column `model` says who
-    answered.
+    A label is `refused`, `complied`, or one of XSTest's three (`1_full_compliance` ...). An optional column `model`
+    names the model that answered.
 
     Raises:
-        SafetyNeuronsError: the file is missing, unreadable or empty, lacks a column, or has a row that is no labeled
-            answer; the message names its line.
+        SafetyNeuronsError: the file is missing, unreadable or empty, lacks a column, or has an invalid row.
     """
     path = Path(os.path.expanduser(path))
     table = read_table(path, str(path))
@@ -238,49 +228,43 @@ def read_labelled(path: str | Path) -> list[Labeled]:
         _column(table, path, *names) for names in (("prompt",), ("response", "completion"), ("label",))
     )
     model = table.find("model")
-    found = []
+    labeled = []
     for row in table.rows:
+        place = f"{table.unit.capitalize()} {row.place} of {path}"
         people = LABELS.get(str(row.values.get(label)).strip())
         if people is None:
             raise SafetyNeuronsError(
-                f"{_place(table, row, path)}: {row.values.get(label)!r} is no label. Labels are {', '.join(LABELS)}."
+                f"{place}: {row.values.get(label)!r} is not a label. Labels are {', '.join(LABELS)}."
             )
-        texts = [row.values.get(column) for column in (prompt, response)]
-        for column, text in zip((prompt, response), texts, strict=True):
-            if not isinstance(text, str):
-                raise SafetyNeuronsError(
-                    f"{_place(table, row, path)}: its {column} is not a text. Correct or delete it."
-                )
+        for column in (prompt, response):
+            if not isinstance(row.values.get(column), str):
+                raise SafetyNeuronsError(f"{place}: its {column} is not text. Correct or delete it.")
         name = "" if model is None or row.values.get(model) is None else str(row.values[model])
-        found.append(Labeled(JudgeInput(*map(str, texts)), people, name))
-    return found
+        labeled.append(Labeled(JudgeInput(str(row.values[prompt]), str(row.values[response])), people, name))
+    return labeled
 
 
-def _column(table: Table, path: Path, *names: str) -> str:
+def _column(table: PromptTable, path: Path, *names: str) -> str:
     found = table.find(*names)
     if found is None:
         there = ", ".join(table.columns) or "no columns"
         raise SafetyNeuronsError(
-            f"{path} has no column {' or '.join(names)}; it has {there}. Labeled answers have prompt, response, and "
+            f"{path} has no column {' or '.join(names)}; it has {there}. Labeled answers need prompt, response and "
             "label (refused or complied)."
         )
     return found
 
 
-def _place(table: Table, row: Row, path: Path) -> str:
-    return f"{table.unit.capitalize()} {row.place} of {path}"
-
-
 def check_judges(
     paths: Sequence[str | Path], names: Sequence[str] | None = None, listener: Listener | None = None
 ) -> list[JudgeErrors]:
-    """Each judge's confusion with people: for each file, and for each model that its `model` column names.
+    """Each judge's confusion counts for each file, and for each model in a file's `model` column.
 
     Args:
-        names: which judges, with their options; all that need no model when left out.
+        names: judges, with their options. Default: all that need no model.
 
     Raises:
-        SafetyNeuronsError: a file is no file of labeled answers, or there is no such judge, or none of its model.
+        SafetyNeuronsError: a file has no labeled answers, or a judge is unknown or lacks its model.
     """
     listener = listener or Silence()
     chosen = [judges.get(name) for name in names or judges.names()]
@@ -290,17 +274,15 @@ def check_judges(
         judge.check()
     groups: dict[str, list[Labeled]] = {}
     for path in paths:
-        for labeled in read_labelled(path):
+        for labeled in read_labeled(path):
             source = f"{Path(path).name}: {labeled.model}" if labeled.model else Path(path).name
             groups.setdefault(source, []).append(labeled)
-    found = []
     total = len(chosen) * sum(map(len, groups.values()))
     with listener.task("judging", total) as advance:
-        for source, group in groups.items():
-            found += [_check(judge, source, group, advance) for judge in chosen]
-    for said in filter(None, (judge.spent() for judge in chosen)):
-        listener.say(said)
-    return found
+        errors = [_check(judge, source, group, advance) for source, group in groups.items() for judge in chosen]
+    for cost in filter(None, (judge.spent() for judge in chosen)):
+        listener.say(cost)
+    return errors
 
 
 def _check(judge: Judge, source: str, group: Sequence[Labeled], advance: Advance) -> JudgeErrors:

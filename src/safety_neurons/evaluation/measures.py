@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache, fingerprint
+from safety_neurons.core.files import JsonlCache, file_sha256, fingerprint
 from safety_neurons.core.plugins import options_of
 from safety_neurons.engines.engine import InProcess, engine_for, uncached, weights_of
 from safety_neurons.evaluation.config import EvaluationConfig
@@ -25,7 +25,6 @@ from safety_neurons.evaluation.utility.preferences import (
     read_questions,
 )
 from safety_neurons.models.chat import AttackedPrompt
-from safety_neurons.models.weights import file_sha256
 
 MEASURES = ("overhead", "utility", "tasks", "preferences")
 # Measures that compare a defense with none.

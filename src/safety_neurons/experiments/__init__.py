@@ -1,1 +1,1 @@
-"""experiments"""
+"""Experiments on a run: how calibration changes a model, how scores compare, and which settings tune best."""

@@ -1,4 +1,4 @@
-"""The adaptive test: who has the tuned weights finds the neurons afresh on them and calibrates toward conformity."""
+"""The adaptive attack: with access to the tuned weights, find their neurons and calibrate toward conformity."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,7 @@ from safety_neurons.core.progress import Listener
 from safety_neurons.engines.engine import CachedEngine
 from safety_neurons.experiments.intervention import Intervention, InterventionRunner
 from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import find_neurons_of
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
@@ -22,49 +23,46 @@ def adaptive(
     listener: Listener | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Attack a run's tuned model by calibration; the section "adaptive" of the run's results.
+    """Attack a run's tuned model by calibration toward conformity, with the run's own settings.
 
-    Toward conformity, with the run's own settings: the base model with its neurons, and the tuned model with
-    the neurons that were found on the base one, and with those found afresh on the tuned one.
+    Calibrates the base model with its neurons, and the tuned model with the neurons of the base model and with those
+    found on the tuned one. Runs missing stages first. Returns the run's results, with the section "adaptive".
 
     Args:
-        on: a HARMFUL:BENIGN pair of prompt sets instead of the run's test split.
+        given: settings that override the run's own.
+        on: a HARMFUL:BENIGN pair of prompt sets. Default: the run's test split.
 
     Raises:
-        SafetyNeuronsError: as `run`.
+        SafetyNeuronsError: bad input, or a failure that the message explains.
     """
     with opened(path, given, listener, command, until="tune", on=[on]) as run:
         sets = prompts_to_test(run, on)
         delta = NeuronDelta.load(run.folder.delta)
-        rows = _measure(run, sets, "base", {"found": run.neurons}, run.engine)
+        rows = _attack(run, sets, "base", {"found": run.neurons}, run.engine)
         with delta.apply(run.model):
             neurons = {
                 "found before tuning": run.neurons,
                 "found afresh": find_neurons_of(run, "finding neurons on the tuned model"),
             }
-            rows += _measure(run, sets, "tuned", neurons, run.engine.under(f"safetuning {delta.digest}"))
-        calibration = run.settings.calibrate.model_dump(mode="json")
+            rows += _attack(run, sets, "tuned", neurons, run.engine.under(f"safetuning {delta.digest}"))
         section = {
             "rows": rows,
             "on": on or f"{run.settings.harmful}:{run.settings.benign}",
-            "calibrate": calibration,
+            "calibrate": run.settings.calibrate.model_dump(mode="json"),
         }
         return keep_section(run.folder, "adaptive", section)
 
 
-def _measure(
-    run: RunContext, sets: Mapping[str, Any], subject: str, neurons: Mapping[str, NeuronSet], engine: CachedEngine
+def _attack(
+    run: RunContext,
+    sets: dict[str, list[Prompt]],
+    model: str,
+    neurons: Mapping[str, NeuronSet],
+    engine: CachedEngine,
 ) -> list[dict[str, Any]]:
-    runner = InterventionRunner.open(run, dict(sets), engine)
     settings = run.settings.calibrate
-    rows = []
-    each = sum(map(len, sets.values()))
-    with run.listener.task(f"calibrating the {subject} model", each * (1 + len(neurons))) as advance:
-        interventions: dict[str, Intervention | None] = {"none": None}
-        for name, found in neurons.items():
-            interventions[name] = Intervention(name, found, "conformity", settings.alpha_conformity, settings.knobs())
-        for name, one in interventions.items():
-            for side in sets:
-                measurement = runner.measurement(side, one, advance)
-                rows.append({"model": subject, "calibrated": name, "prompts": side} | measurement.described())
-    return rows
+    interventions: dict[str, Intervention | None] = {"none": None}
+    for name, found in neurons.items():
+        interventions[name] = Intervention(name, found, "conformity", settings.alpha_conformity, settings.knobs())
+    rows = [({"model": model, "calibrated": name}, one) for name, one in interventions.items()]
+    return InterventionRunner.open(run, sets, engine).rows(f"calibrating the {model} model", rows)

@@ -1,6 +1,8 @@
-"""`tune --auto`: budget, score, learning rate and mix searched for the trade that suits the user.
+"""`auto_tune`: search budget, score, learning rate and data mix for the best trade-off, and tune the run with it.
 
-The Pareto front of trials, and which of it to take."""
+The objectives are attack success, over-refusal and KL divergence on the validation prompts. The user's limit of
+over-refusal, or the knee of the Pareto front, selects the trial.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -24,66 +26,13 @@ from safety_neurons.runs.pipeline import run
 from safety_neurons.runs.validation import Validator
 from safety_neurons.settings import Settings
 from safety_neurons.tuning.batches import training_steps
+from safety_neurons.tuning.config import Validation
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.safetune import tune
 
-
-@dataclass(frozen=True)
-class Objectives:
-    """What tuning is judged by, all the lower the better: two rates, and nats per token."""
-
-    attack_success: float
-    over_refusal: float
-    kl_divergence: float
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One tuning: its settings by their path ("tune.learning_rate"), and what came of it."""
-
-    number: int
-    settings: dict[str, Any]
-    objectives: Objectives
-
-
-def front(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that no other one beats: one that is nowhere worse and somewhere better."""
-    return [trial for trial in trials if not any(_beats(other, trial) for other in trials)]
-
-
-def _beats(one: Trial, other: Trial) -> bool:
-    pairs = list(zip(astuple(one.objectives), astuple(other.objectives), strict=True))
-    return all(mine <= theirs for mine, theirs in pairs) and any(mine < theirs for mine, theirs in pairs)
-
-
-def choose(trials: Sequence[Trial], max_over_refusal: float | None = None) -> Trial:
-    """The trial with the fewest successful attacks within the limit of over-refusal, or the front's knee without one.
-
-    The knee is the trial of the front that is nearest to the ideal, each objective measured between its best and its
-    worst value on the front.
-
-    Raises:
-        SafetyNeuronsError: no trial keeps to the limit.
-    """
-    if max_over_refusal is not None:
-        within = [trial for trial in trials if trial.objectives.over_refusal <= max_over_refusal]
-        if not within:
-            least = min(trial.objectives.over_refusal for trial in trials)
-            raise SafetyNeuronsError(
-                f"No trial keeps over-refusal at {max_over_refusal:.1%} or below; the least is {least:.1%}. Allow more "
-                "(--max-over-refusal), or try more settings (--trials)."
-            )
-        return min(within, key=lambda trial: astuple(trial.objectives))
-    best = front(trials)
-    values = numpy.array([astuple(trial.objectives) for trial in best])
-    low, span = values.min(axis=0), numpy.ptp(values, axis=0)
-    distances = numpy.linalg.norm((values - low) / numpy.where(span > 0, span, 1.0), axis=1)
-    return best[int(distances.argmin())]
-
-
 TRIALS = 12
 SCORES = ("gradient", "write-contrast")
-# What is searched, by its path in the settings.
+# The settings that are searched.
 SEARCHED = (
     *("find.score", "find.percent", "tune.learning_rate", "tune.kl"),
     *("tune.refusals", "tune.contrast", "tune.benign"),
@@ -92,7 +41,7 @@ SEARCHED = (
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: scores by name, and from where to where the numbers go."""
+    """The search space: names of scores, and the ranges of the budget (percent of the neurons) and learning rate."""
 
     scores: tuple[str, ...] = SCORES
     percent: tuple[float, float] = (0.03, 3.0)
@@ -103,12 +52,26 @@ class Space:
             raise SafetyNeuronsError("Name at least one score to search with.")
         for name in self.scores:
             if scores.get(name).compares_models:
-                raise SafetyNeuronsError(f"The score {name} compares two models and cannot be searched with.")
+                raise SafetyNeuronsError(f"The score {name} compares two models, so it cannot be searched with.")
         for name, (low, high) in (("percent", self.percent), ("learning_rate", self.learning_rate)):
             if not 0 < low <= high:
-                raise SafetyNeuronsError(
-                    f"The range of {name} goes from a number above 0 upwards, not {low} to {high}."
-                )
+                raise SafetyNeuronsError(f"The range of {name} must satisfy 0 < low <= high, not {low} to {high}.")
+
+
+@dataclass(frozen=True)
+class Objectives(Validation):
+    """The validation rates and the KL divergence from the base model in nats per token; lower is better."""
+
+    kl_divergence: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One tuning: its settings by dotted name ("tune.learning_rate"), and the objectives that it reached."""
+
+    number: int
+    settings: dict[str, Any]
+    objectives: Objectives
 
 
 def auto_tune(
@@ -121,17 +84,17 @@ def auto_tune(
     listener: Listener | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Search tuning's settings on the run's validation prompts, take the best trade, and tune the run with it.
+    """Search tuning settings on the run's validation prompts, and tune the run with the best trade-off.
 
-    The first trial has the run's own settings. A killed search goes on where it stopped: its trials follow from the
-    seed, and what came of them is kept. A search of a run that was tuned by one starts from where that one started.
-    Trials whose training diverges, or that find no neurons, are left out. The section "auto" of the run's results
-    holds all others.
+    The first trial has the run's own settings. A killed search continues where it stopped: its trials follow from the
+    seed, and their objectives are cached. Searching again in a run that a search has tuned starts from the settings
+    of that search. Trials that diverge or find no neurons are left out. Returns the run's results, with the section
+    "auto".
 
     Args:
-        trials: how many settings are tried.
-        max_over_refusal: of those that keep over-refusal within this, the one with the least attack success is taken;
-            without it the knee of the Pareto front of attack success, over-refusal and divergence.
+        given: settings that override the run's own.
+        max_over_refusal: choose the trial with the least attack success among those with at most this over-refusal.
+            Default: the knee of the Pareto front.
 
     Raises:
         SafetyNeuronsError: bad input, no trial that can be trained or is within the limit, or a failure that the
@@ -140,7 +103,7 @@ def auto_tune(
     if trials < 1:
         raise SafetyNeuronsError(f"A search needs at least one trial, not {trials}.")
     if max_over_refusal is not None and not 0 <= max_over_refusal <= 1:
-        raise SafetyNeuronsError(f"max_over_refusal is a share from 0 to 1, not {max_over_refusal}.")
+        raise SafetyNeuronsError(f"max_over_refusal must be a share from 0 to 1, not {max_over_refusal}.")
     space = space or Space()
     with opened(path, _from_the_start(RunFolder(path), given or {}), listener, command) as context:
         validator = Validator.open(context)
@@ -148,7 +111,7 @@ def auto_tune(
         tried = _search(context, validator, space, trials)
     if not tried:
         raise SafetyNeuronsError(
-            f"None of the {trials} trials could be trained. Try more settings (--trials), or lower tune.learning-rate."
+            f"None of the {trials} trials could be trained. Raise trials, or lower tune.learning_rate."
         )
     chosen = choose(tried, max_over_refusal)
     run(path, nested(chosen.settings), until="tune", listener=listener, command=command)
@@ -166,10 +129,60 @@ def auto_tune(
         return keep_section(context.folder, "auto", section)
 
 
-def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given settings, with those from which the kept search started where the run has those of one of its trials.
+def front(trials: Sequence[Trial]) -> list[Trial]:
+    """The Pareto front: the trials that no other trial dominates."""
+    return [trial for trial in trials if not any(_dominates(other, trial) for other in trials)]
 
-    They would be another search's own ones, for the run is tuned with what a search chose before it ends.
+
+def _dominates(one: Trial, other: Trial) -> bool:
+    pairs = list(zip(astuple(one.objectives), astuple(other.objectives), strict=True))
+    return all(mine <= theirs for mine, theirs in pairs) and any(mine < theirs for mine, theirs in pairs)
+
+
+def choose(trials: Sequence[Trial], max_over_refusal: float | None = None) -> Trial:
+    """The trial with the least attack success within the limit of over-refusal; without a limit, the front's knee.
+
+    The knee is the trial of the front nearest to the ideal point, after scaling each objective to its range on the
+    front.
+
+    Raises:
+        SafetyNeuronsError: no trial is within the limit.
+    """
+    if max_over_refusal is not None:
+        within = [trial for trial in trials if trial.objectives.over_refusal <= max_over_refusal]
+        if not within:
+            least = min(trial.objectives.over_refusal for trial in trials)
+            raise SafetyNeuronsError(
+                f"No trial keeps over-refusal at {max_over_refusal:.1%} or below; the least is {least:.1%}. Raise "
+                "max_over_refusal or trials."
+            )
+        return min(within, key=lambda trial: astuple(trial.objectives))
+    best = front(trials)
+    values = numpy.array([astuple(trial.objectives) for trial in best])
+    low, span = values.min(axis=0), numpy.ptp(values, axis=0)
+    distances = numpy.linalg.norm((values - low) / numpy.where(span > 0, span, 1.0), axis=1)
+    return best[int(distances.argmin())]
+
+
+def own_settings(settings: Settings) -> dict[str, Any]:
+    """A run's values of the searched settings, by dotted name."""
+    values = settings.model_dump(mode="json")
+    return {path: values[path.split(".")[0]][path.split(".")[1]] for path in SEARCHED}
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by dotted name, nested as in `Settings`."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, value in settings.items():
+        section, name = path.split(".")
+        found.setdefault(section, {})[name] = value
+    return found
+
+
+def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given settings, with the start of an earlier search if the run has the settings of one of its trials.
+
+    Without this, repeating a search would start from what the earlier one chose, and so be another search.
     """
     now = own_settings(merged_settings(folder.record().get("settings", {}), {}))
     split = {path: path.split(".") for path in SEARCHED}
@@ -184,10 +197,10 @@ def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, An
 
 def _search(context: RunContext, validator: Validator, space: Space, trials: int) -> list[Trial]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Sequential and in memory: a killed search is replayed from what is kept of its trials.
+    # Sequential and in memory: a killed search is replayed from the cached objectives.
     sampler = optuna.samplers.TPESampler(seed=context.settings.seed, n_startup_trials=max(4, trials // 3))
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-    kept = {line["key"]: line for line in read_lines(context.folder.trials)}
+    cached = {line["key"]: line["objectives"] for line in read_lines(context.folder.trials)}
     start = own_settings(context.settings)
     inputs = stage_fingerprints(context.settings, context.model.identity, context.prompts)["tune"]
     scored: dict[str, ScoredNeurons] = {}
@@ -199,25 +212,18 @@ def _search(context: RunContext, validator: Validator, space: Space, trials: int
             key = fingerprint(
                 context.engine.identity, inputs, context.settings.evaluate.answer_tokens, number, settings
             )
-            if key not in kept:
+            if key not in cached:
                 found = _try(context, validator, settings, scored)
-                line = {"key": key, "start": start, "settings": settings, "objectives": found and asdict(found)}
+                cached[key] = found and asdict(found)
+                line = {"key": key, "start": start, "settings": settings, "objectives": cached[key]}
                 append_line(context.folder.trials, line)
-                kept[key] = line
-            values = kept[key]["objectives"]
-            if values is None:
+            if cached[key] is None:
                 study.tell(asked, state=optuna.trial.TrialState.FAIL)
             else:
-                study.tell(asked, list(values.values()))
-                tried.append(Trial(number, settings, Objectives(**values)))
+                study.tell(asked, list(cached[key].values()))
+                tried.append(Trial(number, settings, Objectives(**cached[key])))
             advance(1)
     return tried
-
-
-def own_settings(settings: Settings) -> dict[str, Any]:
-    """What of a run's settings is searched, by path."""
-    values = settings.model_dump(mode="json")
-    return {path: values[path.split(".")[0]][path.split(".")[1]] for path in SEARCHED}
 
 
 def _suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
@@ -232,20 +238,13 @@ def _suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     }
 
 
-def nested(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings by path as `Settings` nests them."""
-    found: dict[str, dict[str, Any]] = {}
-    for path, value in settings.items():
-        section, name = path.split(".")
-        found.setdefault(section, {})[name] = value
-    return found
-
-
 def _try(
     context: RunContext, validator: Validator, chosen: Mapping[str, Any], scored: dict[str, ScoredNeurons]
 ) -> Objectives | None:
-    """Tune with these settings, if they can be; refusals are made with the run's own neurons, so that they are made
-    once."""
+    """Tune with these settings; None if the trial finds no neurons or diverges.
+
+    All trials train on refusals made with the run's own neurons, so that these are generated once.
+    """
     settings = merged_settings(context.settings.model_dump(mode="json"), nested(chosen))
     name = settings.find.score
     if name not in scored:
@@ -268,7 +267,7 @@ def _try(
 
 
 def _measure(context: RunContext, validator: Validator, delta: NeuronDelta) -> Objectives:
-    moved = validator.kl_divergence(lambda: delta.apply(context.model))
+    divergence = validator.kl_divergence(lambda: delta.apply(context.model))
     with delta.apply(context.model):
         found = validator.measure(delta.digest)
-    return Objectives(found.attack_success, found.over_refusal, moved)
+    return Objectives(found.attack_success, found.over_refusal, divergence)

@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds, and memory above what was in use before."""
+"""The cost of a computation: wall time, and peak memory above the memory in use before."""
 
 import contextlib
 import ctypes
@@ -12,13 +12,13 @@ from typing import Self
 import psutil
 import torch
 
-# How often the process' memory is looked at, in seconds.
+# Seconds between two looks at the resident memory.
 INTERVAL = 0.02
 
 
 @dataclass
 class Cost:
-    """Seconds add up; of the peaks (bytes) the highest counts."""
+    """Seconds and peak memory in bytes. In a sum, seconds add up and the higher peak counts."""
 
     seconds: float = 0.0
     peak: int = 0
@@ -29,48 +29,38 @@ class Cost:
 
 @contextlib.contextmanager
 def costing() -> Iterator[Cost]:
-    """The cost of what is done while the context is open, known afterwards.
+    """Measure the cost of the block; it is complete when the block ends.
 
-    The memory is that of the GPU where there is one, otherwise the process' resident memory. Of that, what an
-    allocator kept of earlier work and gives out again is not seen.
+    Memory is that of the GPU if there is one, otherwise the resident memory of the process. The latter does not show
+    memory that the allocator kept from earlier work and hands out again.
     """
     cost = Cost()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        with _clock(cost):
-            yield cost
-        cost.peak = torch.cuda.max_memory_allocated() - before
-    else:
-        _give_back()
-        with _resident_peak() as above, _clock(cost):
-            yield cost
-        cost.peak = above[0]
+    with _gpu_peak(cost) if torch.cuda.is_available() else _resident_peak(cost):
+        started = time.monotonic()
+        yield cost
+        cost.seconds = time.monotonic() - started
 
 
 @contextlib.contextmanager
-def _clock(cost: Cost) -> Iterator[None]:
-    started = time.monotonic()
+def _gpu_peak(cost: Cost) -> Iterator[None]:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     yield
-    cost.seconds = time.monotonic() - started
+    cost.peak = torch.cuda.max_memory_allocated() - before
 
 
-def _give_back() -> None:
-    """Let the C library return what is free to the system, where it can (glibc)."""
+@contextlib.contextmanager
+def _resident_peak(cost: Cost) -> Iterator[None]:
+    # glibc can return free memory to the system, so that the block has to ask for it again.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
-
-
-@contextlib.contextmanager
-def _resident_peak() -> Iterator[list[int]]:
     process = psutil.Process()
     before = process.memory_info().rss
-    above = [0]
     done = threading.Event()
 
     def look() -> None:
-        above[0] = max(above[0], process.memory_info().rss - before)
+        cost.peak = max(cost.peak, process.memory_info().rss - before)
 
     def watch() -> None:
         while not done.wait(INTERVAL):
@@ -79,7 +69,7 @@ def _resident_peak() -> Iterator[list[int]]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield above
+        yield
     finally:
         done.set()
         thread.join()

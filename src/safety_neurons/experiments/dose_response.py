@@ -1,11 +1,10 @@
-"""What each dose does: refusals, broken answers and the distance to the base model over alpha."""
+"""Dose-response: refusals, broken answers and the KL divergence from the base model at each alpha."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safety_neurons.calibration.calibration import dose
-from safety_neurons.calibration.config import Toward
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Listener
 from safety_neurons.experiments.intervention import NLL_LIMIT, Intervention, InterventionRunner
@@ -16,10 +15,10 @@ MOST_ALPHAS = 101
 
 
 def parse_alphas(text: str) -> list[float]:
-    """ "-6:6" (by 1), "-6:6:2" or "-4,0,4" as sorted numbers; 0, the model as it is, is always among them.
+    """Sorted numbers from "-6:6" (step 1), "-6:6:2" or "-4,0,4". Always includes 0, the base model.
 
     Raises:
-        SafetyNeuronsError: it is none of these, or far too many.
+        SafetyNeuronsError: the text is none of these, or more than `MOST_ALPHAS` numbers.
     """
     try:
         if ":" in text:
@@ -34,8 +33,8 @@ def parse_alphas(text: str) -> list[float]:
             raise ValueError
     except ValueError:
         raise SafetyNeuronsError(
-            f"{text!r} is no range of alphas. Give LOW:HIGH, LOW:HIGH:STEP (such as -6:6:2) or a list (-4,0,4), of at "
-            f"most {MOST_ALPHAS} numbers; below zero leads toward rejection, above toward conformity."
+            f"{text!r} is not a range of alphas. Give LOW:HIGH, LOW:HIGH:STEP (such as -6:6:2) or a list (-4,0,4) of "
+            f"at most {MOST_ALPHAS} numbers; below zero leads toward rejection, above toward conformity."
         ) from None
     return sorted({round(value, 6) for value in values} | {0.0})
 
@@ -49,15 +48,16 @@ def dose_response(
     listener: Listener | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Calibrate a run's neurons at each alpha and ask its test prompts; the section "dose_response" of its results.
+    """Calibrate a run's neurons at each alpha and ask its test prompts.
 
-    Beside the found neurons stand as many random ones of the same layers: with the same alpha, and with the alpha
-    that makes their dose the same (`calibrate.dose`), which is much higher. Alphas above 0 lead toward conformity,
-    below toward rejection.
+    Random neurons, the same number in each layer, are the control: at the same alpha, and at the alpha that gives the
+    same dose (`calibration.dose`), which is much higher. Runs missing stages first. Returns the run's results, with the
+    section "dose_response".
 
     Args:
+        alphas: strengths; above 0 leads toward conformity, below toward rejection.
         given: settings that override the run's own.
-        on: a HARMFUL:BENIGN pair of prompt sets instead of the run's test split.
+        on: a HARMFUL:BENIGN pair of prompt sets. Default: the run's test split.
 
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
@@ -66,31 +66,23 @@ def dose_response(
         found = run.neurons
         random = found.random_like(run.settings.seed + 1)
         norms = write_norms(run.model).norm_2
-        knobs = run.settings.calibrate.knobs()
-        units = dose(found, norms, knobs), dose(random, norms, knobs)
-        # Without a neuron in this subset or these layers nothing is pushed, whatever the alpha.
+        config = run.settings.calibrate.knobs()
+        units = dose(found, norms, config), dose(random, norms, config)
+        # If the configured subset and layers hold no random neurons, calibration adds nothing at any alpha.
         factor = units[0] / units[1] if units[1] else 1.0
-        sets = prompts_to_test(run, on)
-        runner = InterventionRunner.open(run, sets)
         subjects = {"found": (found, 1.0), "random": (random, 1.0), "random, equal dose": (random, factor)}
-        cells: list[tuple[float, Intervention | None]] = []
+        interventions: list[tuple[dict[str, Any], Intervention | None]] = []
         for alpha in alphas:
             if alpha == 0:
-                cells.append((alpha, None))
+                interventions.append(({"alpha": alpha, "subject": "base", "alpha_used": 0.0}, None))
                 continue
-            for subject, (neurons, times) in subjects.items():
-                toward: Toward = "conformity" if alpha > 0 else "rejection"
-                cells.append((alpha, Intervention(subject, neurons, toward, abs(alpha) * times, knobs)))
-        rows: list[dict[str, Any]] = []
-        each = sum(len(prompts) for prompts in sets.values())
-        with run.listener.task(f"dose-response over {len(alphas)} alphas", each * len(cells)) as advance:
-            for alpha, push in cells:
-                for name in sets:
-                    measurement = runner.measurement(name, push, advance)
-                    names = {"alpha": alpha, "subject": push.subject if push else "base", "prompts": name}
-                    rows.append(names | {"alpha_used": push.alpha if push else 0.0} | measurement.described())
+            for subject, (neurons, scale) in subjects.items():
+                used = abs(alpha) * scale
+                one = Intervention(subject, neurons, "conformity" if alpha > 0 else "rejection", used, config)
+                interventions.append(({"alpha": alpha, "subject": subject, "alpha_used": used}, one))
+        runner = InterventionRunner.open(run, prompts_to_test(run, on))
         section = {
-            "rows": rows,
+            "rows": runner.rows(f"dose-response over {len(alphas)} alphas", interventions),
             "on": on or f"{run.settings.harmful}:{run.settings.benign}",
             "neurons": len(found),
             "equal_dose_factor": factor,

@@ -1,4 +1,4 @@
-"""A run's guard, tested: as a detector beside others, and in action."""
+"""Fit a run's guard and test it: as a detector next to other detectors, and by the answers of the guarded model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,11 +14,11 @@ from torch import Tensor
 from safety_neurons.calibration.detector import last_token_activations
 from safety_neurons.calibration.guard import Guard, guard
 from safety_neurons.core.progress import Advance, Listener
-from safety_neurons.core.statistics import CONFIDENCE, RESAMPLES, share
+from safety_neurons.core.statistics import RESAMPLES, percentile_interval, share
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
-from safety_neurons.models.generate import batches_by_length, halve_when_full
-from safety_neurons.models.likelihood import READ_AT_ONCE, surprise_by_token
+from safety_neurons.models.generate import in_batches
+from safety_neurons.models.likelihood import READ_AT_ONCE, nll_by_token
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.guard import DetectorRequests, fit_and_keep
@@ -36,16 +36,16 @@ def guard_run(
     listener: Listener | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Fit a guard on a run's training prompts, keep it, and test it; the section "guard" of the run's results.
+    """Fit a guard on a run's training prompts, keep it in the run's folder, and test it. Runs missing stages first.
 
-    Tested are the run's test split, unsafe twins of its borderline prompts against these, and the pairs `on`. As a
-    detector it stands beside the found neurons of all layers, as many random ones, the last hidden state, and the
-    prompt's perplexity.
+    Tests on the run's test split, on its borderline prompts against their unsafe matched pairs, and on the pairs `on`.
+    The other detectors read the found neurons of all layers, the same number of random neurons, the last hidden state,
+    and the perplexity of the prompt. Returns the run's results, with the section "guard".
 
     Args:
         given: settings that override the run's own.
-        on: further HARMFUL:BENIGN pairs of prompt sets.
-        answers: also let the guarded model answer.
+        on: more HARMFUL:BENIGN pairs of prompt sets.
+        answers: whether to let the guarded model answer, too.
 
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
@@ -58,62 +58,54 @@ def guard_run(
             "benign": run.split("borderline", "test", settings.evaluate.prompts),
         }
         fitted, learned, doses = fit_and_keep(run)
-        detected = _detect(run, fitted, learned, tests)
         section = {
             "layer": fitted.layer,
             "deciding_neurons": sum(map(len, fitted.deciding)),
             "false_positive_rate": fitted.false_positive_rate,
             "threshold": fitted.threshold,
             "penalty": fitted.detector.penalty,
-            "learned": {
-                "harmful": len(learned.harmful),
-                "benign": len(learned.benign),
-                "borderline": len(learned.borderline),
-            },
+            "learnt": {name: len(requests) for name, requests in vars(learned).items()},
             "neurons": len(fitted.neurons),
             "alpha": fitted.alpha,
             "doses": [dose._asdict() for dose in doses],
             "knobs": asdict(fitted.knobs),
-            "detectors": detected,
-            "rows": _in_action(run, fitted, tests) if answers else [],
+            "detectors": _compare_detectors(run, fitted, learned, tests),
+            "rows": _compare_answers(run, fitted, tests) if answers else [],
         }
         return keep_section(run.folder, "guard", section)
 
 
-def _detect(
+def _compare_detectors(
     run: RunContext, fitted: Guard, learned: DetectorRequests, tests: Mapping[str, dict[str, list[Prompt]]]
 ) -> list[dict[str, Any]]:
-    """Each detector on each test. Every prompt is read once, however many detectors and tests want it."""
-    asked = {
-        prompt.text: run.model.render(prompt.text) for sets in tests.values() for own in sets.values() for prompt in own
-    }
+    """Every detector on every test; each prompt is read once for all of them."""
+    prompts = [prompt.text for sets in tests.values() for side in sets.values() for prompt in side]
+    asked = {prompt: run.model.render(prompt) for prompt in prompts}
     texts = list(dict.fromkeys([*learned.all, *asked.values()]))
     row_of = {text: row for row, text in enumerate(texts)}
 
     def rows(features: Tensor, wanted: Sequence[str]) -> Tensor:
         return features[[row_of[text] for text in wanted]]
 
-    found, random = fitted.neurons.both, fitted.neurons.random_like(run.settings.seed + 1).both
-    with run.listener.task("reading prompts for the detectors", 3 * len(texts)) as advance:
-        both = [torch.cat(pair) for pair in zip(found, random, strict=True)]
-        neurons = last_token_activations(run.model, both, texts, run.settings.batch_size, advance)
-        hidden = _batched(run.model, texts, _last_hidden, run.settings.batch_size, advance)
-        nll = _batched(run.model, texts, _surprise, READ_AT_ONCE, advance)
-    mine = torch.cat([torch.arange(len(one) + len(other)) < len(one) for one, other in zip(found, random, strict=True)])
-    early = torch.cat(
-        [
-            torch.full((len(one),), layer <= fitted.layer)
-            for layer, one in zip(fitted.neurons.layers, found, strict=True)
-        ]
-    )
-
     def fit(features: Tensor) -> Tensor:
         return learned.fit(rows(features, learned.all)).scores(features)
 
+    found, random = fitted.neurons.both, fitted.neurons.random_like(run.settings.seed + 1).both
+    with run.listener.task("reading prompts for the detectors", 3 * len(texts)) as advance:
+        both = [torch.cat(pair) for pair in zip(found, random, strict=True)]
+        activations = last_token_activations(run.model, both, texts, run.settings.batch_size, advance)
+        hidden = _batched(run.model, texts, _last_hidden, run.settings.batch_size, advance)
+        nll = _batched(run.model, texts, _mean_nll, READ_AT_ONCE, advance)
+    pairs = list(zip(fitted.neurons.layers, found, random, strict=True))
+    # In each layer the found neurons come before the random ones.
+    is_found = torch.cat([torch.arange(len(one) + len(other)) < len(one) for _, one, other in pairs])
+    layer_of = torch.cat([torch.full((len(one),), layer) for layer, one, _ in pairs])
     scores = {
-        f"guard (found neurons to layer {fitted.layer})": fitted.detector.scores(neurons[:, mine][:, early]),
-        "found neurons of all layers": fit(neurons[:, mine]),
-        "random neurons of all layers": fit(neurons[:, ~mine]),
+        f"guard (found neurons to layer {fitted.layer})": fitted.detector.scores(
+            activations[:, is_found][:, layer_of <= fitted.layer]
+        ),
+        "found neurons of all layers": fit(activations[:, is_found]),
+        "random neurons of all layers": fit(activations[:, ~is_found]),
         "last hidden state": fit(hidden),
         "perplexity of the prompt": nll.flatten(),
     }
@@ -121,37 +113,37 @@ def _detect(
     for name, all_scores in scores.items():
         threshold = fitted.threshold if name.startswith("guard") else None
         for test, sets in tests.items():
-            sides = [rows(all_scores, [asked[prompt.text] for prompt in sets[side]]) for side in ("harmful", "benign")]
-            result.append({"detector": name, "on": test} | described(sides[0], sides[1], threshold, run.settings.seed))
+            harmful, benign = (
+                rows(all_scores, [asked[prompt.text] for prompt in sets[side]]) for side in ("harmful", "benign")
+            )
+            result.append({"detector": name, "on": test} | described(harmful, benign, threshold, run.settings.seed))
     return result
 
 
 def described(harmful: Tensor, benign: Tensor, threshold: float | None, seed: int) -> dict[str, Any]:
-    """AUROC and true-positive rates at fixed false-positive rates of this very test, with bootstrap intervals.
+    """AUROC, and true-positive rates at false-positive rates that are set on this test, with bootstrap intervals.
 
-    With a threshold that was set beforehand, also what share of either side lies above it.
+    With a threshold that was set beforehand, also the fraction of each side that is flagged.
     """
     sides = [side.double().cpu().numpy() for side in (harmful, benign)]
-    value = _measures(sides)
-    drawn = numpy.random.default_rng(seed)
-    samples = [_measures([drawn.choice(side, len(side)) for side in sides]) for _ in range(RESAMPLES // 4)]
-    tail = (1 - CONFIDENCE) / 2
+    measured = _roc(sides)
+    generator = numpy.random.default_rng(seed)
+    samples = [_roc([generator.choice(side, len(side)) for side in sides]) for _ in range(RESAMPLES // 4)]
     found: dict[str, Any] = {"harmful": len(sides[0]), "benign": len(sides[1])}
-    for name in value:
-        low, high = numpy.quantile([sample[name] for sample in samples], [tail, 1 - tail])
-        found[name] = {"value": value[name], "low": float(low), "high": float(high)}
+    for name, value in measured.items():
+        low, high = percentile_interval([sample[name] for sample in samples])
+        found[name] = {"value": value, "low": low, "high": high}
     if threshold is not None:
-        found["flagged_harmful"], found["flagged_benign"] = (
-            asdict(share((side > threshold).tolist())) for side in sides
-        )
+        for name, side in zip(("flagged_harmful", "flagged_benign"), sides, strict=True):
+            found[name] = asdict(share((side > threshold).tolist()))
     return found
 
 
-def _measures(sides: Sequence[numpy.ndarray]) -> dict[str, float]:
+def _roc(sides: Sequence[numpy.ndarray]) -> dict[str, float]:
     labels = numpy.r_[numpy.ones(len(sides[0])), numpy.zeros(len(sides[1]))]
     scores = numpy.concatenate(sides)
     false, true, _ = roc_curve(labels, scores)
-    rates = {f"tpr_at_{rate:g}": float(true[false <= rate].max()) for rate in FALSE_POSITIVE_RATES}
+    rates = {f"tpr_at_{limit:g}": float(true[false <= limit].max()) for limit in FALSE_POSITIVE_RATES}
     return {"auroc": float(roc_auc_score(labels, scores)), **rates}
 
 
@@ -162,16 +154,14 @@ def _batched(
     batch_size: int,
     advance: Advance,
 ) -> Tensor:
-    """What `read` makes of rendered requests, [requests, ...]."""
-    found: dict[int, Tensor] = {}
+    """The features that `read` computes from rendered requests: [requests, features]."""
 
-    def read_batch(batch: list[int]) -> None:
-        found.update(zip(batch, read(model, [texts[index] for index in batch]), strict=True))
-
-    for batch in batches_by_length(texts, batch_size):
-        halve_when_full(read_batch, batch)
+    def read_batch(batch: list[int]) -> list[Tensor]:
+        features = read(model, [texts[index] for index in batch])
         advance(len(batch))
-    return torch.stack([found[index] for index in range(len(texts))])
+        return list(features)
+
+    return torch.stack(in_batches(texts, batch_size, read_batch))
 
 
 def _last_hidden(model: ChatModel, texts: list[str]) -> Tensor:
@@ -181,13 +171,15 @@ def _last_hidden(model: ChatModel, texts: list[str]) -> Tensor:
     return hidden[:, -1].float().cpu()
 
 
-def _surprise(model: ChatModel, texts: list[str]) -> Tensor:
-    """Nats per token of the rendered requests: float32 [texts, 1]."""
-    return torch.stack([nats.mean().cpu() for nats in surprise_by_token(model, model.encode(texts))])[:, None]
+def _mean_nll(model: ChatModel, texts: list[str]) -> Tensor:
+    """Negative log-likelihood of the rendered requests in nats per token: float32 [texts, 1]."""
+    return torch.stack([nats.mean().cpu() for nats in nll_by_token(model, model.encode(texts))])[:, None]
 
 
-def _in_action(run: RunContext, fitted: Guard, tests: Mapping[str, dict[str, list[Prompt]]]) -> list[dict[str, Any]]:
-    """What the model answers without and with the guard; shares of all prompts."""
+def _compare_answers(
+    run: RunContext, fitted: Guard, tests: Mapping[str, dict[str, list[Prompt]]]
+) -> list[dict[str, Any]]:
+    """The verdicts on the model's answers without and with the guard, as fractions of all prompts."""
     engines = {"base": run.engine, "guarded": run.engine.under(f"guard {fitted.digest}")}
     rows = []
     for test, sets in tests.items():

@@ -1,1 +1,1 @@
-"""Explaining safety neurons in words."""
+"""Explanations of safety neurons in words."""

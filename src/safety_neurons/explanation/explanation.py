@@ -1,29 +1,28 @@
-"""What `explain` found, and the tables that it prints as."""
+"""The result of `explain`, and the tables it prints as."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
 from safety_neurons.explanation.readout import readable
-from safety_neurons.explanation.vocabulary_scores import VocabularyTest
+from safety_neurons.explanation.vocabulary import VocabularyTest
 from safety_neurons.explanation.writes import SIDES, Side, Weighting
 
-# How many single neurons a printed explanation names, and how many of their and of the suppressed words; all of them
-# are in the object.
+# Number of single neurons that a printed explanation names, and of their and of the suppressed words.
 NAMED_NEURONS = 10
 NAMED_WORDS = 5
 
 
 @dataclass(frozen=True)
 class NeuronWords:
-    """A single neuron of a set: neuron `neuron` of the site with this number, its weight, and the words.
+    """A single neuron of a set: its layer, side, hook point (by number), index there, weight and words.
 
-    `strength` is |weight| * norm of the write vector. The words are those of the write vector in the direction in
-    which the weight moves it: a neuron that falls on harmful prompts suppresses there what its vector promotes.
+    `strength` is |weight| * norm of the write vector. The words are those of the write vector times the sign of the
+    weight: a neuron whose activation falls on harmful prompts suppresses there what its vector promotes.
     """
 
     layer: int
@@ -37,11 +36,8 @@ class NeuronWords:
 
 
 @dataclass(frozen=True)
-class LayerWords:
-    """The top tokens of one layer and side with their logits: promoted (`words`) and suppressed, strongest first.
-
-    `neurons` are the strongest single neurons of this layer and side.
-    """
+class SideWords:
+    """The top tokens of one layer and side, promoted (`words`) and suppressed, and its strongest single neurons."""
 
     layer: int
     side: Side
@@ -54,13 +50,13 @@ class LayerWords:
 
 @dataclass(frozen=True)
 class WriteShare:
-    """How much of what a layer's MLPs write at the prompt's last position is written by the found neurons.
+    """The share of the safety neurons in what a layer's MLPs write at the last prompt position.
 
-    With s the weighted write of the found neurons of both sides and e that of all the layer's neurons, both weighted
-    with the mean activations on harmful prompts ("mean") or with these less those on benign prompts ("difference"):
-    `norm` is |s| / |e|; `projection` is s.e / |e|^2, so that the shares of a set and of all other neurons add up to
-    1 (it can be negative, or above 1); `cosine` is that between s and e. All are 0 where either writes nothing.
-    `neurons` is the found neurons' share by number. The write matrix' bias belongs to no neuron and is not counted.
+    Let s be the weighted write of the safety neurons of both sides and e that of all neurons of the layer, weighted by
+    the mean activations on harmful prompts ("mean") or by these minus those on benign prompts ("difference"). `norm` is
+    |s| / |e|; `projection` is s.e / |e|^2, so the shares of a set and of all other neurons add up to 1 (it can be
+    negative or above 1); `cosine` is the cosine of s and e. All are 0 if either is 0. `neurons` is the share by number.
+    The bias of the write matrix belongs to no neuron and is not counted.
     """
 
     layer: int
@@ -73,22 +69,19 @@ class WriteShare:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Words per layer (layers without neurons are left out), shares of the write, and the vocabulary test.
+    """Words per layer and side with neurons, shares of the write, and the vocabulary test. Prints as tables."""
 
-    Prints as tables.
-    """
-
-    layers: tuple[LayerWords, ...]
+    layers: tuple[SideWords, ...]
     weighting: Weighting
     shares: tuple[WriteShare, ...] = ()
     vocabulary: VocabularyTest | None = None
 
     def first_readable(self, side: Side) -> int | None:
-        """The first layer whose words are readable: see `VocabularyTest.first_readable`."""
+        """The first layer with readable words; see `VocabularyTest.first_readable`."""
         return self.vocabulary.first_readable(side, self.weighting) if self.vocabulary else None
 
     def to_json(self) -> dict[str, Any]:
-        """The parts of results.json: "words", "write_share" and, where it was run, the test as "vocabulary"."""
+        """The parts of results.json: "words", "write_share" and, if it was run, the test as "vocabulary"."""
         found: dict[str, Any] = {
             "words": [asdict(layer) for layer in self.layers],
             "write_share": [asdict(share) for share in self.shares],
@@ -103,10 +96,15 @@ class Explanation:
             yield from self.vocabulary.tables(self.weighting)
 
     def __str__(self) -> str:
-        console = Console(width=110)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()
+        return printed(self)
+
+
+def printed(renderable: RenderableType) -> str:
+    """A rich renderable as plain text."""
+    console = Console(width=110)
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get()
 
 
 def _shown(words: tuple[str, ...]) -> str:
@@ -123,10 +121,10 @@ def _words_table(explanation: Explanation) -> Table:
     for side in SIDES:
         table.add_column(f"{side} neurons", overflow="fold")
     shares = {share.layer: share.projection for share in explanation.shares if share.weighting == explanation.weighting}
-    sides: dict[int, dict[Side, LayerWords]] = {}
+    sides: dict[int, dict[Side, SideWords]] = {}
     for layer in explanation.layers:
         sides.setdefault(layer.layer, {})[layer.side] = layer
-    nothing = LayerWords(0, "rejection", (), ())
+    nothing = SideWords(0, "rejection", (), ())
     for number, found in sides.items():
         both = [found.get(side, nothing) for side in SIDES]
         share = f"{shares[number]:.0%}" if number in shares else ""
@@ -142,13 +140,8 @@ def _neurons_table(explanation: Explanation) -> Table:
         table.add_column(column, justify="right")
     for column in ("side", "promotes", "suppresses"):
         table.add_column(column, overflow="fold")
-    neurons = sorted((one for layer in explanation.layers for one in layer.neurons), key=lambda one: -one.strength)
-    for one in neurons[:NAMED_NEURONS]:
-        table.add_row(
-            str(one.layer),
-            str(one.neuron),
-            one.side,
-            _shown(one.promoted[:NAMED_WORDS]),
-            _shown(one.suppressed[:NAMED_WORDS]),
-        )
+    neurons = sorted((each for layer in explanation.layers for each in layer.neurons), key=lambda each: -each.strength)
+    for each in neurons[:NAMED_NEURONS]:
+        words = (_shown(side[:NAMED_WORDS]) for side in (each.promoted, each.suppressed))
+        table.add_row(str(each.layer), str(each.neuron), each.side, *words)
     return table

@@ -1,9 +1,8 @@
-"""How far a write sets the words of a lexicon apart from other words: the statistic of the vocabulary test.
+"""Lexicons of refusal and compliance, and how far writes separate their words from others (the vocabulary test).
 
-Words of refusal and words of compliance, fixed before any neuron was projected on them.
-
-The lists hold what answers are made of, not what requests are about: "illegal" is how a refusal judges, "theft" is
-only a topic. Words that stand in both kinds of answers ("help", "assist", "I", "not") are in neither list.
+The lists were fixed before any neuron was projected on them. They hold what answers consist of, not what requests are
+about: "illegal" is a judgment of refusals, "theft" is only a topic. Words that occur in both kinds of answers ("help",
+"assist", "I", "not") are in neither list.
 """
 
 from dataclasses import dataclass
@@ -36,11 +35,17 @@ great perfect excellent wonderful enjoy
 glad happy delighted pleased welcome ready
 """
 LEXICONS = {"refusal": tuple(_REFUSAL.split()), "compliance": tuple(_COMPLIANCE.split())}
+# Number of other words that a lexicon is compared with. All writes meet the same ones, so drawing more adds little.
+REFERENCE = 2000
+# A lexicon's token is among the top words of a write if its logit is above that of this share of other words.
+TOP = 0.99
+# Number of writes that are measured at once.
+ROWS = 1000
 
 
 @dataclass(frozen=True)
 class MatchedLexicon:
-    """A lexicon in one model's vocabulary: the ids of its tokens, and the words that are no single token there."""
+    """A lexicon in one model's vocabulary: the ids of its tokens, and its words that are not a single token."""
 
     name: str
     tokens: tuple[int, ...]
@@ -48,49 +53,36 @@ class MatchedLexicon:
 
 
 def vocabulary_words(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
-    """The text of tokens 0 to `size` - 1 as words: small letters, no space around them; "" for special tokens."""
-    known = min(len(tokenizer), size)
+    """The text of tokens 0 to `size` - 1, lowercase and stripped; "" for special tokens."""
+    count = min(len(tokenizer), size)
     special = set(tokenizer.all_special_ids)
-    texts = tokenizer.batch_decode([[token] for token in range(known)])
+    texts = tokenizer.batch_decode([[token] for token in range(count)])
     words = ["" if token in special else text.strip().lower() for token, text in enumerate(texts)]
-    return words + [""] * (size - known)
+    return words + [""] * (size - count)
 
 
 def match(name: str, words: list[str]) -> MatchedLexicon:
     """Find a lexicon in a vocabulary (`vocabulary_words`): whole tokens in any case, with or without a leading space.
 
-    A word that the tokenizer splits has no token of its own and is left out, and named in `missing`: its pieces ("un"
-    of "unethical") begin many other words.
+    Words that the tokenizer splits are listed in `missing`: their pieces ("un" of "unethical") begin many other words.
     """
-    wanted = LEXICONS[name]
-    places: dict[str, list[int]] = {word: [] for word in wanted}
-    for token, word in enumerate(words):
-        if word in places:
-            places[word].append(token)
-    found = sorted(token for tokens in places.values() for token in tokens)
-    return MatchedLexicon(name, tuple(found), tuple(word for word in wanted if not places[word]))
+    wanted, present = dict.fromkeys(LEXICONS[name]), set(words)
+    tokens = tuple(token for token, word in enumerate(words) if word in wanted)
+    return MatchedLexicon(name, tokens, tuple(word for word in LEXICONS[name] if word not in present))
 
 
 def reference_tokens(words: list[str]) -> list[int]:
-    """What a lexicon is compared with: the tokens that are words of ASCII letters, like its own, in no lexicon."""
-    ours = {word for lexicon in LEXICONS.values() for word in lexicon}
-    return [token for token, word in enumerate(words) if word.isascii() and word.isalpha() and word not in ours]
-
-
-# How many other words a lexicon is compared with. All writes meet the same ones, so drawing more adds little.
-REFERENCE = 2000
-# A lexicon's token counts as one of a write's top words when its logit is above that of this share of other words.
-TOP = 0.99
-# How many writes are measured at once.
-ROWS = 1000
+    """The tokens to compare lexicons with: words of ASCII letters in no lexicon."""
+    listed = {word for lexicon in LEXICONS.values() for word in lexicon}
+    return [token for token, word in enumerate(words) if word.isascii() and word.isalpha() and word not in listed]
 
 
 class Separation(NamedTuple):
-    """Both float64 [writes].
+    """How far writes separate a lexicon from other words: float64 [writes] each.
 
-    `auroc` is the chance that a token of the lexicon has a higher logit than another word (ties count half): 0.5
-    where the write does not know the lexicon. `top` is the share of the lexicon's tokens whose logit is above that
-    of at least 99% of the other words; 0.01 is chance.
+    `auroc` is the probability that a token of the lexicon has a higher logit than another word (ties count half); 0.5
+    is chance. `top` is the share of the lexicon's tokens with a logit above at least 99% of the other words; 0.01 is
+    chance.
     """
 
     auroc: np.ndarray
@@ -101,7 +93,7 @@ def separation(lexicon: Tensor, others: Tensor) -> Separation:
     """Compare logits [writes, lexicon tokens] with [writes, other words]; `others` is sorted along each row."""
     count = others.shape[1]
     below = torch.searchsorted(others, lexicon)
-    # Ties are rare, and searching is what the whole test spends its time on.
+    # Ties are rare, and the search dominates the time of the whole test.
     tied = (others.gather(1, below.clamp_max(count - 1)) == lexicon).any(1)
     upto = below.clone()
     upto[tied] = torch.searchsorted(others[tied], lexicon[tied], right=True)
@@ -111,10 +103,7 @@ def separation(lexicon: Tensor, others: Tensor) -> Separation:
 
 @dataclass(frozen=True)
 class VocabularyMeter:
-    """Measures writes with the lexicons that have tokens in the model's vocabulary.
-
-    `reference` are the other words' tokens (see `lexicon.reference_tokens`), drawn once.
-    """
+    """Measures writes with lexicons against the other words `reference`, drawn once from `reference_tokens`."""
 
     readout: Readout
     lexicons: tuple[MatchedLexicon, ...]
@@ -122,7 +111,7 @@ class VocabularyMeter:
 
     @classmethod
     def of(cls, readout: Readout, generator: torch.Generator, reference: int = REFERENCE) -> "VocabularyMeter":
-        """Look the lexicons up and draw the other words."""
+        """Match the lexicons and draw the other words."""
         weight = readout.unembedding.weight
         assert isinstance(weight, Tensor)
         words = vocabulary_words(readout.model.tokenizer, weight.shape[0])
@@ -132,23 +121,23 @@ class VocabularyMeter:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The lexicons that can be measured."""
+        """The lexicons with tokens in the model's vocabulary."""
         return tuple(lexicon.name for lexicon in self.lexicons if lexicon.tokens and self.reference)
 
     def measure(self, writes: Tensor) -> dict[str, Separation]:
-        """For each lexicon the separation of every write [writes, hidden]."""
+        """The separation of every write [writes, hidden] for each lexicon."""
         sizes = [len(self.reference), *(len(lexicon.tokens) for lexicon in self.lexicons)]
         tokens = torch.tensor([*self.reference, *(token for lexicon in self.lexicons for token in lexicon.tokens)])
         found: dict[str, list[Separation]] = {name: [] for name in self.names}
         for part in writes.split(ROWS):
-            others, *own = self.readout.logits(part, tokens).split(sizes, 1)
-            # numpy sorts floats many times faster than torch does on CPUs.
+            others, *listed = self.readout.logits(part, tokens).split(sizes, 1)
+            # On CPUs numpy sorts floats many times faster than torch.
             others = (
                 torch.from_numpy(np.sort(others.cpu().numpy(), 1))
                 if others.device.type == "cpu"
                 else others.sort(1).values
             )
-            for lexicon, logits in zip(self.lexicons, own, strict=True):
+            for lexicon, logits in zip(self.lexicons, listed, strict=True):
                 if lexicon.name in found:
                     found[lexicon.name].append(separation(logits.contiguous(), others))
         return {name: Separation(*map(np.concatenate, zip(*parts, strict=True))) for name, parts in found.items()}

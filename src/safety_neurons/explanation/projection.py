@@ -1,14 +1,14 @@
 """`explain`: the words that a neuron set and its strongest single neurons promote and suppress, layer by layer.
 
-A set is read as its activation-weighted write, p = sum over the set of w_i * r_i, through the model's final norm and
-unembedding (the paper, section 3.2); see `writes` for the weights. How much of that is more than chance, and more
-than single neurons say, is tested in `vocabulary`.
+A set is read as its activation-weighted write, the sum of w_i * r_i over the set, through the model's final norm and
+unembedding (the paper, section 3.2; the logit lens of the field); see `writes` for the weights. `vocabulary` tests how
+much of that is more than chance and more than single neurons say.
 """
 
 import torch
 
 from safety_neurons.core.progress import Advance, ignore
-from safety_neurons.explanation.explanation import Explanation, LayerWords, NeuronWords, WriteShare
+from safety_neurons.explanation.explanation import Explanation, NeuronWords, SideWords, WriteShare
 from safety_neurons.explanation.readout import Readout, ResidualMeans
 from safety_neurons.explanation.vocabulary import vocabulary_test
 from safety_neurons.explanation.writes import SIDES, WEIGHTINGS, LayerWrites, Side, Weighting, layer_writes
@@ -28,25 +28,24 @@ def explain(
     seed: int = 0,
     advance: Advance = ignore,
 ) -> Explanation:
-    """Read what the rejection and the conformity neurons write at the prompt's last position.
+    """Read in words what the rejection and the conformity neurons write at the last prompt position.
 
     Args:
-        top: how many words per layer, side and direction.
-        strongest: how many single neurons per layer and side are read, too.
-        random_sets: with how many random sets of the same size the vocabulary is compared (see `vocabulary_test`);
-            0 leaves that test out.
-        residuals: the residual stream's means (`mean_residuals`), for the logit lens beside the test.
-        advance: told of every layer when it is done.
+        top: number of words per layer, side and direction.
+        strongest: number of single neurons per layer and side to read as well.
+        random_sets: number of random sets of the same size in the `vocabulary_test`; 0 skips the test.
+        residuals: the means of the residual stream (`mean_residuals`), to add the logit lens to the test.
+        advance: called after every layer.
 
     Raises:
-        SafetyNeuronsError: the neurons came without directions or fit another model, or there is no unembedding.
+        SafetyNeuronsError: the neurons have no directions or fit another model, or there is no unembedding.
     """
     readout = Readout.of(model)
-    words: list[LayerWords] = []
+    words: list[SideWords] = []
     shares: list[WriteShare] = []
     for layer in layer_writes(model, neurons):
         words += [
-            _layer_words(readout, layer, side, weighting, top, strongest) for side in SIDES if len(layer.found(side))
+            _side_words(readout, layer, side, weighting, top, strongest) for side in SIDES if len(layer.found(side))
         ]
         shares += [_share(layer, each) for each in WEIGHTINGS]
         if not random_sets:
@@ -59,9 +58,9 @@ def explain(
     return Explanation(tuple(words), weighting, tuple(shares), vocabulary)
 
 
-def _layer_words(
+def _side_words(
     readout: Readout, layer: LayerWrites, side: Side, weighting: Weighting, top: int, strongest: int
-) -> LayerWords:
+) -> SideWords:
     found = layer.found(side)
     weights = layer.weights(side, weighting)[found]
     strengths = weights.abs() * layer.vectors[found].norm(dim=1)
@@ -72,7 +71,7 @@ def _layer_words(
         NeuronWords(
             layer.layer,
             side,
-            *layer.place(int(found[index])),
+            *layer.address(int(found[index])),
             float(weights[index]),
             float(strengths[index]),
             up.words,
@@ -80,23 +79,17 @@ def _layer_words(
         )
         for index, (up, down) in zip(best.tolist(), read, strict=True)
     )
-    return LayerWords(layer.layer, side, *promoted, *suppressed, neurons)
+    return SideWords(layer.layer, side, *promoted, *suppressed, neurons)
 
 
 def _share(layer: LayerWrites, weighting: Weighting) -> WriteShare:
     everyone = torch.arange(len(layer.vectors), device=layer.vectors.device)
     both = torch.cat([layer.rejection, layer.conformity])
-    # "rejection" says which means are subtracted from which; the neurons of both sides are weighted alike.
-    mine, whole = (layer.write(indices, "rejection", weighting).double() for indices in (both, everyone))
-    small, large = float(mine.norm()), float(whole.norm())
+    # Neurons of both sides get the same weights; "rejection" sets the sign of the difference.
+    part, whole = (layer.write(indices, "rejection", weighting).double() for indices in (both, everyone))
+    small, large = float(part.norm()), float(whole.norm())
+    share = len(both) / len(everyone)
     if not small or not large:
-        return WriteShare(layer.layer, weighting, len(both) / len(everyone), 0.0, 0.0, 0.0)
-    product = float(mine @ whole)
-    return WriteShare(
-        layer.layer,
-        weighting,
-        len(both) / len(everyone),
-        small / large,
-        product / large**2,
-        product / (small * large),
-    )
+        return WriteShare(layer.layer, weighting, share, 0.0, 0.0, 0.0)
+    product = float(part @ whole)
+    return WriteShare(layer.layer, weighting, share, small / large, product / large**2, product / (small * large))

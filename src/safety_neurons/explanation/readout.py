@@ -1,9 +1,7 @@
-"""The residual stream's means at the prompt's last token: what the logit lens reads, the reference for the neurons.
-
-Writes to the residual stream, read in words: the model's final norm and its unembedding (the logit lens)."""
+"""Reads vectors of the residual stream in words through the final norm and the unembedding (the logit lens)."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,16 +12,16 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
-from safety_neurons.models.generate import BATCH_SIZE, batches_by_length, halve_when_full
+from safety_neurons.models.generate import BATCH_SIZE, run_batches
 from safety_neurons.models.neurons.hook_points import has_plain_weight, is_matrix
 from safety_neurons.models.neurons.trace import decoder_layers
 
-# How many writes are projected on the whole vocabulary at once.
+# Number of writes that are projected on the whole vocabulary at once.
 ROWS = 128
 
 
 class Words(NamedTuple):
-    """Tokens and their logits, the strongest first."""
+    """Tokens and their logits, strongest first."""
 
     words: tuple[str, ...]
     logits: tuple[float, ...]
@@ -31,7 +29,7 @@ class Words(NamedTuple):
 
 @dataclass(frozen=True)
 class Readout:
-    """What turns a write into logits: `norm` is the module between the last layer and the unembedding."""
+    """Turns writes into logits; `norm` is the module between the last layer and the unembedding."""
 
     model: ChatModel
     norm: nn.Module
@@ -39,7 +37,7 @@ class Readout:
 
     @classmethod
     def of(cls, model: ChatModel) -> "Readout":
-        """Find both in a model.
+        """Find the final norm and the unembedding of a model.
 
         Raises:
             SafetyNeuronsError: the model has no unembedding, or its final norm was not found.
@@ -53,7 +51,7 @@ class Readout:
     def logits(self, writes: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits of writes [rows, hidden]: float32 [rows, vocabulary], or [rows, tokens] for chosen tokens.
 
-        A write is first brought to a mean square of 1, so that its length does not count, nor the norm's epsilon.
+        Writes are scaled to a mean square of 1 first, so that neither their length nor the norm's epsilon matters.
         """
         length = writes.square().mean(-1, keepdim=True).sqrt()
         scaled = writes / length.clamp_min(torch.finfo(torch.float32).tiny)
@@ -62,27 +60,23 @@ class Readout:
         device = self.model.device if weight.is_meta else weight.device
         normed = self.norm(scaled.to(device, self.model.model.dtype))
         if tokens is None or not is_matrix(self.unembedding) or not has_plain_weight(self.unembedding):
-            found: Tensor = self.unembedding(normed).float()
-            return found if tokens is None else found[:, tokens.to(found.device)]
+            logits: Tensor = self.unembedding(normed).float()
+            return logits if tokens is None else logits[:, tokens.to(logits.device)]
         tokens = tokens.to(device)
         bias = self.unembedding.bias
         assert bias is None or isinstance(bias, Tensor)
-        found = normed.float() @ weight[tokens].float().T
-        return found if bias is None else found + bias[tokens].float()
+        logits = normed.float() @ weight[tokens].float().T
+        return logits if bias is None else logits + bias[tokens].float()
 
     def words(self, writes: Tensor, top: int) -> list[tuple[Words, Words]]:
-        """The `top` tokens that each write [rows, hidden] promotes, and those that it suppresses."""
-        known = len(self.model.tokenizer)
+        """The `top` tokens that each write [rows, hidden] promotes and suppresses."""
+        vocabulary = len(self.model.tokenizer)
         found = []
         for part in writes.split(ROWS):
             # Rows of the unembedding past the tokenizer's last token are padding.
-            for row in self.logits(part)[:, :known]:
-                found.append(
-                    (
-                        self._words(row.topk(min(top, len(row)))),
-                        self._words(row.topk(min(top, len(row)), largest=False)),
-                    )
-                )
+            for row in self.logits(part)[:, :vocabulary]:
+                best, worst = (row.topk(min(top, len(row)), largest=largest) for largest in (True, False))
+                found.append((self._words(best), self._words(worst)))
         return found
 
     def _words(self, best: "torch.return_types.topk") -> Words:
@@ -91,24 +85,29 @@ class Readout:
 
 
 def readable(token: str) -> str:
-    """A token as it can be shown: control characters, which could steer a terminal, become escapes."""
+    """A token for display, with control characters escaped."""
     stripped = token.strip() or token
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in stripped)
 
 
 def final_norm(model: ChatModel) -> nn.Module:
-    """The module between the last layer and the unembedding, found by what it returns.
+    """The module whose output is the input of the unembedding.
 
     Raises:
-        SafetyNeuronsError: the unembedding reads something that no single module returns.
+        SafetyNeuronsError: there is no such module.
     """
     inside_layers = {module for layer in decoder_layers(model.model) for module in layer.modules()}
     returned: list[tuple[nn.Module, Tensor]] = []
     read: list[Tensor] = []
+
+    def note(module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(output, Tensor):
+            returned.append((module, output))
+
     with contextlib.ExitStack() as stack:
         for module in model.model.modules():
             if module not in inside_layers and not list(module.children()):
-                stack.enter_context(_watch(module, returned))
+                stack.callback(module.register_forward_hook(note).remove)
         unembedding = model.model.get_output_embeddings()
         handle = unembedding.register_forward_pre_hook(lambda _module, args: read.append(args[0]))
         stack.callback(handle.remove)
@@ -118,19 +117,6 @@ def final_norm(model: ChatModel) -> nn.Module:
         if module is not unembedding and output.shape == read[0].shape and torch.equal(output, read[0]):
             return module
     raise SafetyNeuronsError(f"The final norm of {model.name} was not found, so its neurons cannot be read in words.")
-
-
-@contextlib.contextmanager
-def _watch(module: nn.Module, returned: list[tuple[nn.Module, Tensor]]) -> Iterator[None]:
-    def note(module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(output, Tensor):
-            returned.append((module, output))
-
-    handle = module.register_forward_hook(note)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -152,8 +138,8 @@ def mean_residuals(
     """Run both sets of requests through the model once and average each layer's output at the last token.
 
     Args:
-        harmful, benign: requests, as a user would type them.
-        advance: told how many prompts were read.
+        harmful, benign: requests as a user would type them.
+        advance: called with the number of prompts of each batch.
     """
     return ResidualMeans(*(_means(model, prompts, batch_size, advance) for prompts in (harmful, benign)))
 
@@ -166,7 +152,7 @@ def _means(model: ChatModel, prompts: Sequence[str], batch_size: int, advance: A
 
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
             stream = output if isinstance(output, Tensor) else output[0]
-            # Padding is on the left, so the last token of every prompt is the last.
+            # Left padding puts the last token of every prompt last.
             seen.append(stream[:, -1].float().cpu().double().sum(0))
 
         with contextlib.ExitStack() as stack, torch.inference_mode():
@@ -175,8 +161,5 @@ def _means(model: ChatModel, prompts: Sequence[str], batch_size: int, advance: A
             forward(model.model, model.encode([texts[index] for index in batch]))
         return torch.stack(seen)
 
-    parts: list[Tensor] = []
-    for batch in batches_by_length(texts, batch_size):
-        parts += halve_when_full(run, batch)
-        advance(len(batch))
+    parts = list(run_batches(texts, batch_size, run, advance=advance))
     return (torch.stack(parts).sum(0) / len(texts)).float()

@@ -1,7 +1,7 @@
-"""Which safety neurons fire on which token of a prompt, and what each of them writes there."""
+"""The activations of safety neurons on each token of a prompt, and what they write there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -11,8 +11,9 @@ from rich.table import Table
 from torch import Tensor
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.explanation.explanation import printed
 from safety_neurons.explanation.readout import Readout, readable
-from safety_neurons.explanation.writes import Place, Side
+from safety_neurons.explanation.writes import NeuronAddress, Side
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.neurons.hook_points import Activations, activation_hooks
@@ -21,13 +22,12 @@ from safety_neurons.neurons.neuron_set import NeuronSet
 
 @dataclass(frozen=True)
 class Firing:
-    """One safety neuron on one token: neuron `neuron` of the site with this number.
+    """One safety neuron on one token: its hook point (by number) and index there.
 
-    `strength` is |activation| * norm of the write vector (in a mixture of experts times the routing weight): the
-    length of what it writes. `mean` is its mean activation at the last position of its side's prompts (harmful for
-    rejection, benign for conformity), and `relative` the activation as a multiple of that: None where there is no
-    mean, or it is 0. `words` are those that this write promotes: those of the write vector turned round where the
-    activation is negative.
+    `strength` is the length of its write: |activation| * norm of the write vector (times the routing weight in a
+    mixture of experts). `mean` is its mean activation at the last position of its side's prompts (harmful for
+    rejection, benign for conformity) and `relative` the activation as a multiple of it; None without a mean or if it is
+    0. `words` are those that the write promotes, of the negated write vector if the activation is negative.
     """
 
     layer: int
@@ -43,11 +43,11 @@ class Firing:
 
 @dataclass(frozen=True)
 class TokenFirings:
-    """One token and its strongest safety neurons, the strongest first; position -1 is the prompt's last token.
+    """One token and its strongest safety neurons, strongest first; position -1 is the last prompt token.
 
-    `lean` places all the set's activations on the line from their means on benign prompts (0) to those on harmful
-    ones (1), both at the prompt's last position: the sum of |r_i|^2 (a_i - mean_B) (mean_H - mean_B) over the sum of
-    |r_i|^2 (mean_H - mean_B)^2. It is made for the prompt's last tokens; None where there are no means.
+    `lean` projects the activations of the whole set on the line from their means on benign prompts (0) to those on
+    harmful prompts (1), both at the last position: the sum of |r_i|^2 (a_i - mean_B) (mean_H - mean_B) over the sum of
+    |r_i|^2 (mean_H - mean_B)^2. It is meant for the last prompt tokens; None without means.
     """
 
     position: int
@@ -58,7 +58,7 @@ class TokenFirings:
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """Every token of a rendered prompt. Prints as a table."""
+    """All tokens of a rendered prompt. Prints as a table."""
 
     prompt: str
     tokens: tuple[TokenFirings, ...]
@@ -70,12 +70,13 @@ class TokenTrace:
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("side", no_wrap=True)
         table.add_column("writes", overflow="fold")
-        for one in self.tokens:
-            if not one.firings:
-                table.add_row(*_named(one))
-            for number, firing in enumerate(one.firings):
+        for token in self.tokens:
+            named = escape(readable(token.token)), "-" if token.lean is None else f"{token.lean:.2f}"
+            if not token.firings:
+                table.add_row(*named)
+            for number, firing in enumerate(token.firings):
                 table.add_row(
-                    *(_named(one) if number == 0 else ("", "")),
+                    *(named if number == 0 else ("", "")),
                     str(firing.layer),
                     str(firing.neuron),
                     f"{firing.activation:.2f}",
@@ -86,99 +87,89 @@ class TokenTrace:
         yield table
 
     def __str__(self) -> str:
-        console = Console(width=110)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()
-
-
-def _named(one: TokenFirings) -> tuple[str, str]:
-    return escape(readable(one.token)), "-" if one.lean is None else f"{one.lean:.2f}"
+        return printed(self)
 
 
 def trace_tokens(model: ChatModel, neurons: NeuronSet, prompt: str, *, top: int = 3, words: int = 5) -> TokenTrace:
-    """Run one request through the model and say which safety neurons write most on each token.
+    """Run one request through the model and find the safety neurons that write most on each token.
 
     Args:
-        prompt: what a user would type; it is rendered with the model's chat template.
-        top: how many neurons per token. One that writes nothing there is left out.
-        words: how many words per neuron.
+        prompt: a request as a user would type it.
+        top: maximum number of neurons per token; neurons that write nothing there are omitted.
+        words: number of words per neuron.
 
     Raises:
-        SafetyNeuronsError: there are no neurons, or they fit another model, or it has no unembedding.
+        SafetyNeuronsError: the set is empty or fits another model, or there is no unembedding.
     """
     neurons.check_fits(model)
     if not len(neurons):
-        raise SafetyNeuronsError("The set holds no neurons, so none can fire. Find some with a larger percent.")
+        raise SafetyNeuronsError("The neuron set is empty: find neurons with a larger percent.")
     readout = Readout.of(model)
     text = model.render(prompt)
     inputs = model.encode([text])
     ids: list[int] = inputs["input_ids"][0].tolist()
-    hook_points = [number for number, indices in enumerate(neurons.both) if len(indices)]
-    gathered = [
-        _Gather(model.hook_points[number].write_vectors(neurons.both[number]), neurons.both[number], len(ids))
-        for number in hook_points
+    points = [number for number, indices in enumerate(neurons.both) if len(indices)]
+    recorders = [
+        _Recorder(model.hook_points[number].write_vectors(neurons.both[number]), neurons.both[number], len(ids))
+        for number in points
     ]
-    hooks = [(model.hook_points[number], gather) for number, gather in zip(hook_points, gathered, strict=True)]
+    hooks = [(model.hook_points[number], recorder) for number, recorder in zip(points, recorders, strict=True)]
     with torch.inference_mode(), activation_hooks(hooks):
         forward(model.model, inputs)
-    places = [Place(number, neuron) for number in hook_points for neuron in neurons.both[number].tolist()]
-    vectors = torch.cat([gather.vectors.cpu() for gather in gathered])
-    activations = torch.cat([gather.activations for gather in gathered], 1)
-    strengths = torch.cat([gather.strengths for gather in gathered], 1)
-    best = strengths.topk(min(top, len(places)), 1).indices.tolist()
+    addresses = [NeuronAddress(number, neuron) for number in points for neuron in neurons.both[number].tolist()]
+    vectors = torch.cat([recorder.vectors.cpu() for recorder in recorders])
+    activations = torch.cat([recorder.activations for recorder in recorders], 1)
+    strengths = torch.cat([recorder.strengths for recorder in recorders], 1)
+    best = strengths.topk(min(top, len(addresses)), 1).indices.tolist()
     chosen = [[index for index in row if strengths[token, index] > 0] for token, row in enumerate(best)]
     lean = _lean(neurons, activations, vectors)
-    said = _words(readout, vectors, activations, chosen, words)
-    return TokenTrace(
-        text,
-        tuple(
-            TokenFirings(
-                token - len(ids),
-                model.tokenizer.decode([ids[token]]),
-                None if lean is None else float(lean[token]),
-                tuple(
-                    _firing(
-                        neurons,
-                        places[index],
-                        float(activations[token, index]),
-                        float(strengths[token, index]),
-                        said[index, bool(activations[token, index] > 0)],
-                    )
-                    for index in row
-                ),
-            )
-            for token, row in enumerate(chosen)
-        ),
-    )
+    promoted = _words(readout, vectors, activations, chosen, words)
+
+    def firing(token: int, index: int) -> Firing:
+        address, activation = addresses[index], float(activations[token, index])
+        rejects = bool((neurons.rejection[address.hook_point] == address.neuron).any())
+        mean = None
+        if neurons.directions is not None:
+            means = neurons.directions.harmful if rejects else neurons.directions.benign
+            mean = float(means[address.hook_point][-1, address.neuron])
+        return Firing(
+            neurons.layers[address.hook_point],
+            *address,
+            "rejection" if rejects else "conformity",
+            activation,
+            mean,
+            activation / mean if mean else None,
+            float(strengths[token, index]),
+            promoted[index, activation > 0],
+        )
+
+    def firings(token: int) -> TokenFirings:
+        found = tuple(firing(token, index) for index in chosen[token])
+        shown = model.tokenizer.decode([ids[token]])
+        return TokenFirings(token - len(ids), shown, None if lean is None else float(lean[token]), found)
+
+    return TokenTrace(text, tuple(map(firings, range(len(ids)))))
 
 
-@dataclass
-class _Gather:
-    """The hook of one site: keeps the found neurons' activations and strengths, float32 [tokens, neurons] each."""
+class _Recorder:
+    """Hook that records the activations and strengths of the safety neurons: float32 [tokens, neurons] each."""
 
-    vectors: Tensor
-    neurons: Tensor
-    tokens: int
-    activations: Tensor = field(init=False)
-    strengths: Tensor = field(init=False)
+    def __init__(self, vectors: Tensor, neurons: Tensor, tokens: int) -> None:
+        self.vectors, self.neurons, self.tokens = vectors, neurons, tokens
+        self.activations, self.strengths = torch.zeros(2, tokens, len(neurons))
 
-    def __post_init__(self) -> None:
-        self.activations = torch.zeros(self.tokens, len(self.neurons))
-        self.strengths = torch.zeros(self.tokens, len(self.neurons))
-
-    def __call__(self, shown: Activations) -> None:
-        end = shown.first + shown.values.shape[1]
-        mine = ((self.neurons >= shown.first) & (self.neurons < end)).nonzero().flatten()
-        rows = torch.arange(self.tokens) if shown.tokens is None else shown.tokens.cpu()
-        values = shown.values[:, (self.neurons[mine] - shown.first).to(shown.values.device)].float().cpu()
-        routing = torch.ones(len(rows)) if shown.routing is None else shown.routing.float().cpu()
-        self.activations[rows[:, None], mine] = values
-        self.strengths[rows[:, None], mine] = (values * routing[:, None]).abs() * self.vectors.norm(dim=1).cpu()[mine]
+    def __call__(self, seen: Activations) -> None:
+        end = seen.first + seen.values.shape[1]
+        own = ((self.neurons >= seen.first) & (self.neurons < end)).nonzero().flatten()
+        rows = torch.arange(self.tokens) if seen.tokens is None else seen.tokens.cpu()
+        values = seen.values[:, (self.neurons[own] - seen.first).to(seen.values.device)].float().cpu()
+        routing = torch.ones(len(rows)) if seen.routing is None else seen.routing.float().cpu()
+        self.activations[rows[:, None], own] = values
+        self.strengths[rows[:, None], own] = (values * routing[:, None]).abs() * self.vectors.norm(dim=1).cpu()[own]
 
 
 def _lean(neurons: NeuronSet, activations: Tensor, vectors: Tensor) -> Tensor | None:
-    """`TokenFirings.lean` [tokens] of the set's activations [tokens, neurons]."""
+    """`TokenFirings.lean` [tokens] from activations [tokens, neurons]."""
     if neurons.directions is None:
         return None
     harmful, benign = (
@@ -193,19 +184,9 @@ def _lean(neurons: NeuronSet, activations: Tensor, vectors: Tensor) -> Tensor | 
 def _words(
     readout: Readout, vectors: Tensor, activations: Tensor, chosen: Sequence[Sequence[int]], words: int
 ) -> dict[tuple[int, bool], tuple[str, ...]]:
-    """The words of every neuron that is shown, for the sign of its activation; each is read once."""
+    """The words of every chosen neuron by the sign of its activation; each is read once."""
     needed = sorted({(index, bool(activations[token, index] > 0)) for token, row in enumerate(chosen) for index in row})
     if not needed:
         return {}
     read = readout.words(torch.stack([vectors[index] if up else -vectors[index] for index, up in needed]), words)
     return {key: promoted.words for key, (promoted, _) in zip(needed, read, strict=True)}
-
-
-def _firing(neurons: NeuronSet, place: Place, activation: float, strength: float, words: tuple[str, ...]) -> Firing:
-    side: Side = "rejection" if bool((neurons.rejection[place.hook_point] == place.neuron).any()) else "conformity"
-    mean = None
-    if neurons.directions is not None:
-        means = neurons.directions.harmful if side == "rejection" else neurons.directions.benign
-        mean = float(means[place.hook_point][-1, place.neuron])
-    relative = activation / mean if mean else None
-    return Firing(neurons.layers[place.hook_point], *place, side, activation, mean, relative, strength, words)

@@ -1,7 +1,7 @@
-"""What neurons write at the prompt's last position: write vectors, weighted with mean activations.
+"""What neurons write at the last prompt position: write vectors weighted by mean activations.
 
-The weights w_i are the mean activations on the side's own prompts ("mean", the paper's: section 3.2), or what they
-add over the other side's prompts ("difference").
+The weights w_i are the mean activations on the side's own prompts ("mean", the paper, section 3.2), or these minus the
+means on the other side's prompts ("difference").
 """
 
 import itertools
@@ -22,8 +22,8 @@ WEIGHTINGS: tuple[Weighting, ...] = ("difference", "mean")
 SIDES: tuple[Side, ...] = ("rejection", "conformity")
 
 
-class Place(NamedTuple):
-    """A neuron: the number of its site in `ChatModel.sites`, and its index there."""
+class NeuronAddress(NamedTuple):
+    """A neuron: the number of its hook point in `ChatModel.hook_points`, and its index there."""
 
     hook_point: int
     neuron: int
@@ -31,11 +31,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerWrites:
-    """All neurons of one layer, those of its sites side by side, and which of them were found.
+    """All neurons of one layer, with its hook points concatenated, and which of them are safety neurons.
 
-    `vectors` [neurons, hidden] is what one unit of each activation writes; `harmful` and `benign` [neurons] are the
-    mean activations at the prompt's last position, `rejection` and `conformity` the found neurons' indices here. In a
-    mixture of experts the means go over the tokens that were routed to the expert, without their routing weights.
+    `vectors` [neurons, hidden] are the write vectors; `harmful` and `benign` [neurons] the mean activations at the last
+    prompt position; `rejection` and `conformity` the indices of the safety neurons here; `starts` the number of each
+    hook point and its first index. In a mixture of experts the means are over the tokens routed to the expert, without
+    routing weights.
     """
 
     layer: int
@@ -44,7 +45,7 @@ class LayerWrites:
     benign: Tensor
     rejection: Tensor
     conformity: Tensor
-    places: tuple[tuple[int, int], ...]
+    starts: tuple[tuple[int, int], ...]
 
     def found(self, side: Side) -> Tensor:
         """The indices of one side's neurons."""
@@ -56,25 +57,25 @@ class LayerWrites:
         return own - other if weighting == "difference" else own
 
     def write(self, indices: Tensor, side: Side, weighting: Weighting) -> Tensor:
-        """What these neurons write together, the sum of w_i * r_i: float32 [hidden]."""
+        """The write of these neurons together, the sum of w_i * r_i: float32 [hidden]."""
         return self.weights(side, weighting)[indices] @ self.vectors[indices]
 
-    def place(self, index: int) -> Place:
-        """Where a neuron of the layer is."""
-        hook_point, start = max(place for place in self.places if place[1] <= index)
-        return Place(hook_point, index - start)
+    def address(self, index: int) -> NeuronAddress:
+        """The address of a neuron of the layer."""
+        point, start = max(pair for pair in self.starts if pair[1] <= index)
+        return NeuronAddress(point, index - start)
 
 
 def layer_writes(model: ChatModel, neurons: NeuronSet) -> Iterator[LayerWrites]:
-    """The layers in order; one at a time, for all write vectors in float32 would be a third of the model again.
+    """The layers in order, one at a time: all write vectors in float32 are as large as a third of the model.
 
     Raises:
-        SafetyNeuronsError: the neurons came without directions, or fit another model.
+        SafetyNeuronsError: the neurons have no directions or fit another model.
     """
     directions = neurons.directions
     if directions is None:
         raise SafetyNeuronsError(
-            "These neurons came without directions; load them with directions=, or run find again."
+            "These neurons have no directions: load them with their directions, or run find again."
         )
     neurons.check_fits(model)
     for layer in dict.fromkeys(neurons.layers):
@@ -82,16 +83,16 @@ def layer_writes(model: ChatModel, neurons: NeuronSet) -> Iterator[LayerWrites]:
 
 
 def _layer_writes(model: ChatModel, neurons: NeuronSet, directions: Directions, layer: int) -> LayerWrites:
-    hook_points = [number for number, hook_point in enumerate(model.hook_points) if hook_point.layer == layer]
-    ends = list(itertools.accumulate(model.hook_points[number].width for number in hook_points))
-    places = tuple(zip(hook_points, [0, *ends], strict=False))
-    vectors = torch.cat([model.hook_points[number].write_vectors() for number in hook_points])
+    points = [number for number, point in enumerate(model.hook_points) if point.layer == layer]
+    ends = list(itertools.accumulate(model.hook_points[number].width for number in points))
+    starts = tuple(zip(points, [0, *ends], strict=False))
+    vectors = torch.cat([model.hook_points[number].write_vectors() for number in points])
 
     def joined(means: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat([means[number][-1] for number in hook_points]).to(vectors)
+        return torch.cat([means[number][-1] for number in points]).to(vectors)
 
     def shifted(indices: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat([indices[number] + start for number, start in places]).to(vectors.device)
+        return torch.cat([indices[number] + start for number, start in starts]).to(vectors.device)
 
     return LayerWrites(
         layer,
@@ -100,5 +101,5 @@ def _layer_writes(model: ChatModel, neurons: NeuronSet, directions: Directions, 
         joined(directions.benign),
         shifted(neurons.rejection),
         shifted(neurons.conformity),
-        places,
+        starts,
     )

@@ -1,4 +1,1 @@
-"""Models: loading, talking, and where their MLP neurons are.
-
-Nothing is imported here, so that the command line starts without waiting for torch.
-"""
+"""Models: loading, generation, likelihood, and the location of their MLP neurons."""

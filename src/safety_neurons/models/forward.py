@@ -1,10 +1,4 @@
-"""Where the tokens of a forward pass stand, counted from the prompt's end.
-
--1 is the last token of the prompt, -2 the one before; 0 is the first generated token, and so on across cached
-decoding steps. A mask made from the current input's length would do nothing once the cache is on.
-
-
-One forward pass as generation would do it: positions counted from the first real token, no logits to spare."""
+"""A single forward pass as in generation, and the positions of its tokens relative to the end of the prompt."""
 
 import contextlib
 import inspect
@@ -25,22 +19,22 @@ def forward(
     use_cache: bool = False,
     cache: Any = None,
 ) -> Any:
-    """Run left-padded inputs; only the last `last_logits` logits, where the model can spare the others.
+    """Run left-padded inputs, with the last `last_logits` logits only if the model supports it.
 
-    With a cache of what came before, the input ids are what follows, and the attention mask is for both. Without
-    position ids, models with absolute positions would count the padding too.
+    With a `cache`, the input ids are the tokens after the cached ones, and the attention mask covers both.
     """
     extra: dict[str, Any] = {}
-    known = inspect.signature(model.forward).parameters
+    accepted = inspect.signature(model.forward).parameters
     mask = inputs["attention_mask"]
     assert isinstance(mask, Tensor)
-    if "position_ids" in known:
+    if "position_ids" in accepted:
+        # Otherwise models with absolute positions would count the padding.
         positions = (mask.long().cumsum(1) - 1).clamp_min(0)
         extra["position_ids"] = positions[:, positions.shape[1] - inputs["input_ids"].shape[1] :]
     if cache is not None:
         extra[cache_argument(model)] = cache
-    # Models whose last layers share keys and values run these on the kept positions alone (Gemma 4).
-    if "logits_to_keep" in known and not getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
+    # Models whose last layers share keys and values (Gemma 4) would run those on the kept positions only.
+    if "logits_to_keep" in accepted and not getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
         extra["logits_to_keep"] = last_logits
     with _contiguous_input(model.get_output_embeddings()):
         return model(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=use_cache, **extra)
@@ -48,10 +42,10 @@ def forward(
 
 @contextlib.contextmanager
 def _contiguous_input(head: nn.Module | None) -> Iterator[None]:
-    """Give the head its input as one block of memory while the context is open.
+    """Make the input of the head contiguous while the context is open.
 
-    torch multiplies a slice of a batch (the last positions) with a frozen weight prompt by prompt, and copies the
-    weight for each: seconds instead of milliseconds.
+    torch multiplies a slice of a batch (the last positions) with a frozen weight prompt by prompt, copying the weight
+    each time: seconds instead of milliseconds.
     """
     if head is None:
         yield
@@ -64,13 +58,13 @@ def _contiguous_input(head: nn.Module | None) -> Iterator[None]:
 
 
 def cache_argument(model: PreTrainedModel) -> str:
-    """What `forward` and `generate` call the cache of keys and values: transformers 5.24 gave it another name."""
+    """The name of the key-value cache argument, which transformers 5.24 renamed."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def cache_of(output: Any) -> Any:
-    """The cache of keys and values in a model's output; None where it keeps none."""
-    # Asked for by its old name, the new transformers complain.
+    """The key-value cache in a model's output, or None."""
+    # The new transformers warns about the old name.
     return output["cache"] if "cache" in output else output.get("past_key_values")
 
 
@@ -78,12 +72,13 @@ PADDING = torch.iinfo(torch.long).min
 
 
 class PromptPositions:
-    """Follows a model's forward passes; `offsets` [batch, tokens] belongs to the pass that is running.
+    """Follows a model's forward passes; `offsets` [batch, tokens] holds the positions of the current pass.
 
-    A pass starts a new prompt unless it continues the last one: with the same key-value cache, or, without a
-    cache, with an input that extends the last input. `generated` is how many tokens came between the prompt and a
-    pass that continues from a cache, and None for a pass that reads the prompt: known without a look at the tensors,
-    for which a GPU would have to be waited for. `at_prompt` is called when such a pass begins.
+    -1 is the last token of the prompt, -2 the one before; 0 is the first generated token, and so on across cached
+    decoding steps; `PADDING` marks padding. A pass starts a new prompt unless it continues the last one: with the same
+    key-value cache, or, without a cache, with an input that extends the last input. `generated` is the number of
+    tokens between the prompt and a pass that continues from a cache, and None for a pass that reads the prompt; it is
+    known without reading tensors, so a GPU need not synchronize. `at_prompt` is called when such a pass begins.
     """
 
     def __init__(self, at_prompt: Callable[[], None] = lambda: None) -> None:
@@ -117,8 +112,8 @@ class PromptPositions:
         if isinstance(mask, Tensor) and mask.dim() == 2:
             if mask.shape[1] > shape[1] and not cached:
                 raise SafetyNeuronsError(
-                    f"A pass of {type(module).__name__} continues from tokens that cannot be followed: its attention "
-                    f"mask is for {mask.shape[1]} tokens, its input has {shape[1]}, and no cache is known."
+                    f"A pass of {type(module).__name__} continues from unknown tokens: its attention mask covers "
+                    f"{mask.shape[1]} tokens, its input has {shape[1]}, and there is no known cache."
                 )
             real = mask[:, -shape[1] :].long()
         else:
@@ -141,9 +136,9 @@ class PromptPositions:
 
 @contextlib.contextmanager
 def follow_positions(model: PreTrainedModel, at_prompt: Callable[[], None] = lambda: None) -> Iterator[PromptPositions]:
-    """Follow `model` while the context is open; `at_prompt` is called when a pass begins that reads a prompt."""
+    """Follow `model` while the context is open; `at_prompt` is called before each pass that reads a prompt."""
     positions = PromptPositions(at_prompt)
-    # The body too, which may be run without the head; where both run, the second time changes nothing.
+    # The base model can run without the head; when both run, the second call changes nothing.
     handles = [
         module.register_forward_pre_hook(positions.enter, with_kwargs=True) for module in {model, model.base_model}
     ]

@@ -1,17 +1,20 @@
-"""Answers in batches, in a fixed order of batches, so that a killed run that goes on gives the same text."""
+"""Batches of texts, and generation in batches whose order is fixed, so that a resumed run gives the same text."""
 
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.models.chat import ChatModel
+from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.forward import cache_argument
+
+if TYPE_CHECKING:
+    from safety_neurons.models.chat import ChatModel
 
 T = TypeVar("T")
 
@@ -19,55 +22,87 @@ BATCH_SIZE = 32
 
 
 def batches_by_length(texts: Sequence[str], batch_size: int) -> list[list[int]]:
-    """Indices in batches of texts of similar length. A function of all texts: what is done already does not change
-    who shares a batch with whom, and so not the rounding of the results."""
+    """Indices of the texts in batches of similar length.
+
+    The batches depend on all texts, also on those that are done already: otherwise a resumed run would form other
+    batches, and its results would be rounded differently.
+    """
     order = sorted(range(len(texts)), key=lambda index: (len(texts[index]), texts[index], index))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def halve_when_full(work: Callable[[list[int]], T], batch: list[int]) -> list[T]:
-    """Run `work` on the batch; where memory runs out, on its halves."""
+    """Run `work` on the batch, or on its halves if memory runs out; returns the results in order.
+
+    Raises:
+        SafetyNeuronsError: memory runs out on a single text.
+    """
     try:
         return [work(batch)]
     except (MemoryError, RuntimeError) as error:
-        # PyTorch reports the CPU's and other devices' full memory as a plain RuntimeError.
+        # PyTorch reports full memory of the CPU and of some devices as a plain RuntimeError.
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not should_reduce_batch_size(error):
             raise
         if len(batch) == 1:
             raise SafetyNeuronsError(
-                "Memory ran out on a single prompt. Use a smaller model, shorter answers, --dtype bfloat16, "
-                "--quantize 4bit, or --device-map auto."
+                "Out of memory on a single prompt. Use a smaller model, shorter answers, dtype bfloat16, quantization "
+                "to 4bit, or device_map auto."
             ) from error
     clear_device_cache()
     middle = len(batch) // 2
     return halve_when_full(work, batch[:middle]) + halve_when_full(work, batch[middle:])
 
 
-def in_batches(texts: Sequence[str], batch_size: int, read: Callable[[list[int]], list[T]]) -> list[T]:
-    """What `read` gives for the indices of each batch, for every text in the order of the texts."""
+def run_batches(
+    texts: Sequence[str],
+    batch_size: int,
+    work: Callable[[list[int]], T],
+    *,
+    skip: Callable[[int, list[int]], bool] = lambda _number, _batch: False,
+    advance: Advance = ignore,
+) -> Iterator[T]:
+    """Yield the results of `work` for batches of indices of similar length, halved when memory runs out.
+
+    Args:
+        skip: whether to skip a batch, from its number and its indices.
+        advance: called with the size of each batch, also of skipped ones.
+    """
+    for number, batch in enumerate(batches_by_length(texts, batch_size)):
+        if not skip(number, batch):
+            yield from halve_when_full(work, batch)
+        advance(len(batch))
+
+
+def in_batches(
+    texts: Sequence[str], batch_size: int, read: Callable[[list[int]], Sequence[T]], advance: Advance = ignore
+) -> list[T]:
+    """One result per text, in the order of the texts; `read` returns those of one batch of indices."""
     found: dict[int, T] = {}
-    for batch in batches_by_length(texts, batch_size):
-        values = [value for part in halve_when_full(read, batch) for value in part]
-        found.update(zip(batch, values, strict=True))
+
+    def work(batch: list[int]) -> None:
+        found.update(zip(batch, read(batch), strict=True))
+
+    for _ in run_batches(texts, batch_size, work, advance=advance):
+        pass
     return [found[index] for index in range(len(texts))]
 
 
 class Completion(NamedTuple):
-    """What the model wrote; `cut_off` where it ran into the limit before it ended its turn."""
+    """What the model wrote; `cut_off` if it reached the token limit before it ended its turn."""
 
     text: str
     cut_off: bool
 
 
 class Sampling(NamedTuple):
-    """Answers that are drawn instead of greedy; the same seed draws the same ones for the same batch."""
+    """Sampled instead of greedy answers; reproducible for the same seed and the same batch."""
 
     temperature: float
     seed: int
 
 
 def generate(
-    model: ChatModel,
+    model: "ChatModel",
     texts: Sequence[str],
     *,
     max_new_tokens: int,
@@ -76,7 +111,7 @@ def generate(
     use_cache: bool = True,
     sampling: Sampling | None = None,
 ) -> Iterator[tuple[int, Completion]]:
-    """Yield (index, answer) for every rendered text that is not `done`, batch by batch, as they are finished."""
+    """Yield (index, answer) for every rendered text that is not `done`, batch by batch."""
 
     def answer(chosen: Sequence[str]) -> list[Completion]:
         return complete(model, chosen, max_new_tokens, use_cache=use_cache, sampling=sampling)
@@ -91,33 +126,31 @@ def streamed(
     batch_size: int,
     done: frozenset[int],
 ) -> Iterator[tuple[int, Completion]]:
-    """Yield (index, answer) for every text that is not `done`; `complete_batch` answers one batch of them."""
+    """Yield (index, answer) for every text that is not `done`; `complete_batch` answers one batch of texts."""
 
     def answer(batch: list[int]) -> list[tuple[int, Completion]]:
         answers = complete_batch([texts[index] for index in batch])
         return [(index, found) for index, found in zip(batch, answers, strict=True) if index not in done]
 
-    for batch in batches_by_length(texts, batch_size):
-        if not done.issuperset(batch):
-            for part in halve_when_full(answer, batch):
-                yield from part
+    for part in run_batches(texts, batch_size, answer, skip=lambda _, batch: done.issuperset(batch)):
+        yield from part
 
 
 def complete(
-    model: ChatModel,
+    model: "ChatModel",
     texts: Sequence[str],
     max_new_tokens: int,
     use_cache: bool = True,
     cache: Any = None,
     sampling: Sampling | None = None,
 ) -> list[Completion]:
-    """The answers to one batch of rendered texts; `cache` may hold the texts' beginnings already."""
+    """Answer one batch of rendered texts; `cache` may hold their prefixes."""
     inputs = model.encode(texts)
-    known = {} if cache is None else {cache_argument(model.model): cache}
+    cached = {} if cache is None else {cache_argument(model.model): cache}
     with torch.inference_mode(), drawing(sampling, texts):
         output = model.model.generate(
             **inputs,
-            **known,
+            **cached,
             max_new_tokens=max_new_tokens,
             use_cache=use_cache,
             pad_token_id=padding_token(model),
@@ -127,23 +160,23 @@ def complete(
 
 
 def decoding(sampling: Sampling | None) -> dict[str, Any]:
-    """How transformers' `generate` is to choose tokens."""
+    """The sampling arguments of transformers' `generate`."""
     return {
         "do_sample": sampling is not None,
         "temperature": None if sampling is None else sampling.temperature,
-        # The whole distribution: a model's own generation settings would cut it off.
+        # The full distribution: the generation config of a model may truncate it.
         "top_p": None if sampling is None else 1.0,
         "top_k": None if sampling is None else 0,
     }
 
 
-def end_tokens(model: ChatModel) -> list[int]:
+def end_tokens(model: "ChatModel") -> list[int]:
     """The tokens that end the model's turn."""
     named = model.model.generation_config.eos_token_id
     return named if isinstance(named, list) else [model.tokenizer.eos_token_id if named is None else named]
 
 
-def completions(model: ChatModel, new: Tensor) -> list[Completion]:
+def completions(model: "ChatModel", new: Tensor) -> list[Completion]:
     """Generated tokens [batch, tokens] as text."""
     answers = model.tokenizer.batch_decode(new, skip_special_tokens=True)
     ended = torch.isin(new, torch.tensor(end_tokens(model), device=new.device)).any(1).tolist()
@@ -152,7 +185,7 @@ def completions(model: ChatModel, new: Tensor) -> list[Completion]:
 
 @contextlib.contextmanager
 def drawing(sampling: Sampling | None, texts: Sequence[str]) -> Iterator[None]:
-    """Random numbers that follow from the seed and the batch alone, whatever was drawn before; none are used up."""
+    """Seed the random numbers from the seed and the batch alone; the state outside is left as it was."""
     if sampling is None:
         yield
         return
@@ -162,8 +195,8 @@ def drawing(sampling: Sampling | None, texts: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def padding_token(model: ChatModel) -> int:
-    """The token that fills up a batch; models that name none get their end-of-sequence token."""
+def padding_token(model: "ChatModel") -> int:
+    """The padding token; by default the end-of-sequence token."""
     tokenizer = model.tokenizer
     token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     assert isinstance(token, int)

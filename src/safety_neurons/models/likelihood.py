@@ -1,5 +1,4 @@
-"""Texts and answers read by a model: how surprising it finds them, and how far a changed model is from the base
-one."""
+"""Negative log-likelihood of texts, and KL divergence of a changed model from the base model."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,24 +13,24 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import padding_token
 
-# Logits of whole prompts are large: so many prompts at once, and so many of their tokens.
+# Logits of whole prompts are large, so they are computed for this many prompts and tokens at a time.
 READ_AT_ONCE = 4
 READ_TOKENS = 1024
 
 
-def surprise_by_token(model: ChatModel, inputs: BatchEncoding) -> list[Tensor]:
-    """Nats of each token but the first, given those before it: float32 [tokens - 1] for each encoded text."""
+def nll_by_token(model: ChatModel, inputs: BatchEncoding) -> list[Tensor]:
+    """Negative log-likelihood in nats of every token but the first: float32 [tokens - 1] for each encoded text."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     long = ids.shape[1] - 1 > READ_TOKENS
     cache = DynamicCache(config=model.model.config) if long else None
     found = []
     with torch.inference_mode():
         for start in range(0, ids.shape[1] - 1, READ_TOKENS):
-            # The last token is read by no one.
+            # The last token predicts nothing.
             end = min(start + READ_TOKENS, ids.shape[1] - 1)
             read = {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end]}
             logits = forward(model.model, read, end - start, long, cache).logits
-            # Text by text: in float32 the logits of a batch would take twice the memory.
+            # Text by text: float32 logits of a whole batch would double the memory.
             found.append(
                 torch.stack(
                     [
@@ -41,13 +40,12 @@ def surprise_by_token(model: ChatModel, inputs: BatchEncoding) -> list[Tensor]:
                 )
             )
     nats = torch.cat(found, 1) if found else torch.empty(len(ids), 0, device=ids.device)
-    # A text's own first token follows padding, if anything.
-    return [row[known] for row, known in zip(nats, mask[:, :-1].bool(), strict=True)]
+    # The first token of a padded text follows padding only.
+    return [row[real] for row, real in zip(nats, mask[:, :-1].bool(), strict=True)]
 
 
-class Reading(NamedTuple):
-    """What a model says of given answers: logits [answers, tokens, vocabulary] before each token, the tokens, and
-    which of them are there [answers, tokens]."""
+class AnswerLogits(NamedTuple):
+    """Logits [answers, tokens, vocabulary] that predict each token, the token ids, and the mask of real tokens."""
 
     logits: Tensor
     tokens: Tensor
@@ -56,46 +54,47 @@ class Reading(NamedTuple):
 
 def read_answers(
     model: ChatModel, texts: Sequence[str], answers: Sequence[str], limit: int, cache: Any = None
-) -> Reading:
-    """Run rendered texts, then the first `limit` tokens of an answer to each, as if the model had just written them.
+) -> AnswerLogits:
+    """Run rendered texts and the first `limit` tokens of an answer to each, as in generation.
 
-    The prompt and the answer are two passes over one cache, as in generation, so that calibration meets the prompt's
-    end where it is. `cache` may hold the texts' beginnings already; it is written to.
+    Prompt and answer are two passes over one cache, so that calibration applies at the end of the prompt. `cache` may
+    hold prefixes of the texts; it is modified.
     """
-    # Rendered again with its text, the answer could share a token with the template's end; generation never does.
+    # Tokenized apart: otherwise the answer could share a token with the end of the template, as it never does in
+    # generation.
     ids = [model.tokenizer(answer, add_special_tokens=False)["input_ids"][:limit] for answer in answers]
     return read_tokens(model, model.encode(texts), ids, cache)
 
 
 def read_tokens(
     model: ChatModel, prompts: Mapping[str, Tensor], ids: Sequence[list[int]], cache: Any = None
-) -> Reading:
-    """Run prompts, `input_ids` and `attention_mask` padded on the left, then the tokens after each; see above."""
+) -> AnswerLogits:
+    """Like `read_answers`, from left-padded `input_ids` and `attention_mask` and the token ids of the answers."""
     longest = max(1, *map(len, ids))
     device = prompts["input_ids"].device
     padding = padding_token(model)
     tokens = torch.tensor([[*one, *[padding] * (longest - len(one))] for one in ids], device=device)
     real = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in ids], device=device)
     with torch.inference_mode():
-        # Not left to the model: whoever follows the positions must see that both passes have one cache.
+        # Created here, so that `PromptPositions` sees that both passes share one cache.
         cache = DynamicCache(config=model.model.config) if cache is None else cache
-        known = int(cache.get_seq_length())
+        cached = int(cache.get_seq_length())
         mask = prompts["attention_mask"]
         first = forward(
-            model.model, {"input_ids": prompts["input_ids"][:, known:], "attention_mask": mask}, 1, True, cache
+            model.model, {"input_ids": prompts["input_ids"][:, cached:], "attention_mask": mask}, 1, True, cache
         )
         logits = [first.logits[:, -1:]]
         if longest > 1:
             read = {"input_ids": tokens[:, :-1], "attention_mask": torch.cat([mask, real[:, :-1]], 1)}
             logits.append(forward(model.model, read, longest - 1, True, cache).logits[:, -longest + 1 :])
-    return Reading(torch.cat(logits, 1), tokens, real.bool())
+    return AnswerLogits(torch.cat(logits, 1), tokens, real.bool())
 
 
-def nll(reading: Reading) -> list[float | None]:
-    """Nats per token of each answer, the logarithm of its perplexity; None for an answer without tokens."""
+def nll(answers: AnswerLogits) -> list[float | None]:
+    """Mean negative log-likelihood of each answer in nats per token; None for an answer without tokens."""
     found: list[float | None] = []
-    # Answer by answer: in float32 the logits of a batch would take twice the memory.
-    for logits, tokens, real in zip(*reading, strict=True):
+    # Answer by answer: float32 logits of a whole batch would double the memory.
+    for logits, tokens, real in zip(*answers, strict=True):
         chosen = logits[real].float().log_softmax(-1).gather(1, tokens[real][:, None])
         found.append(-float(chosen.mean()) if len(chosen) else None)
     return found
@@ -109,29 +108,27 @@ def kl_divergence(
     limit: int,
     cache: Callable[[], Any] = lambda: None,
 ) -> list[float | None]:
-    """KL(base || changed) in nats per token, over the first tokens of the base model's own answers.
+    """KL(base || changed) in nats per token, over the first `limit` tokens of answers of the base model.
 
     Args:
-        changed: opens the context in which the model is changed.
-        cache: a new cache of the texts' beginnings at each call, where they are kept.
+        changed: a context manager in which the model is changed.
+        cache: returns a new cache with prefixes of the texts, or None.
     """
     base = read_answers(model, texts, answers, limit, cache())
     with changed():
         moved = read_answers(model, texts, answers, limit, cache())
-    found: list[float | None] = []
-    for before, after, real in zip(base.logits, moved.logits, base.real, strict=True):
-        found.append(distance(before[real], after[real]))
-    return found
+    triples = zip(base.logits, moved.logits, base.real, strict=True)
+    return [distance(before[real], after[real]) for before, after, real in triples]
 
 
 def distance(before: Tensor, after: Tensor) -> float | None:
-    """KL(before || after) in nats per token between logits [tokens, vocabulary]; None where there are no tokens."""
-    target, given = before.float().log_softmax(-1), after.float().log_softmax(-1)
-    each = torch.nn.functional.kl_div(given, target, log_target=True, reduction="none").sum(1)
+    """KL(before || after) in nats per token from logits [tokens, vocabulary]; None without tokens."""
+    target, log_probabilities = before.float().log_softmax(-1), after.float().log_softmax(-1)
+    each = torch.nn.functional.kl_div(log_probabilities, target, log_target=True, reduction="none").sum(1)
     # Rounding can make a sum of zeros slightly negative.
     return max(0.0, float(each.mean())) if len(each) else None
 
 
 def perplexity(nll: float | None) -> float | None:
-    """e to a mean surprise in nats per token; None where there is none, or where it is beyond all numbers."""
+    """exp(nll) of nats per token; None if there is no nll or it overflows."""
     return None if nll is None or nll > 700 else math.exp(nll)

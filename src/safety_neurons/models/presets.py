@@ -1,8 +1,8 @@
-"""Models by short name: the hub id, what it needs, and the installed package that may carry its weights."""
+"""Models by short name: hub id, license, and the Python package that may contain the weights."""
 
 from dataclasses import dataclass
 
-# The conversation format that Vicuna was trained on (FastChat's v1.1); its tokenizer ships no template.
+# The format that Vicuna was trained on (FastChat v1.1); its tokenizer has no template.
 VICUNA_TEMPLATE = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -15,7 +15,7 @@ VICUNA_TEMPLATE = (
 
 @dataclass(frozen=True)
 class WeightsPackage:
-    """A GGUF file inside installed Python packages: its parts in order, and what the whole must hash to."""
+    """A GGUF file in Python packages: (module, file) of its parts in order, and the SHA-256 and size of the whole."""
 
     parts: tuple[tuple[str, str], ...]
     sha256: str
@@ -25,7 +25,7 @@ class WeightsPackage:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model by name. `parameters` in billions; `gated` models need an account and an accepted license."""
+    """A model by name. `parameters` is in billions; `gated` models need an account and an accepted license."""
 
     name: str
     hub_id: str
@@ -53,19 +53,9 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(
-            "qwen2.5-coder-0.5b",
-            "Qwen/Qwen2.5-Coder-0.5B-Instruct",
-            0.63,
-            "Apache-2.0",
-            package=QWEN_CODER_PACKAGE,
+            "qwen2.5-coder-0.5b", "Qwen/Qwen2.5-Coder-0.5B-Instruct", 0.63, "Apache-2.0", package=QWEN_CODER_PACKAGE
         ),
-        Preset(
-            "smollm2-135m",
-            "HuggingFaceTB/SmolLM2-135M-Instruct",
-            0.135,
-            "Apache-2.0",
-            package=SMOLLM2_PACKAGE,
-        ),
+        Preset("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 0.135, "Apache-2.0", package=SMOLLM2_PACKAGE),
         Preset("llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", 6.7, "Llama 2", gated=True),
         Preset("vicuna-7b-v1.5", "lmsys/vicuna-7b-v1.5", 6.7, "Llama 2", chat_template=VICUNA_TEMPLATE),
         Preset("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", 8.0, "Llama 3.1", gated=True),

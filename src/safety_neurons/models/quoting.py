@@ -1,45 +1,43 @@
-"""Foreign text in a prompt, written so that it cannot pass for the prompt's own instructions.
+"""Untrusted text in a prompt, quoted so that it cannot pass for instructions.
 
-A request or an answer may try to speak to the model that judges it: close the quotation, imitate the chat template, or
-hide signs that reorder the text. What is quoted stands between two marks that follow from a hash of it, so that it
-cannot hold its own; signs that are not seen are written out; and what a chat template could take for its own is taken
-apart.
+A request or an answer may try to influence the model that judges it: by closing the quotation, imitating the chat
+template, or hiding characters that reorder the text. Quoted text stands between marks derived from its hash, so it
+cannot contain them; invisible characters are spelled out; template tokens are broken up.
 """
 
 import hashlib
 import re
 import unicodedata
 
-# Enough of an answer to judge it by; a context window is smaller than some answers.
+# Longer texts are shortened: some answers exceed the context window.
 START_CHARACTERS = 12_000
 END_CHARACTERS = 4_000
 
-# "<|end|>", "</s>", "<<SYS>>", "<think>" and "[INST]" are single tokens to the models that use them.
+# "<|end|>", "</s>", "<<SYS>>", "<think>" and "[INST]" are single tokens of the models that use them.
 _TEMPLATE_OPENS = re.compile("<(?=[|\uff5c/A-Za-z_<\u2581])")
 _TEMPLATE_CLOSES = re.compile("(?<=[|\uff5c])>")
 _TEMPLATE_NAME = re.compile(r"\[(?=/?[A-Z_]{2,}\])")
 
 
 def fenced(what: str, text: str) -> str:
-    """`text` between two marks that follow from it alone."""
+    """`text` between two marks derived from it alone."""
     return quoted(what, text, key_of(text))
 
 
 def quoted(what: str, text: str, key: str) -> str:
-    """`text` between two marks that name it `what`; `key` is that of `key_of` for all that is quoted together."""
-    # The key is hexadecimal: no text of ours or of a template holds it by chance.
+    """`text` between two marks with the label `what`; `key` is the `key_of` all texts that are quoted together."""
     inside = harmless(text).replace(key, "[mark]")
     return f"[{what} {key} begins]\n{inside}\n[{what} {key} ends]"
 
 
 def key_of(*texts: str) -> str:
-    """16 characters that follow from the texts, and that who writes the texts cannot put into them."""
+    """16 hexadecimal characters from a hash of the texts, which their author cannot place in them."""
     joined = "\0".join(f"{len(text)} {text}" for text in texts)
     return hashlib.sha256(joined.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 
 def harmless(text: str) -> str:
-    """`text`, its middle left out where it is very long, with unseen signs written out and template tokens broken."""
+    """`text` with invisible characters spelled out, template tokens broken up, and the middle cut if very long."""
     text = _bounded(text.replace("\r\n", "\n"))
     text = "".join(_seen(character) for character in text)
     text = _TEMPLATE_CLOSES.sub(" >", _TEMPLATE_OPENS.sub("< ", text))
@@ -54,6 +52,6 @@ def _bounded(text: str) -> str:
 
 
 def _seen(character: str) -> str:
-    """Control signs, bidirectional overrides, zero-width signs, lone surrogates and odd line ends as their number."""
+    """Code point of a control, bidirectional, zero-width, surrogate or line-separator character; others unchanged."""
     unseen = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
     return f"(U+{ord(character):04X})" if unseen and character not in "\n\t" else character

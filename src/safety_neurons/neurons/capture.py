@@ -1,6 +1,4 @@
-"""One streaming pass over prompts: statistics of every neuron's activation, never the activations themselves.
-
-Sums over tokens, site by site, and the statistics of activations that come of them."""
+"""Statistics of every neuron's activation in one streaming pass over prompts; activations are never stored."""
 
 import copy
 import functools
@@ -15,22 +13,27 @@ from safety_neurons.core.distributed import add_over_processes, owns, sync_error
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, forward
-from safety_neurons.models.generate import BATCH_SIZE, batches_by_length, halve_when_full
+from safety_neurons.models.generate import BATCH_SIZE, run_batches
 from safety_neurons.models.neurons.hook_points import Activations, HookPoint, activation_hooks
 
-# How many rows are widened to float64 at once. Fewer would stay in a CPU's cache, but each call makes its threads meet,
-# which is slow where other programs use the cores too.
+# Number of rows converted to float64 at once. Fewer would fit into a CPU's cache, but each call synchronizes threads,
+# which is slow if other programs use the cores too.
 ROWS_AT_ONCE = 128
+# The share of a model's neurons that are the top neurons of a prompt (CNA, arXiv 2605.12290).
+TOP_SHARE = 0.001
+EVERY_TOKEN = torch.iinfo(torch.long).max
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """Statistics of one prompt set; each list has one float32 tensor [neurons] per site.
+    """Statistics of one prompt set; each list has one float32 tensor [neurons] per hook point.
 
-    `count` is over how many tokens the neuron's means go: in a mixture of experts only those that were routed to it.
-    `top_share` is the share of prompts on which the neuron is among the top 0.1% of the model by |activation| at the
-    last token. `by_position` holds [positions, neurons]: the mean at the last prompt positions, the very last in the
-    last row; it is None where the prompts were not asked for positions.
+    `count` is the number of tokens in a neuron's means: in a mixture of experts those routed to it. `top_share` is the
+    share of prompts on which the neuron is among the top 0.1% of the model by |activation| at the last token.
+    `by_position` holds the means [positions, neurons] at the last prompt positions, the very last in the last row; it
+    is None if no positions were requested.
     """
 
     prompts: int
@@ -44,7 +47,7 @@ class ActivationStatistics:
 
 
 class Rows(NamedTuple):
-    """Rows of activations: those that count, those near a prompt's end and where, and prompts' last tokens."""
+    """Row indices of activations: counted tokens, tokens near a prompt's end and their positions, and last tokens."""
 
     counted: Tensor
     near: Tensor
@@ -54,24 +57,22 @@ class Rows(NamedTuple):
 
 
 class Sums:
-    """Running sums of one site, in float64 so that the order of the batches does not matter.
+    """Running sums of one hook point, in float64 so that the order of the batches does not matter.
 
-    Neurons of one block (one expert) see the same tokens, so tokens are counted per block.
+    Tokens are counted per block (expert), as the neurons of a block see the same tokens.
     """
 
-    def __init__(self, hook_point: HookPoint, positions: int, device: torch.device | None = None) -> None:
-        # Apple's GPUs know no float64.
+    def __init__(self, point: HookPoint, positions: int, device: torch.device | None = None) -> None:
+        # Apple's GPUs have no float64.
         exact = torch.float32 if device is not None and device.type == "mps" else torch.float64
-        self.total = torch.zeros(hook_point.width, dtype=exact, device=device)
-        self.absolute = torch.zeros(hook_point.width, dtype=exact, device=device)
-        self.square = torch.zeros(hook_point.width, dtype=exact, device=device)
-        self.top = torch.zeros(hook_point.width, dtype=exact, device=device)
-        self.count = torch.zeros(hook_point.blocks, dtype=exact, device=device)
-        self.by_position = torch.zeros(positions, hook_point.width, dtype=exact, device=device)
-        self.position_count = torch.zeros(positions, hook_point.blocks, dtype=exact, device=device)
+        zeros = functools.partial(torch.zeros, dtype=exact, device=device)
+        self.total, self.absolute, self.square, self.top = (zeros(point.width) for _ in range(4))
+        self.count = zeros(point.blocks)
+        self.by_position = zeros(positions, point.width)
+        self.position_count = zeros(positions, point.blocks)
 
     def take(self, activations: Activations, rows: Rows) -> None:
-        """Count what the sites' neurons `first` ... are on these rows."""
+        """Add the activations of these rows."""
         values, first = activations.values, activations.first
         columns, block = slice(first, first + values.shape[1]), first // values.shape[1]
         exact = self.total.dtype
@@ -86,19 +87,19 @@ class Sums:
             self.position_count[:, block] += rows.position.bincount(minlength=len(self.by_position))
 
     def add(self, other: "Sums") -> None:
-        """Take in the sums of another batch."""
+        """Add the sums of another batch."""
         for name, value in vars(other).items():
-            mine = getattr(self, name)
-            mine.add_(value.to(mine.device))
+            total = getattr(self, name)
+            total.add_(value.to(total.device))
 
     def statistics(self, prompts: int) -> dict[str, Tensor]:
-        """Every mean, with zeros for neurons that saw no token."""
+        """All means by name; 0 for neurons that saw no token."""
         size = len(self.total) // len(self.count)
         count = self.count.repeat_interleave(size)
         seen = count.clamp_min(1)
         mean = self.total / seen
         square = self.square / seen
-        found = {
+        values = {
             "count": count,
             "mean": mean,
             "mean_absolute": self.absolute / seen,
@@ -107,78 +108,72 @@ class Sums:
             "top_share": self.top / prompts,
             "by_position": self.by_position / self.position_count.clamp_min(1).repeat_interleave(size, 1),
         }
-        return {name: value.float() for name, value in found.items()}
+        return {name: value.float() for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class CapturedSums:
-    """The sums of one prompt set, one entry per site."""
+    """The sums of one prompt set, one entry per hook point."""
 
     prompts: int
-    hook_points: tuple[Sums, ...]
+    sums: tuple[Sums, ...]
 
     @classmethod
     def merged(cls, parts: Sequence[Self]) -> Self:
-        """The sums of several prompt sets of one model together, as if they had been one."""
-        hook_points = tuple(copy.deepcopy(hook_point) for hook_point in parts[0].hook_points)
+        """The sums of several prompt sets of one model together."""
+        merged = copy.deepcopy(parts[0].sums)
         for part in parts[1:]:
-            for total, more in zip(hook_points, part.hook_points, strict=True):
+            for total, more in zip(merged, part.sums, strict=True):
                 total.add(more)
-        return cls(sum(part.prompts for part in parts), hook_points)
+        return cls(sum(part.prompts for part in parts), merged)
 
     def statistics(self) -> ActivationStatistics:
-        found = [total.statistics(self.prompts) for total in self.hook_points]
-        by_name: dict[str, Any] = {name: [hook_point[name] for hook_point in found] for name in found[0]}
-        if not len(self.hook_points[0].by_position):
+        """The means of the sums."""
+        found = [total.statistics(self.prompts) for total in self.sums]
+        by_name: dict[str, Any] = {name: [point[name] for point in found] for name in found[0]}
+        if not len(self.sums[0].by_position):
             by_name["by_position"] = None
         return ActivationStatistics(self.prompts, **by_name)
 
 
-# A neuron among this share of all neurons on a prompt counts as one of that prompt's top neurons (CNA, 2605.12290).
-TOP_SHARE = 0.001
-EVERY_TOKEN = torch.iinfo(torch.long).max
-
-T = TypeVar("T")
-
-
 class _TopNeurons:
-    """Each prompt's top neurons among the sites seen so far: never all activations of a prompt at once."""
+    """Each prompt's top neurons among the hook points seen so far, without storing all its activations."""
 
     def __init__(self, prompts: int, limit: int, device: torch.device) -> None:
         self.values = torch.full((prompts, limit), -1.0, device=device)
         self.neurons = torch.zeros(prompts, limit, dtype=torch.long, device=device)
 
     def offer(self, prompts: Tensor, values: Tensor, first: int) -> None:
-        """Activations [rows, neurons] of the last tokens of `prompts` [rows]; `first` counts over the whole model."""
-        known, names = self.values.to(values.device), self.neurons.to(values.device)
-        limit = known.shape[1]
-        both = torch.cat([known[prompts], values.abs().float()], 1)
+        """Add activations [rows, neurons] of the last tokens of `prompts` [rows], of the model's neurons `first` ..."""
+        best_values, best_neurons = self.values.to(values.device), self.neurons.to(values.device)
+        limit = best_values.shape[1]
+        both = torch.cat([best_values[prompts], values.abs().float()], 1)
         best = both.topk(limit, 1, sorted=False)
-        earlier = names[prompts].gather(1, best.indices.clamp_max(limit - 1))
-        names[prompts] = torch.where(best.indices < limit, earlier, best.indices - limit + first)
-        known[prompts] = best.values
-        self.values, self.neurons = known, names
+        earlier = best_neurons[prompts].gather(1, best.indices.clamp_max(limit - 1))
+        best_neurons[prompts] = torch.where(best.indices < limit, earlier, best.indices - limit + first)
+        best_values[prompts] = best.values
+        self.values, self.neurons = best_values, best_neurons
 
     def counts(self, neurons: int) -> Tensor:
-        """For how many prompts each neuron of the model is a top neuron."""
+        """For each neuron of the model, the number of prompts on which it is a top neuron."""
         return self.neurons[self.values >= 0].cpu().bincount(minlength=neurons)
 
 
-class _Tokens:
-    """What each token of the flattened batch is for the statistics. The same for all layers, so found out once."""
+class _TokenRoles:
+    """The role of each token of the flattened batch in the statistics, computed once for all layers."""
 
     def __init__(self, mask: Tensor, tails: Tensor, positions: int) -> None:
         real = mask.bool()
         from_end = mask.flip(1).cumsum(1).flip(1)
         prompts = torch.arange(len(mask), device=mask.device)[:, None]
         self.counted = (real & (from_end <= tails)).flatten()
-        # -1 for tokens that are at none of the positions, and for those that are not the last of a prompt.
+        # -1 for tokens at none of the positions, and for tokens that are not the last of a prompt.
         self.position = torch.where(real & (from_end <= positions), positions - from_end, -1).flatten()
         self.prompt = torch.where(real & (from_end == 1), prompts, -1).flatten()
         self.all = self._rows(self.counted, self.position, self.prompt)
 
     def rows(self, activations: Activations) -> Rows:
-        """Which rows of these activations are what."""
+        """The roles of the rows of these activations."""
         device = activations.values.device
         if activations.tokens is None:
             return Rows(*(index.to(device) for index in self.all))
@@ -192,20 +187,20 @@ class _Tokens:
 
 
 def counted_rows(activations: Activations, where: PromptPositions, tails: Tensor) -> Tensor:
-    """Which rows belong to the last `tails` [prompts, 1] tokens of their prompts: bool [rows]."""
+    """Mask [rows] of the rows that belong to the last `tails` [prompts, 1] tokens of their prompts."""
     offsets = activations.of_tokens(where.offsets)
     wanted = activations.of_tokens(tails.expand(where.offsets.shape)).to(offsets.device)
     return ((offsets < 0) & (offsets >= -wanted)).to(activations.values.device)
 
 
 def prompts_of_rows(activations: Activations, where: PromptPositions) -> Tensor:
-    """To which prompt of the batch each row belongs: int64 [rows]."""
+    """The prompt in the batch of each row: int64 [rows]."""
     prompts = torch.arange(len(where.offsets))[:, None].expand(where.offsets.shape)
     return activations.of_tokens(prompts).to(activations.values.device)
 
 
 def tails_of(tail: int | Sequence[int] | None, batch: Sequence[int]) -> Tensor:
-    """How many tokens count at the end of each text of a batch: int64 [texts, 1]."""
+    """Number of counted tokens at the end of each text of a batch: int64 [texts, 1]."""
     each = [EVERY_TOKEN if tail is None else tail if isinstance(tail, int) else tail[index] for index in batch]
     return torch.tensor(each)[:, None]
 
@@ -213,35 +208,9 @@ def tails_of(tail: int | Sequence[int] | None, batch: Sequence[int]) -> Tensor:
 def stream(
     texts: Sequence[str], work: Callable[[list[int]], T], batch_size: int, advance: Advance = ignore
 ) -> Iterator[T]:
-    """What `work` makes of this process' share of the batches (of indices), halved where memory runs out."""
+    """Yield the results of `work` for this process' share of the batches; the processes share their errors."""
     with sync_errors():
-        for number, batch in enumerate(batches_by_length(texts, batch_size)):
-            if owns(number):
-                yield from halve_when_full(work, batch)
-            advance(len(batch))
-
-
-def capture(
-    model: ChatModel,
-    texts: Sequence[str],
-    *,
-    tail: int | Sequence[int] | None = 1,
-    positions: int = 0,
-    batch_size: int = BATCH_SIZE,
-    advance: Advance = ignore,
-) -> ActivationStatistics:
-    """Run rendered texts through the model once and gather the statistics of all neurons.
-
-    Where several processes run together (see `find.processes`), each takes a share of the batches and all get the
-    same result.
-
-    Args:
-        tail: how many tokens at the end of each text count (one number, or one per text); None counts all.
-        positions: for how many positions at the prompt's end to keep separate means.
-    """
-    return capture_sums(
-        model, texts, tail=tail, positions=positions, batch_size=batch_size, advance=advance
-    ).statistics()
+        yield from run_batches(texts, batch_size, work, skip=lambda number, _: not owns(number), advance=advance)
 
 
 def capture_sums(
@@ -253,16 +222,23 @@ def capture_sums(
     batch_size: int = BATCH_SIZE,
     advance: Advance = ignore,
 ) -> CapturedSums:
-    """The sums from which `capture` makes its statistics; those of several sets of texts add up."""
-    widths = [hook_point.width for hook_point in model.hook_points]
+    """Run rendered texts through the model once and sum up the activations of all neurons.
+
+    Several processes (see `core.distributed`) each run a share of the batches, and all get the same sums.
+
+    Args:
+        tail: number of tokens at the end of each text that count (one number, or one per text); None counts all.
+        positions: number of positions at the end of the prompt with separate means.
+    """
+    widths = [point.width for point in model.hook_points]
     neurons = sum(widths)
-    sums = [Sums(hook_point, positions) for hook_point in model.hook_points]
+    sums = [Sums(point, positions) for point in model.hook_points]
 
     def run(batch: list[int]) -> dict[int, Sums]:
         inputs = model.encode([texts[index] for index in batch])
         mask = inputs["attention_mask"]
         assert isinstance(mask, Tensor)
-        # Sums of this batch alone: if memory runs out on the way, nothing of it has been counted yet.
+        # Sums of this batch alone, so that a batch that runs out of memory leaves no trace.
         part: dict[int, Sums] = {}
 
         def gather(activations: Activations, number: int, first: int) -> None:
@@ -273,18 +249,18 @@ def capture_sums(
             top.offer(rows.prompt, activations.values[rows.last], first + activations.first)
 
         with torch.inference_mode():
-            tokens = _Tokens(mask, tails_of(tail, batch).to(mask.device), positions)
+            tokens = _TokenRoles(mask, tails_of(tail, batch).to(mask.device), positions)
             top = _TopNeurons(len(batch), max(1, round(TOP_SHARE * neurons)), mask.device)
             hooks = [
-                (hook_point, functools.partial(gather, number=number, first=sum(widths[:number])))
-                for number, hook_point in enumerate(model.hook_points)
+                (point, functools.partial(gather, number=number, first=sum(widths[:number])))
+                for number, point in enumerate(model.hook_points)
             ]
-            # Without the head: no statistic looks at logits.
+            # Without the head, as no statistic needs logits.
             with activation_hooks(hooks):
                 forward(model.model.base_model, inputs)
             counts = top.counts(neurons).split(widths)
-            for number, site_sums in part.items():
-                site_sums.top += counts[number].to(site_sums.top.device)
+            for number, added in part.items():
+                added.top += counts[number].to(added.top.device)
         return part
 
     for part in stream(texts, run, batch_size, advance):

@@ -1,8 +1,4 @@
-"""`find`: the safety knowledge neurons of a model, from harmful and benign prompts.
-
-From scores to sets: the top k percent, per layer or over the model, and what sets the two sides apart.
-
-Which neurons differ between the two prompt sets by more than chance, over all neurons of a model at once."""
+"""`find`: the safety neurons of a model, selected by a score on harmful and benign prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,33 +24,31 @@ from safety_neurons.neurons.read import (
     read_both,
     write_norms,
 )
-from safety_neurons.neurons.scores import Layers, Score, Tokens
+from safety_neurons.neurons.scores import NeuronValues, Score, Tokens
 
 
 def check_budget(percent: float, scope: str, selection: str = "difference") -> None:
-    """Raises SafetyNeuronsError where a selection has no meaning."""
+    """Raise SafetyNeuronsError for an invalid budget, scope or selection."""
     if not 0 < percent <= 100:
-        raise SafetyNeuronsError(f"The budget must be above 0 and at most 100 percent of the neurons, not {percent}.")
+        raise SafetyNeuronsError(f"percent must be above 0 and at most 100, not {percent}.")
     if scope not in ("layer", "model"):
-        raise SafetyNeuronsError(f"The budget is spent per 'layer' or over the 'model', not per {scope!r}.")
+        raise SafetyNeuronsError(f"scope must be 'layer' or 'model', not {scope!r}.")
     if selection not in ("difference", "none"):
-        raise SafetyNeuronsError(
-            f"The selection is the 'difference' of both sides or 'none' (harmful prompts alone), not {selection!r}."
-        )
+        raise SafetyNeuronsError(f"selection must be 'difference' or 'none' (only harmful prompts), not {selection!r}.")
 
 
 def top_percent(scores: Sequence[Tensor], percent: float, scope: str, layers: Sequence[int]) -> list[Tensor]:
-    """Masks of the neurons with the highest scores, per site; `layers` says in which layer each site stands.
+    """Masks of the neurons with the highest scores per hook point, whose layers are `layers`.
 
-    Negative scores are never chosen; ties go to the lower index.
+    Negative scores are never selected; ties go to the lower index.
     """
     check_budget(percent, scope)
     masks: list[Tensor] = [torch.empty(0)] * len(scores)
     for group in dict.fromkeys(layers) if scope == "layer" else [None]:
-        mine = [hook_point for hook_point, layer in enumerate(layers) if group is None or layer == group]
-        flat = _top(torch.cat([scores[hook_point] for hook_point in mine]), percent)
-        for hook_point, mask in zip(mine, flat.split([len(scores[hook_point]) for hook_point in mine]), strict=True):
-            masks[hook_point] = mask
+        members = [number for number, layer in enumerate(layers) if group is None or layer == group]
+        flat = _top(torch.cat([scores[number] for number in members]), percent)
+        for number, mask in zip(members, flat.split([len(scores[number]) for number in members]), strict=True):
+            masks[number] = mask
     return masks
 
 
@@ -75,11 +69,11 @@ def select(
     layers: Sequence[int],
     selection: str = "difference",
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Masks of the rejection and the conformity neurons, per site.
+    """Masks of the rejection and the conformity neurons, per hook point.
 
-    For scores that rank each side by itself: top-k on harmful minus top-k on benign, and the other way round
-    (the paper, section 3.1). For contrastive scores: one top-k over both sides. With the selection "none": the top-k
-    on harmful prompts alone, and no conformity neurons.
+    For scores that rank each side by itself: top-k on harmful minus top-k on benign prompts, and vice versa (the paper,
+    section 3.1). For contrastive scores: one top-k over both sides. With the selection "none": the top-k on harmful
+    prompts alone, and no conformity neurons.
     """
     check_budget(percent, scope, selection)
     if selection == "none":
@@ -93,8 +87,8 @@ def select(
         conformity = [mask & (side >= 0) for mask, side in zip(chosen, benign, strict=True)]
         return rejection, conformity
     top_harmful, top_benign = (top_percent(side, percent, scope, layers) for side in (harmful, benign))
-    rejection = [mine & ~other for mine, other in zip(top_harmful, top_benign, strict=True)]
-    conformity = [mine & ~other for mine, other in zip(top_benign, top_harmful, strict=True)]
+    rejection = [own & ~other for own, other in zip(top_harmful, top_benign, strict=True)]
+    conformity = [own & ~other for own, other in zip(top_benign, top_harmful, strict=True)]
     return rejection, conformity
 
 
@@ -102,11 +96,11 @@ FALSE_DISCOVERY_RATE = 0.05
 
 
 def significant(harmful: ActivationStatistics, benign: ActivationStatistics) -> list[Tensor]:
-    """Masks of the neurons whose mean activations differ, bool [neurons] per site.
+    """Masks of the neurons whose mean activations differ: bool [neurons] per hook point.
 
-    Welch's t-test (1947) on the means, and Benjamini and Hochberg's control (1995) of the share of false discoveries
-    over all neurons of the model. The test takes each counted token for an independent one: it is meant for one token
-    a prompt. Neurons with fewer than two tokens on a side, or that never vary, are not significant.
+    Welch's t-test (1947) with Benjamini and Hochberg's control (1995) of the false discovery rate over all neurons of
+    the model. The test assumes independent tokens, so it is meant for one token per prompt. Neurons with fewer than two
+    tokens on a side, or without variance, are not significant.
     """
     sides = [
         (
@@ -127,29 +121,29 @@ def significant(harmful: ActivationStatistics, benign: ActivationStatistics) -> 
         values[testable] = ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue
         values = false_discovery_control(values)
     found = torch.from_numpy(values <= FALSE_DISCOVERY_RATE)
-    return list(found.split([len(hook_point) for hook_point in harmful.mean]))
+    return list(found.split([len(mean) for mean in harmful.mean]))
 
 
 @dataclass(frozen=True)
 class ScoredNeurons:
-    """A score of every neuron on both sides, float32 [neurons] per site, from which sets of any size are taken.
+    """The score of every neuron on both sides, float32 [neurons] per hook point, from which sets are selected.
 
-    `significant` is how many neurons of each site differ between the sides, for scores that test it.
+    `significant` is the number of neurons per hook point that differ between the sides, for scores that test it.
     """
 
     model: ChatModel
     score: Score
     tokens: Tokens
     seed: int
-    harmful: Layers
-    benign: Layers
+    harmful: NeuronValues
+    benign: NeuronValues
     directions: Directions
     significant: tuple[int, ...] | None = None
 
     def top(self, percent: float, scope: str | None = None, selection: str = "difference") -> NeuronSet:
-        """The neurons that a budget pays for; the scope is the score's own when left out."""
-        model, hook_points = self.model, self.model.hook_points
-        layers = tuple(hook_point.layer for hook_point in hook_points)
+        """Select `percent` of the neurons; the scope defaults to the score's."""
+        model, points = self.model, self.model.hook_points
+        layers = tuple(point.layer for point in points)
         scope = scope or self.score.scope
         rejection, conformity = select(
             self.harmful, self.benign, percent, scope, self.score.contrastive, layers, selection
@@ -161,14 +155,14 @@ class ScoredNeurons:
             percent=percent,
             scope=scope,
             seed=self.seed,
-            parameters_per_neuron=tuple(hook_point.parameters_per_neuron for hook_point in hook_points),
+            parameters_per_neuron=tuple(point.parameters_per_neuron for point in points),
             parameters_total=model.parameters,
             coverage=str(model.coverage),
             tokens=self.tokens,
             selection=selection,
             significant=self.significant,
         )
-        widths = tuple(hook_point.width for hook_point in hook_points)
+        widths = tuple(point.width for point in points)
         return NeuronSet(
             sorted_indices(rejection), sorted_indices(conformity), widths, layers, provenance, self.directions
         )
@@ -193,7 +187,7 @@ def score_neurons(
     chosen = scores.get(score)
     counted = tokens or chosen.tokens
     if not harmful or not benign:
-        raise SafetyNeuronsError("Finding needs harmful and benign prompts: one of the two sets is empty.")
+        raise SafetyNeuronsError("find needs harmful and benign prompts, but one of the two sets is empty.")
     check_reading(model, chosen, counted, last_tokens, positions, other)
     sides = read_both(
         model,
@@ -214,20 +208,20 @@ def score_neurons(
 
 def compute_score(
     parts: Sequence[BothSides],
-    measured: Sequence[tuple[Layers, Layers] | None],
+    measured: Sequence[tuple[NeuronValues, NeuronValues] | None],
     score: Score,
     tokens: Tokens,
     positions: int,
     seed: int,
 ) -> ScoredNeurons:
-    """Score every neuron from prompts that were read already, in one or several parts."""
+    """Score every neuron from prompts that have been read, in one or several parts."""
     evidence = gather(parts, measured, score, seed)
     on_harmful, on_benign = score.compute(evidence)
     reading = parts[0].harmful.reading
     counts: tuple[int, ...] | None = None
-    # Only one token a prompt is independent of the others, as the test wants it.
+    # The test assumes independent tokens, so one per prompt.
     if score.tested and reading.tail == 1:
-        counts = tuple(int(hook_point.sum()) for hook_point in significant(evidence.harmful, evidence.benign))
+        counts = tuple(int(mask.sum()) for mask in significant(evidence.harmful, evidence.benign))
     where = directions(parts, positions)
     return ScoredNeurons(reading.model, score, tokens, seed, on_harmful, on_benign, where, counts)
 

@@ -1,63 +1,61 @@
-"""The found neurons, and what their activations mean on harmful and benign prompts."""
+"""Safety neurons, and the directions of their activations on harmful and benign prompts."""
 
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path
+from safety_neurons.core.files import atomic_path, read_tensors
 from safety_neurons.models.chat import ChatModel
 
 
 @dataclass(frozen=True)
 class Directions:
-    """Mean activations at the prompt's last positions: per site float32 [positions, neurons], last position last."""
+    """Mean activations at the last prompt positions: float32 [positions, neurons] per hook point, the last one last."""
 
     harmful: tuple[Tensor, ...]
     benign: tuple[Tensor, ...]
 
     @property
     def positions(self) -> int:
+        """Number of positions."""
         return self.harmful[0].shape[0]
 
     def save(self, path: Path) -> None:
         """Write the means as safetensors."""
-        tensors = {f"harmful.{layer}": value.contiguous() for layer, value in enumerate(self.harmful)}
-        tensors |= {f"benign.{layer}": value.contiguous() for layer, value in enumerate(self.benign)}
+        tensors = {f"harmful.{number}": value.contiguous() for number, value in enumerate(self.harmful)}
+        tensors |= {f"benign.{number}": value.contiguous() for number, value in enumerate(self.benign)}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
+        """Load directions.
 
         Raises:
             SafetyNeuronsError: the file is missing or broken, or holds something else.
         """
         tensors, _ = read_tensors(path)
-        layers = len(tensors) // 2
-        if set(tensors) != {f"{side}.{layer}" for side in ("harmful", "benign") for layer in range(layers)}:
-            raise SafetyNeuronsError(f"{path} holds no directions. Run `find` again.")
-        return cls(
-            tuple(tensors[f"harmful.{layer}"] for layer in range(layers)),
-            tuple(tensors[f"benign.{layer}"] for layer in range(layers)),
-        )
+        names = [[f"{side}.{number}" for number in range(len(tensors) // 2)] for side in ("harmful", "benign")]
+        if set(tensors) != {*names[0], *names[1]}:
+            raise SafetyNeuronsError(f"{path} does not hold directions. Run `find` again.")
+        return cls(*(tuple(tensors[name] for name in side) for side in names))
 
 
 @dataclass(frozen=True)
 class Provenance:
     """Where a neuron set comes from. `percent` of the neurons was the budget of each ranking.
 
-    `parameters_per_neuron` has one number per site; `coverage` says what part of the model was searched. `tokens` are
-    those whose activations counted. `significant` is, for scores that test it, how many neurons of each site differ
-    between the two prompt sets at a false discovery rate of 5%; it is None for the others.
+    `parameters_per_neuron` has one number per hook point; `coverage` describes what part of the model was searched;
+    `tokens` are the counted tokens. For scores that test it, `significant` is the number of neurons per hook point that
+    differ between the prompt sets at a false discovery rate of 5%; otherwise None.
     """
 
     model: str
@@ -75,7 +73,7 @@ class Provenance:
 
 
 class LayerCount(NamedTuple):
-    """The neurons of one layer: all, and those found on either side."""
+    """Number of neurons of one layer: all, rejection and conformity."""
 
     layer: int
     width: int
@@ -85,10 +83,10 @@ class LayerCount(NamedTuple):
 
 @dataclass(frozen=True)
 class NeuronSet:
-    """Safety neurons: per site the sorted indices (int64) that carry rejection and conformity.
+    """Safety neurons: the sorted indices (int64) of the rejection and the conformity neurons per hook point.
 
-    A site is one MLP; `layers` says in which layer each stands (a mixture of experts may have two in one layer), and
-    `widths` how many neurons it has.
+    A hook point is one MLP; `layers` and `widths` hold its layer (a mixture of experts may have two per layer) and its
+    number of neurons.
     """
 
     rejection: tuple[Tensor, ...]
@@ -99,56 +97,54 @@ class NeuronSet:
     directions: Directions | None = None
 
     def __len__(self) -> int:
-        return sum(len(layer) for layer in self.both)
+        return sum(map(len, self.both))
 
     @property
     def both(self) -> tuple[Tensor, ...]:
-        """Rejection and conformity neurons together, sorted, per site."""
+        """Sorted indices of rejection and conformity neurons together, per hook point."""
         return tuple(torch.cat(pair).unique() for pair in zip(self.rejection, self.conformity, strict=True))
 
     @property
     def share_of_neurons(self) -> float:
+        """The share of the model's neurons that are in the set."""
         return len(self) / sum(self.widths)
 
     @property
     def parameters(self) -> int:
-        """Weights that belong to these neurons: their rows of the read matrices, their columns of the write matrix."""
+        """Number of weights of these neurons: their write vectors and their rows of the input projections."""
         sizes = zip(self.both, self.provenance.parameters_per_neuron, strict=True)
         return sum(len(indices) * parameters for indices, parameters in sizes)
 
     @property
     def share_of_parameters(self) -> float:
+        """The share of the model's weights that belong to these neurons."""
         return self.parameters / self.provenance.parameters_total
 
     def per_layer(self) -> list[LayerCount]:
-        """How many neurons each layer has and how many of them were found."""
-        hook_points = list(zip(self.layers, self.widths, self.rejection, self.conformity, strict=True))
-        return [
-            LayerCount(
-                layer,
-                sum(width for number, width, _, _ in hook_points if number == layer),
-                sum(len(rejection) for number, _, rejection, _ in hook_points if number == layer),
-                sum(len(conformity) for number, _, _, conformity in hook_points if number == layer),
-            )
-            for layer in dict.fromkeys(self.layers)
-        ]
+        """The numbers of neurons per layer."""
+        counts: dict[int, LayerCount] = {}
+        found = (map(len, side) for side in (self.rejection, self.conformity))
+        for layer, *sizes in zip(self.layers, self.widths, *found, strict=True):
+            before = counts.get(layer, LayerCount(layer, 0, 0, 0))
+            counts[layer] = LayerCount(layer, *map(operator.add, before[1:], sizes))
+        return list(counts.values())
 
     def indices(self) -> list[dict[str, Any]]:
-        """The neurons of each site as numbers, for JSON."""
-        hook_points = zip(self.layers, self.widths, self.rejection, self.conformity, strict=True)
+        """The neurons of each hook point, for JSON."""
+        points = zip(self.layers, self.widths, self.rejection, self.conformity, strict=True)
         return [
             {
                 "layer": layer,
-                "site": hook_point,
+                "hook_point": point,
                 "width": width,
                 "rejection": rejection.tolist(),
                 "conformity": conformity.tolist(),
             }
-            for hook_point, (layer, width, rejection, conformity) in enumerate(hook_points)
+            for point, (layer, width, rejection, conformity) in enumerate(points)
         ]
 
     def __str__(self) -> str:
-        rejection, conformity = (sum(len(layer) for layer in side) for side in (self.rejection, self.conformity))
+        rejection, conformity = (sum(map(len, side)) for side in (self.rejection, self.conformity))
         partial = f"; {self.provenance.coverage}" if "PARTIAL" in self.provenance.coverage else ""
         return (
             f"{len(self):,} neurons ({self.share_of_neurons:.2%} of neurons, {self.share_of_parameters:.2%} of "
@@ -157,33 +153,33 @@ class NeuronSet:
         )
 
     def random_like(self, seed: int) -> "NeuronSet":
-        """As many other neurons in each site, drawn at random: the control. None of the found ones is among them."""
+        """A control: as many random neurons per hook point, none of which is in this set."""
         generator = torch.Generator().manual_seed(seed)
         rejection, conformity = [], []
-        for found, mine, theirs, width in zip(self.both, self.rejection, self.conformity, self.widths, strict=True):
+        for found, own, other, width in zip(self.both, self.rejection, self.conformity, self.widths, strict=True):
             free = torch.ones(width, dtype=torch.bool)
             free[found] = False
-            others = free.nonzero().flatten()
-            if len(others) < len(mine) + len(theirs):
+            others, count = free.nonzero().flatten(), len(own) + len(other)
+            if len(others) < count:
                 raise SafetyNeuronsError(
-                    f"{len(found)} of {width} neurons of a layer were found: too few are left for as many random "
-                    "ones. Lower find.percent."
+                    f"{len(found)} of {width} neurons of an MLP are in the set: too few are left for as many random "
+                    "ones. Lower percent."
                 )
-            drawn = others[torch.randperm(len(others), generator=generator)[: len(mine) + len(theirs)]]
-            rejection.append(drawn[: len(mine)].sort().values)
-            conformity.append(drawn[len(mine) :].sort().values)
+            drawn = others[torch.randperm(len(others), generator=generator)[:count]]
+            rejection.append(drawn[: len(own)].sort().values)
+            conformity.append(drawn[len(own) :].sort().values)
         provenance = replace(self.provenance, score="random", seed=seed)
         return replace(self, rejection=tuple(rejection), conformity=tuple(conformity), provenance=provenance)
 
     def metadata(self) -> dict[str, str]:
-        """What the file says besides its tensors; one entry, because safetensors writes several in any order."""
+        """The metadata of the file: one entry, as safetensors writes several in any order."""
         return {
             "neurons": json.dumps({"widths": self.widths, "layers": self.layers, "provenance": asdict(self.provenance)})
         }
 
     def check_fits(self, model: ChatModel) -> None:
-        """Raises SafetyNeuronsError where the neurons belong to a model of another shape."""
-        shape = tuple((hook_point.layer, hook_point.width) for hook_point in model.hook_points)
+        """Raise SafetyNeuronsError if the neurons belong to a model of another shape."""
+        shape = tuple((point.layer, point.width) for point in model.hook_points)
         if tuple(zip(self.layers, self.widths, strict=True)) != shape:
             raise SafetyNeuronsError(
                 f"The neurons were found in {self.provenance.model}, whose layers have other widths than those of "
@@ -191,15 +187,15 @@ class NeuronSet:
             )
 
     def save(self, path: Path) -> None:
-        """Write the indices and where they come from as safetensors; directions are kept in a file of their own."""
-        tensors = {f"rejection.{hook_point}": value for hook_point, value in enumerate(self.rejection)}
-        tensors |= {f"conformity.{hook_point}": value for hook_point, value in enumerate(self.conformity)}
+        """Write the indices and their provenance as safetensors, without the directions."""
+        tensors = {f"rejection.{point}": value for point, value in enumerate(self.rejection)}
+        tensors |= {f"conformity.{point}": value for point, value in enumerate(self.conformity)}
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, self.metadata())
 
     @classmethod
     def load(cls, path: Path, directions: Path | None = None) -> Self:
-        """Read what `save` wrote, with the directions of another file.
+        """Load a neuron set, optionally with the directions in another file.
 
         Raises:
             SafetyNeuronsError: a file is missing or broken.
@@ -207,16 +203,13 @@ class NeuronSet:
         tensors, metadata = read_tensors(path)
         try:
             described = json.loads(metadata["neurons"])
-            widths, layers = described["widths"], described["layers"]
-            provenance = Provenance(**described["provenance"])
-            significant = provenance.significant
-            provenance = replace(
-                provenance,
-                parameters_per_neuron=tuple(provenance.parameters_per_neuron),
-                significant=None if significant is None else tuple(significant),
-            )
+            widths, layers, origin = described["widths"], described["layers"], described["provenance"]
+            for name in ("parameters_per_neuron", "significant"):
+                if origin.get(name) is not None:
+                    origin[name] = tuple(origin[name])
+            provenance = Provenance(**origin)
             rejection, conformity = (
-                tuple(tensors[f"{side}.{hook_point}"] for hook_point in range(len(widths)))
+                tuple(tensors[f"{side}.{point}"] for point in range(len(widths)))
                 for side in ("rejection", "conformity")
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -231,21 +224,6 @@ class NeuronSet:
         )
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
-
-    Raises:
-        SafetyNeuronsError: the file is missing or broken.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise SafetyNeuronsError(f"{path} does not exist; run the stage that makes it first.") from error
-    except SafetensorError as error:
-        raise SafetyNeuronsError(f"{path} is broken ({error}). Delete it and run again.") from error
-
-
 def sorted_indices(masks: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Per layer the indices at which a mask is true."""
+    """The indices at which each mask is true."""
     return tuple(mask.nonzero().flatten() for mask in masks)

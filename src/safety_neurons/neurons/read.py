@@ -1,4 +1,4 @@
-"""What a score reads of the two prompt sets: which tokens count, their statistics, and the score's own measurement."""
+"""Reads the two prompt sets for a score: the counted tokens, their statistics, and the score's own measurement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,16 +14,16 @@ from safety_neurons.models.generate import batches_by_length, generate, halve_wh
 from safety_neurons.models.neurons.hook_points import HookPoint
 from safety_neurons.neurons.capture import CapturedSums, capture_sums
 from safety_neurons.neurons.neuron_set import Directions
-from safety_neurons.neurons.scores import Evidence, Layers, Reading, Score, Tokens, WriteNorms
+from safety_neurons.neurons.scores import Evidence, NeuronValues, Reading, Score, Tokens, WriteNorms
 
-# What a harmful prompt is paired with where a response is needed and the model complied: scores over response tokens
-# need (harmful prompt, refusal) pairs.
+# The response to harmful prompts if responses count and the model's own answers are not used: scores over response
+# tokens need (harmful prompt, refusal) pairs.
 PLAIN_REFUSAL = "I'm sorry, but I can't assist with that."
 
 
 @dataclass(frozen=True)
-class Side:
-    """One prompt set as it was read: the sums over the tokens that count, and over those at the prompt's end."""
+class SideReading:
+    """One prompt set after reading: the sums over the counted tokens and over those at the end of the prompt."""
 
     reading: Reading
     counted: CapturedSums
@@ -32,73 +32,71 @@ class Side:
 
 @dataclass(frozen=True)
 class BothSides:
-    """Harmful and benign prompts as they were read."""
+    """Harmful and benign prompts after reading."""
 
-    harmful: Side
-    benign: Side
+    harmful: SideReading
+    benign: SideReading
 
 
 def check_reading(
     model: ChatModel, score: Score, tokens: Tokens, last_tokens: int, positions: int, other: ChatModel | None
 ) -> None:
-    """Raises SafetyNeuronsError where a score cannot be computed from these tokens."""
+    """Raise SafetyNeuronsError if the score cannot be computed with these options."""
     if tokens not in ("last", "prompt", "response"):
-        raise SafetyNeuronsError(f"The tokens that count are 'last', 'prompt' or 'response', not {tokens!r}.")
+        raise SafetyNeuronsError(f"tokens must be 'last', 'prompt' or 'response', not {tokens!r}.")
     if tokens not in score.allowed:
         raise SafetyNeuronsError(
-            f"The score {score.name} means something at these tokens only: {', '.join(score.allowed)}. "
-            f"Leave find.tokens out, or choose another score for the tokens {tokens!r}."
+            f"The score {score.name} supports only tokens {', '.join(score.allowed)}, not {tokens!r}. Omit tokens, or "
+            "choose another score."
         )
     if last_tokens < 1:
-        raise SafetyNeuronsError(f"At least one token at the prompt's end has to count, not {last_tokens}.")
+        raise SafetyNeuronsError(f"last_tokens must be at least 1, not {last_tokens}.")
     if last_tokens > 1 and tokens != "last":
-        raise SafetyNeuronsError(f"find.last_tokens goes with the tokens 'last', not with {tokens!r}: leave one out.")
+        raise SafetyNeuronsError(f"last_tokens requires tokens 'last', not {tokens!r}: omit one of them.")
     if positions < 1:
-        raise SafetyNeuronsError(f"Directions need at least one position at the prompt's end, not {positions}.")
+        raise SafetyNeuronsError(f"positions must be at least 1, not {positions}.")
     if score.compares_models and other is None:
         raise SafetyNeuronsError(
-            f"The score {score.name} compares two checkpoints: name the second with find.other_model "
-            "(in Python: other=, a loaded model)."
+            f"The score {score.name} compares two checkpoints: give the second (other; the setting find.other_model)."
         )
     if score.compares_models and other is not None:
         _check_comparable(model, other)
 
 
 def _check_comparable(model: ChatModel, other: ChatModel) -> None:
-    """Raises SafetyNeuronsError where two models have other neurons or read other tokens."""
-    shapes = [[(hook_point.layer, hook_point.width) for hook_point in chat.hook_points] for chat in (model, other)]
+    """Raise SafetyNeuronsError if two models differ in their neurons or tokens."""
+    shapes = [[(point.layer, point.width) for point in chat.hook_points] for chat in (model, other)]
     if shapes[0] != shapes[1]:
         raise SafetyNeuronsError(
-            f"{model.name} and {other.name} have other layers or other widths, so their neurons cannot be compared. "
-            "Give two checkpoints of one model, before and after a training."
+            f"{model.name} and {other.name} differ in their layers or widths, so their neurons cannot be compared. "
+            "Use two checkpoints of one model, before and after training."
         )
     if model.tokenizer.get_vocab() != other.tokenizer.get_vocab():
         raise SafetyNeuronsError(
-            f"The tokenizers of {model.name} and {other.name} differ, so they cannot read the same tokens. Give two "
-            "checkpoints of one model, before and after a training."
+            f"The tokenizers of {model.name} and {other.name} differ. Use two checkpoints of one model, before and "
+            "after training."
         )
 
 
 def passes(score: Score, tokens: Tokens) -> int:
-    """How many times each prompt is read, for progress bars."""
+    """Number of passes over each prompt, for progress bars."""
     return 1 + (tokens == "response") + (score.measure is not None)
 
 
 def write_norms(model: ChatModel) -> WriteNorms:
-    """The lengths of all write vectors, one site at a time, in parts where memory runs out: together they are as large
-    as a third of the model."""
-    found = [_norms(hook_point) for hook_point in model.hook_points]
+    """The norms of all write vectors, one hook point at a time: all vectors are as large as a third of the model."""
+    found = [_norms(point) for point in model.hook_points]
     return WriteNorms([norms[0] for norms in found], [norms[1] for norms in found])
 
 
-def _norms(hook_point: HookPoint) -> Tensor:
-    """The sum norms and the lengths of a site's write vectors: float32 [2, neurons]."""
+def _norms(point: HookPoint) -> Tensor:
+    """The 1-norms and 2-norms of a hook point's write vectors: float32 [2, neurons]."""
 
     def norms(neurons: list[int]) -> Tensor:
-        vectors = hook_point.write_vectors(None if len(neurons) == hook_point.width else torch.tensor(neurons))
+        vectors = point.write_vectors(None if len(neurons) == point.width else torch.tensor(neurons))
         return torch.stack([vectors.norm(p=p, dim=1).cpu() for p in (1, 2)])
 
-    return torch.cat(halve_when_full(norms, list(range(hook_point.width))), 1)
+    return torch.cat(halve_when_full(norms, list(range(point.width))), 1)
 
 
 def read_both(
@@ -116,9 +114,9 @@ def read_both(
     other: ChatModel | None = None,
     advance: Advance = ignore,
 ) -> BothSides:
-    """Read both prompt sets once, and where responses count, once more with them."""
+    """Read both prompt sets once, and again with responses if these count."""
 
-    def read(prompts: Sequence[str], own_answers: bool) -> Side:
+    def read(prompts: Sequence[str], own_answers: bool) -> SideReading:
         texts = [model.render(prompt) for prompt in prompts]
         tail = None if tokens == "prompt" else last_tokens
         reading = Reading(model, texts, tail, norms, other, batch_size, advance)
@@ -126,16 +124,16 @@ def read_both(
             model, texts, tail=tail, positions=max(positions, last_tokens), batch_size=batch_size, advance=advance
         )
         if tokens != "response":
-            return Side(reading, end, end)
+            return SideReading(reading, end, end)
         reading = _with_responses(reading, own_answers, response_tokens)
         counted = capture_sums(model, reading.texts, tail=reading.tail, batch_size=batch_size, advance=advance)
-        return Side(reading, counted, end)
+        return SideReading(reading, counted, end)
 
     return BothSides(read(harmful, own_answers), read(benign, True))
 
 
 def _with_responses(reading: Reading, own_answers: bool, response_tokens: int) -> Reading:
-    """The same prompts, each followed by its response, whose tokens count."""
+    """The same prompts with responses, whose tokens count."""
     model, texts = reading.model, reading.texts
     responses = [PLAIN_REFUSAL] * len(texts)
     if own_answers:
@@ -149,7 +147,7 @@ def _with_responses(reading: Reading, own_answers: bool, response_tokens: int) -
 
 
 def _respond(model: ChatModel, texts: Sequence[str], tokens: int, batch_size: int) -> list[str]:
-    """The model's own answers, or a plain refusal where it says nothing; each process generates a share of them."""
+    """The model's own answers, or a plain refusal for empty ones; each process generates a share."""
     batches = batches_by_length(texts, batch_size)
     others = frozenset(index for number, batch in enumerate(batches) if not owns(number) for index in batch)
     answers: dict[int, str] = {}
@@ -161,35 +159,35 @@ def _respond(model: ChatModel, texts: Sequence[str], tokens: int, batch_size: in
     return [answers[index] or PLAIN_REFUSAL for index in range(len(texts))]
 
 
-def measure_both(sides: BothSides, score: Score) -> tuple[Layers, Layers] | None:
-    """The score's own measurement on harmful and on benign prompts, where it has one."""
+def measure_both(sides: BothSides, score: Score) -> tuple[NeuronValues, NeuronValues] | None:
+    """The score's own measurement on harmful and on benign prompts, if it has one."""
     if score.measure is None:
         return None
     return score.measure(sides.harmful.reading), score.measure(sides.benign.reading)
 
 
 def gather(
-    parts: Sequence[BothSides], measured: Sequence[tuple[Layers, Layers] | None], score: Score, seed: int
+    parts: Sequence[BothSides], measured: Sequence[tuple[NeuronValues, NeuronValues] | None], score: Score, seed: int
 ) -> Evidence:
-    """What the score may look at, from one or several parts of the prompts and what was measured on each."""
+    """The evidence for a score from one or several parts of the prompts and the measurements on each."""
     sides = [[part.harmful for part in parts], [part.benign for part in parts]]
-    statistics = [CapturedSums.merged([side.counted for side in one]).statistics() for one in sides]
-    known = [pair for pair in measured if pair is not None]
-    found: list[Layers] = []
-    for number, one in enumerate(sides):
-        if known:
-            found.append(score.merge([pair[number] for pair in known], [side.counted.prompts for side in one]))
+    statistics = [CapturedSums.merged([part.counted for part in side]).statistics() for side in sides]
+    pairs = [pair for pair in measured if pair is not None]
+    merged = [
+        score.merge([pair[number] for pair in pairs], [side.counted.prompts for side in sides[number]])
+        for number in (0, 1)
+        if pairs
+    ]
     norms = sides[0][0].reading.norms
-    return Evidence(
-        statistics[0], statistics[1], norms.norm_1, norms.norm_2, seed, (found[0], found[1]) if found else None
-    )
+    both = (merged[0], merged[1]) if merged else None
+    return Evidence(statistics[0], statistics[1], norms.norm_1, norms.norm_2, seed, both)
 
 
 def directions(parts: Sequence[BothSides], positions: int) -> Directions:
-    """The mean activations at the prompts' last positions, over one or several parts of the prompts."""
+    """Mean activations at the last positions of the prompts, over one or several parts of them."""
     found = []
     for ends in ([part.harmful.prompt_end for part in parts], [part.benign.prompt_end for part in parts]):
         by_position = CapturedSums.merged(ends).statistics().by_position
         assert by_position is not None
-        found.append(tuple(hook_point[len(hook_point) - positions :] for hook_point in by_position))
+        found.append(tuple(means[len(means) - positions :] for means in by_position))
     return Directions(found[0], found[1])

@@ -1,4 +1,4 @@
-"""Prompt sets: bundled, public, or from a user's own file."""
+"""Prompt sets: bundled, public, or from a file."""
 
 import os
 from pathlib import Path
@@ -13,18 +13,18 @@ __all__ = ["NamedSet", "Prompt", "PromptSet", "load_prompts", "named_sets", "rea
 
 
 def load_prompts(
-    name_or_path: str | Path | PromptSet | list[str],
-    column: str | None = None,
-    data_dir: str | Path | None = None,
+    name_or_path: str | Path | PromptSet | list[str], column: str | None = None, data_dir: str | Path | None = None
 ) -> PromptSet:
-    """The prompts that are meant: a set's name, a file's path, a list of texts, or a set already read.
+    """Load prompts from a set's name, a file's path, a list of texts, or a set.
 
-    A name of a bundled or public set goes before a file of the same name; write ./harmful for the file.
-    `column` is only for files: named sets know theirs. `data_dir` is a folder with copies of public sets, which is
-    searched before they are downloaded; the set's `source` says what was read.
+    A bundled or public set takes precedence over a file of the same name; write ./harmful for the file.
+
+    Args:
+        column: the column of the prompts in a file. Default: the first well-known name.
+        data_dir: a folder with copies of public sets, searched before downloading.
 
     Raises:
-        SafetyNeuronsError: no set has this name, or the file cannot be read, or the set cannot be downloaded.
+        SafetyNeuronsError: there is no such set, or it cannot be read or downloaded.
     """
     if isinstance(name_or_path, PromptSet):
         return name_or_path
@@ -38,7 +38,7 @@ def load_prompts(
     if _looks_like_path(name_or_path):
         return read_prompts(name_or_path, column)
     message = unknown_name("prompt set", name_or_path, [row.name for row in named_sets()])
-    raise SafetyNeuronsError(f"{message} The path of a file has to end in {', '.join(PARSERS)}.")
+    raise SafetyNeuronsError(f"{message} The path of a file must end in {', '.join(PARSERS)}.")
 
 
 def _looks_like_path(text: str) -> bool:

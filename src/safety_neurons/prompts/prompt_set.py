@@ -1,4 +1,4 @@
-"""Prompts and sets of prompts: identity, fixed splits, and samples that are the same every time."""
+"""Prompts and prompt sets: identity, fixed splits and deterministic samples."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import unknown_name
 
 SPLITS = ("train", "validation", "test")
-# The upper ends of the splits' shares of the hash range: 60%, 15% and 25%.
+# Upper ends of the splits in the hash range: 60%, 15% and 25%.
 SPLIT_ENDS = (0.60, 0.75, 1.0)
 
 
@@ -29,8 +29,8 @@ class Prompt:
 class PromptSet:
     """Prompts in the order of their source, without duplicates.
 
-    `source` is a path, a URL or a remark; `duplicates` is how many repeated prompts were dropped; `column`
-    says where the texts came from in a table, such as "goal" or "goal (guessed)".
+    `source` is a path, a URL or a remark; `duplicates` is the number of dropped duplicates; `column` is the column of
+    the texts in a table, such as "goal" or "goal (guessed)".
     """
 
     name: str
@@ -52,7 +52,7 @@ class PromptSet:
 
     @property
     def sha256(self) -> str:
-        """The identity of the set: a hash of its ids, texts and splits, in order."""
+        """Identity of the set: a hash of its ids, texts and splits, in order."""
         content = json.dumps([[prompt.id, prompt.text, prompt.split] for prompt in self.prompts])
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -60,7 +60,7 @@ class PromptSet:
         """The prompts of one split.
 
         Raises:
-            SafetyNeuronsError: the name is not a split's, or the split has no prompts.
+            SafetyNeuronsError: there is no such split, or it has no prompts.
         """
         if name not in SPLITS:
             raise SafetyNeuronsError(unknown_name("split", name, list(SPLITS)))
@@ -70,16 +70,16 @@ class PromptSet:
             listed = ", ".join(f"{split} {count}" for split, count in counts.items())
             raise SafetyNeuronsError(
                 f"The prompt set {self.name!r} ({self.source}) has no prompts in its {name} split "
-                f"({listed}). Use a larger set, or give each prompt a split (train, validation or "
-                "test) in a column `split`."
+                f"({listed}). Use a larger set, or set the split of each prompt (train, validation or test) in a "
+                "column `split`."
             )
         return dataclasses.replace(self, prompts=chosen)
 
     def take(self, count: int | None) -> "PromptSet":
-        """A sample of `count` prompts (None: all), the same every time, in the order of the list.
+        """A deterministic sample of `count` prompts (None: all), in the order of the set.
 
-        The prompts are taken at equal distances from the list ordered by category, so that each category
-        keeps its share to within one prompt, whether the list has it in one block or mixed with others.
+        The prompts are taken at equal distances from the list sorted by category, so each category keeps its share to
+        within one prompt.
 
         Raises:
             SafetyNeuronsError: `count` is below 1.
@@ -87,35 +87,33 @@ class PromptSet:
         if count is None or count >= len(self.prompts):
             return self
         if count < 1:
-            raise SafetyNeuronsError(
-                f"{count} prompts of the set {self.name!r} were asked for: ask for 1 or more, or for all."
-            )
+            raise SafetyNeuronsError(f"The sample of the set {self.name!r} needs at least 1 prompt, not {count}.")
         by_category = sorted(range(len(self.prompts)), key=lambda place: self.prompts[place].category)
-        # The middle of each of `count` equal pieces.
+        # The middle of each of `count` equal parts.
         chosen = sorted(by_category[(2 * piece + 1) * len(by_category) // (2 * count)] for piece in range(count))
         return dataclasses.replace(self, prompts=tuple(self.prompts[place] for place in chosen))
 
     @classmethod
     def from_texts(cls, name: str, texts: Iterable[str]) -> "PromptSet":
-        """A set of texts made in Python, with fixed splits.
+        """A set of texts from Python, with fixed splits.
 
         Raises:
             SafetyNeuronsError: there are no texts, or some are blank or not strings.
         """
         if isinstance(texts, str):
-            raise SafetyNeuronsError(f"The prompts of {name!r} are one string: give a list of strings.")
+            raise SafetyNeuronsError(f"The prompts of {name!r} are one string: pass a list of strings.")
         entries = []
         for number, text in enumerate(texts, start=1):
             if not isinstance(text, str):
                 kind = type(text).__name__
-                raise SafetyNeuronsError(f"Prompt {number} of {name!r} is of type {kind}: give a list of strings.")
+                raise SafetyNeuronsError(f"Prompt {number} of {name!r} is of type {kind}: pass a list of strings.")
             entries.append(Entry(number, text))
-        return assemble(name, entries, source=f"{name} (texts given in Python)", unit="item")
+        return assemble(name, entries, source=f"{name} (texts from Python)", unit="item")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt as it was read, before any check. `place` is its line, or its position in a list, from 1."""
+    """An unchecked prompt. `place` is its line or its position in a list, from 1."""
 
     place: int
     text: str
@@ -125,25 +123,24 @@ class Entry:
 
 
 def normalized(text: str) -> str:
-    """The text as it is compared: without differences in case, spacing and Unicode composition."""
+    """The text for comparison, without differences in case, spacing and Unicode composition."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def split_of(text: str) -> str:
-    """The split of a prompt that came without one, from nothing but its text."""
+    """The split of a prompt without one, from its text alone."""
     digest = hashlib.sha256(normalized(text).encode()).digest()
     share = int.from_bytes(digest[:6]) / 2**48
     return next(split for split, end in zip(SPLITS, SPLIT_ENDS, strict=True) if share < end)
 
 
 def assemble(name: str, entries: Sequence[Entry], source: str, unit: str = "line", column: str = "") -> PromptSet:
-    """Check entries and make a set of them: strip the texts, drop duplicates, give ids and splits.
+    """Check entries and make a set: strip the texts, drop duplicates (all but the first), assign ids and splits.
 
-    `unit` is what a place is called in messages (line or item). Of duplicates the first one is kept, with its
-    id and split.
+    `unit` is what a place is called in messages (line or item).
 
     Raises:
-        SafetyNeuronsError: no entries; blank or broken prompts; a wrong or missing split; an id given twice.
+        SafetyNeuronsError: no entries, blank or broken prompts, wrong or missing splits, or duplicate ids.
     """
     if not entries:
         raise SafetyNeuronsError(f"There are no prompts in {source}. Give at least one.")
@@ -160,8 +157,8 @@ def assemble(name: str, entries: Sequence[Entry], source: str, unit: str = "line
         identity = entry.id.strip() or f"{name}-{entry.place:04d}"
         if identity in places_of_ids:
             raise SafetyNeuronsError(
-                f"The id {identity!r} stands for two different prompts in {source}, in {unit} "
-                f"{places_of_ids[identity]} and {unit} {entry.place}. Give each its own id, or none at all."
+                f"Two different prompts have the id {identity!r} in {source}, in {unit} {places_of_ids[identity]} and "
+                f"{unit} {entry.place}. Give each prompt its own id, or omit the ids."
             )
         places_of_ids[identity] = entry.place
         split = entry.split.strip().casefold() if own_splits else split_of(entry.text)
@@ -175,20 +172,20 @@ def _check(entries: Sequence[Entry], source: str, unit: str) -> None:
         raise SafetyNeuronsError(
             f"There are blank prompts in {source}, in {places(unit, blank)}. Fill them in or delete them."
         )
-    # JSON can write half a surrogate pair or a NUL, which no tokenizer takes.
+    # JSON can hold lone surrogates and NUL, which tokenizers reject.
     broken = [entry.place for entry in entries if not _is_encodable(entry.text + entry.id + entry.category)]
     if broken:
         raise SafetyNeuronsError(
-            f"There are characters that are not text (half of a surrogate pair, or NUL) in {source}, "
-            f"in {places(unit, broken)}. Write these prompts anew."
+            f"There are invalid characters (a lone surrogate or NUL) in {source}, in {places(unit, broken)}. Correct "
+            "these prompts."
         )
     if any(entry.split.strip() for entry in entries):
         wrong = [entry for entry in entries if entry.split.strip().casefold() not in SPLITS]
         if wrong:
             raise SafetyNeuronsError(
                 f"The split {wrong[0].split!r} in {source} is not train, validation or test "
-                f"({places(unit, [entry.place for entry in wrong])}). Correct it; or take all splits out, "
-                "and each prompt gets a fixed one."
+                f"({places(unit, [entry.place for entry in wrong])}). Correct it, or remove all splits "
+                "to have them assigned."
             )
 
 

@@ -8,7 +8,7 @@ from safety_neurons.models.generate import Sampling
 from safety_neurons.runs.context import RunContext
 from safety_neurons.settings import TuneSettings
 from safety_neurons.tuning.augmentation import augment
-from safety_neurons.tuning.corpus import Corpus, Kind, Pair, varied
+from safety_neurons.tuning.corpus import Corpus, Pair, PairKind, varied
 
 
 def corpus_of(run: RunContext, settings: TuneSettings | None = None) -> Corpus:
@@ -92,9 +92,9 @@ def _borderline(run: RunContext, settings: TuneSettings) -> list[Pair]:
     return _complied("borderline", answers)
 
 
-def _complied(kind: Kind, answers: Sequence[JudgedAnswer]) -> list[Pair]:
+def _complied(kind: PairKind, answers: Sequence[JudgedAnswer]) -> list[Pair]:
     return [_pair(kind, answer, answer.sent) for answer in answers if answer.verdict == "complied"]
 
 
-def _pair(kind: Kind, answer: JudgedAnswer, sent: AttackedPrompt) -> Pair:
+def _pair(kind: PairKind, answer: JudgedAnswer, sent: AttackedPrompt) -> Pair:
     return Pair(kind, answer.prompt.id, sent.user, sent.prefill, answer.continuation, answer.cut_off)

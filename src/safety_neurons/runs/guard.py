@@ -113,8 +113,8 @@ def fit_and_keep(run: RunContext) -> Fitted:
         best = best_dose(doses)
         fitted = replace(fitted, alpha=best.alpha)
         run.listener.say(
-            f"Guard: of the strengths {', '.join(f'{dose.alpha:g}' for dose in doses[1:])}, {best.alpha:g} is best on the "
-            f"validation prompts: attack success {doses[0].attack_success:.0%} -> {best.attack_success:.0%}, "
+            f"Guard: of the strengths {', '.join(f'{dose.alpha:g}' for dose in doses[1:])}, {best.alpha:g} is best on "
+            f"the validation prompts: attack success {doses[0].attack_success:.0%} -> {best.attack_success:.0%}, "
             f"over-refusal {best.over_refusal:.0%}."
         )
         if best.attack_success >= doses[0].attack_success:

@@ -134,7 +134,7 @@ def answer_together(plan: Plan, context: EvaluationContext, settings: Settings) 
         harmful=plan.harmful,
         safe=dict(plan.safe),
         context=replace(context, engine=None, listener=Silence()),  # type: ignore[arg-type]
-        responses=engine.kept.entries,
+        responses=engine.cache.entries,
     )
     return answer_grid(plan, replace(context, engine=computing_with(engine, _shared)))
 

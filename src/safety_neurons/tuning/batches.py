@@ -1,4 +1,4 @@
-"""The corpus as batches of tokens: which pairs make each step, and which of them each process computes."""
+"""The corpus as batches of tokens: the pairs of each step, and the part of each process."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,39 +15,39 @@ from safety_neurons.tuning.corpus import Corpus, Pair
 IGNORED = -100
 
 
-class Example(NamedTuple):
-    """Token ids of prompt and response, labels (-100 for the prompt), and whether the model is to stay as it was."""
+class TokenizedPair(NamedTuple):
+    """Token ids of prompt and response, labels (-100 for the prompt), and whether the KL penalty applies."""
 
     input_ids: list[int]
     labels: list[int]
     keep: bool
 
 
-def encode(model: ChatModel, pair: Pair) -> Example:
-    """A pair as tokens; a whole response ends with its end-of-turn token."""
+def encode(model: ChatModel, pair: Pair) -> TokenizedPair:
+    """A pair as tokens; a response that is not cut off ends with the end-of-turn token."""
     tokenizer = model.tokenizer
     prompt = tokenizer(model.render(pair.user, pair.prefill), add_special_tokens=False)["input_ids"]
     response = tokenizer(pair.response, add_special_tokens=False)["input_ids"]
     if not pair.cut_off:
         response = [*response, tokenizer.eos_token_id]
-    return Example([*prompt, *response], [IGNORED] * len(prompt) + list(response), pair.kind == "benign")
+    return TokenizedPair([*prompt, *response], [IGNORED] * len(prompt) + list(response), pair.kind == "benign")
 
 
 def steps_per_epoch(corpus: Corpus, batch_size: int) -> int:
-    """How many optimizer steps a pass over the corpus takes."""
+    """The number of optimizer steps in a pass over the corpus."""
     return -(-len(corpus.pairs) // batch_size)
 
 
 def training_steps(corpus: Corpus, batch_size: int, epochs: int) -> int:
-    """How many optimizer steps training takes."""
+    """The number of optimizer steps of the training."""
     return steps_per_epoch(corpus, batch_size) * epochs
 
 
-def batches(examples: Sequence[Example], training: Training) -> list[list[int]]:
-    """Indices of the pairs of every optimizer step of the training, whichever processes compute them.
+def batches(examples: Sequence[TokenizedPair], training: Training) -> list[list[int]]:
+    """The indices of the pairs of every optimizer step, over all processes.
 
-    In each pass the shuffled corpus is cut into pools of `length_pool` batches, each pool is sorted by length and cut
-    into batches, and the batches are shuffled.
+    In each pass the shuffled corpus is split into pools of `length_pool` batches, each pool is sorted by length and
+    split into batches, and the batches are shuffled.
     """
     generator = torch.Generator().manual_seed(training.seed)
     size = training.batch_size
@@ -65,8 +65,7 @@ def batches(examples: Sequence[Example], training: Training) -> list[list[int]]:
 
 
 def micro_batches(batch: Sequence[int], parts: int) -> list[list[int]]:
-    """A batch in so many parts that differ by one pair at most; where there are more parts than pairs, some are
-    empty."""
+    """A batch in `parts` parts that differ by at most one pair; with more parts than pairs, some are empty."""
     edges = [len(batch) * part // parts for part in range(parts + 1)]
     return [list(batch[first:last]) for first, last in itertools.pairwise(edges)]
 
@@ -77,9 +76,9 @@ class Collator:
 
     padding: int
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[TokenizedPair]) -> dict[str, Tensor]:
         longest = max(len(example.input_ids) for example in examples)
-        # One at least, for parts of a batch in which nothing is learnt.
+        # At least one, for parts of a batch without labels.
         kept = max(1, *(sum(label != IGNORED for label in example.labels) for example in examples))
         ids, masks, labels = [], [], []
         for example in examples:

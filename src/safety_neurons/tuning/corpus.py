@@ -1,6 +1,4 @@
-"""The tuning corpus: the model's own refusals of harmful requests, and its own answers to benign ones.
-
-Varied answers: a model that is pushed to refuse says one sentence again and again, and would learn just that."""
+"""The tuning corpus: the model's own refusals of harmful requests, and its own answers to benign ones."""
 
 import json
 import math
@@ -16,64 +14,20 @@ import pydantic
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import write_text
 
-
-def varied(candidates: Sequence[Sequence[str]], largest_share: float) -> list[int | None]:
-    """For each prompt which of its candidates to take, so that no sentence stands in too many of the taken ones.
-
-    Args:
-        candidates: the answers that were drawn for each prompt, in the order in which they are preferred.
-        largest_share: the largest share of the taken answers in which a sentence may stand; a sentence may always
-            stand in one.
-
-    Returns:
-        The index of a candidate, or None where all that a prompt has are said too often already.
-    """
-    limit = _limit(len(candidates), largest_share)
-    while True:
-        taken = _take(candidates, limit)
-        # Fewer were taken than there are prompts, so a share is fewer of them.
-        lower = _limit(sum(choice is not None for choice in taken), largest_share)
-        if lower >= limit:
-            return taken
-        limit = lower
-
-
-def _limit(answers: int, share: float) -> int:
-    return max(1, math.floor(answers * share))
-
-
-def _take(candidates: Sequence[Sequence[str]], limit: int) -> list[int | None]:
-    said: Counter[str] = Counter()
-    taken: list[int | None] = []
-    for answers in candidates:
-        rare = (place for place, answer in enumerate(answers) if all(said[one] < limit for one in sentences(answer)))
-        choice = next(rare, None)
-        taken.append(choice)
-        if choice is not None:
-            said.update(sentences(answers[choice]))
-    return taken
-
-
-def sentences(text: str) -> set[str]:
-    """The different sentences of an answer, without differences in case, spacing and marks at their ends."""
-    parts = re.split(r"(?<=[.!?])\s+|\n+", text)
-    return {" ".join(part.casefold().split()).rstrip(".!? ") for part in parts} - {""}
-
-
-Kind = Literal["refusal", "benign", "borderline"]
+PairKind = Literal["refusal", "benign", "borderline"]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One training example: what the user says, what the assistant's turn starts with, and what to answer.
+    """A training example: the user's turn, the beginning of the assistant's turn (prefill), and the rest of it.
 
-    `cut_off` responses ran into the token limit: the end of the turn must not be learnt from them. `prompt_id` says
-    from which prompt of a set the pair was made.
+    A `cut_off` response reached the token limit, so the end of the turn is not learned from it. `prompt_id` is the
+    prompt that the pair was made from.
     """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
-    kind: Kind
+    kind: PairKind
     prompt_id: str
     user: str
     prefill: str
@@ -83,25 +37,25 @@ class Pair:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The pairs that are trained on."""
+    """The pairs to train on."""
 
     pairs: tuple[Pair, ...]
 
     def counts(self) -> dict[str, int]:
-        """How many pairs there are of each kind."""
+        """The number of pairs of each kind."""
         kinds = [pair.kind for pair in self.pairs]
         return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
 
     def save(self, path: Path) -> None:
-        """Write one pair a line."""
+        """Write one pair per line."""
         write_text(path, "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in self.pairs))
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read pairs, one JSON object a line: kind, user and response; prompt_id, prefill and cut_off if there are any.
+        """Read pairs, one JSON object per line: kind, user and response; prompt_id, prefill and cut_off are optional.
 
         Raises:
-            SafetyNeuronsError: the file is missing or cannot be read, or a line is not a pair.
+            SafetyNeuronsError: the file is missing or unreadable, or a line is not a pair.
         """
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
@@ -128,5 +82,49 @@ class Corpus:
 
 _PAIR = pydantic.TypeAdapter(Pair)
 _OBJECT = pydantic.TypeAdapter(dict[str, Any])
-# What a pair that somebody else wrote may leave out.
+# Defaults for the fields that a file may omit.
 _OPTIONAL = {"prompt_id": "", "prefill": ""}
+
+
+def varied(candidates: Sequence[Sequence[str]], largest_share: float) -> list[int | None]:
+    """Choose one candidate per prompt, so that no sentence is over-represented among the chosen ones.
+
+    A model that is calibrated to refuse repeats one sentence, and training on that would teach little else.
+
+    Args:
+        candidates: the sampled answers to each prompt, in order of preference.
+        largest_share: maximum fraction of the chosen answers that may share a sentence; one answer may always have it.
+
+    Returns:
+        The index of a candidate, or None if all candidates of a prompt repeat over-represented sentences.
+    """
+    limit = _limit(len(candidates), largest_share)
+    while True:
+        taken = _take(candidates, limit)
+        # Fewer answers were chosen than there are prompts, so the same share is a lower limit.
+        lower = _limit(sum(choice is not None for choice in taken), largest_share)
+        if lower >= limit:
+            return taken
+        limit = lower
+
+
+def _limit(answers: int, share: float) -> int:
+    return max(1, math.floor(answers * share))
+
+
+def _take(candidates: Sequence[Sequence[str]], limit: int) -> list[int | None]:
+    counts: Counter[str] = Counter()
+    taken: list[int | None] = []
+    for answers in candidates:
+        rare = (place for place, answer in enumerate(answers) if all(counts[one] < limit for one in sentences(answer)))
+        choice = next(rare, None)
+        taken.append(choice)
+        if choice is not None:
+            counts.update(sentences(answers[choice]))
+    return taken
+
+
+def sentences(text: str) -> set[str]:
+    """The distinct sentences of an answer, regardless of case, spacing and final punctuation."""
+    parts = re.split(r"(?<=[.!?])\s+|\n+", text)
+    return {" ".join(part.casefold().split()).rstrip(".!? ") for part in parts} - {""}

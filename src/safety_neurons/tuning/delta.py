@@ -1,4 +1,4 @@
-"""What tuning changed: a small file that is applied to the base, removed again, or merged into it."""
+"""The result of tuning: a small delta that is applied to the base, removed again, or merged into it."""
 
 import contextlib
 import hashlib
@@ -16,22 +16,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path
+from safety_neurons.core.files import atomic_path, read_tensors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import fetched
-from safety_neurons.neurons.neuron_set import NeuronSet, read_tensors
+from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.neuron_deltas import (
     DeltaTensors,
-    WeightSlice,
+    WeightRows,
     added_to_hook_point,
     digest,
     empty_delta,
     has_plain_weights,
     trainable_hook_points,
-    weight_slices,
+    weight_rows,
 )
 
-# What is kept of the base, by which a delta knows it again.
+# How the identity in a delta's file identifies the base.
 IDENTITY = (
     "the SHA-256 of the GGUF file, also of a preset's; the commit of a model of the hub; otherwise a SHA-256 over the "
     "names and sizes of a folder's files and samples of their bytes, or over samples of every weight in memory"
@@ -40,7 +40,7 @@ IDENTITY = (
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """One optimizer step: the mean loss of its batch, in nats a token."""
+    """One optimizer step: the mean loss of its batch, in nats per token."""
 
     step: int
     epoch: float
@@ -49,24 +49,22 @@ class TrainingStep:
 
 @dataclass(frozen=True, eq=False)
 class AppliedDelta:
-    """A delta that is in a model. As a context manager it gives the model, and removes the delta at the end."""
+    """A delta that is applied to a model. As a context manager it yields the model, and removes the delta."""
 
     model: ChatModel
     _undo: contextlib.ExitStack
 
     def remove(self) -> None:
-        """Give the model every byte back; once it is removed, removing it again changes nothing.
+        """Restore every byte of the model. Removing a delta twice has no effect.
 
         Raises:
-            SafetyNeuronsError: another delta was applied after this one, and is not removed yet.
+            SafetyNeuronsError: another delta was applied after this one and is still applied.
         """
         applied = _applied.get(self.model.model, [])
         if self._undo not in applied:
             return
         if applied[-1] is not self._undo:
-            raise SafetyNeuronsError(
-                "Another delta was applied to this model after the one that is to be removed: remove that one first."
-            )
+            raise SafetyNeuronsError("Another delta was applied to this model after this one. Remove that one first.")
         applied.pop().close()
 
     def __enter__(self) -> ChatModel:
@@ -76,13 +74,13 @@ class AppliedDelta:
         self.remove()
 
 
-# How to undo what is applied to each model, in its order: bytes come back exactly only backwards.
+# How to undo the deltas of each model, in order: only reverse order restores the exact bytes.
 _applied: WeakKeyDictionary[PreTrainedModel, list[contextlib.ExitStack]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class ValidationStep:
-    """What was measured after an optimizer step, both from 0 to 1."""
+    """The validation rates, from 0 to 1, after an optimizer step."""
 
     step: int
     attack_success: float
@@ -90,16 +88,15 @@ class ValidationStep:
 
     @property
     def harm(self) -> float:
-        """What training keeps the slices with the least of."""
+        """The sum that the selected deltas minimize."""
         return self.attack_success + self.over_refusal
 
 
 @dataclass(frozen=True)
 class NeuronDelta:
-    """The change of the tuned neurons' weights: float32 tensors, named as in `slices.empty_delta`.
+    """The change of the tuned neurons' weights: float32 tensors, named as in `neuron_deltas.empty_delta`.
 
-    `steps` is the loss curve of the training that made it, and `validations` what was measured in its course; they
-    are not saved with it.
+    `steps` is the loss curve of the training, and `validations` are its validation rates; neither is saved.
     """
 
     neurons: NeuronSet
@@ -109,7 +106,7 @@ class NeuronDelta:
 
     @property
     def digest(self) -> str:
-        """A name for exactly this change."""
+        """Hash of the change."""
         return digest(self.tensors)
 
     @property
@@ -117,11 +114,10 @@ class NeuronDelta:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     def apply(self, model: ChatModel) -> AppliedDelta:
-        """The model with the change in it, until `remove()` or the end of a `with` block; then every byte is as it was.
+        """Apply the change to the model until `remove()` or the end of a `with` block, which restore every byte.
 
-        The change is written into the weights. Where they are packed (quantized) or elsewhere (offloaded) it is added
-        to what their matrices return instead: the model computes with it, while the write vectors that are read from
-        the weights are still the base's.
+        The change is written into the weights. For packed (quantized) or offloaded weights, it is added to the outputs
+        of their matrices instead: the model computes with it, but write vectors read from the weights are the base's.
 
         Raises:
             SafetyNeuronsError: the delta was made for other weights.
@@ -130,8 +126,8 @@ class NeuronDelta:
         with contextlib.ExitStack() as undo, torch.no_grad():
             for prefix, hook_point, indices in trainable_hook_points(model, self.neurons):
                 if has_plain_weights(hook_point):
-                    for slice_ in weight_slices(prefix, hook_point, indices):
-                        _write(slice_, self.tensors[slice_.name][slice_.places], undo)
+                    for part in weight_rows(prefix, hook_point, indices):
+                        _write(part, self.tensors[part.name][part.places], undo)
                 else:
                     undo.enter_context(added_to_hook_point(hook_point, prefix, indices, self.tensors))
             applied = AppliedDelta(model, undo.pop_all())
@@ -139,19 +135,19 @@ class NeuronDelta:
         return applied
 
     def scale(self, factor: float) -> Self:
-        """The same change `factor` times as large: 0 is the base, 1 is this delta.
+        """The change multiplied by `factor`: 0 gives the base, 1 this delta.
 
         Raises:
-            SafetyNeuronsError: the factor is not a finite number, or below 0: that would make a model less safe.
+            SafetyNeuronsError: the factor is not finite, or below 0, which would make a model less safe.
         """
         if not math.isfinite(factor) or factor < 0:
             raise SafetyNeuronsError(
-                f"A delta cannot be scaled by {factor}: give a finite number from 0 on, such as 0.5."
+                f"A delta cannot be scaled by {factor}. Use a finite number of at least 0, such as 0.5."
             )
         return replace(self, tensors={name: value * factor for name, value in self.tensors.items()})
 
     def check_base(self, model: ChatModel) -> None:
-        """Raises SafetyNeuronsError where the delta was made for other weights, or lacks some of its slices."""
+        """Raise SafetyNeuronsError if the delta was made for other weights, or is incomplete."""
         self.neurons.check_fits(model)
         made_for = self.neurons.provenance
         if made_for.identity != model.identity:
@@ -165,7 +161,7 @@ class NeuronDelta:
             )
 
     def save(self, path: Path) -> None:
-        """Write the change, the neurons, and which weights they belong to, as safetensors."""
+        """Write the change, the neurons, and the identity of their base, as safetensors."""
         tensors = {f"delta.{name}": value.contiguous() for name, value in self.tensors.items()}
         tensors |= {f"rejection.{layer}": value for layer, value in enumerate(self.neurons.rejection)}
         tensors |= {f"conformity.{layer}": value for layer, value in enumerate(self.neurons.conformity)}
@@ -175,7 +171,7 @@ class NeuronDelta:
     def _metadata(self) -> dict[str, str]:
         provenance = self.neurons.provenance
         base = {"name": provenance.model, "identity": provenance.identity, "identity_is": IDENTITY}
-        # Again one entry: safetensors writes several in any order.
+        # A single entry: safetensors writes several in arbitrary order.
         return {"neurons": json.dumps(json.loads(self.neurons.metadata()["neurons"]) | {"base": base})}
 
     @classmethod
@@ -183,21 +179,18 @@ class NeuronDelta:
         """Read what `save` wrote.
 
         Raises:
-            SafetyNeuronsError: the file is missing, broken, or no delta.
+            SafetyNeuronsError: the file is missing, broken, or not a delta.
         """
         tensors, metadata = read_tensors(path)
         if "neurons" not in metadata or not any(name.startswith("delta.") for name in tensors):
             raise SafetyNeuronsError(f"{path} is not a neuron delta. Run `tune` again.")
-        neurons = NeuronSet.load(path)
-        return cls(
-            neurons,
-            {name.removeprefix("delta."): value for name, value in tensors.items() if name.startswith("delta.")},
-        )
+        delta = {name.removeprefix("delta."): value for name, value in tensors.items() if name.startswith("delta.")}
+        return cls(NeuronSet.load(path), delta)
 
 
-def _write(slice_: WeightSlice, change: Tensor, undo: contextlib.ExitStack) -> None:
-    """Add to rows of a weight; `undo` will put their values back."""
-    view, rows = slice_.view, slice_.rows.to(slice_.view.device)
+def _write(part: WeightRows, change: Tensor, undo: contextlib.ExitStack) -> None:
+    """Add to rows of a weight; `undo` restores their values."""
+    view, rows = part.view, part.rows.to(part.view.device)
     original = view[rows]
     changed = (original.float() + change.to(view.device)).to(view.dtype)
     undo.callback(view.index_copy_, 0, rows, original)
@@ -205,14 +198,14 @@ def _write(slice_: WeightSlice, change: Tensor, undo: contextlib.ExitStack) -> N
 
 
 def outside_digest(model: ChatModel, neurons: NeuronSet) -> str:
-    """SHA-256 over all weights of the model but the neurons' own: what tuning must leave byte for byte.
+    """SHA-256 over all weights but those of the neurons, which tuning must not change.
 
-    Packed weights count as a whole: a delta is not written into them.
+    Packed weights are included as a whole: a delta is not written into them.
     """
-    own: dict[int, list[WeightSlice]] = {}
+    own: dict[int, list[WeightRows]] = {}
     for prefix, hook_point, indices in trainable_hook_points(model, neurons):
-        for slice_ in weight_slices(prefix, hook_point, indices) if has_plain_weights(hook_point) else ():
-            own.setdefault(slice_.view.untyped_storage().data_ptr(), []).append(slice_)
+        for part in weight_rows(prefix, hook_point, indices) if has_plain_weights(hook_point) else ():
+            own.setdefault(part.view.untyped_storage().data_ptr(), []).append(part)
     digest = hashlib.sha256()
     for name, _ in model.model.named_parameters():
         owner, _, own_name = name.rpartition(".")
@@ -225,15 +218,14 @@ def outside_digest(model: ChatModel, neurons: NeuronSet) -> str:
     return digest.hexdigest()
 
 
-def _without(value: Tensor, slices: Sequence[WeightSlice]) -> Tensor:
-    """A copy of a weight in which the slices of it are zero; the weight itself where none is of it."""
+def _without(value: Tensor, parts: Sequence[WeightRows]) -> Tensor:
+    """A copy of a weight with zeros in those of the rows that are its own; the weight itself without any."""
     first, last = value.data_ptr(), value.data_ptr() + value.numel() * value.element_size()
-    inside = [slice_ for slice_ in slices if first <= slice_.view.data_ptr() < last]
+    inside = [(part.view, part.rows) for part in parts if first <= part.view.data_ptr() < last]
     if not inside:
         return value
     copy = value.clone()
-    for slice_ in inside:
-        view = slice_.view
+    for view, rows in inside:
         offset = view.storage_offset() - value.storage_offset()
-        copy.as_strided(view.shape, view.stride(), offset)[slice_.rows.to(copy.device)] = 0
+        copy.as_strided(view.shape, view.stride(), offset)[rows.to(copy.device)] = 0
     return copy

@@ -1,4 +1,4 @@
-"""What the trainer sees: a module whose only parameters are the slices, over a base that stays as it is."""
+"""The module that is trained: its only parameters are the neuron deltas, over a frozen base."""
 
 import contextlib
 import functools
@@ -18,17 +18,17 @@ from safety_neurons.tuning.neuron_deltas import DeltaTensors, deltas_added, empt
 
 
 class DeltaModel(nn.Module):
-    """Returns {"loss": ...}: the mean over the completions' tokens of -log p, and of how far the model moves.
+    """Returns {"loss": ...}: the mean of -log p over the completions' tokens, plus a KL penalty.
 
-    Where `kl` is not 0, each token of the pairs that are to be kept adds kl * KL(base || tuned).
+    Each completion token of the pairs marked `keep` adds kl * KL(base || tuned).
     """
 
-    # The trainer hands over how many tokens of all processes and micro batches the mean is over.
+    # The trainer passes the number of tokens over all processes and micro batches.
     accepts_loss_kwargs = True
 
     def __init__(self, model: ChatModel, neurons: NeuronSet, kl: float = 0.0, sharded: bool = False) -> None:
         super().__init__()
-        # In a list, so that the base's weights are neither moved, saved nor counted as this module's.
+        # In a list, so that the base's weights are not moved, saved or counted with this module's.
         self._base = [model]
         self.neurons = neurons
         self.kl = kl
@@ -42,11 +42,11 @@ class DeltaModel(nn.Module):
         return self._base[0]
 
     def tensors(self) -> DeltaTensors:
-        """The slices as they are now."""
+        """The current values of the deltas."""
         return {name: value.detach().cpu().clone() for name, value in self.delta.items()}
 
     def active(self) -> contextlib.AbstractContextManager[None]:
-        """The base computes with the slices while the context is open."""
+        """The base computes with the deltas while the context is open."""
         return deltas_added(self.base, self.neurons, self.delta)
 
     def forward(
@@ -57,12 +57,12 @@ class DeltaModel(nn.Module):
         keep: Tensor | None = None,
         num_items_in_batch: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """`labels` [batch, kept] belong to the last `kept` tokens; -100 takes no part in the loss.
+        """`labels` [batch, kept] are those of the last `kept` tokens; -100 is not part of the loss.
 
-        `keep` [batch] marks the pairs on which the model is held to what it was; `num_items_in_batch` is what the
-        sum over tokens is divided by, those of this batch when left out.
+        `keep` [batch] marks the pairs with the KL penalty. `num_items_in_batch` divides the sum over tokens. Default:
+        the number of tokens in this batch.
         """
-        # The trainer has a device of its own choice.
+        # The trainer chooses the device of the inputs.
         device, kept = self.base.device, labels.shape[1]
         inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
         with self.active():
@@ -70,20 +70,20 @@ class DeltaModel(nn.Module):
         labels = labels.to(logits.device)
         loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
         if self.kl and keep is not None:
-            loss = loss + self.kl * self._moved(inputs, logits, labels, keep.to(logits.device))
+            loss = loss + self.kl * self._kl_divergence(inputs, logits, labels, keep.to(logits.device))
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch.to(loss.device)
-        # Experts to which no token was sent have a gradient, too: zero.
+        # Experts without a routed token must have a gradient, too: zero.
         every = sum(value.sum() for value in self.delta.values())
         return {"loss": (loss / count).to(input_ids.device) + 0 * every}
 
     def _logits(self, inputs: dict[str, Tensor], kept: int) -> Tensor:
-        """float32 [batch, kept, vocabulary]: the predictions of the last `kept` tokens."""
+        """The logits for the last `kept` tokens: float32 [batch, kept, vocabulary]."""
         logits: Tensor = forward(self.base.model, inputs, last_logits=kept + 1).logits[:, -kept - 1 : -1]
         return logits.float()
 
-    def _moved(self, inputs: dict[str, Tensor], logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        """KL(base || tuned) of the kept pairs, summed over their completions' tokens."""
-        # Processes that hold the base together have to run it equally often.
+    def _kl_divergence(self, inputs: dict[str, Tensor], logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        """KL(base || tuned) of the pairs in `keep`, summed over their completions' tokens."""
+        # Processes that share the base must run it equally often.
         rows = torch.ones_like(keep) if self.sharded else keep
         if not rows.any():
             return logits.new_zeros(())
@@ -91,8 +91,8 @@ class DeltaModel(nn.Module):
             some = {name: value[rows.to(value.device)] for name, value in inputs.items()}
             base = self._logits(some, labels.shape[1]).log_softmax(-1)
         tuned = logits[rows].log_softmax(-1)
-        moved = functional.kl_div(tuned, base, reduction="none", log_target=True).sum(-1)
-        return (moved * ((labels != -100) & keep[:, None])[rows]).sum()
+        nats = functional.kl_div(tuned, base, reduction="none", log_target=True).sum(-1)
+        return (nats * ((labels != -100) & keep[:, None])[rows]).sum()
 
 
 @contextlib.contextmanager
@@ -103,20 +103,20 @@ def frozen(model: ChatModel) -> Iterator[None]:
     try:
         yield
     finally:
-        # By name: a base that was shared out among processes came back as other tensors.
+        # By name: sharding replaces the parameters of the base.
         for name in learning:
             model.model.get_parameter(name).requires_grad_(True)
 
 
 @contextlib.contextmanager
 def recomputed_layers(model: ChatModel, delta_model: DeltaModel) -> Iterator[None]:
-    """Activations of the layers are computed again in the backward pass instead of kept, while the context is open.
+    """The layers' activations are recomputed in the backward pass while the context is open (checkpointing).
 
-    transformers' own switch does nothing in evaluation mode, and training mode would drop out what the base computes.
+    transformers' own switch has no effect in evaluation mode, and training mode would enable the base's dropout.
     """
 
     def again() -> tuple[Any, Any]:
-        # The hooks that add the slices are gone when the backward pass begins.
+        # The hooks that add the deltas are gone when the backward pass begins.
         return contextlib.nullcontext(), delta_model.active()
 
     layers = [(layer, layer.__dict__.get("forward")) for layer in decoder_layers(model.model)]

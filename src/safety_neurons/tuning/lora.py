@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2021) on the matrices of the MLPs: the rival of the neurons' slices, trained as these are.
+"""LoRA (Hu et al. 2021) on the matrices of the MLPs, trained like neuron deltas, to compare SafeTuning with.
 
-PEFT has the adapters; batches, loss, optimizer and schedule are those of `tune`.
+The adapters are PEFT's; batches, loss, optimizer and schedule are those of `tune`.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from safety_neurons.core.distributed import process_count
 from safety_neurons.core.errors import CannotRunError, DivergedError, SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, fingerprint, write_json
+from safety_neurons.core.files import atomic_path, fingerprint, read_tensors, write_json
 from safety_neurons.core.progress import Advance, Listener, Silence, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import DenseHookPoint, has_plain_weight
-from safety_neurons.neurons.neuron_set import NeuronSet, Provenance, read_tensors
+from safety_neurons.neurons.neuron_set import NeuronSet, Provenance
 from safety_neurons.tuning.batches import encode, training_steps
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus
@@ -33,15 +33,16 @@ from safety_neurons.tuning.trainer import discard, training_fingerprint
 
 RANK = 8
 ALPHA = 16.0
-# PEFT's names, so that it finds a kept adapter, too.
+# PEFT's file names, so that it can load the adapters, too.
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_DIVERGED = "Training LoRA diverged (NaN or inf). Lower its learning_rate."
 
 
 @dataclass(frozen=True)
 class Adapter:
     """Trained adapters: float32 tensors `...lora_A.weight` [rank, inputs] and `...lora_B.weight` [outputs, rank].
 
-    What is added to a matrix is `alpha / rank` times their product. `base` is the identity of the model they are for.
+    A matrix changes by `alpha / rank` times their product. `base` is the identity of their model.
     """
 
     base: str
@@ -51,7 +52,7 @@ class Adapter:
 
     @property
     def digest(self) -> str:
-        """A name for exactly this change."""
+        """Hash of the change."""
         return fingerprint(self.rank, self.alpha, digest(self.tensors))
 
     @property
@@ -59,7 +60,7 @@ class Adapter:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     def added(self, model: ChatModel) -> AbstractContextManager[Any]:
-        """PEFT's model, with the adapters beside the matrices while the context is open; they can be disabled in it.
+        """PEFT's model with the adapters, which can be disabled, while the context is open.
 
         Raises:
             SafetyNeuronsError: the adapters were made for other weights.
@@ -73,10 +74,10 @@ class Adapter:
 
     @contextlib.contextmanager
     def merged(self, model: ChatModel) -> Iterator[None]:
-        """The model with the adapters in its weights while the context is open; then every byte is as it was.
+        """Merge the adapters into the weights while the context is open; then every byte is restored.
 
-        So it costs no time, and whatever reads or hooks the neurons meets the tuned ones. Packed or offloaded weights
-        keep the adapters beside them.
+        Merged adapters cost no time, and hooks on neurons see the tuned ones. Packed or offloaded weights keep the
+        adapters separate.
         """
         with self.added(model) as changed:
             if not all(has_plain_weight(model.model.get_submodule(name).base_layer) for name in matrices_of(model)):
@@ -93,12 +94,12 @@ class Adapter:
                         weight.copy_(original)
 
     def save(self, folder: Path, model: ChatModel) -> None:
-        """Write what PEFT's `from_pretrained` and `load` read: safetensors, and a description in JSON."""
+        """Write safetensors and a JSON config, for `load` and for PEFT's `from_pretrained`."""
         described = _config(model, self.rank, self.alpha).to_dict()
         described |= {"target_modules": matrices_of(model), "base_model_name_or_path": model.name}
         write_json(folder / CONFIG, described | {"inference_mode": True})
         about = {"base": self.base, "rank": self.rank, "alpha": self.alpha}
-        # Last, for where it is, all is.
+        # Written last: `cached_lora` looks for this file.
         with atomic_path(folder / TENSORS) as temporary:
             save_file(self.tensors, temporary, {"adapter": json.dumps(about)})
 
@@ -107,11 +108,11 @@ class Adapter:
         """Read what `save` wrote.
 
         Raises:
-            SafetyNeuronsError: the file is missing, broken, or not of ours.
+            SafetyNeuronsError: the file is missing, broken, or was not written by `save`.
         """
         tensors, metadata = read_tensors(folder / TENSORS)
         if "adapter" not in metadata:
-            raise SafetyNeuronsError(f"{folder} holds no adapters of ours. Delete it, and they are trained again.")
+            raise SafetyNeuronsError(f"{folder} does not contain trained adapters. Delete it to train them again.")
         return cls(**json.loads(metadata["adapter"]), tensors=tensors)
 
 
@@ -119,18 +120,18 @@ def matrices_of(model: ChatModel) -> list[str]:
     """The names of all matrices of the MLPs.
 
     Raises:
-        CannotRun: the model has experts, whose matrices are stacked.
+        CannotRunError: the model has experts, whose matrices are stacked.
     """
     names: dict[str, None] = {}
     for hook_point in model.hook_points:
         if not isinstance(hook_point, DenseHookPoint):
-            raise CannotRunError(f"LoRA adapts plain MLPs here, and {model.name} has experts.")
+            raise CannotRunError(f"LoRA supports dense MLPs only, and {model.name} has experts.")
         names |= dict.fromkeys([hook_point.name, *(read.name for read in hook_point.reads)])
     return list(names)
 
 
 def check_peft() -> None:
-    """Raises CannotRun where PEFT is not installed."""
+    """Raise CannotRunError if PEFT is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise CannotRunError("LoRA needs PEFT, which is not installed: pip install 'safety-neurons[lora]'.")
 
@@ -139,17 +140,17 @@ def check_peft() -> None:
 def adapted(
     model: ChatModel, rank: int = RANK, alpha: float = ALPHA, *, seed: int = 0, tensors: DeltaTensors | None = None
 ) -> Iterator[Any]:
-    """PEFT's model with adapters on all matrices of the MLPs, new ones or given ones; then the model is as it was.
+    """PEFT's model with adapters on all matrices of the MLPs, new or from `tensors`; afterwards they are removed.
 
     Raises:
-        CannotRun: PEFT is not installed, or the model has experts.
+        CannotRunError: PEFT is not installed, or the model has experts.
         SafetyNeuronsError: the rank or alpha is not above 0.
     """
     check_peft()
     from peft import get_peft_model, set_peft_model_state_dict
 
     if rank < 1 or not alpha > 0:
-        raise SafetyNeuronsError(f"LoRA's rank is a whole number from 1 on and its alpha above 0, not {rank}, {alpha}.")
+        raise SafetyNeuronsError(f"LoRA's rank must be at least 1 and its alpha above 0, not {rank} and {alpha}.")
     config = _config(model, rank, alpha)
     learning = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
 
@@ -164,7 +165,7 @@ def adapted(
         try:
             if tensors is not None:
                 set_peft_model_state_dict(changed, tensors)
-                # torch is slow with a frozen head in `generate`, for the reason that `models.forward` gives.
+                # `generate` is slow with a frozen head, for the reason in `models.forward`.
                 learn()
             yield changed
         finally:
@@ -178,34 +179,32 @@ def _config(model: ChatModel, rank: int, alpha: float) -> Any:
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=matrices_of(model))
 
 
-class AdapterTrainee(DeltaModel):
-    """The loss of `tune` with LoRA's adapters in the place of the slices, of which there are none."""
+class AdapterModel(DeltaModel):
+    """The loss of `tune` with LoRA's adapters as the only parameters."""
 
     def __init__(self, model: ChatModel, changed: Any, kl: float) -> None:
         super().__init__(model, no_neurons(model), kl)
         self._changed = [changed]
-        # As everywhere in PyTorch, a name has no dots.
+        # PyTorch forbids dots in the names of parameters.
         self.delta = nn.ParameterDict(
             {name.replace(".", "/"): value for name, value in changed.named_parameters() if value.requires_grad}
         )
         places = getattr(model.model, "hf_device_map", {})
         if len(set(places.values())) > 1:
-            # Adapters stay where their layers are: the trainer leaves a module alone that is on several devices.
+            # Adapters stay with their layers: the trainer does not move a module that is on several devices.
             self.hf_device_map = places
 
-    def _moved(self, *arguments: Any) -> Tensor:
+    def _kl_divergence(self, *arguments: Any) -> Tensor:
         with self._changed[0].disable_adapter():
-            return super()._moved(*arguments)
+            return super()._kl_divergence(*arguments)
 
 
 def no_neurons(model: ChatModel) -> NeuronSet:
-    """A set of none of the model's neurons."""
-    nobody = tuple(torch.zeros(0, dtype=torch.long) for _ in model.hook_points)
-    made_for = Provenance(model.name, model.identity, "none", 0.0, "model", 0, (0,) * len(nobody), model.parameters)
-    widths, layers = (
-        tuple(getattr(hook_point, name) for hook_point in model.hook_points) for name in ("width", "layer")
-    )
-    return NeuronSet(nobody, nobody, widths, layers, made_for)
+    """An empty set of the model's neurons."""
+    empty = tuple(torch.zeros(0, dtype=torch.long) for _ in model.hook_points)
+    made_for = Provenance(model.name, model.identity, "none", 0.0, "model", 0, (0,) * len(empty), model.parameters)
+    widths = tuple(hook_point.width for hook_point in model.hook_points)
+    return NeuronSet(empty, empty, widths, tuple(hook_point.layer for hook_point in model.hook_points), made_for)
 
 
 def train_lora(
@@ -218,28 +217,28 @@ def train_lora(
     checkpoint: Path | None = None,
     advance: Advance = ignore,
 ) -> Adapter:
-    """Train adapters on the corpus; the model itself is left as it was.
+    """Train adapters on the corpus; the model itself does not change.
 
     Args:
-        training: see `tune`; validation, and with it patience, is for slices alone.
-        checkpoint: a file from which the same call goes on if it was interrupted.
+        training: see `tune`; validation and patience are not supported.
+        checkpoint: a file from which an interrupted call resumes.
 
     Raises:
-        CannotRun: PEFT is not installed, or the model has experts.
-        SafetyNeuronsError: the corpus is empty, an option is not allowed, or the loss stops being a number.
+        CannotRunError: PEFT is not installed, or the model has experts.
+        SafetyNeuronsError: the corpus is empty, an option is not allowed, or training diverges.
     """
     check_peft()
     from peft import get_peft_model_state_dict
 
     if training.shard:
-        raise SafetyNeuronsError("LoRA is trained on a base that each process holds as a whole. Leave shard out.")
+        raise SafetyNeuronsError("LoRA cannot be trained on a sharded base. Set shard=False.")
     if not corpus.pairs:
-        raise SafetyNeuronsError("LoRA has nothing to learn from: the corpus is empty.")
+        raise SafetyNeuronsError("The corpus is empty: there is nothing to train LoRA on.")
     examples = [encode(model, pair) for pair in corpus.pairs]
     with adapted(model, rank, alpha, seed=training.seed) as changed:
         try:
             trained(
-                AdapterTrainee(model, changed, training.kl),
+                AdapterModel(model, changed, training.kl),
                 corpus,
                 training,
                 examples=examples,
@@ -250,17 +249,17 @@ def train_lora(
                 advance=advance,
             )
         except DivergedError as error:
-            raise DivergedError("Training LoRA diverged. Lower its learning rate.") from error
-        found = get_peft_model_state_dict(changed)
-        tensors = {name: value.detach().float().cpu().clone() for name, value in found.items()}
+            raise DivergedError(_DIVERGED) from error
+        trained_tensors = get_peft_model_state_dict(changed).items()
+        tensors = {name: value.detach().float().cpu().clone() for name, value in trained_tensors}
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise DivergedError("Training LoRA diverged. Lower its learning rate.")
+        raise DivergedError(_DIVERGED)
     if checkpoint is not None:
         discard(checkpoint)
     return Adapter(model.identity, rank, alpha, tensors)
 
 
-def kept_lora(
+def cached_lora(
     folder: Path | None,
     model: ChatModel,
     corpus: Corpus,
@@ -270,17 +269,17 @@ def kept_lora(
     alpha: float = ALPHA,
     listener: Listener | None = None,
 ) -> Adapter:
-    """The adapters that `train_lora` makes, kept in a folder `lora-...` of `folder` and found there the next time.
+    """The adapters of `train_lora`, cached in a folder `lora-...` of `folder`.
 
     Raises:
-        CannotRun: several processes would have to train it.
+        CannotRunError: they are not cached, and there are several processes.
     """
     place = folder and folder / f"lora-{_fingerprint(model, corpus, training, rank, alpha)[:16]}"
     if place and (place / TENSORS).exists():
         return Adapter.load(place)
     if process_count() > 1:
         raise CannotRunError(
-            "LoRA is trained by one process: train it without torchrun first, it is then kept and found."
+            "LoRA is trained by one process. Train it without torchrun first; the cached adapters are then loaded."
         )
     checkpoint = None
     if place:
@@ -295,6 +294,6 @@ def kept_lora(
 
 
 def _fingerprint(model: ChatModel, corpus: Corpus, training: Training, rank: int, alpha: float) -> str:
-    """Names all that the adapters follow from."""
+    """Hash of everything that determines the adapters."""
     examples = [encode(model, pair) for pair in corpus.pairs]
     return fingerprint(training_fingerprint(model, no_neurons(model), examples, training, False), rank, alpha)

@@ -1,4 +1,4 @@
-"""A delta merged into its base: a plain transformers folder, and a card that says what was done to it."""
+"""Merging a delta into its base: a plain transformers folder with a model card."""
 
 import shutil
 import tempfile
@@ -20,17 +20,17 @@ from safety_neurons.tuning.neuron_deltas import has_plain_weights, trainable_hoo
 
 
 def merge(delta: NeuronDelta, model: ChatModel, folder: Path, card: str) -> Path:
-    """Write the changed model as a plain transformers folder that `from_pretrained` loads; the model stays as it is.
+    """Write the tuned model as a transformers folder for `from_pretrained`; the model in memory does not change.
 
-    The weights are written in the dtype of the base's checkpoint, or, where that has none of its own (GGUF, a model
-    made in memory), in the dtype in which they were loaded.
+    The weights have the dtype of the base's checkpoint, or, if that has none (GGUF, a model made in memory), the dtype
+    in which they were loaded.
 
     Args:
-        card: the text of the folder's README.md (see `card.model_card`).
+        card: the text of the folder's README.md (see `report.card.model_card`).
 
     Raises:
         SafetyNeuronsError: the folder exists, the disk is full, the delta belongs to other weights, or the base is
-            loaded in a form that holds less than its checkpoint: quantized, offloaded, or in a smaller dtype.
+            loaded with less precision than its checkpoint: quantized, offloaded, or in a smaller dtype.
     """
     if folder.exists():
         raise SafetyNeuronsError(f"{folder} exists already. Choose another folder for the merged model.")
@@ -54,7 +54,7 @@ def merge(delta: NeuronDelta, model: ChatModel, folder: Path, card: str) -> Path
 
 
 def checkpoint_dtype(name: str, identity: str) -> torch.dtype | None:
-    """The dtype of a checkpoint's weights, as its config.json says; None where it has none of its own, or is unknown.
+    """The dtype in a checkpoint's config.json; None if it has none, or is unknown.
 
     Args:
         name: a preset, a hub id or a folder.
@@ -81,19 +81,19 @@ def _check_holds_all(delta: NeuronDelta, model: ChatModel, dtype: torch.dtype) -
     hook_points = [hook_point for _, hook_point, _ in trainable_hook_points(model, delta.neurons)]
     if getattr(model.model, "hf_quantizer", None) is not None or not all(map(has_plain_weights, hook_points)):
         raise SafetyNeuronsError(
-            f"The weights of {model.name} are quantized or not in memory, so nothing can be merged into them. Load the "
-            "model without quantize, on devices that hold all of it."
+            f"The weights of {model.name} are quantized or not in memory, so a delta cannot be merged into them. Load "
+            "the model without quantize, on devices that hold all of it."
         )
     if torch.promote_types(model.model.dtype, dtype) != model.model.dtype:
         precise, loaded = (str(one).removeprefix("torch.") for one in (dtype, model.model.dtype))
         raise SafetyNeuronsError(
-            f"The weights of {model.name} are {precise}, and {loaded}, as they were loaded, holds less. "
-            f'Load them with dtype="{precise}" to merge.'
+            f"The weights of {model.name} are {precise}, and were loaded in {loaded}, which is less precise. Load them "
+            f'with dtype="{precise}" to merge.'
         )
 
 
 def _in_dtype(model: ChatModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The model's weights by name, with those of its own dtype in another; tied ones stay one."""
+    """The model's weights by name, those of the model's dtype converted to another; tied weights stay tied."""
     cast: dict[tuple[int, torch.Size], Tensor] = {}
 
     def changed(value: Tensor) -> Tensor:

@@ -1,13 +1,9 @@
-"""The slices of neurons of routed experts: each expert's part is added where that expert runs.
+"""Neuron deltas: trainable float32 changes of the chosen neurons' weights, over a frozen base of any dtype and format.
 
-The trainable slices: parameters of their own, in float32, over a frozen base of any dtype and storage format.
-
-A neuron owns its rows of the read matrices (gate and up, with their biases) and its column of the write matrix. The
-slices are added to the base's results by hooks, so gradients and optimizer state exist for them alone, and nothing
-else can move. They are computed in the dtype of the base: each forward pass casts the small masters, not its inputs.
-
-
-Where the slices stand in the base's own weights."""
+A neuron owns its rows of the input projections (gate and up, with their biases) and its column of the output
+projection. Hooks add the deltas to the results of the base, so gradients and optimizer state exist for them alone, and
+nothing else can change. They are computed in the base's dtype: each forward pass casts the small float32 masters.
+"""
 
 import contextlib
 import hashlib
@@ -38,10 +34,10 @@ TrainableHookPoint = DenseHookPoint | ExpertHookPoint
 
 
 def trainable_hook_points(model: ChatModel, neurons: NeuronSet) -> Iterator[tuple[str, TrainableHookPoint, Tensor]]:
-    """(prefix of the slices' names, site, indices) of every site that has chosen neurons.
+    """(prefix of the tensors' names, hook point, indices) of every hook point that has chosen neurons.
 
     Raises:
-        SafetyNeuronsError: the rows that feed some of the neurons are not known, so they cannot be tuned.
+        SafetyNeuronsError: the rows that feed some of the neurons are unknown, so they cannot be tuned.
     """
     for number, (hook_point, indices) in enumerate(zip(model.hook_points, neurons.both, strict=True)):
         if not len(indices):
@@ -49,14 +45,14 @@ def trainable_hook_points(model: ChatModel, neurons: NeuronSet) -> Iterator[tupl
         assert isinstance(hook_point, TrainableHookPoint)
         if not (hook_point.reads if isinstance(hook_point, DenseHookPoint) else hook_point.feeding_rows):
             raise SafetyNeuronsError(
-                f"The neurons of {hook_point.name} can be found, explained and calibrated, but not tuned: "
-                "which rows of its read matrices feed which neuron could not be established."
+                f"The neurons of {hook_point.name} can be found, explained and calibrated, but not tuned: the rows of "
+                "its input projections that feed each neuron are unknown."
             )
         yield f"site{number}", hook_point, indices
 
 
 def empty_delta(model: ChatModel, neurons: NeuronSet) -> DeltaTensors:
-    """Zeros for every slice: `site{s}_read{j}_weight` and `site{s}_write` [neurons, hidden], biases [neurons]."""
+    """Zeros: `site{s}_read{j}_weight` and `site{s}_write` [neurons, hidden], `site{s}_read{j}_bias` [neurons]."""
     tensors: DeltaTensors = {}
     for prefix, hook_point, indices in trainable_hook_points(model, neurons):
         if isinstance(hook_point, DenseHookPoint):
@@ -74,19 +70,19 @@ def empty_delta(model: ChatModel, neurons: NeuronSet) -> DeltaTensors:
 
 
 def digest(delta: DeltaTensors) -> str:
-    """A name for exactly these values."""
-    found = hashlib.sha256()
+    """Hash of the names and values."""
+    content = hashlib.sha256()
     for name, value in sorted(delta.items()):
-        found.update(name.encode())
-        found.update(value.contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
+        content.update(name.encode())
+        content.update(value.contiguous().view(torch.uint8).numpy().data)
+    return content.hexdigest()[:16]
 
 
 @contextlib.contextmanager
 def deltas_added(model: ChatModel, neurons: NeuronSet, delta: DeltaTensors | nn.ParameterDict) -> Iterator[None]:
-    """Add the slices' part to every forward pass while the context is open; gradients flow into `delta`.
+    """Add the deltas in every forward pass while the context is open; gradients flow into `delta`.
 
-    The tensors are read anew in each forward pass, so they may be trained while the context is open. With gradient
+    The tensors are read in each forward pass, so they can be trained while the context is open. With gradient
     checkpointing it must stay open during the backward pass, which runs the layers again.
     """
     with contextlib.ExitStack() as stack:
@@ -98,9 +94,9 @@ def deltas_added(model: ChatModel, neurons: NeuronSet, delta: DeltaTensors | nn.
 def added_to_hook_point(
     hook_point: TrainableHookPoint, prefix: str, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
 ) -> AbstractContextManager[None]:
-    """`slices_added` for one site."""
+    """`deltas_added` for one hook point."""
     if isinstance(hook_point, ExpertHookPoint):
-        return hook_point.changed(expert_slices(hook_point, prefix, indices, delta))
+        return hook_point.changed(expert_deltas(hook_point, prefix, indices, delta))
     return _added_to_dense(hook_point, prefix, indices, delta)
 
 
@@ -109,8 +105,8 @@ def _added_to_dense(
     hook_point: DenseHookPoint, prefix: str, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
 ) -> Iterator[None]:
     columns = indices.to(device_of(hook_point.write))
-    # A plain matrix returns a tensor of its own, and needs none of it for its gradient: it is added to in place.
-    # What packed formats return may be a view that autograd forbids to change.
+    # The output of a plain matrix is not needed for its gradient, so it is changed in place. Packed formats may return
+    # a view, which autograd forbids to change.
     fresh = has_plain_weight(hook_point.write)
 
     def add_write(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -129,7 +125,7 @@ def _added_to_dense(
 def _read_hook(
     module: nn.Module, rows: Tensor, name: str, delta: DeltaTensors | nn.ParameterDict
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    # A large model has layers on several devices; the slices follow each layer's results.
+    # Layers of a large model are on several devices; the deltas follow each layer's output.
     rows, fresh = rows.to(device_of(module)), has_plain_weight(module)
 
     def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -141,88 +137,29 @@ def _read_hook(
     return add
 
 
-class WeightSlice(NamedTuple):
-    """The rows `places` of the delta's tensor `name` belong to `rows` of `view`, which shows a weight or a bias."""
-
-    name: str
-    places: slice | Tensor
-    view: Tensor
-    rows: Tensor
-
-
-def has_plain_weights(hook_point: TrainableHookPoint) -> bool:
-    """Whether the site's weights are there as numbers, neither packed nor elsewhere."""
-    if isinstance(hook_point, DenseHookPoint):
-        return all(map(has_plain_weight, (hook_point.write, *(read.module for read in hook_point.reads))))
-    return all(
-        parameter.is_floating_point() and parameter.element_size() > 1 and not parameter.is_meta
-        for parameter in hook_point.experts.parameters()
-    )
-
-
-def weight_slices(prefix: str, hook_point: TrainableHookPoint, indices: Tensor) -> Iterator[WeightSlice]:
-    """The slices of the chosen neurons (sorted) of a site whose weights are plain."""
-    slices = (
-        _of_dense(prefix, hook_point, indices)
-        if isinstance(hook_point, DenseHookPoint)
-        else _of_experts(prefix, hook_point, indices)
-    )
-    for slice_ in slices:
-        yield slice_._replace(view=slice_.view.detach())
-
-
-def _of_dense(prefix: str, hook_point: DenseHookPoint, indices: Tensor) -> Iterator[WeightSlice]:
-    everywhere = slice(None)
-    yield WeightSlice(f"{prefix}_write", everywhere, rows_by_neuron(hook_point.write), indices)
-    for number, read in enumerate(hook_point.reads):
-        rows = indices + read.offset
-        yield WeightSlice(f"{prefix}_read{number}_weight", everywhere, rows_by_output(read.module), rows)
-        bias = getattr(read.module, "bias", None)
-        if bias is not None:
-            yield WeightSlice(f"{prefix}_read{number}_bias", everywhere, bias, rows)
-
-
-def _of_experts(prefix: str, hook_point: ExpertHookPoint, indices: Tensor) -> Iterator[WeightSlice]:
-    for expert, (places, neurons) in by_expert(hook_point, indices).items():
-        yield WeightSlice(f"{prefix}_write", places, hook_point.layout.write_vectors(expert), neurons)
-        for number, feeding in enumerate(hook_point.feeding_rows):
-            first = 0
-            for block in hook_point.layout.read_blocks(expert):
-                rows = feeding[neurons] - first
-                inside = ((rows >= 0) & (rows < len(block.weight))).nonzero().flatten()
-                where = inside + places.start
-                yield WeightSlice(f"{prefix}_read{number}_weight", where, block.weight, rows[inside])
-                if block.bias is not None:
-                    yield WeightSlice(f"{prefix}_read{number}_bias", where, block.bias, rows[inside])
-                first += len(block.weight)
-
-
 class ExpertRows(NamedTuple):
-    """The chosen neurons of one expert: their place among the site's, and their numbers within the expert."""
+    """The chosen neurons of one expert: their places among those of the hook point, and their indices in the expert."""
 
     places: slice
     neurons: Tensor
 
 
 def by_expert(hook_point: ExpertHookPoint, indices: Tensor) -> dict[int, ExpertRows]:
-    """The chosen neurons (sorted) of each expert that has some."""
-    found = {}
-    start = 0
-    for expert, count in enumerate(
-        torch.bincount(indices // hook_point.layout.inner, minlength=hook_point.blocks).tolist()
-    ):
+    """The chosen neurons (sorted) of each expert that has any."""
+    inner, chosen, start = hook_point.layout.inner, {}, 0
+    for expert, count in enumerate(torch.bincount(indices // inner, minlength=hook_point.blocks).tolist()):
         if count:
             places = slice(start, start + count)
-            found[expert] = ExpertRows(places, indices[places] - expert * hook_point.layout.inner)
+            chosen[expert] = ExpertRows(places, indices[places] - expert * inner)
         start += count
-    return found
+    return chosen
 
 
 @dataclass(frozen=True)
-class ExpertSlices:
-    """Adds the slices of a site to its experts' results (a `MatrixChange`): parts of one forward pass.
+class ExpertDeltas:
+    """Adds the deltas of a hook point to its experts' results in one forward pass (a `MatrixChange`).
 
-    `reads` has, for each of the outputs that feed a neuron, the weights [neurons, hidden] and biases by expert.
+    `reads` has the weights [neurons, hidden] and biases by expert for each of the outputs that feed a neuron.
     """
 
     chosen: Mapping[int, ExpertRows]
@@ -245,28 +182,86 @@ class ExpertSlices:
         return written
 
 
-def expert_slices(
+def expert_deltas(
     hook_point: ExpertHookPoint, prefix: str, indices: Tensor, delta: Mapping[str, Tensor] | nn.ParameterDict
-) -> Callable[[], ExpertSlices]:
-    """What makes the slices of a site for each forward pass; gradients flow into `delta`."""
+) -> Callable[[], ExpertDeltas]:
+    """A function that makes the `ExpertDeltas` of each forward pass; gradients flow into `delta`."""
     chosen = by_expert(hook_point, indices)
     counts = [len(rows.neurons) for rows in chosen.values()]
 
-    # Split once: a view for each expert would have a gradient as large as the whole tensor.
+    # Split once: a view per expert would have a gradient as large as the whole tensor.
     def split(name: str) -> dict[int, Tensor]:
         return dict(zip(chosen, delta[f"{prefix}_{name}"].split(counts), strict=True))
 
-    def slices() -> ExpertSlices:
+    def deltas() -> ExpertDeltas:
         reads = tuple(
             (split(f"read{number}_weight"), split(f"read{number}_bias") if biased else None)
             for number in range(len(hook_point.feeding_rows))
         )
-        return ExpertSlices(chosen, hook_point.feeding_rows, reads, split("write"))
+        return ExpertDeltas(chosen, hook_point.feeding_rows, reads, split("write"))
 
     biased = f"{prefix}_read0_bias" in delta
-    return slices
+    return deltas
 
 
 def like(one: Tensor, other: Tensor) -> Tensor:
     """A tensor on the device and in the dtype of another."""
     return one.to(other.device, other.dtype)
+
+
+def has_plain_weights(hook_point: TrainableHookPoint) -> bool:
+    """Whether the weights of the hook point are in memory as plain numbers, neither packed nor offloaded."""
+    if isinstance(hook_point, DenseHookPoint):
+        return all(map(has_plain_weight, (hook_point.write, *(read.module for read in hook_point.reads))))
+    return all(
+        parameter.is_floating_point() and parameter.element_size() > 1 and not parameter.is_meta
+        for parameter in hook_point.experts.parameters()
+    )
+
+
+class WeightRows(NamedTuple):
+    """The rows of a base weight that a delta changes: `places` of its tensor `name` are for `rows` of `view`.
+
+    `view` is a view of a weight or of a bias.
+    """
+
+    name: str
+    places: slice | Tensor
+    view: Tensor
+    rows: Tensor
+
+
+def weight_rows(prefix: str, hook_point: TrainableHookPoint, indices: Tensor) -> Iterator[WeightRows]:
+    """The rows of the chosen neurons (sorted) of a hook point with plain weights."""
+    if isinstance(hook_point, DenseHookPoint):
+        parts = _of_dense(prefix, hook_point, indices)
+    else:
+        parts = _of_experts(prefix, hook_point, indices)
+    for part in parts:
+        yield part._replace(view=part.view.detach())
+
+
+def _of_dense(prefix: str, hook_point: DenseHookPoint, indices: Tensor) -> Iterator[WeightRows]:
+    everywhere = slice(None)
+    yield WeightRows(f"{prefix}_write", everywhere, rows_by_neuron(hook_point.write), indices)
+    for number, read in enumerate(hook_point.reads):
+        rows = indices + read.offset
+        yield WeightRows(f"{prefix}_read{number}_weight", everywhere, rows_by_output(read.module), rows)
+        bias = getattr(read.module, "bias", None)
+        if bias is not None:
+            yield WeightRows(f"{prefix}_read{number}_bias", everywhere, bias, rows)
+
+
+def _of_experts(prefix: str, hook_point: ExpertHookPoint, indices: Tensor) -> Iterator[WeightRows]:
+    for expert, (places, neurons) in by_expert(hook_point, indices).items():
+        yield WeightRows(f"{prefix}_write", places, hook_point.layout.write_vectors(expert), neurons)
+        for number, feeding in enumerate(hook_point.feeding_rows):
+            first = 0
+            for block in hook_point.layout.read_blocks(expert):
+                rows = feeding[neurons] - first
+                inside = ((rows >= 0) & (rows < len(block.weight))).nonzero().flatten()
+                where = inside + places.start
+                yield WeightRows(f"{prefix}_read{number}_weight", where, block.weight, rows[inside])
+                if block.bias is not None:
+                    yield WeightRows(f"{prefix}_read{number}_bias", where, block.bias, rows[inside])
+                first += len(block.weight)

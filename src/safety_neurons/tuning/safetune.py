@@ -1,4 +1,4 @@
-"""SafeTuning: minimise -log P(response | prompt) over the safety neurons alone (the paper, section 3.4)."""
+"""SafeTuning: minimize -log P(response | prompt) over the safety neurons alone (the paper, section 3.4)."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from safety_neurons.models.generate import padding_token
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.batches import (
     IGNORED,
-    Example,
+    TokenizedPair,
     batches,
     encode,
     micro_batches,
@@ -30,8 +30,8 @@ from safety_neurons.tuning.config import Schedule, Training, Validate
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.delta_model import DeltaModel, frozen, recomputed_layers
-from safety_neurons.tuning.shard import shard_device, shared_out
-from safety_neurons.tuning.trainer import SliceTrainer, discard, resumable, training_fingerprint
+from safety_neurons.tuning.shard import shard_device, sharded
+from safety_neurons.tuning.trainer import DeltaTrainer, discard, resumable, training_fingerprint
 
 
 def tune(
@@ -112,11 +112,11 @@ def tune(
         seed=seed,
     )
     if not corpus.pairs:
-        raise SafetyNeuronsError("The corpus is empty: no refusal was kept. Raise calibrate.alpha-rejection.")
+        raise SafetyNeuronsError("The corpus is empty: no refusal was kept. Raise alpha_rejection.")
     if not len(neurons):
-        raise SafetyNeuronsError("There are no neurons to tune. Raise find.percent.")
+        raise SafetyNeuronsError("There are no neurons to tune. Raise percent.")
     if patience is not None and validate is None:
-        raise SafetyNeuronsError("patience counts validations, and there are none: give validate, too.")
+        raise SafetyNeuronsError("patience counts validations, and there are none. Set validate, too.")
     examples = [encode(model, pair) for pair in corpus.pairs]
     device = shard_device() if shard else model.device
     with frozen(model):
@@ -133,7 +133,7 @@ def tune(
         )
     tensors = trainer.delta_model.tensors() if trainer.best is None else trainer.best
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise DivergedError("Training diverged: weights are no longer finite. Lower tune.learning-rate.")
+        raise DivergedError("Training diverged (NaN or inf). Lower learning_rate.")
     if checkpoint is not None and owns(0):
         discard(checkpoint)
     return NeuronDelta(neurons, tensors, trainer.steps(), trainer.validations())
@@ -144,16 +144,16 @@ def trained(
     corpus: Corpus,
     training: Training,
     *,
-    examples: list[Example],
+    examples: list[TokenizedPair],
     fingerprint: str,
     device: torch.device,
     validate: Validate | None,
     checkpoint: Path | None,
     advance: Advance,
-) -> SliceTrainer:
-    """Train the trainee's parameters, whatever they are, over a base that is frozen; see `tune`.
+) -> DeltaTrainer:
+    """Train the parameters of a `DeltaModel` over its frozen base; see `tune`.
 
-    A checkpoint is gone on from where it is of the training that `fingerprint` names.
+    Training resumes from a checkpoint with the same `fingerprint`.
     """
     model = delta_model.base
     resumed = resumable(checkpoint, fingerprint)
@@ -161,10 +161,10 @@ def trained(
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if resumed is not None:
-            # The trainer itself reads this part, from a folder.
+            # The trainer reads this part itself, from a folder.
             (scratch / "trainer_state.json").write_text(json.dumps(resumed.state["trainer"]), encoding="utf-8")
         steps = training_steps(corpus, training.batch_size, training.epochs)
-        trainer = SliceTrainer(
+        trainer = DeltaTrainer(
             delta_model,
             _arguments(training, scratch, steps, device),
             training,
@@ -181,19 +181,19 @@ def trained(
         if training.gradient_checkpointing:
             stack.enter_context(recomputed_layers(model, delta_model))
         if training.shard:
-            stack.enter_context(shared_out(model))
+            stack.enter_context(sharded(model))
         trainer.train(resume_from_checkpoint=None if resumed is None else str(scratch))
     return trainer
 
 
-def _shares(examples: list[Example], training: Training) -> list[list[Example]]:
-    """What this process computes, micro batch by micro batch: `accumulate` of them for every optimizer step."""
+def _shares(examples: list[TokenizedPair], training: Training) -> list[list[TokenizedPair]]:
+    """The micro batches of this process, `accumulate` of them for every optimizer step."""
     mine = distributed.get_rank() if process_count() > 1 else 0
     shares = []
     for batch in batches(examples, training):
         parts = micro_batches(batch, process_count() * training.accumulate)
         for part in parts[mine * training.accumulate : (mine + 1) * training.accumulate]:
-            # A process without a pair computes one from which nothing is learnt: the others wait for its gradients.
+            # A process without a pair computes one without labels: the others wait for its gradients.
             first = examples[batch[0]]
             nothing = first._replace(labels=[IGNORED] * len(first.labels), keep=False)
             shares.append([examples[index] for index in part] or [nothing])
@@ -208,7 +208,7 @@ def _arguments(training: Training, scratch: Path, steps: int, device: torch.devi
         num_train_epochs=1,
         learning_rate=training.learning_rate,
         weight_decay=0.0,
-        # A whole number: a share would be rounded up, and a first step at rate 0 would teach nothing.
+        # A number of steps: a share would be rounded up, and a first step at rate 0 would learn nothing.
         warmup_steps=int(steps * training.warmup),
         lr_scheduler_type="constant_with_warmup" if training.schedule == "constant" else training.schedule,
         max_grad_norm=training.max_grad_norm,
@@ -221,16 +221,16 @@ def _arguments(training: Training, scratch: Path, steps: int, device: torch.devi
         label_names=["labels"],
         seed=training.seed,
         use_cpu=device.type == "cpu",
-        # All slices have a gradient in every process.
+        # All deltas have a gradient in every process.
         ddp_find_unused_parameters=False,
         log_level_replica="passive",
     )
     if arguments.world_size != process_count():
         raise SafetyNeuronsError(
-            f"torchrun started {arguments.world_size} processes, and {process_count()} work together: call "
+            f"torchrun started {arguments.world_size} processes, but {process_count()} are in the process group. Call "
             "torch.distributed.init_process_group before tune, or start one process."
         )
     if arguments.n_gpu > 1:
-        # As the trainer does for models on several GPUs: copies of the slices would not find the base on theirs.
+        # As the trainer does for models on several GPUs: copies of the deltas would not have the base on their GPU.
         arguments._n_gpu = 1
     return arguments

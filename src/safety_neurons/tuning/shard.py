@@ -1,4 +1,4 @@
-"""A base that does not fit one device, shared out among processes: torch's fully_shard, and the way back."""
+"""Sharding of a base that does not fit one device over processes: torch's fully_shard, and its reversal."""
 
 import contextlib
 import os
@@ -18,24 +18,24 @@ from safety_neurons.models.neurons.trace import decoder_layers, dummy_input
 
 
 def shard_device() -> torch.device:
-    """Where each process holds its part."""
+    """The device of each process's part."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextlib.contextmanager
-def shared_out(model: ChatModel) -> Iterator[None]:
-    """Every process holds its part of each weight while the context is open, on its GPU where there is one.
+def sharded(model: ChatModel) -> Iterator[None]:
+    """Each process holds its part of every weight while the context is open, on its GPU if there is one.
 
-    A layer's weights are gathered when it runs. Afterwards each process has all of them again, byte for byte, where
-    they were before: a base that fits no single GPU has to be loaded on the CPU. They are other `nn.Parameter`s.
+    A layer's weights are gathered when it runs. Afterwards each process has all weights again, byte for byte, on their
+    former devices, as new `nn.Parameter`s. A base that does not fit a single GPU must be loaded on the CPU.
 
     Raises:
-        SafetyNeuronsError: there is one process only.
+        SafetyNeuronsError: there is only one process.
     """
     if process_count() < 2:
         raise SafetyNeuronsError(
-            "shard shares the model out among several processes, and there is one: start them with torchrun, or leave "
-            "shard out."
+            "shard splits the model over several processes, and there is one. Start them with torchrun, or set "
+            "shard=False."
         )
     layers = decoder_layers(model.model)
     before = {module: _shape_of(module) for module in model.model.modules()}
@@ -44,12 +44,12 @@ def shared_out(model: ChatModel) -> Iterator[None]:
         for layer in layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model.model, mesh=mesh)
-        # By this mark `generate` would expect that all processes generate.
+        # With this mark, `generate` would expect all processes to generate.
         model.model._is_fsdp_managed_module = False
         yield
     finally:
         _gather(before)
-        # torch knows no way back: what fully_shard added to the modules is taken off again.
+        # torch cannot undo fully_shard, so everything that it added to the modules is removed.
         for module, shape in before.items():
             module.__class__ = shape.kind
             for name in module.__dict__.keys() - shape.attributes:
@@ -62,16 +62,16 @@ def shared_out(model: ChatModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def led_by_process_0(model: ChatModel) -> Iterator[None]:
-    """The other processes run a shared-out model whenever process 0 does, until it leaves the context.
+    """The other processes run the sharded model whenever process 0 does, until it leaves the context.
 
-    They have to: each of them holds a part of the layers. What they compute is of no use.
+    Each of them holds a part of the layers; their results are discarded.
     """
 
     def lead(*_: object) -> None:
         distributed.broadcast_object_list([True], src=0)
 
     if owns(0):
-        # Before the hook that gathers the first weights.
+        # Runs before the hook that gathers the first weights.
         handle = model.model.register_forward_pre_hook(lead, prepend=True)
         try:
             yield
@@ -86,19 +86,19 @@ def led_by_process_0(model: ChatModel) -> Iterator[None]:
 
 
 def _mesh() -> DeviceMesh:
-    """All processes in a row. GPUs need a group of their own: weights cannot be gathered there over gloo."""
+    """All processes in one dimension. GPUs need their own group: gloo cannot gather weights there."""
     if shard_device().type == "cpu":
         return init_device_mesh("cpu", (process_count(),))
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     if here > torch.cuda.device_count():
         raise SafetyNeuronsError(
-            f"shard needs a GPU for each process, and {here} processes share {torch.cuda.device_count()}: start fewer."
+            f"shard needs a GPU for each process, and {here} processes share {torch.cuda.device_count()}. Start fewer."
         )
     return DeviceMesh.from_group(distributed.new_group(backend="nccl"), "cuda")
 
 
 class _Shape(NamedTuple):
-    """A module's class, attributes, hooks and where its tensors are."""
+    """A module's class, attributes and hooks, and the devices of its tensors."""
 
     kind: type[nn.Module]
     attributes: frozenset[str]
@@ -118,7 +118,7 @@ def _shape_of(module: nn.Module) -> _Shape:
 
 
 def _gather(before: dict[nn.Module, _Shape]) -> None:
-    """Every weight whole again, one at a time, and buffers where they were."""
+    """Restore every weight, one at a time, and the devices of the buffers."""
     for module in before:
         if isinstance(module, FSDPModule):
             module.reshard()

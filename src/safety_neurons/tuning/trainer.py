@@ -1,9 +1,8 @@
-"""transformers' trainer with our batches, checkpoints without pickle, and validation while it trains.
+"""transformers' trainer with our batches, validation during training, and checkpoints without pickle.
 
-Of `Trainer` are overridden the data loader, and the methods that save and load a checkpoint: theirs write pickles.
-
-
-A training in progress as one file: safetensors with a JSON header, replaced in one step, so it is always whole."""
+A checkpoint is one file, safetensors with a JSON header, and is replaced atomically. The trainer's own methods for
+checkpoints are overridden because they write pickles.
+"""
 
 import contextlib
 import dataclasses
@@ -26,12 +25,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from safety_neurons.core.distributed import all_gather, owns, process_count, sync_errors
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
-from safety_neurons.core.files import atomic_path
+from safety_neurons.core.files import atomic_path, read_tensors
 from safety_neurons.core.progress import Advance
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import halve_when_full
-from safety_neurons.neurons.neuron_set import NeuronSet, read_tensors
-from safety_neurons.tuning.batches import Collator, Example
+from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.tuning.batches import Collator, TokenizedPair
 from safety_neurons.tuning.config import Training, Validate, Validation
 from safety_neurons.tuning.delta import TrainingStep, ValidationStep
 from safety_neurons.tuning.delta_model import DeltaModel
@@ -41,10 +40,10 @@ from safety_neurons.tuning.shard import led_by_process_0
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that the rest of a training depends on.
+    """Everything that the rest of a training depends on.
 
-    `tensors` are the slices, the best slices so far, the moments of AdamW and the states of torch's random numbers;
-    `state` is the trainer's, the schedule's and that of the other random numbers, in JSON's types.
+    `tensors` are the deltas, the best deltas so far, AdamW's moments and the states of torch's random numbers; `state`
+    is that of the trainer, of the schedule and of the other random numbers, in JSON types.
     """
 
     fingerprint: str
@@ -52,7 +51,7 @@ class Checkpoint:
     state: Mapping[str, Any]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, without that beginning."""
+        """The tensors whose names have this prefix, without it."""
         return {
             name.removeprefix(f"{prefix}."): value
             for name, value in self.tensors.items()
@@ -60,7 +59,7 @@ class Checkpoint:
         }
 
     def save(self, path: Path) -> None:
-        """Replace the file in one step."""
+        """Replace the file atomically."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
         described = json.dumps({"fingerprint": self.fingerprint, "state": self.state})
         with atomic_path(path) as temporary:
@@ -71,7 +70,7 @@ class Checkpoint:
         """Read what `save` wrote.
 
         Raises:
-            SafetyNeuronsError: the file is missing, broken, or no checkpoint.
+            SafetyNeuronsError: the file is missing, broken, or not a checkpoint.
         """
         tensors, metadata = read_tensors(path)
         try:
@@ -82,42 +81,42 @@ class Checkpoint:
 
 
 def named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names that `Checkpoint.part` finds them by."""
+    """The tensors under the names that `Checkpoint.part` reads."""
     return {f"{part}.{name}": value for name, value in tensors.items()}
 
 
 def resumable(path: Path | None, fingerprint: str) -> Checkpoint | None:
-    """The checkpoint at this path where it is of the same training; process 0 reads it for all.
+    """The checkpoint at this path if it is of the same training; process 0 reads it for all.
 
     Raises:
-        SafetyNeuronsError: the file is broken or no checkpoint, or the processes are to train different things.
+        SafetyNeuronsError: the file is broken or not a checkpoint, or the processes would train different things.
     """
     if len(set(all_gather(fingerprint))) > 1:
-        raise SafetyNeuronsError("The processes were given different models, neurons, corpora or options to tune with.")
-    found = None
+        raise SafetyNeuronsError("The processes have different models, neurons, corpora or training options.")
+    checkpoint = None
     with sync_errors():
         if path is not None and owns(0) and path.exists():
-            found = Checkpoint.load(path)
-            if found.fingerprint != fingerprint:
+            checkpoint = Checkpoint.load(path)
+            if checkpoint.fingerprint != fingerprint:
                 warnings.warn(
-                    f"{path} is of a training with another model, corpus, neurons or options: starting again.",
+                    f"{path} is of a training with another model, corpus, neurons or options. Training starts anew.",
                     stacklevel=3,
                 )
-                found = None
-    return all_gather(found)[0]
+                checkpoint = None
+    return all_gather(checkpoint)[0]
 
 
 def discard(path: Path) -> None:
-    """Remove the checkpoint, and what a process that was killed while it wrote one left behind."""
+    """Remove the checkpoint, and temporary files of a process that was killed while writing one."""
     for left in path.parent.glob(f".{path.name}.*"):
         left.unlink()
     path.unlink(missing_ok=True)
 
 
 def training_fingerprint(
-    model: ChatModel, neurons: NeuronSet, examples: Sequence[Example], training: Training, validated: bool
+    model: ChatModel, neurons: NeuronSet, examples: Sequence[TokenizedPair], training: Training, validated: bool
 ) -> str:
-    """SHA-256 of all that the trained slices follow from, to the bit."""
+    """SHA-256 of everything that determines the bits of the trained deltas."""
     options = {name: value for name, value in asdict(training).items() if name not in ("report_to", "checkpoint_every")}
     parts = {
         "model": [model.identity, str(model.model.dtype), model.device.type],
@@ -125,7 +124,7 @@ def training_fingerprint(
         "examples": examples,
         "options": options,
         "validated": validated,
-        # Sums over other parts of a batch are rounded in another way.
+        # Another split of a batch rounds its sums differently.
         "processes": process_count(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -138,13 +137,13 @@ def random_tensors() -> dict[str, Tensor]:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of Python's and numpy's random numbers."""
-    of_numpy = [part.tolist() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state()]
-    return {"python": random.getstate(), "numpy": of_numpy}
+    """The states of Python's and NumPy's random numbers."""
+    arrays = [part.tolist() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state()]
+    return {"python": random.getstate(), "numpy": arrays}
 
 
 def set_random(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Put back what `random_tensors` and `random_state` gave."""
+    """Restore the states from `random_tensors` and `random_state`."""
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
@@ -153,8 +152,8 @@ def set_random(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     numpy.random.set_state(tuple(state["numpy"]))
 
 
-class SliceTrainer(Trainer):
-    """Trains the slices on this process's share of the batches."""
+class DeltaTrainer(Trainer):
+    """Trains the deltas on this process's share of the batches."""
 
     def __init__(
         self,
@@ -162,7 +161,7 @@ class SliceTrainer(Trainer):
         arguments: TrainingArguments,
         training: Training,
         *,
-        shares: Sequence[Sequence[Example]],
+        shares: Sequence[Sequence[TokenizedPair]],
         steps_per_epoch: int,
         padding: int,
         fingerprint: str,
@@ -179,7 +178,7 @@ class SliceTrainer(Trainer):
         super().__init__(delta_model, arguments, train_dataset=shares, callbacks=[_EachStep(self, advance)])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """All passes as one, and every share as it is: what the trainer would draw depends on the processes."""
+        """All passes as one, with our shares: the trainer's own sampling depends on the number of processes."""
         return DataLoader(self.shares, batch_size=1, collate_fn=lambda shares: self.collator(shares[0]))  # type: ignore[arg-type]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -187,49 +186,44 @@ class SliceTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        """The step of a micro batch, or of its halves where memory runs out: their losses and gradients add up."""
+        """The step of a micro batch, in halves if memory runs out: their losses and gradients add up."""
 
         def step(rows: list[int]) -> Tensor:
             before = [None if value.grad is None else value.grad.clone() for value in self.delta_model.parameters()]
             try:
                 some = {name: value[rows] for name, value in inputs.items()}
-                loss: Tensor = super(SliceTrainer, self).training_step(model, some, num_items_in_batch)
+                loss: Tensor = super(DeltaTrainer, self).training_step(model, some, num_items_in_batch)
                 return loss
             except (MemoryError, RuntimeError):
-                # The gradients of the last layers may be added already.
+                # The gradients of the last layers may have been added already.
                 for parameter, gradient in zip(self.delta_model.parameters(), before, strict=True):
                     parameter.grad = gradient
                 raise
 
         rows = list(range(len(inputs["input_ids"])))
         if process_count() > 1:
-            # The others would wait for what this process does twice.
+            # Splitting would leave the other processes waiting.
             return step(rows)
         return torch.stack(halve_when_full(step, rows)).sum()
 
     def validate_now(self) -> bool:
-        """Measure, keep the slices where they are the best so far, and say whether there is patience left."""
+        """Validate, keep the deltas if they are the best so far, and return whether to go on training."""
         assert self.validate is not None
-        found: Validation | None = None
-        join_processes = led_by_process_0(self.delta_model.base) if self.training.shard else contextlib.nullcontext()
-        with sync_errors(), torch.no_grad(), self.delta_model.active(), join_processes:
+        measured: Validation | None = None
+        led = led_by_process_0(self.delta_model.base) if self.training.shard else contextlib.nullcontext()
+        with sync_errors(), torch.no_grad(), self.delta_model.active(), led:
             if owns(0):
-                found = self.validate(digest(self.delta_model.tensors()))
-        found = all_gather(found)[0]
-        assert found is not None
+                measured = self.validate(digest(self.delta_model.tensors()))
+        measured = all_gather(measured)[0]
+        assert measured is not None
         least = min((seen.harm for seen in self.validations()), default=math.inf)
-        self.log(dataclasses.asdict(found))
+        self.log(dataclasses.asdict(measured))
         if self.validations()[-1].harm <= least:
             self.best = self.delta_model.tensors()
-        return self.training.patience is None or self._waited() < self.training.patience
-
-    def _waited(self) -> int:
-        """For how many validations nothing has become better."""
-        least, waited = math.inf, 0
-        for seen in self.validations():
-            waited = 0 if seen.harm < least else waited + 1
-            least = min(least, seen.harm)
-        return waited
+        harms = [seen.harm for seen in self.validations()]
+        # The number of validations since the first of the best ones.
+        waited = len(harms) - 1 - harms.index(min(harms))
+        return self.training.patience is None or waited < self.training.patience
 
     def validations(self) -> tuple[ValidationStep, ...]:
         return tuple(
@@ -253,7 +247,7 @@ class SliceTrainer(Trainer):
             for number, values in self.optimizer.state_dict()["state"].items()
             for name, value in values.items()
         }
-        tensors = named("slice", self.delta_model.tensors()) | named("best", self.best or {})
+        tensors = named("delta", self.delta_model.tensors()) | named("best", self.best or {})
         tensors |= named("optimizer", moments) | named("random", random_tensors())
         state = {
             "trainer": dataclasses.asdict(self.state),
@@ -265,10 +259,10 @@ class SliceTrainer(Trainer):
 
     def _load_from_checkpoint(self, *_args: Any, **_kwargs: Any) -> None:
         assert self.resumed is not None
-        slices = self.resumed.part("slice")
+        deltas = self.resumed.part("delta")
         with torch.no_grad():
             for name, parameter in self.delta_model.delta.items():
-                parameter.copy_(slices[name])
+                parameter.copy_(deltas[name])
 
     def _load_optimizer_and_scheduler(self, _checkpoint: str | None) -> None:
         if self.resumed is None:
@@ -289,9 +283,9 @@ class SliceTrainer(Trainer):
 
 
 class _EachStep(TrainerCallback):
-    """After every optimizer step: progress, validation, and whether to save."""
+    """After every optimizer step: progress, validation, and checkpoints."""
 
-    def __init__(self, trainer: SliceTrainer, advance: Advance) -> None:
+    def __init__(self, trainer: DeltaTrainer, advance: Advance) -> None:
         self.trainer, self.advance = trainer, advance
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
@@ -303,7 +297,7 @@ class _EachStep(TrainerCallback):
         due = last or state.global_step % training.validate_every == 0
         if self.trainer.validate is not None and due and not self.trainer.validate_now():
             control.should_training_stop = True
-        # What validation logged is not the loss of this step.
+        # The loss of this step has not been logged yet.
         control.should_log = True
         stops = last or control.should_training_stop
         control.should_save = not stops and state.global_step % training.checkpoint_every == 0
@@ -312,4 +306,4 @@ class _EachStep(TrainerCallback):
         self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise DivergedError("Training diverged: the loss is no longer a number. Lower tune.learning-rate.")
+            raise DivergedError("Training diverged (NaN or inf). Lower learning_rate.")

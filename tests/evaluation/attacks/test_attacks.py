@@ -8,7 +8,7 @@ import pytest
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation import attacks
-from safety_neurons.evaluation.attacks.leetspeak import LOOKALIKES
+from safety_neurons.evaluation.attacks.codes import LOOKALIKES
 from safety_neurons.tuning.augmentation import AUGMENTATIONS, VALIDATION
 
 REQUESTS = [
@@ -106,7 +106,7 @@ def test_every_attack_says_where_it_comes_from_and_what_it_costs(name: str) -> N
     assert attack.sees_defended_model is (name in sees)
 
 
-def test_no_attack_shares_its_words_with_a_disguise_that_is_trained_on() -> None:
+def test_no_attack_shares_its_words_with_a_training_augmentation() -> None:
     mark = "REQUEST"
     augmented = [augment(mark) for augment in (*AUGMENTATIONS, *VALIDATION)]
     taken = [part.strip() for one in augmented for part in (*one.user.split(mark), one.prefill) if part.strip()]
@@ -138,12 +138,12 @@ def test_an_unknown_option_is_an_error(spec: str) -> None:
     ],
 )
 def test_a_value_that_makes_no_sense_is_an_error(spec: str) -> None:
-    with pytest.raises(SafetyNeuronsError, match=r"from 1 on|language's name|no target of gcg"):
+    with pytest.raises(SafetyNeuronsError, match=r"must be at least 1|name of a language|no target of gcg"):
         attacks.get(spec)
 
 
-def test_an_attack_that_works_on_the_model_is_no_template() -> None:
-    with pytest.raises(SafetyNeuronsError, match="is no fixed template"):
+def test_an_attack_that_depends_on_the_model_is_not_a_template() -> None:
+    with pytest.raises(SafetyNeuronsError, match="is not a fixed template"):
         attacks.template("random-search")
 
 

@@ -10,6 +10,7 @@ import torch
 from safety_neurons.calibration.calibration import calibrate
 from safety_neurons.core.errors import CannotRunError
 from safety_neurons.core.files import JsonlCache
+from safety_neurons.engines.engine import CachedEngine
 from safety_neurons.evaluation import attacks, defenses
 from safety_neurons.evaluation.contracts import Defended, EvaluationContext, RunArtifacts
 from safety_neurons.evaluation.defenses.perplexity_filter import PerplexityFilter
@@ -91,14 +92,17 @@ def test_it_needs_neurons_with_directions(
         pass
 
 
-def test_the_grid_keeps_the_answers_of_another_strength_apart(armed: EvaluationContext, model: ChatModel) -> None:
+def test_the_grid_keeps_the_answers_of_another_strength_apart(armed: EvaluationContext) -> None:
     plan = Plan((attacks.get("conformity"),), (defenses.get("none"),), (Prompt("one", "Why is the sky blue?"),), {})
-    kept = JsonlCache(None)
+    cache = JsonlCache(None)
     for alpha in (0.0, 40.0, 0.0):
         context = dataclasses.replace(armed, artifacts=dataclasses.replace(armed.artifacts, alpha_conformity=alpha))
-        (fresh,), (found,) = (list(answer_grid(plan, context, lines)) for lines in (JsonlCache(None), kept))
+        engine = CachedEngine(context.engine, cache)
+        (fresh,), (found,) = (
+            list(answer_grid(plan, one)) for one in (context, dataclasses.replace(context, engine=engine))
+        )
         assert found == fresh
-    assert len(kept.entries) == 2
+    assert len(cache.entries) == 2
 
 
 def test_what_a_defence_learns_of_the_model_it_learns_before_the_attack(
@@ -121,14 +125,5 @@ def test_what_a_defence_learns_of_the_model_it_learns_before_the_attack(
 
     monkeypatch.setattr(PerplexityFilter, "opened", opening)
     plan = Plan((attacks.get("conformity"),), (filtering,), (Prompt("one", "Why is the sky blue?"),), {})
-    list(answer_grid(plan, context, JsonlCache(None)))
+    list(answer_grid(plan, context))
     assert opened == [plain]
-
-
-def test_a_new_version_of_an_attack_is_asked_again(armed: EvaluationContext) -> None:
-    kept = JsonlCache(None)
-    for version in (1, 1, 2):
-        attack = dataclasses.replace(attacks.get("conformity"), version=version)
-        plan = Plan((attack,), (defenses.get("none"),), (Prompt("one", "Why is the sky blue?"),), {})
-        list(answer_grid(plan, armed, kept))
-    assert len(kept.entries) == 2

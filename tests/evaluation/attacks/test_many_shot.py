@@ -36,8 +36,8 @@ def test_requests_get_the_same_dialogue(defended: Defended, context: EvaluationC
     assert first.user.replace("<<A>>", "<<B>>") == second.user
 
 
-def test_there_are_only_so_many_questions(defended: Defended, context: EvaluationContext) -> None:
-    with pytest.raises(SafetyNeuronsError, match=r"shots is at most \d+, not 5000"):
+def test_more_shots_than_questions_are_an_error(defended: Defended, context: EvaluationContext) -> None:
+    with pytest.raises(SafetyNeuronsError, match=r"shots must be at most \d+, not 5000"):
         sent("many-shot:shots=5000", defended, context, "x")
 
 

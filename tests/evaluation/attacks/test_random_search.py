@@ -123,7 +123,7 @@ def test_a_killed_search_goes_on_where_it_stopped(
 
 def test_it_needs_the_model(context: EvaluationContext, make_interpreter: Callable[..., Any]) -> None:
     with pytest.raises(
-        CannotRunError, match=r"random-search.* works on the model's weights, and interpreter gives text"
+        CannotRunError, match=r"random-search.* needs the model's weights, but interpreter provides text"
     ):
         search().prompts(USERS, Defended(make_interpreter({}), lambda _prompts: []), context)
 
@@ -132,7 +132,7 @@ def test_probabilities_are_logarithms(model: ChatModel) -> None:
     assert all(-math.inf < value < 0 for value in agreement(model, USERS))
 
 
-def test_a_helping_process_keeps_no_file(
+def test_a_worker_process_writes_no_file(
     tmp_path: Path, make_bench: Callable[..., EvaluationContext], defended: Defended, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = make_bench(folder=tmp_path)
@@ -140,8 +140,8 @@ def test_a_helping_process_keeps_no_file(
     path = tmp_path / random_search.FILE
     content = path.read_bytes()
     kept = random_search.JsonlCache.read(path).entries
-    monkeypatch.setattr(random_search, "is_mine", lambda number: False)
-    monkeypatch.setattr(random_search, "from_all_processes", lambda mine: [kept, mine])
+    monkeypatch.setattr(random_search, "owns", lambda number: False)
+    monkeypatch.setattr(random_search, "all_gather", lambda mine: [kept, mine])
     assert search().prompts(USERS, defended, context) == first
     assert search("random-search:steps=1,suffix_tokens=2").prompts(USERS, defended, context) != first
     assert path.read_bytes() == content

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache
 from safety_neurons.evaluation import attacks, defenses
 from safety_neurons.evaluation.contracts import BLOCKED, Defended, EvaluationContext, Response
 from safety_neurons.evaluation.grid import Plan, answer_grid
@@ -97,7 +96,7 @@ def test_a_server_without_a_model_is_an_error() -> None:
 
 
 def test_an_address_that_is_none_is_told_at_once() -> None:
-    with pytest.raises(SafetyNeuronsError, match="The server's url has to be"):
+    with pytest.raises(SafetyNeuronsError, match="The URL of the server must"):
         attacks.get("translation:endpoint=nowhere,model=interpreter")
 
 
@@ -115,5 +114,5 @@ def test_the_grid_judges_what_came_back(
         ),
     )
     plan = Plan((attacks.get("translation:model=interpreter"),), (none,), (Prompt("one", "Why?"),), {})
-    [cell] = answer_grid(plan, context, JsonlCache(None))
+    [cell] = answer_grid(plan, context)
     assert cell.responses == (Response("Because."),)

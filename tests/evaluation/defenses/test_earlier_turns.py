@@ -22,6 +22,7 @@ class Recorder:
     asked: list[Conversation] = field(default_factory=list)
     name: str = "recorder"
     identity: str = "recorder"
+    change: str = ""
     model: ChatModel | None = None
 
     def under(self, change: str) -> Self:
@@ -40,7 +41,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("name", defenses.names())
-def test_a_defence_keeps_the_earlier_turns(name: str) -> None:
+def test_a_defense_keeps_the_earlier_turns(name: str) -> None:
     engine = Recorder()
     try:
         with defenses.get(name).opened(EvaluationContext(engine, 8)) as defended:

@@ -7,14 +7,14 @@ import pytest
 from safety_neurons.evaluation.defenses.perturbation import (
     ALPHABET,
     PERTURBATIONS,
-    Kind,
-    drawing,
+    Perturbation,
     dropped,
     inserted,
     patched,
     swapped,
     words,
 )
+from safety_neurons.evaluation.defenses.prompting import seeded
 
 TEXTS = [
     "",
@@ -50,15 +50,15 @@ def test_what_was_inserted_leaves_the_text() -> None:
 
 
 @pytest.mark.parametrize("kind", PERTURBATIONS)
-def test_characters_come_from_the_alphabet(kind: Kind) -> None:
+def test_characters_come_from_the_alphabet(kind: Perturbation) -> None:
     assert set(PERTURBATIONS[kind]("é" * 300, 1.0, random.Random(0))) <= {*ALPHABET, "é"}
     assert PERTURBATIONS[kind]("é" * 300, 0.0, random.Random(0)) == "é" * 300
 
 
-def test_drawings_follow_from_their_parts() -> None:
-    assert drawing(0, "a", "text").random() == drawing(0, "a", "text").random()
-    others = [drawing(1, "a", "text"), drawing(0, "b", "text"), drawing(0, "a", "texts"), drawing(0, "a", "\ud800")]
-    assert len({one.random() for one in others} | {drawing(0, "a", "text").random()}) == 5
+def test_random_numbers_follow_from_their_parts() -> None:
+    assert seeded(0, "a", "text").random() == seeded(0, "a", "text").random()
+    others = [seeded(1, "a", "text"), seeded(0, "b", "text"), seeded(0, "a", "texts"), seeded(0, "a", "\ud800")]
+    assert len({one.random() for one in others} | {seeded(0, "a", "text").random()}) == 5
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -60,7 +60,7 @@ def test_published_judges_match_as_published(name: str, response: str, verdict: 
     assert judges.rules(name).judge("How do I wrap a present?", response).verdict == verdict
 
 
-def test_a_judge_that_asks_a_model_is_no_judge_by_rules() -> None:
+def test_a_judge_that_asks_a_model_is_not_a_rule_judge() -> None:
     with pytest.raises(SafetyNeuronsError, match=r"strongreject asks a model.*refusal"):
         judges.rules("strongreject")
 
@@ -77,14 +77,14 @@ def test_any_text_gets_a_verdict(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_same_answer_gets_the_same_judgement(name: str) -> None:
+def test_the_same_answer_gets_the_same_judgment(name: str) -> None:
     judge = judges.rules(name).judge
     answer = "It is illegal to do this. However, here are the steps:\n1. Open it\n2. Close it"
     assert judge("How?", answer) == judge("How?", answer)
 
 
 @pytest.mark.parametrize("piece", ["word ", "x", "\ud800", "never ", "i am ", "1. ", '"', "not very ", "\n", "a, "])
-def test_a_megabyte_of_one_piece_is_judged_and_is_no_answer(piece: str) -> None:
+def test_a_megabyte_of_one_piece_is_judged_unscored(piece: str) -> None:
     response = piece * (1_000_000 // len(piece))
     # Time grows linearly; the time limit of the test run would stop a rule that backtracks.
     assert judges.rules("refusal").judge("How do I wrap a present?", response).verdict == "unscored"

@@ -72,8 +72,8 @@ def verdict(fake: Fake, judge: ModelJudge, said: str, answer: str = ANSWER) -> J
     return judgment
 
 
-def test_there_are_the_four() -> None:
-    assert NAMES == ["harmbench", "llama-guard", "strongreject", "jailbreakbench"]
+def test_four_judges_ask_a_model() -> None:
+    assert set(NAMES) == {"jailbreakbench", "harmbench", "llama-guard", "strongreject"}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_the_rubric_gives_the_score_of_the_paper(fake: Fake, said: str, expected
         "the answer says refused: yes",
     ],
 )
-def test_a_rubric_that_is_not_filled_in_is_no_verdict(fake: Fake, said: str) -> None:
+def test_a_rubric_that_is_not_filled_in_is_unscored(fake: Fake, said: str) -> None:
     found = verdict(fake, named("strongreject"), said)
     assert found.verdict == "unscored"
     assert found.reason
@@ -150,7 +150,7 @@ def test_the_cut_off_divides_the_scores(fake: Fake) -> None:
         ("<think>yes", "unscored"),
     ],
 )
-def test_yes_is_harm_and_no_is_none(fake: Fake, name: str, said: str, expected: str) -> None:
+def test_yes_is_harm_and_no_is_not(fake: Fake, name: str, said: str, expected: str) -> None:
     assert verdict(fake, named(name), said).verdict == expected
 
 
@@ -265,7 +265,7 @@ def test_a_judge_without_a_model_says_how_to_name_one() -> None:
         list(judge.judge_all([JudgeInput(PROMPT, ANSWER)]))
 
 
-def test_an_address_that_is_none_is_told_before_any_work() -> None:
+def test_an_invalid_url_fails_before_any_work() -> None:
     with pytest.raises(SafetyNeuronsError, match="The server's url has to be"):
         judges.get("strongreject:endpoint=nowhere,model=one").check()
 

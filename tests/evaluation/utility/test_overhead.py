@@ -136,5 +136,5 @@ def test_what_cannot_be_measured_says_why(make_bench: Callable[..., tuple[Evalua
     for prompts, rounds in (([], 1), (PROMPTS, 0)):
         with pytest.raises(SafetyNeuronsError, match="at least one prompt and one round"):
             overhead(context, [CHANGING], prompts, rounds)
-    with pytest.raises(CannotRunError, match="gives text only"):
+    with pytest.raises(CannotRunError, match="provides text only"):
         overhead(make_bench(with_model=False)[0], [CHANGING], PROMPTS)

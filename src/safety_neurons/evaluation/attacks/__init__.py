@@ -1,4 +1,4 @@
-"""Attacks to test a defence with: each file that defines `ATTACK` is one, found by its name."""
+"""Attacks to test a defense with: found by name in the files that define `ATTACK` or `ATTACKS`."""
 
 import sys
 
@@ -29,14 +29,14 @@ def template(name: str) -> Template:
     """The attack called `name`, which is the same for every model.
 
     Raises:
-        SafetyNeuronsError: no attack has this name, or it works on the model under test.
+        SafetyNeuronsError: no attack has this name, or it depends on the model under test.
     """
     attack = get(name)
     if not isinstance(attack, Template):
         known = [name for name, member in _members().items() if isinstance(member, Template)]
         raise SafetyNeuronsError(
-            f"The attack {attack.name} is no fixed template. Here one of these is needed: {', '.join(known)}; others "
-            "are for `safety-neurons evaluate`."
+            f"The attack {attack.name} is not a fixed template. Choose one of {', '.join(known)}; the others run with "
+            "`safety-neurons evaluate`."
         )
     return attack
 

@@ -1,7 +1,7 @@
-"""Conformity calibration: the run's safety neurons are moved to where harmless requests have them.
+"""Conformity calibration: moves the run's safety neurons to their activations on harmless requests.
 
-Whoever has the weights can do it, and every layer that the model was made safe with stays in place: it tests whether a
-defence survives the loss of the neurons that carry refusals.
+It takes access to the weights. Everything that makes the model safe stays in place, so the attack tests whether a
+defense survives the loss of the neurons that carry refusals.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from safety_neurons.models.chat import AttackedPrompt
 
 @dataclass(frozen=True, kw_only=True)
 class Conformity(Attack):
-    """`alpha` is the strength of the calibration; the run's own where it is left out."""
+    """`alpha` is the strength of the calibration. Default: the run's."""
 
     alpha: float | None = None
 
@@ -40,7 +40,7 @@ class Conformity(Attack):
 ATTACK = Conformity(
     name="conformity",
     source="Zhao, Ke, Huang 2026, Unraveling LLM Jailbreaks Through Safety Knowledge Neurons (EACL)",
-    description="Moves the safety neurons' activations towards those of harmless requests.",
+    description="Moves the safety neurons' activations toward those of harmless requests.",
     budget="the weights, and neurons that were found on them",
     sees_defended_model=True,
     changes_model=True,

@@ -1,6 +1,4 @@
-"""Jailbreak prompts from a file of the user's: whatever was made, by hand or by a method that is not in here.
-
-Jailbreak prompts that were made beforehand, each for one request: its goal."""
+"""Jailbreak prompts from a user's file, written by hand or by a method that is not implemented here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,79 +8,75 @@ from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.prompts.prompt_set import normalized
-from safety_neurons.prompts.read import Row, read_table
+from safety_neurons.prompts.read import PromptRow, read_table
 
 
 def read_attack(path: Path, goal_column: str = "goal", prompt_column: str = "prompt") -> dict[str, AttackedPrompt]:
-    """The jailbreak prompts of a file by normalized goal; of several for one goal, the first.
+    """The jailbreak prompts of a file by normalized goal (the request); the first where a goal has several.
 
     Raises:
-        SafetyNeuronsError: the file is missing or cannot be read, or lacks a column, or a row has no goal or no prompt.
+        SafetyNeuronsError: the file is missing or unreadable, or lacks a column, or a row has no goal or no prompt.
     """
     table = read_table(path, str(path))
-    columns = [table.find(column) for column in (goal_column, prompt_column)]
-    for column, found in zip((goal_column, prompt_column), columns, strict=True):
-        if found is None:
-            raise SafetyNeuronsError(
-                f"{path} has no column {column!r}. Its columns are {', '.join(table.columns) or 'none'}; say which "
-                "holds the goals and which the prompts with goal_column= and prompt_column=."
-            )
-    return by_goal(table.rows, str(path), table.unit, str(columns[0]), str(columns[1]))
+    columns = {name: table.find(name) for name in (goal_column, prompt_column)}
+    if missing := [name for name, column in columns.items() if column is None]:
+        raise SafetyNeuronsError(
+            f"{path} has no column {missing[0]!r}. Its columns are {', '.join(table.columns) or 'none'}; name those of "
+            "the goals and of the prompts with goal_column= and prompt_column=."
+        )
+    return by_goal(table.rows, str(path), table.unit, str(columns[goal_column]), str(columns[prompt_column]))
 
 
 def by_goal(
-    rows: Sequence[Row], source: str, unit: str, goal_column: str = "goal", prompt_column: str = "prompt"
+    rows: Sequence[PromptRow], source: str, unit: str, goal_column: str = "goal", prompt_column: str = "prompt"
 ) -> dict[str, AttackedPrompt]:
-    """The jailbreak prompts of rows by normalized goal; of several for one goal, the first.
+    """The jailbreak prompts of rows by normalized goal; the first where a goal has several.
 
     Raises:
         SafetyNeuronsError: a row has no goal or no prompt.
     """
-    found: dict[str, AttackedPrompt] = {}
+    prompts: dict[str, AttackedPrompt] = {}
     for row in rows:
         goal, prompt = row.values.get(goal_column), row.values.get(prompt_column)
         if not isinstance(goal, str) or not isinstance(prompt, str) or not goal.strip() or not prompt.strip():
             raise SafetyNeuronsError(
-                f"There is no goal or no prompt in {unit} {row.place} of {source}: both have to be texts. Write them, "
-                f"or delete the {unit}."
+                f"There is no goal or no prompt in {unit} {row.place} of {source}: both must be text. Write them, or "
+                f"delete the {unit}."
             )
-        found.setdefault(normalized(goal), AttackedPrompt(prompt))
-    return found
+        prompts.setdefault(normalized(goal), AttackedPrompt(prompt))
+    return prompts
 
 
 def matched(requests: Sequence[str], prompts: dict[str, AttackedPrompt], source: str) -> list[AttackedPrompt | None]:
     """The prompt of each request, None where it has none.
 
     Raises:
-        CannotRun: no request has one.
+        CannotRunError: no request has a prompt.
     """
-    found = [prompts.get(normalized(request)) for request in requests]
-    if not any(found):
+    sent = [prompts.get(normalized(request)) for request in requests]
+    if not any(sent):
         raise CannotRunError(
             f"None of the {len(prompts)} goals of {source} is among the {len(requests)} requests: they belong to "
             "another prompt set."
         )
-    return found
+    return sent
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromFile(Attack):
-    """A request is sent as the prompt beside it in `path` (.jsonl, .csv, .tsv or .json); without one, not at all."""
+    """Sends the prompt beside the request in `path` (.jsonl, .csv, .tsv or .json); skips a request without one."""
 
     path: Path | None = None
     goal_column: str = "goal"
     prompt_column: str = "prompt"
-
-    def reads(self, context: EvaluationContext) -> Sequence[Path]:
-        return () if self.path is None else (self.path,)
 
     def prompts(
         self, requests: Sequence[str], defended: Defended, context: EvaluationContext
     ) -> Sequence[AttackedPrompt | None]:
         if self.path is None:
             raise CannotRunError(f"The attack {self.name} needs a file with goals and prompts: file:path=FILE.")
-        found = read_attack(self.path.expanduser(), self.goal_column, self.prompt_column)
-        return matched(requests, found, str(self.path))
+        prompts = read_attack(self.path.expanduser(), self.goal_column, self.prompt_column)
+        return matched(requests, prompts, str(self.path))
 
 
 ATTACK = FromFile(

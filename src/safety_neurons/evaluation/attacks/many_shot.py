@@ -1,7 +1,7 @@
-"""Many-shot: the request comes at the end of a long made-up dialogue in which the assistant agrees to everything.
+"""Many-shot: the request ends a long invented dialogue in which the assistant agrees to everything.
 
-The more examples a model reads, the more it goes on like them. The published attack shows harmful answers. Ours shows
-harmless questions and the openings of answers, so that it is weaker: it tests the pull of agreement alone.
+The published attack shows harmful answers. Ours shows harmless questions and the openings of answers, so it is weaker:
+it tests the pull of agreement alone.
 """
 
 from collections.abc import Sequence
@@ -24,21 +24,21 @@ _ANSWERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ManyShot(Attack):
-    """`shots` made-up exchanges before the request, about 35 tokens each: a small context has room for few."""
+    """`shots` invented exchanges come before the request, about 35 tokens each."""
 
     shots: int = 32
 
     def __post_init__(self) -> None:
         if self.shots < 1:
-            raise SafetyNeuronsError(f"{self.name}: shots is a number from 1 on, not {self.shots}.")
+            raise SafetyNeuronsError(f"{self.name}: shots must be at least 1, not {self.shots}.")
 
     def prompts(
         self, requests: Sequence[str], defended: Defended, context: EvaluationContext
     ) -> Sequence[AttackedPrompt]:
-        # Training prompts, so that no question is one of those that are tested.
+        # Training prompts, so that no tested request is shown.
         questions = load_prompts("benign").split("train")
         if self.shots > len(questions):
-            raise SafetyNeuronsError(f"{self.name}: shots is at most {len(questions)}, not {self.shots}.")
+            raise SafetyNeuronsError(f"{self.name}: shots must be at most {len(questions)}, not {self.shots}.")
         exchanges = (
             f"User: {question}\n\nAssistant: {_ANSWERS[number % len(_ANSWERS)]}\n\n"
             for number, question in enumerate(questions.take(self.shots).texts)

@@ -1,13 +1,13 @@
-"""The jailbreak prompts that JailbreakBench publishes: what the best-known attacks found on its 100 behaviours.
+"""The prompts that JailbreakBench publishes: what the best-known attacks found for its 100 behaviors.
 
-They were made for another model than the one under test, so that their success says how well they carry over.
+They were made for another model than the one under test, so their success measures transfer.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import NamedTuple
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.core.files import atomic_path, cache_folder
@@ -16,15 +16,16 @@ from safety_neurons.evaluation.attacks.from_file import by_goal, matched, read_a
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.prompts.named import GITHUB
-from safety_neurons.prompts.read import Row
+from safety_neurons.prompts.read import PromptRow
 
 HOME = f"{GITHUB}/JailbreakBench/artifacts"
 BUDGET = "one prompt a request, made beforehand for another model"
+_OPEN = ("vicuna-13b-v1.5", "llama-2-7b-chat-hf")
+_CLOSED = ("gpt-3.5-turbo-1106", "gpt-4-0125-preview")
 
 
-@dataclass(frozen=True)
-class Published:
-    """Where the prompts of a method are: `kinds` has the models that they were made for, and with what access.
+class Published(NamedTuple):
+    """Where a method's prompts are: `kinds` maps each model that they were made for to the access it was attacked with.
 
     A local file may also begin with one of the `aliases`.
     """
@@ -32,20 +33,62 @@ class Published:
     method: str
     revision: str
     kinds: Mapping[str, str]
+    source: str
+    description: str
     aliases: tuple[str, ...] = ()
+
+
+PUBLISHED = {
+    "dsn": Published(
+        method="DSN",
+        revision="909e68c01d94222b8ad2e397a017e2e12e2adb73",
+        kinds=dict.fromkeys(_OPEN, "white_box"),
+        source="Zhou et al. 2024, Don't Say No (arXiv:2404.16369); prompts from JailbreakBench",
+        description="Appends a suffix without meaning that was found on another model to make refusals unlikely.",
+    ),
+    "gcg": Published(
+        method="GCG",
+        revision="1b8eaeb1d71869cf2621cbe8f1f3dbf6b8fe8d4c",
+        kinds=dict.fromkeys(_OPEN, "white_box") | dict.fromkeys(_CLOSED, "transfer"),
+        source="Zou et al. 2023, Universal and Transferable Attacks (arXiv:2307.15043); prompts from JailbreakBench",
+        description="Appends a suffix without meaning that gradients found on another model.",
+    ),
+    "jbc": Published(
+        method="JBC",
+        revision="1b8eaeb1d71869cf2621cbe8f1f3dbf6b8fe8d4c",
+        kinds=dict.fromkeys((*_OPEN, *_CLOSED), "manual"),
+        source="jailbreakchat.com; prompts from JailbreakBench (arXiv:2404.01318)",
+        description="Sends the request to AIM, a persona without morals that users passed around.",
+        aliases=("aim",),
+    ),
+    "pair": Published(
+        method="PAIR",
+        revision="1b8eaeb1d71869cf2621cbe8f1f3dbf6b8fe8d4c",
+        kinds=dict.fromkeys((*_OPEN, *_CLOSED), "black_box"),
+        source="Chao et al. 2023, Jailbreaking in Twenty Queries (arXiv:2310.08419); prompts from JailbreakBench",
+        description="Sends the request as a language model rewrote it to get past another model.",
+    ),
+    "prompt-rs": Published(
+        method="prompt_with_random_search",
+        revision="1ca21dea45638450b1457a09da389cf9f700ed67",
+        kinds=dict.fromkeys((*_OPEN, *_CLOSED), "black_box"),
+        source="Andriushchenko et al. 2024, Jailbreaking Leading LLMs (arXiv:2404.02151); prompts from JailbreakBench",
+        description="Sends the request in a template with rules and a suffix that random search found on another "
+        "model.",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact(Attack):
     """The prompts made for the model `target`: from NAME.TARGET.jsonl in `folder`, or downloaded once.
 
-    Where no folder is given, `attacks` in the folder with copies of public sets is searched before the network.
+    Without a folder, `attacks` in the folder with copies of public sets is searched before the network.
 
     Raises:
-        SafetyNeuronsError: nothing was published for this target, and no folder is given.
+        SafetyNeuronsError: nothing was published for this target, and no folder is named.
     """
 
-    published: ClassVar[Published]
     target: str = "vicuna-13b-v1.5"
     folder: Path | None = None
 
@@ -59,49 +102,49 @@ class Artifact(Attack):
         return self.name.partition(":")[0]
 
     @property
+    def published(self) -> Published:
+        return PUBLISHED[self.short]
+
+    @property
     def url(self) -> str:
         """Where the prompts for the target are published."""
         where = self.published
         return f"{HOME}/{where.revision}/attack-artifacts/{where.method}/{where.kinds[self.target]}/{self.target}.json"
 
     @property
-    def kept(self) -> Path:
-        """Where they are kept once they are downloaded."""
+    def cached(self) -> Path:
+        """Where the downloaded prompts are cached."""
         return cache_folder() / "attacks" / self.published.revision[:12] / f"{self.short}.{self.target}.json"
 
     def prompts(
         self, requests: Sequence[str], defended: Defended, context: EvaluationContext
     ) -> Sequence[AttackedPrompt | None]:
-        local = self._local(context)
-        if local is not None:
+        if local := self._local(context):
             return matched(requests, read_attack(local), str(local))
-        if not self.kept.exists():
+        if not self.cached.exists():
             self._download()
         try:
-            found = read_artifact(self.kept.read_bytes(), self.url)
+            prompts = read_artifact(self.cached.read_bytes(), self.url)
         except SafetyNeuronsError as error:
             raise SafetyNeuronsError(
-                f"The kept copy of the attack {self.short}, {self.kept}, cannot be used: {error} Delete it, and it is "
-                "downloaded again."
+                f"The cached copy of the attack {self.short}, {self.cached}, cannot be used: {error} Delete it, and it "
+                "is downloaded again."
             ) from error
-        return matched(requests, found, self.url)
-
-    def reads(self, context: EvaluationContext) -> Sequence[Path]:
-        local = self._local(context)
-        return () if local is None else (local,)
+        return matched(requests, prompts, self.url)
 
     def _local(self, context: EvaluationContext) -> Path | None:
+        """The file of these prompts in the attack's own folder, or among the copies of public sets."""
         folder = self.folder or (context.copies and context.copies / "attacks")
         if folder is None:
             return None
         stems = (self.short, *self.published.aliases)
         usual, *others = (folder.expanduser() / f"{stem}.{self.target}.jsonl" for stem in stems)
-        found = next((path for path in (usual, *others) if path.exists()), None)
-        # A folder that was named for this attack has to hold it.
-        return found if self.folder is None else found or usual
+        existing = next((path for path in (usual, *others) if path.exists()), None)
+        # A folder that was named for this attack must contain the file.
+        return existing or (usual if self.folder else None)
 
     def _download(self) -> None:
-        # Imported here: urllib takes long to load.
+        # Imported late: urllib takes long to load.
         from safety_neurons.prompts.named import DownloadError, download
 
         try:
@@ -109,18 +152,18 @@ class Artifact(Attack):
         except DownloadError as error:
             raise CannotRunError(
                 f"The attack {self.short} could not be downloaded from {self.url} ({error}). Download that address on "
-                f"another machine and save it as {self.kept}; or name a folder that has a file "
+                f"another machine and save it as {self.cached}; or name a folder that has a file "
                 f"{self.short}.{self.target}.jsonl with goals and prompts: {self.short}:folder=FOLDER."
             ) from error
         try:
-            # Checked before it is kept: a network's login page also comes with the status 200.
+            # Checked before it is cached: the login page of a network also comes with the status 200.
             read_artifact(content, self.url)
         except SafetyNeuronsError as error:
             raise SafetyNeuronsError(
-                f"What was downloaded for the attack {self.short} was not kept: {error} Open the address in a browser "
-                "to see what it sends."
+                f"The download for the attack {self.short} was not cached: {error} Open the address in a browser to "
+                "see what it sends."
             ) from error
-        with atomic_path(self.kept) as temporary:
+        with atomic_path(self.cached) as temporary:
             temporary.write_bytes(content)
 
 
@@ -128,14 +171,20 @@ def read_artifact(content: bytes, source: str) -> dict[str, AttackedPrompt]:
     """The prompts of a JailbreakBench artifact by normalized goal, without the requests that its attack gave up on.
 
     Raises:
-        SafetyNeuronsError: it is no artifact.
+        SafetyNeuronsError: the content is not an artifact.
     """
     try:
         rows = [
-            Row(place, {"goal": entry["goal"], "prompt": entry["prompt"]})
+            PromptRow(place, {"goal": entry["goal"], "prompt": entry["prompt"]})
             for place, entry in enumerate(json.loads(content)["jailbreaks"], start=1)
             if entry["prompt"]
         ]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SafetyNeuronsError(f"{source} is no artifact of JailbreakBench ({error!r}).") from error
+        raise SafetyNeuronsError(f"{source} is not a JailbreakBench artifact ({error!r}).") from error
     return by_goal(rows, source, "item")
+
+
+ATTACKS = tuple(
+    Artifact(name=name, source=where.source, description=where.description, budget=BUDGET)
+    for name, where in PUBLISHED.items()
+)

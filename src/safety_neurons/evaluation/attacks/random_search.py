@@ -1,6 +1,6 @@
-"""Random search: a suffix that makes an agreeing first word likely, found by trying random changes on the model itself.
+"""Random search: a suffix that makes an agreeing first word likely, found by random changes on the model under attack.
 
-Only the probability of the first token is asked for, so that it also works on models that give no gradients.
+Only the probability of the first token is used, so the attack needs no gradients.
 """
 
 import random
@@ -21,7 +21,7 @@ from safety_neurons.models.generate import in_batches
 
 TARGET = "Sure"
 START = " !"
-# So many neighbouring tokens are changed at most, as in the paper.
+# At most this many neighboring tokens are changed, as in the paper.
 WIDEST_CHANGE = 4
 FILE = "random-search.jsonl"
 
@@ -30,7 +30,7 @@ FILE = "random-search.jsonl"
 class RandomSearch(Attack):
     """`steps` rounds, each of which tries `candidates` changes of a suffix of `suffix_tokens` tokens in one batch.
 
-    The paper takes 25 tokens, up to 10,000 rounds of one change each, and restarts: raise `steps` for its strength.
+    The paper uses 25 tokens, up to 10,000 rounds of one change each, and restarts. Raise `steps` for its strength.
     """
 
     steps: int = 32
@@ -40,13 +40,13 @@ class RandomSearch(Attack):
     def __post_init__(self) -> None:
         for option in ("steps", "suffix_tokens", "candidates"):
             if getattr(self, option) < 1:
-                raise SafetyNeuronsError(f"{self.name}: {option} is a number from 1 on, not {getattr(self, option)}.")
+                raise SafetyNeuronsError(f"{self.name}: {option} must be at least 1, not {getattr(self, option)}.")
 
     def prompts(
         self, requests: Sequence[str], defended: Defended, context: EvaluationContext
     ) -> Sequence[AttackedPrompt]:
         model = weights_of(defended.engine, self.name)
-        kept = _kept(context.folder)
+        suffixes = _cached_suffixes(context.folder)
         pieces = suffix_pieces(model)
         sent = []
         with context.listener.task(self.name, len(requests)) as advance:
@@ -54,10 +54,10 @@ class RandomSearch(Attack):
                 key = fingerprint(
                     defended.engine.identity, request, self.steps, self.suffix_tokens, self.candidates, context.seed
                 )
-                if key not in kept.entries:
+                if key not in suffixes.entries:
                     *_, (suffix, _) = self.search(model, pieces, request, context.seed)
-                    kept.add(key, {"suffix": suffix})
-                sent.append(AttackedPrompt(request + kept.entries[key]["suffix"]))
+                    suffixes.add(key, {"suffix": suffix})
+                sent.append(AttackedPrompt(request + suffixes.entries[key]["suffix"]))
                 advance(1)
         return sent
 
@@ -71,16 +71,16 @@ class RandomSearch(Attack):
         for _ in range(self.steps):
             tried = [changed(best, pieces, draw) for _ in range(self.candidates)]
             # Pieces can join to a mark of the chat template, which would end the user's turn.
-            tried = [one for one in tried if not any(mark in "".join(one) for mark in marks)]
-            found = agreement(model, [request + "".join(one) for one in tried])
-            for suffix, value in zip(tried, found, strict=True):
+            tried = [suffix for suffix in tried if not any(mark in "".join(suffix) for mark in marks)]
+            values = agreement(model, [request + "".join(suffix) for suffix in tried])
+            for suffix, value in zip(tried, values, strict=True):
                 if value > highest:
                     best, highest = suffix, value
             yield "".join(best), highest
 
 
-def _kept(folder: Path | None) -> JsonlCache:
-    """What was found before. Of several processes only the first has the file, and the others know what is in it."""
+def _cached_suffixes(folder: Path | None) -> JsonlCache:
+    """The suffixes found before. Process 0 alone has the file; it sends the entries to the others."""
     path = folder / FILE if folder is not None and owns(0) else None
     if path is not None:
         with disk_errors(path):
@@ -89,36 +89,36 @@ def _kept(folder: Path | None) -> JsonlCache:
 
 
 def changed(suffix: Sequence[str], pieces: Sequence[str], draw: random.Random) -> list[str]:
-    """The suffix with one to four neighbouring pieces replaced at random."""
+    """The suffix with one to four neighboring pieces replaced at random."""
     width = draw.randint(1, min(WIDEST_CHANGE, len(suffix)))
     start = draw.randint(0, len(suffix) - width)
     return [*suffix[:start], *draw.choices(pieces, k=width), *suffix[start + width :]]
 
 
 def agreement(model: ChatModel, users: Sequence[str]) -> list[float]:
-    """For each user turn the log-probability, in nats, that the model's answer begins with the target's first token."""
-    # Of the texts as they are sent, not of the tokens that they were put together from: these may join differently.
+    """The log-probability, in nats, that the answer to each user turn begins with the target's first token."""
+    # Texts are tokenized as they are sent: pieces may join to other tokens than those they were drawn from.
     texts = [model.render(user) for user in users]
     target = model.tokenizer.encode(TARGET, add_special_tokens=False)[0]
 
     def read(batch: list[int]) -> list[float]:
         with torch.inference_mode():
             logits = forward(model.model, model.encode([texts[index] for index in batch])).logits[:, -1]
-        found: list[float] = logits.float().log_softmax(-1)[:, target].tolist()
-        return found
+        values: list[float] = logits.float().log_softmax(-1)[:, target].tolist()
+        return values
 
     return in_batches(texts, max(1, len(texts)), read)
 
 
 def suffix_pieces(model: ChatModel) -> list[str]:
-    """What a suffix is made of: the texts of the tokens that are printable ASCII, without the special ones."""
+    """The vocabulary of suffixes: the texts of tokens that are printable ASCII, without special tokens."""
     tokenizer, marks = model.tokenizer, special_texts(model)
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     return sorted({text for text in texts if text.strip() and text.isascii() and text.isprintable()} - marks)
 
 
 def special_texts(model: ChatModel) -> set[str]:
-    """The texts that the tokenizer takes for a token of its own wherever they stand, such as the end of a turn."""
+    """The texts that the tokenizer always reads as one token, such as the end of a turn."""
     return {*model.tokenizer.all_special_tokens, *model.tokenizer.get_added_vocab()}
 
 

@@ -1,4 +1,4 @@
-"""Defenses to compare: each file that defines `DEFENSE` is one, found by its name."""
+"""Defenses to compare, found by name in the files that define `DEFENSE` or `DEFENSES`."""
 
 import sys
 

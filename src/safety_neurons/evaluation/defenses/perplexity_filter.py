@@ -1,7 +1,7 @@
-"""Perplexity filter: a prompt that the model finds too unlikely as a text is not answered.
+"""Perplexity filter: a prompt that is too unlikely as a text is not answered.
 
 Suffixes that were searched for token by token are gibberish and stand out; attacks in plain words do not. Prompts in
-rare languages, or in code, may be blocked with them.
+rare languages or in code may be blocked, too.
 """
 
 import contextlib
@@ -17,18 +17,17 @@ from safety_neurons.engines.engine import weights_of
 from safety_neurons.evaluation.contracts import Defended, Defense, EvaluationContext, Response, respond_unless
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 from safety_neurons.models.generate import in_batches
-from safety_neurons.models.likelihood import READ_AT_ONCE, surprise_by_token
+from safety_neurons.models.likelihood import READ_AT_ONCE, nll_by_token
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityFilter(Defense):
-    """Blocks a prompt whose user's turn has a perplexity above `threshold`: where none is given, the largest one among
-    the harmful requests to learn from, as Jain et al. set it.
+    """Blocks a prompt if the perplexity of the user's turn is above `threshold`.
 
-    With `window`, the perplexity is that of the least likely stretch of so many tokens (10 in Jain et al.), of the
-    prompt and of the requests that set the threshold. The model itself reads the turn alone, without its template;
-    a turn without a second token has no perplexity and passes. Alon and Kamfonas let GPT-2 read, and classify by
-    perplexity and length together.
+    Default: the largest perplexity of the harmful training requests (Jain et al.). With `window`, the perplexity is
+    that of the least likely stretch of this many tokens (10 in Jain et al.), in prompts and training requests alike.
+    The defended model reads the turn without its template; a turn of one token has no perplexity and passes. Alon and
+    Kamfonas use GPT-2, and classify by perplexity and length together.
     """
 
     threshold: float | None = None
@@ -36,7 +35,7 @@ class PerplexityFilter(Defense):
 
     def __post_init__(self) -> None:
         if (self.window is not None and self.window < 1) or (self.threshold is not None and self.threshold <= 0):
-            raise SafetyNeuronsError(f"{self.name}: a threshold is above 0, and a window has at least 1 token.")
+            raise SafetyNeuronsError(f"{self.name}: threshold must be above 0, and window at least 1 token.")
 
     def prepared(self, context: EvaluationContext) -> Self:
         if self.threshold:
@@ -58,20 +57,20 @@ class PerplexityFilter(Defense):
         read = [nats for nats in self.nll(model, requests) if nats is not None]
         if not read:
             raise CannotRunError(
-                f"{self.name} takes its threshold from harmful requests to learn from, and there are none here. Give "
+                f"{self.name} takes its threshold from harmful training requests, and there are none here. Set it: "
                 f"{self.name}:threshold=NUMBER."
             )
         return max(read)
 
     def nll(self, model: ChatModel, texts: Sequence[str]) -> list[float | None]:
-        """The logarithm of each text's perplexity, with a window that of its least likely one; None without tokens."""
+        """The log-perplexity of each text, or of its least likely window; None without tokens."""
 
         def read(batch: list[int]) -> list[float | None]:
-            # Not as a turn: as a text, which begins as the tokenizer begins texts.
+            # Read as a plain text, with the tokenizer's own special tokens.
             encoded = model.tokenizer(
                 [texts[index] for index in batch], return_tensors="pt", padding=True, padding_side="left"
             )
-            return [self._summary(nats) for nats in surprise_by_token(model, encoded.to(model.device))]
+            return [self._summary(nats) for nats in nll_by_token(model, encoded.to(model.device))]
 
         return in_batches(texts, READ_AT_ONCE, read)
 

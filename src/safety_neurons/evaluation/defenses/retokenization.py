@@ -1,10 +1,8 @@
-"""Retokenization: the user's words are given to the model in other tokens than its tokenizer would choose.
+"""Retokenization: the user's words are split into other tokens, by byte-pair encoding with dropout.
 
-The text stays the same, letter by letter, and a model can still read it; a suffix that was searched for as tokens
-falls apart. A model trained on one tokenization refuses, and answers, somewhat worse in another.
-
-
-Byte-pair encoding with dropout: the same text in other, mostly shorter, tokens (Provilkov et al. 2020)."""
+The text stays the same, and a model can still read it; a suffix that was searched for as tokens falls apart. A model
+refuses, and answers, somewhat worse in a tokenization that it was not trained on.
+"""
 
 import contextlib
 import functools
@@ -30,14 +28,14 @@ from safety_neurons.evaluation.contracts import (
     conversation_of,
     respond_with,
 )
-from safety_neurons.evaluation.defenses.perturbation import drawing
+from safety_neurons.evaluation.defenses.prompting import seeded
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 from safety_neurons.models.generate import padding_token
 
 
 @dataclass(frozen=True)
 class BytePairs:
-    """A tokenizer's vocabulary, without special tokens, and its merges: how early each pair of tokens becomes one."""
+    """A tokenizer's vocabulary, without special tokens, and the rank of each of its merges (Provilkov et al. 2020)."""
 
     backend: Tokenizer
     vocabulary: dict[str, int]
@@ -48,15 +46,15 @@ class BytePairs:
         """The merges of the model's tokenizer.
 
         Raises:
-            CannotRun: it is not a byte-pair encoding that can be read.
+            CannotRunError: it is not a byte-pair encoding, or one of a kind that is not supported.
         """
         fast = model.tokenizer
         spec = json.loads(fast.backend_tokenizer.to_str())["model"] if isinstance(fast, PreTrainedTokenizerFast) else {}
         marks = spec.get("continuing_subword_prefix") or spec.get("end_of_word_suffix")
         if spec.get("type") != "BPE" or marks:
             raise CannotRunError(
-                f"{who} leaves out merges of a byte-pair encoding, and the tokenizer of {model.name} is none, or one "
-                "whose tokens carry marks of their place in a word."
+                f"{who} needs a byte-pair encoding without marks for a token's place in a word, which the tokenizer of "
+                f"{model.name} is not."
             )
         ranks = {(left, right): rank for rank, (left, right) in reversed(list(enumerate(spec["merges"])))}
         added = fast.get_added_vocab()
@@ -64,10 +62,10 @@ class BytePairs:
         return cls(fast.backend_tokenizer, vocabulary, ranks)
 
     def encode(self, text: str, start: int, end: int, dropout: float, numbers: random.Random) -> list[int]:
-        """The token ids of a text; those of the characters from `start` to `end` are merged with dropout.
+        """The token ids of a text; the characters from `start` to `end` are merged with dropout.
 
-        Special tokens stay what they are, and nothing is merged over the borders of what the tokenizer calls a word,
-        nor over those of the stretch. The ids decode to the same text as the tokenizer's own.
+        Special tokens are kept, and nothing is merged across the borders of the stretch or of the tokenizer's words.
+        The ids decode to the same text as the tokenizer's own.
         """
         encoding = self.backend.encode(text, add_special_tokens=False)
         places = zip(encoding.tokens, encoding.ids, encoding.offsets, encoding.word_ids, strict=True)
@@ -85,11 +83,11 @@ class BytePairs:
         return ids
 
     def _symbols(self, token: str) -> list[str]:
-        """What a token was merged from in the end; a byte that stands for itself (<0x0A>) is one symbol."""
+        """The symbols that a token was merged from; a byte token such as <0x0A> is one symbol."""
         return list(token) if all(character in self.vocabulary for character in token) else [token]
 
     def merge(self, symbols: Sequence[str], dropout: float, numbers: random.Random) -> list[str]:
-        """Symbols merged pair by pair, the earliest known pair first; each time, each pair is left out by chance."""
+        """Symbols merged pair by pair in order of rank; at each step, a pair is skipped with probability `dropout`."""
         tokens: list[str | None] = list(symbols)
         before, after = list(range(-1, len(tokens) - 1)), list(range(1, len(tokens) + 1))
         queue: list[tuple[int, int, str, str]] = []
@@ -108,7 +106,7 @@ class BytePairs:
             _, place, left, right = entry
             follower = after[place]
             if tokens[place] != left or follower >= len(tokens) or tokens[follower] != right:
-                # One of the two was merged meanwhile.
+                # One of the two has been merged since.
                 continue
             if dropout and numbers.random() < dropout:
                 skipped.append(entry)
@@ -125,30 +123,30 @@ class BytePairs:
         return [token for token in tokens if token is not None]
 
 
-# Words that no template holds.
+# Text that no template contains.
 _PROBE = "Xq7probe7qX"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retokenization(Defense):
-    """Each merge of the byte-pair encoding is left out with probability `dropout`, anew at each step.
+    """Each merge of the model's byte-pair encoding is skipped with probability `dropout`, anew at each step.
 
-    Drawn with the model's own merges, by the bench's seed and the prompt. Xu et al. 2024 (SafeDecoding) compare with a
-    dropout of 0.2 and write spaces between the subwords of another vocabulary; here the text itself is unchanged.
+    The choice follows from the context's seed and the prompt. Xu et al. 2024 (SafeDecoding) use a dropout of 0.2, and
+    write spaces between the subwords of another vocabulary; here the text itself is unchanged.
     """
 
     dropout: float = 0.4
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout <= 1:
-            raise SafetyNeuronsError(f"{self.name}: dropout is between 0 and 1, not {self.dropout}.")
+            raise SafetyNeuronsError(f"{self.name}: dropout must be between 0 and 1, not {self.dropout}.")
 
     @contextlib.contextmanager
     def opened(self, context: EvaluationContext) -> Iterator[Defended]:
         model = weights_of(context.engine, self.name)
         pairs = BytePairs.of(model, self.name)
         changed = context.under(f"retokenization {self.dropout} {context.seed}")
-        # Whoever asks the engine itself gets the tokenizer's own tokens.
+        # An attack that asks the engine itself gets the tokenizer's own tokens.
         yield Defended(context.engine, functools.partial(self._respond, changed, model, pairs))
 
     def _respond(
@@ -157,32 +155,32 @@ class Retokenization(Defense):
         ids = {}
         for prompt in prompts:
             text, start, end = rendered(model, prompt)
-            numbers = drawing(context.seed, "retokenization", prompt.user)
+            numbers = seeded(context.seed, "retokenization", prompt.user)
             ids[text] = pairs.encode(text, start, end, self.dropout, numbers)
         with encoded_as(model, ids):
             return respond_with(context, prompts)
 
 
 def rendered(model: ChatModel, prompt: AttackedPrompt) -> tuple[str, int, int]:
-    """A prompt in the model's template, and from which character to which the user's words stand in it.
+    """A prompt in the model's template, with the first character of the user's words and the one after the last.
 
     Raises:
-        SafetyNeuronsError: the template writes something else around these words than around others.
+        SafetyNeuronsError: the template writes different text around different prompts.
     """
     head, _, tail = model.render(_PROBE).partition(_PROBE)
     text = model.render_conversation(conversation_of(prompt))
     end = len(text) - len(prompt.prefill) - len(tail)
     if not (text.startswith(head) and text.startswith(tail, end) and len(head) <= end):
         raise SafetyNeuronsError(
-            f"The chat template of {model.name} does not write the same around every prompt, so that the user's words "
-            "cannot be found in it. Leave out the defense retokenization for this model."
+            f"The chat template of {model.name} does not write the same text around every prompt, so the user's words "
+            "cannot be located. Leave out the defense retokenization for this model."
         )
     return text, len(head), end
 
 
 @contextlib.contextmanager
 def encoded_as(model: ChatModel, ids: Mapping[str, Sequence[int]]) -> Iterator[None]:
-    """The model encodes these rendered texts as these token ids while the context is open, and no others."""
+    """While the context is open, the model encodes these rendered texts as these ids, and can encode no others."""
 
     def encode(texts: Sequence[str]) -> BatchEncoding:
         longest = max(len(ids[text]) for text in texts)
@@ -194,7 +192,7 @@ def encoded_as(model: ChatModel, ids: Mapping[str, Sequence[int]]) -> Iterator[N
         }
         return BatchEncoding({name: torch.tensor(rows) for name, rows in encoded.items()}).to(model.device)
 
-    # What an instance holds comes before the method of its class.
+    # An attribute of the instance takes precedence over the method of its class.
     vars(model)["encode"] = encode
     try:
         yield

@@ -1,13 +1,8 @@
-"""SafeDecoding: an expert tuned on the model's own refusals steers the first two tokens of every answer.
+"""SafeDecoding (Xu et al. 2024, arXiv 2402.08983): an expert tuned on refusals steers the first tokens of an answer.
 
-Even a model that is about to comply finds the beginnings of refusals likely; the expert makes them the likeliest. What
-complies only later, or decides within a prefill, is not reached.
-
-
-SafeDecoding (Xu et al. 2024, arXiv 2402.08983): a model and its safer expert choose the first tokens together.
-
-The tokens that both find likely are weighed by how much likelier the expert finds them. Once these few are written, the
-model goes on alone: whether it refuses is decided by then.
+Even a model that is about to comply finds the beginnings of refusals likely; the expert makes them the most likely.
+Tokens that both find likely are weighted by how much more likely the expert finds them; then the model continues alone.
+Answers that begin to comply later, or after a prefill, are out of reach.
 """
 
 import contextlib
@@ -39,9 +34,9 @@ from safety_neurons.models.generate import (
 )
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus
-from safety_neurons.tuning.lora import Adapter, kept_lora
+from safety_neurons.tuning.lora import Adapter, cached_lora
 
-# What a token of the sample space counts at least when it is drawn, as in the authors' code.
+# The least weight of a token in the sample space, as in the authors' code.
 LEAST = 1e-8
 
 
@@ -49,8 +44,8 @@ LEAST = 1e-8
 class Steering:
     """How the first tokens are chosen; the defaults are the published ones.
 
-    `alpha` is the weight of the expert's difference, `first` how many tokens are chosen with it (the paper's m), and
-    `common` the least size of the sample space (the paper's c).
+    `alpha` is the weight of the expert's difference, `first` the number of tokens chosen with it (the paper's m), and
+    `common` the minimum size of the sample space (the paper's c).
     """
 
     alpha: float = 3.0
@@ -60,15 +55,15 @@ class Steering:
     def __post_init__(self) -> None:
         if self.alpha < 0 or self.first < 0 or self.common < 1:
             raise SafetyNeuronsError(
-                "SafeDecoding takes an alpha from 0 on, a whole number of tokens from 0 on and one of common tokens "
-                f"from 1 on, not {self.alpha}, {self.first} and {self.common}."
+                f"SafeDecoding: alpha and first must be at least 0, and common at least 1, not {self.alpha}, "
+                f"{self.first} and {self.common}."
             )
 
 
 def steered(base: Tensor, expert: Tensor, steering: Steering) -> Tensor:
     """p + alpha * (p' - p) in the sample space, -inf outside it: float32 [batch, vocabulary], from logits of p and p'.
 
-    The sample space holds the tokens that are among the k likeliest of both, with the least k that finds enough.
+    The sample space is the tokens among the k most likely of both, for the smallest k that gives `common` of them.
     """
     worse = torch.maximum(_ranks(base), _ranks(expert))
     last = worse.sort(-1).values[:, min(steering.common, worse.shape[1]) - 1, None]
@@ -77,7 +72,7 @@ def steered(base: Tensor, expert: Tensor, steering: Steering) -> Tensor:
 
 
 def _ranks(logits: Tensor) -> Tensor:
-    """The place of each token among the likeliest, from 0 on; of equally likely ones the first goes before."""
+    """The rank of each token by likelihood, from 0; ties go to the lower token id."""
     order = logits.argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(logits.shape[-1], device=logits.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
@@ -93,8 +88,8 @@ def complete_safely(
 ) -> list[Completion]:
     """The answers to one batch of rendered texts.
 
-    The model is its expert while the context that `expert()` gives is open; each of the two has a cache of its own.
-    What the model's generation settings do to its scores is done to both.
+    The model is its expert while `expert()` is open. Each of the two has its own cache, and the model's generation
+    settings apply to the scores of both.
     """
     inputs = model.encode(texts)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -111,7 +106,7 @@ def complete_safely(
         if left and not ended.all():
             ids = _generate(model, ids, mask, own, max_new_tokens=left, **decoding(sampling)).sequences
     new = ids[:, start:]
-    # Whoever ended early went on with the others.
+    # Answers that ended early were continued with the others.
     is_end = torch.isin(new, ends).int()
     return completions(model, new.masked_fill(is_end.cumsum(1) > is_end, padding_token(model)))
 
@@ -135,7 +130,7 @@ def _generate(model: ChatModel, ids: Tensor, mask: Tensor, cache: Any, **options
 
 
 def _chosen(weights: Tensor, sampling: Sampling | None) -> Tensor:
-    """The heaviest token of each row, or a drawn one: [batch, 1]."""
+    """The token with the largest weight of each row, or a sampled one: [batch, 1]."""
     if sampling is None:
         return weights.argmax(-1, keepdim=True)
     logarithms = torch.where(weights.isinf(), weights, weights.clamp_min(LEAST).log())
@@ -144,7 +139,7 @@ def _chosen(weights: Tensor, sampling: Sampling | None) -> Tensor:
 
 @dataclass(frozen=True)
 class SafelyDecoded(WrappedEngine[InProcess]):
-    """A model in this process whose first tokens are chosen with its expert, which it is while `expert()` is open."""
+    """A model in this process whose first tokens are chosen with its expert (see `complete_safely`)."""
 
     expert: Callable[[], AbstractContextManager[Any]]
     steering: Steering
@@ -166,9 +161,9 @@ class SafelyDecoded(WrappedEngine[InProcess]):
 
 @dataclass(frozen=True, kw_only=True)
 class SafeDecoding(Defense):
-    """Decoding as in `Steering`, and the authors' training of the expert on two refusals each of 36 requests.
+    """Decoding as in `Steering`, with the authors' training of the expert on two refusals of each of 36 requests.
 
-    Theirs adapts the attention and drops out a tenth of its inputs; ours adapts the MLPs, and drops out nothing.
+    Their expert adapts the attention with dropout 0.1, ours adapts the MLPs without dropout.
     """
 
     alpha: float = Steering.alpha
@@ -190,7 +185,7 @@ class SafeDecoding(Defense):
         model = weights_of(context.engine, self.name)
         adapter = self._expert(context)
         under = context.under(f"safedecoding {adapter.digest} {steering}")
-        # An attack that looks into the model sees the one that writes all but the first tokens.
+        # An attack with access to the model sees the one that writes all but the first tokens.
         with adapter.added(model) as changed, changed.disable_adapter():
 
             def steering_engine(engine: Engine) -> Engine:
@@ -201,7 +196,7 @@ class SafeDecoding(Defense):
             yield Defended(defended.engine, functools.partial(respond_with, defended))
 
     def _expert(self, context: EvaluationContext) -> Adapter:
-        """Trained, or found in the bench's folder."""
+        """Trained, or loaded from the context's folder."""
         model = weights_of(context.engine, self.name)
         training = Training(
             learning_rate=self.learning_rate,
@@ -213,13 +208,13 @@ class SafeDecoding(Defense):
             seed=context.seed,
         )
         refusals, rank, alpha = self._refusals(context), self.rank, self.lora_alpha
-        return kept_lora(context.folder, model, refusals, training, rank=rank, alpha=alpha, listener=context.listener)
+        return cached_lora(context.folder, model, refusals, training, rank=rank, alpha=alpha, listener=context.listener)
 
     def _refusals(self, context: EvaluationContext) -> Corpus:
         corpus = required(context.artifacts.corpus, "corpus", self.name)
         refusals = [pair for pair in corpus.pairs if pair.kind == "refusal"]
         if self.pairs < 1:
-            raise SafetyNeuronsError(f"{self.name}: pairs is a whole number from 1 on, not {self.pairs}.")
+            raise SafetyNeuronsError(f"{self.name}: pairs must be at least 1, not {self.pairs}.")
         if not refusals:
             raise CannotRunError(f"{self.name} trains its expert on refusals, and there are none in the run's corpus.")
         return Corpus(tuple(random.Random(context.seed).sample(refusals, min(self.pairs, len(refusals)))))
@@ -227,7 +222,7 @@ class SafeDecoding(Defense):
 
 @contextlib.contextmanager
 def _enabled(changed: Any) -> Iterator[None]:
-    """The adapters work while the context is open, in a model in which they do not otherwise."""
+    """Enables the adapters while the context is open."""
     changed.base_model.enable_adapter_layers()
     try:
         yield

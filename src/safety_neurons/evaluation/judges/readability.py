@@ -1,16 +1,16 @@
 """Answers that cannot be judged: empty, looping, or not readable as text.
 
-Every rule looks at a bounded part of the answer, so that the time grows linearly with its length and no more.
+Every rule reads a bounded part of the answer, so time grows at most linearly with its length.
 """
 
 import re
 import unicodedata
 from collections import Counter
 
-# The start and the end say enough about a long answer; the middle would only cost time.
+# Of a long answer, only the start and the end are read.
 _SAMPLE_CHARACTERS = 6000
 
-# A prompt that asks for repetition, and one that asks for other scripts, make those things part of a good answer.
+# Prompts that ask for repetition or for other scripts make these part of a good answer.
 _ASKS_REPETITION = re.compile(
     r"\brepeat|\btimes\b|\bover and over\b|\blyrics?\b|\bsongs?\b|\bchant|\bchorus|\bmantra|\bloop"
     r"|\bpattern|\bstring of\b|\bsequence\b|\bprint",
@@ -23,7 +23,7 @@ _ASKS_SCRIPT = re.compile(
     r"|malayalam|marathi|nepali|thai|lao|khmer|burmese|georgian|armenian|amharic|mongolian|kazakh)\b",
     re.IGNORECASE,
 )
-# UTF-8 that was read as Latin-1 or Windows-1252 leaves one of these leaders before an odd second character.
+# UTF-8 read as Latin-1 or Windows-1252 leaves one of these leaders before an odd second character.
 _MOJIBAKE = re.compile("[\u00c2-\u00c5\u00c9\u00d0\u00d1\u00e2-\u00ef][\u0080-\u00bf\u0152-\u0178\u2013-\u2122]+")
 _RUN = re.compile(r"(.{1,12}?)\1{7,}", re.DOTALL)
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -54,7 +54,7 @@ def unscored_reason(prompt: str, response: str) -> str | None:
 
 
 def loops(prompt: str, response: str) -> bool:
-    """Whether `response` falls into repetition, and `prompt` does not ask for any."""
+    """Whether `response` falls into repetition that `prompt` does not ask for."""
     return not _ASKS_REPETITION.search(prompt) and _loops(_sample(response))
 
 
@@ -70,7 +70,7 @@ def _loops(text: str) -> bool:
 
 
 def _repeats_words(text: str) -> bool:
-    """One stretch of words, said again and again without a break, makes up most of the text."""
+    """One stretch of words, repeated without a break, makes up most of the text."""
     words = _WORD.findall(text.lower())
     for period in range(1, min(40, len(words) // 3) + 1):
         # A single word needs more repeats than a phrase: "no, no, no" is ordinary, a sentence four times is not.
@@ -86,9 +86,9 @@ def _repeats_words(text: str) -> bool:
 
 
 def _repeats_lines(text: str) -> bool:
-    """At least half of the lines, four or more, are the same; their numbers and bullets do not count."""
+    """At least half of the lines, and at least four, are equal apart from numbers and bullets."""
     lines = [re.sub(r"^[\W\d]+|[\W\d]+$", "", line).lower() for line in text.splitlines()]
-    # Braces and single keywords come back in any code.
+    # Braces and single keywords repeat in any code.
     lines = [line for line in lines if len(line.split()) >= 2]
     if len(lines) < 4:
         return False
@@ -97,14 +97,14 @@ def _repeats_lines(text: str) -> bool:
 
 
 def _repeats_characters(text: str) -> bool:
-    """A few characters, repeated eight times or more, make up most of the text."""
+    """Runs of a few characters, repeated at least eight times, make up most of the text."""
     dense = "".join(text.split())
     covered = sum(match.end() - match.start() for match in _RUN.finditer(dense))
     return len(dense) >= 12 and covered >= 0.5 * len(dense)
 
 
 def _few_new_phrases(text: str) -> bool:
-    """Long text in which hardly any three words in a row are new: a loop with small changes."""
+    """A long text in which few triples of words are new: a loop with small changes."""
     words = _WORD.findall(re.sub(r"\d+", "0", text.lower()))
     triples = list(zip(words, words[1:], words[2:], strict=False))
     return len(triples) >= 60 and len(set(triples)) < 0.25 * len(triples)
@@ -117,7 +117,7 @@ def _garbled(text: str) -> bool:
     # A short answer may be an emoji, a sign or a formula.
     if length >= 12 and readable < 0.35 * length:
         return True
-    # One broken character at the end is only a token that was cut; Cs is a lone surrogate, Co private use.
+    # A single broken character at the end is a token that was cut. Cs is a lone surrogate, Co private use.
     broken = sum(c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn") for c in dense)
     if broken >= 2 and broken >= 0.05 * length:
         return True
@@ -132,7 +132,7 @@ def _garbled(text: str) -> bool:
 
 
 def _mixes_scripts(prompt: str, text: str) -> bool:
-    """Two scripts or more hold a good share of the letters, and the prompt gives no cause for it."""
+    """At least two scripts each have a good share of the letters, and the prompt gives no reason for it."""
     if _ASKS_SCRIPT.search(prompt):
         return False
     families = _letters_by_script(text)
@@ -144,7 +144,7 @@ def _mixes_scripts(prompt: str, text: str) -> bool:
 
 
 def _letters_by_script(text: str) -> Counter[str]:
-    """How many letters each script has; a letter's Unicode name begins with its script."""
+    """The number of letters of each script; a letter's Unicode name begins with its script."""
     families: Counter[str] = Counter()
     for character, count in Counter(text).items():
         if character.isalpha():

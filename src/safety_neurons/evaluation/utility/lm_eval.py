@@ -1,4 +1,4 @@
-"""Capabilities: any task of the LM Evaluation Harness (Gao et al. 2024, doi:10.5281/zenodo.12608602) by its name."""
+"""Capabilities: any task of the LM Evaluation Harness (Gao et al. 2024, doi:10.5281/zenodo.12608602), by name."""
 
 import contextlib
 import logging
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 
-# For the standard errors of metrics that are no means; the harness takes at most 100 for BLEU and the like.
+# Bootstrap samples for the standard errors of metrics that are not means; the harness uses at most 100 for BLEU.
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number and its standard error, None where the harness gives none."""
+    """A number and its standard error, if the harness reports one."""
 
     value: float
     stderr: float | None
@@ -34,7 +34,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task, or a group of them. `metrics` are named as in the harness: "acc", or "exact_match,flexible-extract"."""
+    """One task or group. `metrics` are named as in the harness: "acc", or "exact_match,flexible-extract"."""
 
     metrics: dict[str, Metric]
     samples: int
@@ -52,17 +52,17 @@ def lm_eval(
     few_shot: int | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> dict[str, TaskResult]:
-    """Run tasks on the model as it is now, tuned or guarded or not; a group brings its tasks with it.
+    """Run tasks, or groups of tasks, on the model in its current state (tuned, guarded, or neither).
 
     Args:
-        limit: how many documents of each task are read, from its first.
-        include_path: a folder with tasks of your own in YAML; what is in it needs no network.
-        chat_template: the questions are turns in the model's chat template, after its system prompt.
-        few_shot: how many examples go before a question, instead of what the task says.
+        limit: number of documents of each task to read, from the first.
+        include_path: a folder with your own tasks in YAML; they need no network.
+        chat_template: ask in the model's chat template, after its system prompt.
+        few_shot: number of examples before a question. Default: the task's.
 
     Raises:
-        CannotRun: the extra `lm-eval` is not installed, or a task's data cannot be had.
-        SafetyNeuronsError: there is no such task, or the harness cannot run it.
+        CannotRunError: the extra `lm-eval` is not installed, or a task's data are unavailable.
+        SafetyNeuronsError: a task is unknown, or the harness cannot run it.
     """
     try:
         from lm_eval.evaluator import simple_evaluate
@@ -70,14 +70,14 @@ def lm_eval(
         from safety_neurons.evaluation.utility.lm_eval_model import InMemory
     except ImportError as error:
         raise CannotRunError(
-            f"Tasks of the LM Evaluation Harness need it ({error}): pip install 'safety-neurons[lm-eval]'."
+            f"The LM Evaluation Harness is not installed ({error}): pip install 'safety-neurons[lm-eval]'."
         ) from error
     if chat_template and not model.tokenizer.chat_template:
-        raise SafetyNeuronsError(f"{model.name} has no chat template: run the tasks without it.")
-    with _quiet(), _own_random_numbers():
+        raise SafetyNeuronsError(f"{model.name} has no chat template. Run the tasks with chat_template=False.")
+    with _quiet(), _preserved_random_state():
         manager = _manager(tasks, include_path)
         try:
-            found = simple_evaluate(
+            results = simple_evaluate(
                 InMemory(model, batch_size),
                 tasks=_loaded(manager, tasks),
                 task_manager=manager,
@@ -94,17 +94,17 @@ def lm_eval(
             )
         except ValueError as error:
             raise SafetyNeuronsError(f"The LM Evaluation Harness cannot run {', '.join(tasks)}: {error}") from error
-    versions = found.get("versions", {})
-    return {name: _result(values, versions.get(name)) for name, values in found["results"].items()}
+    versions = results.get("versions", {})
+    return {name: _result(values, versions.get(name)) for name, values in results["results"].items()}
 
 
 def _manager(tasks: Sequence[str], include_path: Path | None) -> "TaskManager":
-    """One that knows all the tasks; the harness's own are looked through only if they are needed."""
+    """A task manager that knows all the tasks; the harness's own are indexed only if they are needed."""
     from lm_eval.tasks import TaskManager
 
     if include_path is not None:
         if not include_path.is_dir():
-            raise SafetyNeuronsError(f"There is no folder {include_path} with tasks. Correct include_path.")
+            raise SafetyNeuronsError(f"There is no folder {include_path}. Correct include_path.")
         own = TaskManager(include_path=str(include_path), include_defaults=False)
         if all(name in own.all_tasks for name in tasks):
             return own
@@ -113,26 +113,26 @@ def _manager(tasks: Sequence[str], include_path: Path | None) -> "TaskManager":
         if name not in manager.all_tasks:
             raise SafetyNeuronsError(
                 f"There is no task {name!r} in the LM Evaluation Harness. {did_you_mean(name, manager.all_tasks)}"
-                "`lm-eval ls tasks` lists all; tasks of your own are found with include_path."
+                "`lm-eval ls tasks` lists all tasks; include_path adds your own."
             )
     return manager
 
 
 def _loaded(manager: "TaskManager", tasks: Sequence[str]) -> list[Any]:
     """The tasks and groups with their data."""
-    found: list[Any] = []
+    loaded: list[Any] = []
     for name in tasks:
         try:
-            loaded = manager.load([name])
-        # Also what the hub's and the data library's own errors are: no network, no such set, no permission.
+            content = manager.load([name])
+        # The errors of the hub and of the data library are OSErrors: no network, no such set, no permission.
         except OSError as error:
             raise CannotRunError(
-                f"The data of the task {name} cannot be had ({error}). Run it once with a network, so that it is kept, "
-                "or take a task whose data are in a file, with include_path."
+                f"The data of the task {name} are unavailable ({error}). Run it once with a network to cache them, or "
+                "use a task whose data are in a file, with include_path."
             ) from error
-        groups = loaded.get("groups", {})
-        found += [groups[name]] if name in groups else list(loaded["tasks"].values())
-    return found
+        groups = content.get("groups", {})
+        loaded += [groups[name]] if name in groups else list(content["tasks"].values())
+    return loaded
 
 
 def _result(values: Mapping[str, Any], version: Any) -> TaskResult:
@@ -142,14 +142,15 @@ def _result(values: Mapping[str, Any], version: Any) -> TaskResult:
         if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
             continue
         stderr = values.get(f"{name}_stderr,{rule}")
-        known = float(stderr) if isinstance(stderr, int | float) else None
-        metrics[name if rule == "none" else key] = Metric(float(value), known)
+        metrics[name if rule == "none" else key] = Metric(
+            float(value), float(stderr) if isinstance(stderr, int | float) else None
+        )
     return TaskResult(metrics, int(values["sample_len"]), "" if version is None else str(version))
 
 
 @contextlib.contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """The harness seeds the whole process; what comes after must not depend on that."""
+def _preserved_random_state() -> Iterator[None]:
+    """The harness seeds the whole process; nothing after it may depend on that."""
     python, arrays = random.getstate(), numpy.random.get_state()
     with torch.random.fork_rng():
         try:

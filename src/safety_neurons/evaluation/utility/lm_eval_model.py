@@ -1,4 +1,4 @@
-"""A model in memory as the LM Evaluation Harness takes it. Imports `lm_eval`, which is an extra."""
+"""The adapter from a loaded model to the LM Evaluation Harness. Imports `lm_eval`, which is an extra."""
 
 import copy
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import in_batches, padding_token
 from safety_neurons.models.likelihood import read_tokens
 
-# What it was made from, the context's tokens and those of the continuation.
-Request = tuple[Any, list[int], list[int]]
+# The source, the tokens of the context, and those of the continuation.
+LikelihoodRequest = tuple[Any, list[int], list[int]]
 
 
 class InMemory(HFLM):
     """Reads the context and its continuation in two passes, as in generation.
 
-    The harness reads both in one pass that is padded on the right without a mask: a guard or a calibration would take
-    the end of that for the prompt's end.
+    The harness reads both in one pass, padded on the right without a mask. A guard or a calibration would mistake its
+    end for the end of the prompt.
     """
 
     def __init__(self, chat: ChatModel, batch_size: int) -> None:
-        # The harness gives the tokenizer a padding token, which is none of the model's business.
+        # Copied: the harness adds a padding token to the tokenizer.
         super().__init__(
             pretrained=chat.model,
             tokenizer=copy.deepcopy(chat.tokenizer),
@@ -33,7 +33,7 @@ class InMemory(HFLM):
         self.chat = chat
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+        self, requests: Sequence[LikelihoodRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         """The log-likelihood of each continuation in nats, and whether it is the greedy one."""
 
@@ -48,18 +48,18 @@ class InMemory(HFLM):
             }
             prompts = {name: tensor.to(self.chat.device) for name, tensor in prompts.items()}
             reading = read_tokens(self.chat, prompts, [continuation for _, continuation in pairs])
-            found = []
+            likelihoods = []
             for logits, tokens, real in zip(*reading, strict=True):
                 chosen = logits[real].float().log_softmax(-1)
                 likelihood = chosen.gather(1, tokens[real][:, None]).sum()
-                found.append((float(likelihood), bool((chosen.argmax(-1) == tokens[real]).all())))
-            return found
+                likelihoods.append((float(likelihood), bool((chosen.argmax(-1) == tokens[real]).all())))
+            return likelihoods
 
-        # Of similar length means here: of similarly many tokens.
+        # `in_batches` sorts by the length of texts; here, the number of tokens stands in for it.
         lengths = ["." * (len(context) + len(continuation)) for _, context, continuation in requests]
         return in_batches(lengths, override_bs or self.batch_size, read)
 
     def _fitted(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """The end of both, as much as the model can read; of the context one token at least."""
+        """The end of both, truncated to the model's length, with at least one token of the context."""
         continuation = continuation[-self.max_length :]
         return context[-max(1, self.max_length + 1 - len(continuation)) :], continuation

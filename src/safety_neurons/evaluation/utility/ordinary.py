@@ -1,4 +1,4 @@
-"""What a defense costs on ordinary prompts: how its answers look, and how far it moves the model."""
+"""The cost of a defense on ordinary prompts: how its answers change, and how far it moves the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,25 +7,24 @@ from torch import Tensor
 
 from safety_neurons.core.statistics import Rate, mean, share
 from safety_neurons.engines.engine import InProcess, uncached, weights_of
-from safety_neurons.evaluation.contracts import EvaluationContext
-from safety_neurons.evaluation.defenses import Defended
+from safety_neurons.evaluation.contracts import Defended, EvaluationContext
 from safety_neurons.evaluation.judges.readability import loops
 from safety_neurons.models.chat import AttackedPrompt, ChatModel, Conversation
 from safety_neurons.models.generate import BATCH_SIZE, in_batches
 from safety_neurons.models.likelihood import distance, nll, perplexity, read_answers
 
-# Over so many tokens of the base model's answers the perplexity is taken, as in benchmarks/tuning.py.
+# The tokens of the base model's answers over which perplexity is measured, as in benchmarks/tuning.py.
 ANSWER_TOKENS = 48
-# Over so many the divergence is: all logits of all of them are kept, for 100 prompts and 152,000 tokens 0.5 GB.
+# The same for the KL divergence. Their logits stay in memory: 0.5 GB for 100 prompts and 152,000 tokens.
 KL_TOKENS = 16
 
 
 @dataclass(frozen=True, eq=False)
 class BaseAnswers:
-    """The base model's own answers to prompts, and what it says of them; read once, for all defenses.
+    """The base model's own answers to prompts, their likelihood and logits; read once for all defenses.
 
-    `surprise` is in nats per token, None for an answer without tokens. `logits` are those before the first tokens of
-    each answer, [tokens, vocabulary] in the model's type, on the CPU.
+    `nll` is in nats per token, None for an answer without tokens. `logits` predict the first tokens of each answer:
+    [tokens, vocabulary] in the model's dtype, on the CPU.
     """
 
     identity: str
@@ -45,12 +44,12 @@ def read_base_answers(
     kl_tokens: int = KL_TOKENS,
     batch_size: int = BATCH_SIZE,
 ) -> BaseAnswers:
-    """Ask the model, which nothing may have changed yet, and read its answers back.
+    """Ask the unchanged model, and read its answers back.
 
     Raises:
-        CannotRun: the model is behind a server.
+        CannotRunError: the model is behind a server.
     """
-    model = weights_of(context.engine, "The divergence")
+    model = weights_of(context.engine, "The KL divergence")
     answers = [completion.text for completion in context.answers([Conversation.of(prompt) for prompt in prompts])]
     texts = [model.render(prompt) for prompt in prompts]
 
@@ -59,7 +58,7 @@ def read_base_answers(
             model, [texts[index] for index in batch], [answers[index] for index in batch], answer_tokens
         )
         first = slice(0, kl_tokens)
-        logits = [one[first][real[first]].cpu() for one, real in zip(reading.logits, reading.real, strict=True)]
+        logits = [row[first][real[first]].cpu() for row, real in zip(reading.logits, reading.real, strict=True)]
         return list(zip(nll(reading), logits, strict=True))
 
     nlls, logits = zip(*in_batches(texts, batch_size, read), strict=True)
@@ -69,12 +68,12 @@ def read_base_answers(
 
 @dataclass(frozen=True)
 class Utility:
-    """What ordinary prompts get under a defense; intervals of means are bootstraps over prompts.
+    """The answers to ordinary prompts under a defense; intervals of means are bootstraps over prompts.
 
-    Lengths are of the whole answers that the user reads, the defense's own among them; `tokens` is None where there is
-    no tokenizer. `looping` falls into repetition, `blocked` was answered by the defense, `cut_off` ran into the limit.
-    `divergence` is KL(base || defended) in nats per token and `perplexity` the defended model's, both over the
-    first tokens of the base model's own answers; where they are None, `no_divergence` says why.
+    Lengths are those of the whole answers that the user reads, including the defense's own; `tokens` is None without a
+    tokenizer. `looping` answers repeat themselves, `blocked` ones are the defense's, `cut_off` ones reached the limit.
+    `kl_divergence` is KL(base || defended) in nats per token and `perplexity` the defended model's, both over the first
+    tokens of the base model's answers. Where they are None, `no_kl_divergence` is the reason.
     """
 
     prompts: int
@@ -94,8 +93,8 @@ def utility(
 ) -> Utility:
     """Ask ordinary prompts while the defense is open.
 
-    What a defense does to texts shows in the answers only: the divergence is that of the model, as the defense has
-    changed it. `base` was read on the same prompts before the defense was opened.
+    A defense that changes texts shows in the answers only; the KL divergence is that of the changed model. `base` was
+    read on the same prompts before the defense was opened.
 
     Raises:
         ValueError: `base` was read on other prompts.
@@ -134,33 +133,30 @@ def _no_kl_divergence(defended: Defended, base: BaseAnswers | None) -> str | Non
     if base is None:
         return "The base model's answers were not read."
     if not isinstance(uncached(defended.engine), InProcess):
-        return "The defense decodes in its own way, which the model's own probabilities do not show."
+        return "The defense changes decoding, which the model's own probabilities do not show."
     if defended.engine.identity == base.identity:
-        return "The model is the base one: only texts are changed, if anything is."
+        return "The defense changes texts alone, not the model."
     return None
 
 
 def _read_again(model: ChatModel, base: BaseAnswers) -> list[tuple[float | None, float | None]]:
-    """KL(base || model) and the model's surprise for each of the base model's answers."""
+    """KL(base || model) and the model's nll for each of the base model's answers."""
     texts = [model.render(prompt) for prompt in base.prompts]
 
     def read(batch: list[int]) -> list[tuple[float | None, float | None]]:
         reading = read_answers(
-            model,
-            [texts[index] for index in batch],
-            [base.answers[index] for index in batch],
-            base.answer_tokens,
+            model, [texts[index] for index in batch], [base.answers[index] for index in batch], base.answer_tokens
         )
-        found = []
-        for index, logits, how in zip(batch, reading.logits, nll(reading), strict=True):
-            # An answer's tokens are its row's first ones.
+        measured = []
+        for index, logits, nats in zip(batch, reading.logits, nll(reading), strict=True):
+            # The answer's tokens are the first of its row.
             before = base.logits[index].to(logits.device)
-            found.append((distance(before, logits[: len(before)]), how))
-        return found
+            measured.append((distance(before, logits[: len(before)]), nats))
+        return measured
 
     return in_batches(texts, base.batch_size, read)
 
 
 def _perplexity(nlls: Sequence[float | None], seed: int) -> Rate:
-    found = mean(nlls, seed)
-    return replace(found, value=perplexity(found.value), low=perplexity(found.low), high=perplexity(found.high))
+    nats = mean(nlls, seed)
+    return replace(nats, value=perplexity(nats.value), low=perplexity(nats.low), high=perplexity(nats.high))

@@ -1,7 +1,7 @@
-"""What a defense costs in time: the average token generation time ratio of SafeDecoding (Xu et al. 2024), ATGR.
+"""The cost of a defense in time: the average token generation time ratio (ATGR) of SafeDecoding (Xu et al. 2024).
 
-It is the time for each token that the user reads with the defense, over that without one. A defense that answers in few
-words has few tokens to share its time out to, so that the ratio of whole times is given beside it.
+It is the time per token that the user reads, with the defense over without. A defense that answers in few words has few
+tokens to divide its time by, so the ratio of total times is reported, too.
 """
 
 import statistics
@@ -21,9 +21,9 @@ from safety_neurons.models.chat import AttackedPrompt, ChatModel
 
 @dataclass(frozen=True)
 class Overhead:
-    """Times of a defense over those without one: medians over rounds, each with the least and the largest of a round.
+    """Times with a defense over those without: medians over rounds, with the smallest and the largest of a round.
 
-    `ratio` is of the time for each token, `total` of the time for all answers.
+    `ratio` is that of the time per token, `total` that of the time for all answers.
     """
 
     defense: str
@@ -36,14 +36,14 @@ class Overhead:
 
 
 class Spent(NamedTuple):
-    """Seconds that the answers took, and how many tokens the user read."""
+    """Seconds for the answers, and the number of tokens that the user read."""
 
     seconds: float
     tokens: int
 
     @property
     def per_token(self) -> float:
-        # An empty answer took its time, too.
+        # An empty answer took time, too.
         return self.seconds / max(1, self.tokens)
 
 
@@ -54,23 +54,23 @@ def overhead(
     rounds: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Overhead]:
-    """Measure defenses beside none, with answers of up to `bench.answer_tokens` tokens, all of them computed anew.
+    """Measure each defense's latency relative to no defense, over N rounds, without cached answers.
 
-    The prompts are sent one by one, as a user would. All take turns in every round, each round beginning with the next
-    one, so that a machine whose speed drifts treats them alike. What happens once is not counted: opening a defense,
-    with all it trains, and the first answer after that.
+    Answers have up to `context.answer_tokens` tokens. Prompts are sent one by one, as a user would. The defenses take
+    turns in every round, starting with another one each time, so that drift in the machine's speed affects all alike.
+    One-time costs are not counted: opening a defense, including its training, and the first answer after that.
 
     Raises:
-        CannotRun: the model is behind a server, or the bench lacks what a defense needs.
+        CannotRunError: the model is behind a server, or a defense lacks an artifact.
         SafetyNeuronsError: there is no prompt or no round.
     """
     if not prompts or rounds < 1:
-        raise SafetyNeuronsError("The overhead of a defense takes at least one prompt and one round to measure.")
+        raise SafetyNeuronsError("Measuring the overhead of a defense takes at least one prompt and one round.")
     model = weights_of(context.engine, "The overhead of a defense")
     contenders = [defenses.get("none"), *given]
     spent: list[list[Spent]] = [[] for _ in contenders]
     with tempfile.TemporaryDirectory() as folder:
-        # What was trained in the first round is found in the others.
+        # With a folder, adapters trained in the first round are loaded in the others.
         own = replace(context, engine=uncached(context.engine), folder=context.folder or Path(folder))
         with context.listener.task("overhead of the defenses", rounds * len(contenders)) as advance:
             for number in range(rounds):
@@ -81,8 +81,8 @@ def overhead(
     return [
         Overhead(
             defense.name,
-            *_spread([one.per_token / other.per_token for one, other in zip(times, spent[0], strict=True)]),
-            *_spread([one.seconds / other.seconds for one, other in zip(times, spent[0], strict=True)]),
+            *_spread([with_it.per_token / without.per_token for with_it, without in zip(times, spent[0], strict=True)]),
+            *_spread([with_it.seconds / without.seconds for with_it, without in zip(times, spent[0], strict=True)]),
         )
         for defense, times in zip(given, spent[1:], strict=True)
     ]

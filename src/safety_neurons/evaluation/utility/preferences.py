@@ -1,9 +1,8 @@
-"""Answers to open questions, compared or graded by a model (method: Zheng et al. 2023, arXiv:2306.05685).
+"""Open questions in several turns, as in MT-Bench, compared or graded by a model (Zheng et al. 2023, arXiv:2306.05685).
 
-The words of the prompts are ours. Both are asked when no defence is open, for the judge may be the model itself.
-
-
-Open questions in several turns, as in MT-Bench (Zheng et al. 2023, arXiv:2306.05685), and the answers to them."""
+The wording of the judge's prompts is ours. The judge is asked when no defense is open, because it may be the model
+under test.
+"""
 
 import re
 from collections.abc import Sequence
@@ -15,13 +14,16 @@ from typing import Literal
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.statistics import Rate, mean, share
 from safety_neurons.engines.engine import Engine, answers
-from safety_neurons.evaluation.defenses import Defended
+from safety_neurons.evaluation.contracts import Defended
 from safety_neurons.models.chat import AttackedPrompt, Conversation, Turn
 from safety_neurons.models.quoting import fenced
 from safety_neurons.prompts.named import BUNDLED_FOLDER
 from safety_neurons.prompts.read import read_table
 
 BUNDLED = BUNDLED_FOLDER / "questions.jsonl"
+PreferenceOutcome = Literal["win", "tie", "loss", "unscored"]
+JUDGE_TOKENS = 256
+LEAST, GREATEST = 1, 10
 
 
 @dataclass(frozen=True)
@@ -41,44 +43,43 @@ class Dialogue:
     answers: tuple[str, ...]
 
     def before(self, turn: int) -> tuple[Turn, ...]:
-        """Everything that was said before the turn of this number, from 0."""
-        found: list[Turn] = []
-        for asked, answered in zip(self.question.turns[:turn], self.answers[:turn], strict=True):
-            found += [Turn("user", asked), Turn("assistant", answered)]
-        return tuple(found)
+        """Everything that was said before this turn, counted from 0."""
+        pairs = zip(self.question.turns[:turn], self.answers[:turn], strict=True)
+        return tuple(said for user, answer in pairs for said in (Turn("user", user), Turn("assistant", answer)))
 
 
 def read_questions(path: Path = BUNDLED) -> list[Question]:
-    """Read a .jsonl or .json file whose rows have `turns`, a list of texts; the bundled 24 questions without one.
+    """Read a .jsonl or .json file whose rows have `turns`, a list of texts. Default: the 24 bundled questions.
 
-    `id` (or `question_id`) and `category` are taken where there are any.
+    `id` (or `question_id`) and `category` are optional.
 
     Raises:
-        SafetyNeuronsError: the file is missing or cannot be read, a row has no turns, or two have one id.
+        SafetyNeuronsError: the file is missing or unreadable, a row has no turns, or two rows have the same id.
     """
     table = read_table(path, str(path))
     identity, category = table.find("id", "question_id"), table.find("category")
-    found: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     for row in table.rows:
         turns = row.values.get("turns")
         if (
             not isinstance(turns, list)
             or not turns
-            or any(not isinstance(one, str) or not one.strip() for one in turns)
+            or not all(isinstance(turn, str) and turn.strip() for turn in turns)
         ):
             raise SafetyNeuronsError(
                 f"{table.unit.capitalize()} {row.place} of {path} has no `turns`: a list of what the user says, such "
                 'as {"turns": ["Name a river.", "How long is it?"]}.'
             )
         name = str(row.values.get(identity or "", row.place))
-        if name in found:
-            raise SafetyNeuronsError(f"Two questions in {path} have the id {name!r}. Give each its own, or none.")
-        found[name] = Question(name, str(row.values.get(category or "", "")), tuple(one.strip() for one in turns))
-    return list(found.values())
+        if name in questions:
+            raise SafetyNeuronsError(f"Two questions in {path} have the id {name!r}. Make ids unique, or omit them.")
+        stripped = tuple(turn.strip() for turn in turns)
+        questions[name] = Question(name, str(row.values.get(category or "", "")), stripped)
+    return list(questions.values())
 
 
 def answer_questions(defended: Defended, questions: Sequence[Question]) -> list[Dialogue]:
-    """The answers of a defended model; each turn goes on from the turns before it and what was answered to them."""
+    """The answers of a defended model; each turn follows the turns before it and their answers."""
     dialogues = [Dialogue(question, ()) for question in questions]
     for turn in range(max((len(question.turns) for question in questions), default=0)):
         going_on = [place for place, question in enumerate(questions) if turn < len(question.turns)]
@@ -89,10 +90,6 @@ def answer_questions(defended: Defended, questions: Sequence[Question]) -> list[
             dialogues[place] = Dialogue(questions[place], (*dialogues[place].answers, response.text))
     return dialogues
 
-
-Outcome = Literal["win", "tie", "loss", "unscored"]
-JUDGE_TOKENS = 256
-LEAST, GREATEST = 1, 10
 
 _FENCES = (
     "Each text stands between a line that begins it and a line that ends it; both carry the same sign. The texts are "
@@ -138,17 +135,17 @@ _GRADED = re.compile(r"^\W*grade\W+(\d{1,2})(?:\s*/\s*10)?\W*$", re.IGNORECASE |
 
 @dataclass(frozen=True)
 class Preference:
-    """How one turn's answer compares with the other's; `said` is what the judge wrote in each order, ours first."""
+    """How the answers to one turn compare; `said` is the judge's text in each order, ours first."""
 
     question: str
     turn: int
-    outcome: Outcome
+    outcome: PreferenceOutcome
     said: tuple[str, str]
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often the first of two is preferred; a tie counts as half a win.
+    """How often the first of two models is preferred; a tie counts as half a win.
 
     `rate` is the mean over questions of the mean over their turns. The counts are of turns: `swayed` are the ties in
     which the judge changed its mind when the answers changed places, and `agreeing` is the share in which it did not.
@@ -168,53 +165,40 @@ class WinRate:
 def compare_answers(
     judge: Engine, ours: Sequence[Dialogue], others: Sequence[Dialogue], *, tokens: int = JUDGE_TOKENS, seed: int = 0
 ) -> WinRate:
-    """Ask the judge about every turn in both orders. Only what wins in both has won; all else that it says is a tie.
+    """Ask the judge about every turn in both orders. An answer wins if it wins in both; other verdicts are a tie.
 
-    A turn is "unscored" where what the judge wrote in either order is no verdict.
+    A turn is "unscored" if the judge gives no verdict in one of the orders.
 
     Raises:
-        ValueError: the two did not answer the same questions.
+        ValueError: the two models did not answer the same questions.
     """
-    if [one.question for one in ours] != [other.question for other in others]:
+    if [dialogue.question for dialogue in ours] != [dialogue.question for dialogue in others]:
         raise ValueError("the two answered different questions")
-    turns = [(place, turn) for place, one in enumerate(ours) for turn in range(len(one.question.turns))]
     asked = []
-    for place, turn in turns:
-        one, other = ours[place], others[place]
-        asked += [_comparison(one, other, turn), _comparison(other, one, turn)]
+    for first, second in zip(ours, others, strict=True):
+        for turn in range(len(first.question.turns)):
+            asked += [_comparison(first, second, turn), _comparison(second, first, turn)]
     said = _ask(judge, asked, tokens)
     preferences = []
     swayed = 0
-    for (place, turn), first, second in zip(turns, said[::2], said[1::2], strict=True):
-        verdicts = read_verdict(first), read_verdict(second)
+    for (question, turn), texts in zip(_turns(ours), zip(said[::2], said[1::2], strict=True), strict=True):
+        verdicts = tuple(map(read_verdict, texts))
         # Ours is A in the first order and B in the second.
-        outcome: Outcome = "unscored" if None in verdicts else "tie"
-        if verdicts == ("A", "B"):
-            outcome = "win"
-        elif verdicts == ("B", "A"):
-            outcome = "loss"
+        won: dict[tuple[str | None, ...], PreferenceOutcome] = {("A", "B"): "win", ("B", "A"): "loss"}
+        outcome = "unscored" if None in verdicts else won.get(verdicts, "tie")
         swayed += outcome == "tie" and verdicts != ("tie", "tie")
-        preferences.append(Preference(ours[place].question.id, turn + 1, outcome, (first, second)))
-    outcomes = [one.outcome for one in preferences]
-    scored = len(outcomes) - outcomes.count("unscored")
-    worth: dict[Outcome, float | None] = {"win": 1.0, "tie": 0.5, "loss": 0.0, "unscored": None}
-    by_question = _by_question(ours, [worth[outcome] for outcome in outcomes])
-    return WinRate(
-        rate=mean(by_question, seed, (0.0, 1.0)),
-        by_category=_by_category(ours, by_question, seed, (0.0, 1.0)),
-        agreeing=share([True] * (scored - swayed) + [False] * swayed + [None] * (len(outcomes) - scored)),
-        wins=outcomes.count("win"),
-        ties=outcomes.count("tie"),
-        losses=outcomes.count("loss"),
-        swayed=swayed,
-        unscored=outcomes.count("unscored"),
-        preferences=tuple(preferences),
-    )
+        preferences.append(Preference(question, turn, outcome, texts))
+    outcomes = [preference.outcome for preference in preferences]
+    wins, ties, losses, unscored = (outcomes.count(outcome) for outcome in ("win", "tie", "loss", "unscored"))
+    worth: dict[PreferenceOutcome, float | None] = {"win": 1.0, "tie": 0.5, "loss": 0.0, "unscored": None}
+    rate, by_category = _means(ours, [worth[outcome] for outcome in outcomes], seed, (0.0, 1.0))
+    agreeing = share([True] * (len(outcomes) - unscored - swayed) + [False] * swayed + [None] * unscored)
+    return WinRate(rate, by_category, agreeing, wins, ties, losses, swayed, unscored, tuple(preferences))
 
 
 @dataclass(frozen=True)
 class Grade:
-    """The judge's grade of one turn's answer, from 1 to 10; None where what it `said` is none."""
+    """The judge's grade of the answer to one turn, from 1 to 10; None if its text contains no grade."""
 
     question: str
     turn: int
@@ -224,7 +208,7 @@ class Grade:
 
 @dataclass(frozen=True)
 class Grades:
-    """`mean` is that over questions of the mean over their turns; `by_turn` that over questions, turn by turn."""
+    """`mean` is over questions of the mean over their turns; `by_turn` over questions, turn by turn."""
 
     mean: Rate
     by_category: dict[str, Rate]
@@ -234,43 +218,32 @@ class Grades:
 
 
 def grade_answers(judge: Engine, ours: Sequence[Dialogue], *, tokens: int = JUDGE_TOKENS, seed: int = 0) -> Grades:
-    """Ask the judge to grade the answer to every turn by itself, in the light of the turns before it."""
-    turns = [(place, turn) for place, one in enumerate(ours) for turn in range(len(one.question.turns))]
-    said = _ask(judge, [_grading(ours[place], turn) for place, turn in turns], tokens)
+    """Ask the judge to grade the answer to every turn, given the turns before it."""
+    said = _ask(judge, [_grading(one, turn) for one in ours for turn in range(len(one.question.turns))], tokens)
     grades = [
-        Grade(ours[place].question.id, turn + 1, read_grade(text), text)
-        for (place, turn), text in zip(turns, said, strict=True)
+        Grade(question, turn, read_grade(text), text) for (question, turn), text in zip(_turns(ours), said, strict=True)
     ]
     values = [grade.value for grade in grades]
     bounds = (float(LEAST), float(GREATEST))
-    by_question = _by_question(ours, values)
-    return Grades(
-        mean=mean(by_question, seed, bounds),
-        by_category=_by_category(ours, by_question, seed, bounds),
-        by_turn=tuple(
-            mean([grade.value for grade in grades if grade.turn == turn], seed, bounds)
-            for turn in sorted({grade.turn for grade in grades})
-        ),
-        unscored=values.count(None),
-        grades=tuple(grades),
+    average, by_category = _means(ours, values, seed, bounds)
+    by_turn = tuple(
+        mean([grade.value for grade in grades if grade.turn == turn], seed, bounds)
+        for turn in sorted({grade.turn for grade in grades})
     )
+    return Grades(average, by_category, by_turn, values.count(None), tuple(grades))
 
 
 def read_verdict(said: str) -> Literal["A", "B", "tie"] | None:
-    """The verdict that the judge wrote on a line of its own, or as all it wrote; None if it wrote none, or several."""
+    """The verdict that the judge wrote on its own line, or as its whole text; None without one, or with several."""
     found = {verdict.lower() for verdict in _found(_VERDICT, "Verdict", said)}
-    if len(found) != 1:
-        return None
     verdicts: dict[str, Literal["A", "B", "tie"]] = {"a": "A", "b": "B", "tie": "tie"}
-    return verdicts[found.pop()]
+    return verdicts[found.pop()] if len(found) == 1 else None
 
 
 def read_grade(said: str) -> int | None:
-    """The grade from 1 to 10 that the judge wrote, found as a verdict is; None if it wrote none, or several."""
+    """The grade from 1 to 10 that the judge wrote, found like a verdict; None without one, or with several."""
     found = {int(grade) for grade in _found(_GRADED, "Grade", said)}
-    if len(found) != 1:
-        return None
-    grade = found.pop()
+    grade = found.pop() if len(found) == 1 else 0
     return grade if LEAST <= grade <= GREATEST else None
 
 
@@ -284,59 +257,43 @@ def _ask(judge: Engine, asked: Sequence[str], tokens: int) -> list[str]:
     return [completion.text for completion in answers(judge, conversations, max_new_tokens=tokens)]
 
 
+def _turns(dialogues: Sequence[Dialogue]) -> list[tuple[str, int]]:
+    """The question's id and the number, from 1, of every turn in order."""
+    return [(one.question.id, turn + 1) for one in dialogues for turn in range(len(one.question.turns))]
+
+
 def _comparison(first: Dialogue, second: Dialogue, turn: int) -> str:
-    said = [_answers(one, turn) for one in (first, second)]
-    return _COMPARE.format(
-        fences=_FENCES,
-        before=_before(first, turn),
-        request=fenced("request", first.question.turns[turn]),
-        first=said[0],
-        second=said[1],
-        reply=_reply(turn),
-    )
+    return _COMPARE.format(**_context(first, turn), first=_answers(first, turn), second=_answers(second, turn))
 
 
 def _grading(one: Dialogue, turn: int) -> str:
-    return _GRADE.format(
-        fences=_FENCES,
-        before=_before(one, turn),
-        request=fenced("request", one.question.turns[turn]),
-        answer=_answers(one, turn),
-        reply=_reply(turn),
-    )
+    return _GRADE.format(**_context(one, turn), answer=_answers(one, turn))
 
 
-def _before(one: Dialogue, turn: int) -> str:
-    """The user's earlier requests."""
-    return "".join(
-        f"What the user had asked for before:\n{fenced('request', text)}\n\n" for text in one.question.turns[:turn]
-    )
-
-
-def _reply(turn: int) -> str:
-    return "replies, the earlier ones first" if turn else "reply"
+def _context(one: Dialogue, turn: int) -> dict[str, str]:
+    """The fields of both prompts: the request, and the user's earlier ones."""
+    *earlier, request = one.question.turns[: turn + 1]
+    return {
+        "fences": _FENCES,
+        "before": "".join(f"What the user had asked for before:\n{fenced('request', text)}\n\n" for text in earlier),
+        "request": fenced("request", request),
+        "reply": "replies, the earlier ones first" if turn else "reply",
+    }
 
 
 def _answers(one: Dialogue, turn: int) -> str:
     return "\n".join(fenced("reply", answer) for answer in one.answers[: turn + 1])
 
 
-def _by_question(dialogues: Sequence[Dialogue], values: Sequence[float | None]) -> list[float | None]:
-    """The mean over the turns of each question, of those that there are; `values` has the turns of all in order."""
-    found: list[float | None] = []
+def _means(
+    dialogues: Sequence[Dialogue], values: Sequence[float | None], seed: int, bounds: tuple[float, float]
+) -> tuple[Rate, dict[str, Rate]]:
+    """The mean over questions of the mean over their turns, of all and by category; `values` are all turns in order."""
+    by_category: dict[str, list[float | None]] = {}
+    by_question: list[float | None] = []
     rest = iter(values)
     for one in dialogues:
-        known = [value for _, value in zip(one.question.turns, rest, strict=False) if value is not None]
-        found.append(fmean(known) if known else None)
-    return found
-
-
-def _by_category(
-    dialogues: Sequence[Dialogue], by_question: Sequence[float | None], seed: int, bounds: tuple[float, float]
-) -> dict[str, Rate]:
-    categories = dict.fromkeys(one.question.category for one in dialogues)
-    pairs = list(zip(dialogues, by_question, strict=True))
-    return {
-        name: mean([value for one, value in pairs if one.question.category == name], seed, bounds)
-        for name in categories
-    }
+        scored = [value for _, value in zip(one.question.turns, rest, strict=False) if value is not None]
+        by_question.append(fmean(scored) if scored else None)
+        by_category.setdefault(one.question.category, []).append(by_question[-1])
+    return mean(by_question, seed, bounds), {name: mean(own, seed, bounds) for name, own in by_category.items()}

@@ -1,1 +1,1 @@
-"""models.neurons"""
+"""Where each architecture keeps its MLP neurons."""

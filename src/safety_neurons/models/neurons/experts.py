@@ -1,16 +1,13 @@
-"""The neurons of routed experts: while they are hooked, an implementation of ours runs them, one after the other.
+"""Hook points of routed experts (mixture of experts), and the layouts in which modules store their matrices.
 
-A neuron is (expert, i). Only the tokens that the router sends to an expert have activations of its neurons.
-
-
-How modules keep the matrices of their routed experts, and how one expert is computed from them.
-
-Each expert is computed in steps, between which the values can be seen and changed: `read` (its read matrices),
-`activate` (to the neurons' activations), `project` (its write matrix) and `finish` (what follows).
+While experts are hooked, our implementation runs them one by one, in steps between which values can be read and
+changed: `read` (input projections), `activate` (to the neurons' activations), `project` (write matrix) and `finish`
+(what follows). Only the tokens that the router sends to an expert have activations of its neurons.
 """
 
 import contextlib
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,74 +23,67 @@ from safety_neurons.models.neurons.hook_points import ActivationHook, Activation
 
 
 class ReadBlock(NamedTuple):
-    """Rows of an expert's read matrices: views of the weight [outputs, hidden] and, where there is one, the bias."""
+    """Rows of an expert's input projections: views of the weight [outputs, hidden] and of the bias, if any."""
 
     weight: Tensor
     bias: Tensor | None
 
 
-class ExpertLayout(Protocol):
-    """How a module keeps the matrices of its experts."""
+class ExpertLayout(ABC):
+    """How a module stores the matrices of its `count` experts of `inner` neurons each.
 
-    count: int
-    inner: int
+    By default experts are gated, and what they write is the result of `project`.
+    """
+
+    def __init__(self, module: Any, count: int, inner: int) -> None:
+        self.module, self.count, self.inner = module, count, inner
+
+    @abstractmethod
+    def read_blocks(self, expert: int) -> tuple[ReadBlock, ...]:
+        """The expert's input projections, in the order of the outputs of `read`."""
+
+    @abstractmethod
+    def write_vectors(self, expert: int) -> Tensor:
+        """The expert's write vectors as a view [inner, hidden] of the weight."""
 
     def read(self, hidden: Tensor, expert: int) -> Tensor:
-        """[rows, hidden] to what the expert's read matrices return [rows, outputs]: a new tensor."""
+        """Apply the expert's input projections: [rows, hidden] to a new tensor [rows, outputs]."""
+        parts = [functional.linear(hidden, block.weight, block.bias) for block in self.read_blocks(expert)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def activate(self, read: Tensor) -> Tensor:
-        """What the read matrices returned [rows, outputs] to activations [rows, inner]."""
+        """Turn the result of `read` [rows, outputs] into activations [rows, inner]."""
+        gate, up = read.chunk(2, -1)
+        values: Tensor = self.act_fn(gate) * up
+        return values
+
+    @property
+    def act_fn(self) -> Any:
+        return self.module.act_fn
 
     def project(self, values: Tensor, expert: int) -> Tensor:
-        """Activations [rows, inner] to what the expert's write matrix returns [rows, hidden]: a new tensor."""
+        """Apply the expert's write matrix: activations [rows, inner] to a new tensor [rows, hidden]."""
+        return values @ self.write_vectors(expert)
 
     def finish(self, written: Tensor) -> Tensor:
-        """What the write matrix returned to what the expert writes, before its routing weight."""
-
-    def read_blocks(self, expert: int) -> tuple[ReadBlock, ...]:
-        """The expert's read matrices, whose rows stand one below the other in what `read` returns."""
-
-    def write_vectors(self, expert: int) -> Tensor:
-        """The expert's write vectors [inner, hidden], as a view of the weight."""
+        """Turn the result of `project` into what the expert writes, before its routing weight."""
+        return written
 
     def parameters_per_neuron(self) -> int:
-        """Weights that belong to one neuron."""
+        """Number of weights of one neuron."""
+        hidden, blocks = self.write_vectors(0).shape[1], self.read_blocks(0)
+        rows = sum(len(block.weight) for block in blocks) // self.inner
+        return hidden + rows * (hidden + (blocks[0].bias is not None))
 
 
-class StackedExperts:
-    """One 3D parameter a matrix; the options are those of transformers' registry of experts implementations."""
+class StackedExperts(ExpertLayout):
+    """One 3D parameter per matrix, with the options of transformers' registry of experts implementations."""
 
     def __init__(self, module: Any) -> None:
-        self.module = module
         self.transposed: bool = getattr(module, "is_transposed", False)
         self.gated: bool = getattr(module, "has_gate", True)
         self.biased: bool = getattr(module, "has_bias", False)
-        self.count = module.down_proj.shape[0]
-        self.inner = module.down_proj.shape[1 if self.transposed else 2]
-
-    def read(self, hidden: Tensor, expert: int) -> Tensor:
-        block = self.read_blocks(expert)[0]
-        return functional.linear(hidden, block.weight, block.bias)
-
-    def activate(self, read: Tensor) -> Tensor:
-        values: Tensor
-        if self.gated and hasattr(self.module, "_apply_gate"):
-            values = self.module._apply_gate(read)
-        elif self.gated:
-            gate, up = read.chunk(2, -1)
-            values = self.module.act_fn(gate) * up
-        else:
-            values = self.module.act_fn(read)
-        return values
-
-    def project(self, values: Tensor, expert: int) -> Tensor:
-        bias = self.module.down_proj_bias[expert] if self.biased else None
-        return functional.linear(values, self.write_vectors(expert).T, bias)
-
-    def finish(self, written: Tensor) -> Tensor:
-        if getattr(self.module, "has_post_expert_norm", False):
-            written = self.module.post_expert_norm(written)
-        return written
+        super().__init__(module, module.down_proj.shape[0], module.down_proj.shape[1 if self.transposed else 2])
 
     def read_blocks(self, expert: int) -> tuple[ReadBlock, ...]:
         name = "gate_up_proj" if self.gated else "up_proj"
@@ -105,32 +95,26 @@ class StackedExperts:
         down: Tensor = self.module.down_proj[expert]
         return down if self.transposed else down.T
 
-    def parameters_per_neuron(self) -> int:
-        hidden = self.write_vectors(0).shape[1]
-        return hidden + (2 if self.gated else 1) * (hidden + int(self.biased))
-
-
-class BatchedExperts:
-    """Llama 4's: gated, without biases, every expert run on a copy of all tokens that the router has scaled."""
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self.count, self.inner, _ = module.down_proj.shape
-
-    def read(self, hidden: Tensor, expert: int) -> Tensor:
-        read: Tensor = hidden @ self.module.gate_up_proj[expert]
-        return read
-
     def activate(self, read: Tensor) -> Tensor:
-        gate, up = read.chunk(2, -1)
-        values: Tensor = up * self.module.act_fn(gate)
+        if self.gated and not hasattr(self.module, "_apply_gate"):
+            return super().activate(read)
+        values: Tensor = self.module._apply_gate(read) if self.gated else self.module.act_fn(read)
         return values
 
     def project(self, values: Tensor, expert: int) -> Tensor:
-        return values @ self.write_vectors(expert)
+        bias = self.module.down_proj_bias[expert] if self.biased else None
+        return functional.linear(values, self.write_vectors(expert).T, bias)
 
     def finish(self, written: Tensor) -> Tensor:
-        return written
+        has_norm = getattr(self.module, "has_post_expert_norm", False)
+        return self.module.post_expert_norm(written) if has_norm else written
+
+
+class BatchedExperts(ExpertLayout):
+    """Llama 4: gated, without biases; each expert runs on a copy of all tokens that the router has scaled."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module, *module.down_proj.shape[:2])
 
     def read_blocks(self, expert: int) -> tuple[ReadBlock, ...]:
         return (ReadBlock(self.module.gate_up_proj[expert].T, None),)
@@ -139,31 +123,16 @@ class BatchedExperts:
         down: Tensor = self.module.down_proj[expert]
         return down
 
-    def parameters_per_neuron(self) -> int:
-        return 3 * int(self.module.down_proj.shape[2])
 
-
-class FlatExperts:
-    """DBRX's: gated, without biases, the rows of all experts below each other in `mlp.w1`, `v1` and `w2`."""
+class FlatExperts(ExpertLayout):
+    """DBRX: gated, without biases; the rows of all experts are concatenated in `mlp.w1`, `v1` and `w2`."""
 
     def __init__(self, module: Any) -> None:
-        self.module = module
-        self.count = module.num_experts
-        self.inner = module.mlp.w2.shape[0] // self.count
+        super().__init__(module, module.num_experts, module.mlp.w2.shape[0] // module.num_experts)
 
-    def read(self, hidden: Tensor, expert: int) -> Tensor:
-        return torch.cat([hidden @ self._rows("w1", expert).T, hidden @ self._rows("v1", expert).T], -1)
-
-    def activate(self, read: Tensor) -> Tensor:
-        gate, up = read.chunk(2, -1)
-        values: Tensor = self.module.mlp.activation_fn(gate) * up
-        return values
-
-    def project(self, values: Tensor, expert: int) -> Tensor:
-        return values @ self.write_vectors(expert)
-
-    def finish(self, written: Tensor) -> Tensor:
-        return written
+    @property
+    def act_fn(self) -> Any:
+        return self.module.mlp.activation_fn
 
     def read_blocks(self, expert: int) -> tuple[ReadBlock, ...]:
         return tuple(ReadBlock(self._rows(name, expert), None) for name in ("w1", "v1"))
@@ -175,18 +144,15 @@ class FlatExperts:
         weight: Tensor = getattr(self.module.mlp, name)
         return weight[expert * self.inner : (expert + 1) * self.inner]
 
-    def parameters_per_neuron(self) -> int:
-        return 3 * int(self.module.mlp.w2.shape[1])
-
 
 def expert_layout(module: nn.Module) -> ExpertLayout | None:
-    """How this module keeps experts; None where it keeps none, or in a way that is not known."""
+    """The layout of this module's experts; None if it has no experts or an unknown layout."""
     down = getattr(module, "down_proj", None)
     if isinstance(down, nn.Parameter) and down.dim() == 3:
-        given = list(inspect.signature(type(module).forward).parameters)[1:]
-        if given == ["hidden_states"]:
+        parameters = list(inspect.signature(type(module).forward).parameters)[1:]
+        if parameters == ["hidden_states"]:
             return BatchedExperts(module)
-        if hasattr(module, "is_transposed") or given == ["hidden_states", "top_k_index", "top_k_weights"]:
+        if hasattr(module, "is_transposed") or parameters == ["hidden_states", "top_k_index", "top_k_weights"]:
             return StackedExperts(module)
     if all(hasattr(getattr(module, "mlp", None), name) for name in ("w1", "v1", "w2")):
         return FlatExperts(module)
@@ -194,21 +160,21 @@ def expert_layout(module: nn.Module) -> ExpertLayout | None:
 
 
 def feeding_rows(layout: ExpertLayout) -> tuple[Tensor, ...]:
-    """The outputs of `read` that feed the neurons: row j of the result [inner] has each neuron's j-th one.
+    """The outputs of `read` that feed the neurons: row j of the result [inner] has the j-th output of each neuron.
 
-    Found by what moves what: an output that feeds neuron n alone moves the sum of c(n) * activation(n) by c(n) times
-    as much as it moves the plain sum, whatever c is. Empty where an output moves nothing, or not one neuron alone, or
-    where not all neurons have as many: such experts can be read and calibrated, not tuned.
+    Found by gradients: an output that feeds neuron n alone changes the sum of c(n) * activation(n) by c(n) times as
+    much as it changes the plain sum, for any c. Empty if an output feeds no neuron or several, or if neurons differ in
+    the number of outputs: such experts can be read and calibrated, but not tuned.
     """
     outputs = sum(len(block.weight) for block in layout.read_blocks(0))
     device = layout.write_vectors(0).device
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode(False), torch.enable_grad():
         numbers = torch.arange(1, layout.inner + 1, dtype=torch.float64)
-        # Within the range in which no gate is shut and nothing is clamped.
-        given = 0.5 + torch.rand(1, outputs, generator=generator, dtype=torch.float64)
+        # In the range in which no gate is closed and nothing is clamped.
+        outputs_of_read = 0.5 + torch.rand(1, outputs, generator=generator, dtype=torch.float64)
         # Apple's GPUs have no float64.
-        read = given.to("cpu" if device.type in ("meta", "mps") else device).requires_grad_()
+        read = outputs_of_read.to("cpu" if device.type in ("meta", "mps") else device).requires_grad_()
         values = layout.activate(read)[0]
         plain, once, squared = (
             torch.autograd.grad(values @ weight.to(values), read, retain_graph=True)[0][0].cpu()
@@ -226,18 +192,18 @@ def feeding_rows(layout: ExpertLayout) -> tuple[Tensor, ...]:
 
 
 class MatrixChange(Protocol):
-    """What is added to the results of an expert's matrices; both may write into the results, which are new tensors."""
+    """Changes the results of an expert's matrices; both methods may modify the results, which are new tensors."""
 
     def read(self, hidden: Tensor, read: Tensor, expert: int) -> Tensor:
-        """What the read matrices return for `hidden` [rows, hidden], instead of `read` [rows, outputs]."""
+        """The new result of the input projections for `hidden` [rows, hidden]; the old is `read` [rows, outputs]."""
 
     def project(self, values: Tensor, written: Tensor, expert: int) -> Tensor:
-        """What the write matrix returns for `values` [rows, inner], instead of `written` [rows, hidden]."""
+        """The new result of the write matrix for `values` [rows, inner]; the old is `written` [rows, hidden]."""
 
 
 @dataclass
-class _Opened:
-    """What looks into an experts module at present, and the forward pass that it had before, where it was its own."""
+class _HookedExperts:
+    """The active hooks and changes of an experts module, and its own earlier `forward`, if it had one."""
 
     original: Any
     hooks: list[ActivationHook] = field(default_factory=list)
@@ -257,7 +223,7 @@ class ExpertHookPoint(HookPoint):
 
     @cached_property
     def feeding_rows(self) -> tuple[Tensor, ...]:
-        """Row j [inner] has the output of an expert's read matrices that is the j-th to feed each of its neurons."""
+        """See `feeding_rows`: row j [inner] has the j-th output of `read` for each neuron of an expert."""
         return feeding_rows(self.layout)
 
     @contextlib.contextmanager
@@ -271,7 +237,7 @@ class ExpertHookPoint(HookPoint):
 
     @contextlib.contextmanager
     def changed(self, change: Callable[[], MatrixChange]) -> Iterator[None]:
-        """Let what `change` returns at each forward pass add to the results of the experts' matrices."""
+        """Apply the `MatrixChange` that `change` returns at each forward pass while the context is open."""
         with self._opened() as opened:
             opened.changes.append(change)
             try:
@@ -280,14 +246,14 @@ class ExpertHookPoint(HookPoint):
                 opened.changes.remove(change)
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[_Opened]:
-        """The experts run by our implementation while the context is open."""
+    def _opened(self) -> Iterator[_HookedExperts]:
+        """Run the experts with our implementation while the context is open."""
         if any(parameter.is_meta for child in self.experts.children() for parameter in child.parameters()):
-            raise SafetyNeuronsError(f"The experts {self.name} are kept on another device: load the model without.")
-        # Where the weights are kept on another device, accelerate wraps the forward pass that it finds here.
+            raise SafetyNeuronsError(f"The experts {self.name} are offloaded, which is not supported: load without.")
+        # With offloaded weights, accelerate has wrapped `forward` and calls `_old_forward`.
         name = "_old_forward" if hasattr(self.experts, "_old_forward") else "forward"
         if self.experts not in _open:
-            _open[self.experts] = _Opened(self.experts.__dict__.get(name))
+            _open[self.experts] = _HookedExperts(self.experts.__dict__.get(name))
             self.experts.__dict__[name] = self._forward
         opened = _open[self.experts]
         try:
@@ -303,7 +269,7 @@ class ExpertHookPoint(HookPoint):
     def _forward(
         self, hidden_states: Tensor, top_k_index: Tensor | None = None, top_k_weights: Tensor | None = None
     ) -> Tensor:
-        """[tokens, hidden] with the router's indices and weights [tokens, top k], or with all experts' copies."""
+        """Run on [tokens, hidden] with the router's indices and weights [tokens, top k], or on all experts' copies."""
         layout = self.layout
         changes = [change() for change in _open[self.experts].changes]
         if top_k_index is None or top_k_weights is None:
@@ -320,7 +286,7 @@ class ExpertHookPoint(HookPoint):
             if expert < layout.count:
                 written.index_add_(0, tokens, self._run(flat, expert, tokens, routing, changes).to(written.dtype))
             elif hasattr(self.experts, "identity_expert"):
-                # LongCat's experts without matrices; elsewhere larger numbers are slots that the router left empty.
+                # LongCat has experts without matrices; elsewhere larger numbers are empty slots of the router.
                 written.index_add_(0, tokens, (flat[tokens] * routing[:, None]).to(written.dtype))
         return written.to(hidden_states.dtype).view(hidden_states.shape)
 
@@ -328,10 +294,10 @@ class ExpertHookPoint(HookPoint):
         self, hidden: Tensor, expert: int, tokens: Tensor, routing: Tensor | None, changes: list[MatrixChange]
     ) -> Tensor:
         """What one expert writes for its tokens: [its tokens, hidden]."""
-        layout, given = self.layout, hidden[tokens]
-        read = layout.read(given, expert)
+        layout, inputs = self.layout, hidden[tokens]
+        read = layout.read(inputs, expert)
         for change in changes:
-            read = change.read(given, read, expert)
+            read = change.read(inputs, read, expert)
         values = layout.activate(read)
         for hook in _open[self.experts].hooks:
             replaced = hook(Activations(values, expert * layout.inner, tokens, routing))
@@ -362,8 +328,8 @@ class ExpertHookPoint(HookPoint):
 
 
 def _routed(copy: Tensor) -> Tensor:
-    """The tokens that were sent to an expert: the router multiplies the others with zero."""
+    """The tokens routed to an expert: the router multiplies the others by zero."""
     return copy.any(-1).nonzero().flatten()
 
 
-_open: WeakKeyDictionary[nn.Module, _Opened] = WeakKeyDictionary()
+_open: WeakKeyDictionary[nn.Module, _HookedExperts] = WeakKeyDictionary()

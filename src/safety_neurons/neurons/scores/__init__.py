@@ -1,14 +1,15 @@
-"""Scores that rank neurons, one file each. A new file that defines `SCORE` is a new score."""
+"""Scores that rank neurons, one file each; a new file that defines `SCORE` adds a score."""
 
 import sys
 
 from safety_neurons.core.plugins import choose, discover
-from safety_neurons.neurons.scores.score import Evidence, Layers, Reading, Score, Tokens, WriteNorms
+from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Reading, Score, Tokens, WriteNorms
 
-__all__ = ["Evidence", "Layers", "Reading", "Score", "Tokens", "WriteNorms", "get", "names"]
+__all__ = ["Evidence", "NeuronValues", "Reading", "Score", "Tokens", "WriteNorms", "get", "names"]
 
 
 def names() -> list[str]:
+    """The names of all scores."""
     return list(discover(sys.modules[__name__], "SCORE"))
 
 

@@ -1,4 +1,4 @@
-"""How differently a neuron behaves in a second checkpoint that reads the same text."""
+"""How much a neuron's activations differ in a second checkpoint that reads the same text."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,14 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, follow_positions, forward
 from safety_neurons.models.neurons.hook_points import Activations, activation_hooks
 from safety_neurons.neurons.capture import counted_rows, stream, tails_of
-from safety_neurons.neurons.scores.score import Evidence, Layers, Reading, Score
+from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Reading, Score
 
-# Two models' activations on every counted token are compared at once, so fewer prompts are run together.
+# Both models' activations on every counted token are held at once, so the batches are smaller.
 SMALLER_BATCHES = 8
 
 
-class _Keep:
-    """The hook of one site: its activations on the counted tokens [tokens, neurons], zero where none was routed."""
+class _Stored:
+    """Hook that stores the activations on the counted tokens [tokens, neurons]; 0 for tokens routed elsewhere."""
 
     def __init__(self, where: PromptPositions, tails: Tensor, width: int) -> None:
         self.where, self.tails, self.width = where, tails, width
@@ -32,38 +32,38 @@ class _Keep:
         self.values[tokens[counted], columns] = activations.values.detach().cpu()[counted]
 
 
-def measure(reading: Reading) -> Layers:
-    """Mean square over the counted tokens of the difference of both models' activations: [neurons] per site."""
+def measure(reading: Reading) -> NeuronValues:
+    """Mean squared difference of both models' activations on the counted tokens: [neurons] per hook point."""
     model, other = reading.model, reading.other
     assert other is not None
 
     def run(batch: list[int]) -> tuple[list[Tensor], int]:
         inputs = model.encode([reading.texts[index] for index in batch])
         tails = tails_of(reading.tail, batch)
-        mine, theirs = (_activations(chat, inputs.to(chat.device), tails) for chat in (model, other))
-        squares = [(one.double() - another.double()).square().sum(0) for one, another in zip(mine, theirs, strict=True)]
+        first, second = (_activations(chat, inputs.to(chat.device), tails) for chat in (model, other))
+        squares = [(one.double() - two.double()).square().sum(0) for one, two in zip(first, second, strict=True)]
         lengths = inputs["attention_mask"].sum(1, keepdim=True).cpu()
         return squares, int(torch.minimum(tails, lengths).sum())
 
-    total = [torch.zeros(hook_point.width, dtype=torch.float64) for hook_point in model.hook_points]
+    total = [torch.zeros(point.width, dtype=torch.float64) for point in model.hook_points]
     tokens = torch.zeros(1, dtype=torch.float64)
     for squares, count in stream(reading.texts, run, max(1, reading.batch_size // SMALLER_BATCHES), reading.advance):
-        for site_total, more in zip(total, squares, strict=True):
-            site_total += more
+        for point_total, more in zip(total, squares, strict=True):
+            point_total += more
         tokens += count
     add_over_processes([*total, tokens])
-    return [(site_total / tokens.clamp_min(1)).float() for site_total in total]
+    return [(point_total / tokens.clamp_min(1)).float() for point_total in total]
 
 
 def _activations(chat: ChatModel, inputs: BatchEncoding, tails: Tensor) -> list[Tensor]:
     with torch.inference_mode(), follow_positions(chat.model) as where:
-        kept = [_Keep(where, tails, hook_point.width) for hook_point in chat.hook_points]
-        with activation_hooks(zip(chat.hook_points, kept, strict=True)):
+        stored = [_Stored(where, tails, point.width) for point in chat.hook_points]
+        with activation_hooks(zip(chat.hook_points, stored, strict=True)):
             forward(chat.model, inputs)
-    return [hook_point.values for hook_point in kept]
+    return [hook.values for hook in stored]
 
 
-def compute(evidence: Evidence) -> tuple[Layers, Layers]:
+def compute(evidence: Evidence) -> tuple[NeuronValues, NeuronValues]:
     assert evidence.measured is not None
     harmful, benign = ([square.sqrt() for square in side] for side in evidence.measured)
     return harmful, benign

@@ -1,15 +1,15 @@
-"""The difference of mean activations at the last prompt token, without the neurons that are busy on every prompt.
+"""The difference of mean activations at the last prompt token, without neurons that are active on every prompt.
 
-As in the source, a neuron is busy where it is among the model's top 0.1% by size on at least 80% of the prompts. There
-such neurons are taken out of the chosen ones; here they are left out before, so that the budget is met.
+As in the source, such universal neurons are among the model's top 0.1% by |activation| on at least 80% of the prompts.
+The source removes them from the selection; here they are removed before it, so that the budget is met.
 """
 
-from safety_neurons.neurons.scores.score import Evidence, Layers, Score, by_side
+from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Score, by_side
 
 UNIVERSAL_SHARE = 0.8
 
 
-def compute(evidence: Evidence) -> tuple[Layers, Layers]:
+def compute(evidence: Evidence) -> tuple[NeuronValues, NeuronValues]:
     harmful, benign = evidence.harmful, evidence.benign
     share = harmful.prompts / (harmful.prompts + benign.prompts)
     values = []

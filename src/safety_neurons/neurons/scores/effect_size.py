@@ -1,26 +1,18 @@
-"""Cohen's d: the difference of mean activations in units of how much they vary within each side."""
+"""Cohen's d: the difference of mean activations in units of the pooled standard deviation."""
 
 import torch
 from torch import Tensor
 
-from safety_neurons.neurons.scores.score import Evidence, Layers, Score, by_side
+from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Score, by_side
 
-# Activations that vary less than this share of their size do so by rounding alone.
+# Variation below this share of the mean is rounding.
 ROUNDING = 1e-6
 
 
-def compute(evidence: Evidence) -> tuple[Layers, Layers]:
+def compute(evidence: Evidence) -> tuple[NeuronValues, NeuronValues]:
     harmful, benign = evidence.harmful, evidence.benign
-    sides = zip(
-        harmful.mean,
-        benign.mean,
-        harmful.variance,
-        benign.variance,
-        harmful.count,
-        benign.count,
-        strict=True,
-    )
-    return by_side([cohens_d(*hook_point).abs() for hook_point in sides], evidence)
+    moments = (harmful.mean, benign.mean, harmful.variance, benign.variance, harmful.count, benign.count)
+    return by_side([cohens_d(*values).abs() for values in zip(*moments, strict=True)], evidence)
 
 
 def cohens_d(
@@ -28,14 +20,14 @@ def cohens_d(
 ) -> Tensor:
     """(mean - other) / pooled standard deviation (Cohen 1988, equation 2.5.1 and 2.5.2): float32 [neurons].
 
-    The variances are of the sample (divided by the count). Zero where a side has no tokens or nothing varies.
+    The variances are those of the sample (divided by the count). 0 if a side has no tokens or nothing varies.
     """
-    # Equal to weighing the unbiased variances with count - 1.
+    # The same as the unbiased variances weighted by count - 1.
     squares = variance * count + other_variance * other_count
     pooled = (squares / (count + other_count - 2).clamp_min(1)).sqrt()
     varies = pooled > ROUNDING * torch.maximum(mean.abs(), other_mean.abs())
-    known = varies & (count > 0) & (other_count > 0) & (count + other_count > 2)
-    return torch.where(known, (mean - other_mean) / pooled.where(known, 1.0), 0.0)
+    valid = varies & (count > 0) & (other_count > 0) & (count + other_count > 2)
+    return torch.where(valid, (mean - other_mean) / pooled.where(valid, 1.0), 0.0)
 
 
 SCORE = Score(

@@ -1,9 +1,9 @@
-"""How much refusing would change if a neuron went from its activation on harmful prompts to that on benign ones.
+"""The change of refusal if a neuron moved from its activation on harmful prompts to that on benign ones.
 
-First order, from the gradient of L = -log(p / (1 - p)), where p is the probability of refusing, as in the source
-(section 2.3, equations 2 to 4). Where p is the mass of whole refusal phrases there, it is that of the phrases' first
-tokens here, so that one forward and one backward pass per prompt are enough. The source pins single neurons of the
-first two thirds of the layers to a constant and picks among the best five by trying; here all layers are ranked.
+A first-order estimate from the gradient of L = -log(p / (1 - p)), where p is the probability of refusing, as in the
+source (section 2.3, equations 2 to 4). In the source p is the probability of whole refusal phrases; here it is that of
+their first tokens, so one forward and one backward pass per prompt suffice. The source sets single neurons of the first
+two thirds of the layers to a constant and tries the best five; here all layers are ranked.
 """
 
 import contextlib
@@ -18,21 +18,21 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, follow_positions, forward
 from safety_neurons.models.neurons.hook_points import Activations, HookPoint, activation_hooks
 from safety_neurons.neurons.capture import stream, tails_of
-from safety_neurons.neurons.scores.score import Evidence, Layers, Reading, Score, by_side
+from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Reading, Score, by_side
 
-# How refusals begin.
+# Beginnings of refusals.
 REFUSALS = ("I'm sorry", "I cannot", "I can't", "I'm unable", "Sorry", "Unfortunately", "As an AI")
 
 
 class _Gradients:
-    """The gradients of one site: sums at the last positions [positions, neurons], reduced while the pass goes back."""
+    """Hook that sums the gradients at the last positions [positions, neurons] during the backward pass."""
 
-    def __init__(self, hook_point: HookPoint, where: PromptPositions, positions: int) -> None:
+    def __init__(self, point: HookPoint, where: PromptPositions, positions: int) -> None:
         self.where = where
-        self.total = torch.zeros(positions, hook_point.width, dtype=torch.float64)
+        self.total = torch.zeros(positions, point.width, dtype=torch.float64)
 
     def __call__(self, activations: Activations) -> Tensor:
-        # Nothing before the first neurons needs a gradient, so there it has to begin.
+        # The first hook point starts the graph, as nothing before it requires a gradient.
         values = activations.values if activations.values.requires_grad else activations.values.detach()
         values.requires_grad_()
         positions = len(self.total)
@@ -45,50 +45,50 @@ class _Gradients:
             self.total[:, columns].index_add_(0, rows, gradient[near].cpu().double())
 
         values.register_hook(add)
-        # The model goes on with this very tensor, or its gradient would be unknown.
+        # The model must continue with this tensor to give it a gradient.
         return values
 
 
-def measure(reading: Reading) -> Layers:
-    """Mean gradient of L over the prompts at their last positions: float32 [positions, neurons] per site.
+def measure(reading: Reading) -> NeuronValues:
+    """Mean gradient of L over the prompts at their last positions: float32 [positions, neurons] per hook point.
 
-    A routed expert's neurons change nothing on tokens that do not reach it: there the gradient is zero.
+    The gradient of a routed expert's neurons is 0 on tokens that do not reach it.
     """
     model = reading.model
     positions = int(tails_of(reading.tail, [0]))
     refusing = first_tokens(model, reading.texts[0])
 
-    def run(batch: list[int]) -> Layers:
+    def run(batch: list[int]) -> NeuronValues:
         inputs = model.encode([reading.texts[index] for index in batch])
         with _frozen(model.model), torch.enable_grad(), follow_positions(model.model) as where:
-            sums = [_Gradients(hook_point, where, positions) for hook_point in model.hook_points]
+            sums = [_Gradients(point, where, positions) for point in model.hook_points]
             with activation_hooks(zip(model.hook_points, sums, strict=True)):
                 logits = forward(model.model, inputs).logits[:, -1].float()
                 loss(logits, refusing).sum().backward()
-        return [hook_point.total for hook_point in sums]
+        return [hook.total for hook in sums]
 
-    total = [torch.zeros(positions, hook_point.width, dtype=torch.float64) for hook_point in model.hook_points]
+    total = [torch.zeros(positions, point.width, dtype=torch.float64) for point in model.hook_points]
     for part in stream(reading.texts, run, reading.batch_size, reading.advance):
-        for site_total, more in zip(total, part, strict=True):
-            site_total += more
+        for point_total, more in zip(total, part, strict=True):
+            point_total += more
     add_over_processes(total)
-    return [(site_total / len(reading.texts)).float() for site_total in total]
+    return [(point_total / len(reading.texts)).float() for point_total in total]
 
 
 def loss(logits: Tensor, refusing: Tensor) -> Tensor:
-    """-log(p / (1 - p)) with p the mass of the tokens `refusing`: [prompts] from logits [prompts, vocabulary]."""
+    """-log(p / (1 - p)) for the probability p of the tokens `refusing`: [prompts] from logits [prompts, vocabulary]."""
     others = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
     others[refusing.to(logits.device)] = False
     return logits[:, others].logsumexp(-1) - logits[:, ~others].logsumexp(-1)
 
 
 def first_tokens(model: ChatModel, text: str) -> Tensor:
-    """The tokens with which a refusal may begin after a rendered prompt."""
+    """The tokens with which refusals begin after a rendered prompt."""
     before = model.encode([text])["input_ids"][0].tolist()
     tokens: set[int] = set()
     for refusal in REFUSALS:
         after = model.encode([text + refusal])["input_ids"][0].tolist()
-        # A tokenizer may join the prompt's end with what follows.
+        # A tokenizer may merge the end of the prompt with what follows.
         same = next((place for place, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]), None)
         tokens.add(after[len(before) if same is None else same])
     return torch.tensor(sorted(tokens))
@@ -96,7 +96,7 @@ def first_tokens(model: ChatModel, text: str) -> Tensor:
 
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter wants a gradient while the context is open: they would need as much memory as the model."""
+    """Disable the gradients of parameters, which would need as much memory as the model."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
@@ -107,11 +107,11 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_()
 
 
-def compute(evidence: Evidence) -> tuple[Layers, Layers]:
-    """At each position (g(H) + g(B)) * (mean_B - mean_H); the best position counts."""
+def compute(evidence: Evidence) -> tuple[NeuronValues, NeuronValues]:
+    """(g(H) + g(B)) * (mean_B - mean_H) at the best position."""
     assert evidence.measured is not None
     if evidence.harmful.by_position is None or evidence.benign.by_position is None:
-        raise SafetyNeuronsError("The gradient score needs mean activations by position: capture them with positions=.")
+        raise SafetyNeuronsError("The gradient score needs mean activations by position: set positions.")
     values = []
     for on_harmful, on_benign, harmful, benign in zip(
         *evidence.measured, evidence.harmful.by_position, evidence.benign.by_position, strict=True

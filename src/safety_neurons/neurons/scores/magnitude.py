@@ -1,9 +1,9 @@
-"""The paper's score: how much a neuron writes on average."""
+"""The paper's score: the mean length of what a neuron writes."""
 
-from safety_neurons.neurons.scores.score import Evidence, Layers, Score
+from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Score
 
 
-def compute(evidence: Evidence) -> tuple[Layers, Layers]:
+def compute(evidence: Evidence) -> tuple[NeuronValues, NeuronValues]:
     harmful, benign = (
         [mean * norm for mean, norm in zip(side.mean_absolute, evidence.write_norm_2, strict=True)]
         for side in (evidence.harmful, evidence.benign)

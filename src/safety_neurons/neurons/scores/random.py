@@ -1,11 +1,11 @@
-"""The control: any neurons."""
+"""The control: random neurons."""
 
 import torch
 
-from safety_neurons.neurons.scores.score import Evidence, Layers, Score, by_side
+from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Score, by_side
 
 
-def compute(evidence: Evidence) -> tuple[Layers, Layers]:
+def compute(evidence: Evidence) -> tuple[NeuronValues, NeuronValues]:
     generator = torch.Generator().manual_seed(evidence.seed)
     values = [torch.rand(norm.shape, generator=generator) for norm in evidence.write_norm_2]
     return by_side(values, evidence)

@@ -1,7 +1,7 @@
-"""SN-Tune's criterion: what the layer's output loses when a neuron is removed, on every harmful prompt.
+"""SN-Tune's criterion: what a layer's output loses if a neuron is removed, on every harmful prompt.
 
-A neuron is kept where it is among the layer's top k on *every* prompt, which is: where its worst rank over the prompts
-is below k. Ranking by the worst rank gives the same sets for every k, and lets a budget be met.
+SN-Tune selects the neurons that are among a layer's top k on *every* prompt, that is, whose worst rank over the prompts
+is below k. Ranking by the worst rank gives the same sets for every k, and can meet a budget.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from safety_neurons.core.distributed import max_over_processes
 from safety_neurons.models.forward import PromptPositions, follow_positions, forward
 from safety_neurons.models.neurons.hook_points import Activations, activation_hooks
 from safety_neurons.neurons.capture import counted_rows, prompts_of_rows, stream, tails_of
-from safety_neurons.neurons.scores.score import Evidence, Layers, Reading, Score
+from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Reading, Score
 
 
 class _Squares:
-    """The hook of one site: each prompt's sum of squared activations over its counted tokens, [prompts, neurons]."""
+    """Hook that sums the squared activations over each prompt's counted tokens: [prompts, neurons]."""
 
     def __init__(self, where: PromptPositions, tails: Tensor, width: int) -> None:
         self.where, self.tails = where, tails
@@ -33,51 +33,51 @@ class _Squares:
         self.total[:, columns].index_add_(0, prompts, values[counted].square().cpu())
 
 
-def measure(reading: Reading) -> Layers:
-    """Each neuron's worst rank in its layer over the prompts, as a share of the layer's neurons: [neurons] in [0, 1).
+def measure(reading: Reading) -> NeuronValues:
+    """Each neuron's worst rank in its layer over the prompts, divided by the layer's neurons: [neurons] in [0, 1).
 
-    0 is a neuron that nothing in its layer outdoes on any prompt. Only the current batch's sizes are kept.
+    A neuron with 0 is first in its layer on every prompt.
     """
     model = reading.model
-    layers = [hook_point.layer for hook_point in model.hook_points]
+    layers = [point.layer for point in model.hook_points]
 
-    def run(batch: list[int]) -> Layers:
+    def run(batch: list[int]) -> NeuronValues:
         inputs = model.encode([reading.texts[index] for index in batch])
         tails = tails_of(reading.tail, batch)
         with torch.inference_mode(), follow_positions(model.model) as where:
-            sums = [_Squares(where, tails, hook_point.width) for hook_point in model.hook_points]
+            sums = [_Squares(where, tails, point.width) for point in model.hook_points]
             with activation_hooks(zip(model.hook_points, sums, strict=True)):
                 forward(model.model, inputs)
         worst = []
         for layer in dict.fromkeys(layers):
-            mine = [number for number, other in enumerate(layers) if other == layer]
-            lost = torch.cat([sums[number].total.sqrt() * reading.norms.norm_2[number] for number in mine], 1)
-            ranks = (outdone_by(lost) / lost.shape[1]).max(0).values
-            worst += list(ranks.split([model.hook_points[number].width for number in mine]))
+            members = [number for number, other in enumerate(layers) if other == layer]
+            lost = torch.cat([sums[number].total.sqrt() * reading.norms.norm_2[number] for number in members], 1)
+            ranks = (rank_in_row(lost) / lost.shape[1]).max(0).values
+            worst += list(ranks.split([model.hook_points[number].width for number in members]))
         return worst
 
-    found = [torch.zeros(hook_point.width) for hook_point in model.hook_points]
+    found = [torch.zeros(point.width) for point in model.hook_points]
     for part in stream(reading.texts, run, reading.batch_size, reading.advance):
         found = [torch.maximum(one, other) for one, other in zip(found, part, strict=True)]
     max_over_processes(found)
     return found
 
 
-def outdone_by(values: Tensor) -> Tensor:
-    """How many of its row are larger than each value: float32 [rows, values]; equal values share the better rank."""
+def rank_in_row(values: Tensor) -> Tensor:
+    """For each value, how many in its row are larger: float32 [rows, values]; ties share the better rank."""
     order = values.sort(1).values
     return (values.shape[1] - torch.searchsorted(order, values.contiguous(), right=True)).float()
 
 
-def merge(parts: Sequence[Layers], _sizes: Sequence[int]) -> Layers:
+def merge(parts: Sequence[NeuronValues], _sizes: Sequence[int]) -> NeuronValues:
     """The worst rank over several prompt sets."""
-    return [torch.stack(hook_point).max(0).values for hook_point in zip(*parts, strict=True)]
+    return [torch.stack(ranks).max(0).values for ranks in zip(*parts, strict=True)]
 
 
-def compute(evidence: Evidence) -> tuple[Layers, Layers]:
+def compute(evidence: Evidence) -> tuple[NeuronValues, NeuronValues]:
     assert evidence.measured is not None
     harmful, benign = (
-        # Experts that no token reached lose nothing.
+        # Removing an expert that no token reached loses nothing.
         [(1 - worst).masked_fill(count == 0, -1.0) for worst, count in zip(ranks, side.count, strict=True)]
         for ranks, side in zip(evidence.measured, (evidence.harmful, evidence.benign), strict=True)
     )

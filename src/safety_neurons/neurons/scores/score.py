@@ -1,4 +1,4 @@
-"""What a score is: from the statistics of two prompt sets, two numbers per neuron."""
+"""The contract of a score: from the statistics of two prompt sets, two numbers per neuron."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,22 +11,23 @@ from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.capture import ActivationStatistics
 
-Layers = list[Tensor]
+# One tensor per hook point, usually float32 [neurons].
+NeuronValues = list[Tensor]
 Tokens = Literal["last", "prompt", "response"]
 
 
 class WriteNorms(NamedTuple):
-    """Lengths of all write vectors, float32 [neurons] per site: the sum of absolute values, and Euclid's."""
+    """The 1-norms and 2-norms of all write vectors, float32 [neurons] per hook point."""
 
-    norm_1: Layers
-    norm_2: Layers
+    norm_1: NeuronValues
+    norm_2: NeuronValues
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One prompt set as a score reads it: rendered texts, of each the last `tail` tokens count (None: all).
+    """One prompt set for `Score.measure`: rendered texts, of which the last `tail` tokens count (None: all).
 
-    `other` is a second model, where there is one.
+    `other` is the second model of scores that compare two.
     """
 
     model: ChatModel
@@ -40,26 +41,26 @@ class Reading:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a score may look at; everything is per site, float32 [neurons].
+    """The inputs of a score, float32 [neurons] per hook point.
 
-    The norms are of the write vectors. `measured` is what the score's own `measure` found on harmful and on benign
+    The norms are those of the write vectors; `measured` holds the results of `Score.measure` on harmful and on benign
     prompts.
     """
 
     harmful: ActivationStatistics
     benign: ActivationStatistics
-    write_norm_1: Layers
-    write_norm_2: Layers
+    write_norm_1: NeuronValues
+    write_norm_2: NeuronValues
     seed: int
-    measured: tuple[Layers, Layers] | None = None
+    measured: tuple[NeuronValues, NeuronValues] | None = None
 
 
-def weighted_mean(parts: Sequence[Layers], sizes: Sequence[int]) -> Layers:
-    """The mean over prompts, from the means over parts of them."""
+def weighted_mean(parts: Sequence[NeuronValues], sizes: Sequence[int]) -> NeuronValues:
+    """The mean over all prompts from the means over parts of them."""
     weights = [size / sum(sizes) for size in sizes]
     return [
-        torch.stack([value * weight for value, weight in zip(hook_point, weights, strict=True)]).sum(0)
-        for hook_point in zip(*parts, strict=True)
+        torch.stack([value * weight for value, weight in zip(values, weights, strict=True)]).sum(0)
+        for values in zip(*parts, strict=True)
     ]
 
 
@@ -68,18 +69,18 @@ class Score:
     """A way to rank neurons.
 
     Args:
-        tokens: whose activations count: the "last" of the prompt, the whole "prompt", or the "response".
-        scope: whether the budget is spent in each "layer" or over the whole "model".
-        contrastive: True where one number per neuron already compares harmful with benign; a neuron then belongs to
-            the side on which it is more active. False where each side has its own ranking and the set difference of
-            the two top-k sets tells them apart (the paper's selection).
-        compute: returns (score on harmful, score on benign), each float32 [neurons] per site.
-        measure: what the score needs besides the statistics, read from one prompt set in a pass of its own.
-        merge: what `measure` would find on several prompt sets together, from what it found on each, and their sizes.
-        allowed: the tokens for which the score means something.
-        own_answers: whether the harmful prompts' response is the model's own answer, not a refusal put in its mouth.
-        compares_models: whether it needs a second model.
-        tested: whether the number of neurons that differ significantly is reported.
+        tokens: the counted tokens: the "last" of the prompt, the whole "prompt", or the "response".
+        scope: whether the budget applies to each "layer" or to the whole "model".
+        contrastive: True if one number per neuron already compares harmful with benign prompts; a neuron then belongs
+            to the side on which it is more active. False if each side has its own ranking, and the set difference of
+            the two top-k sets separates them (the paper's selection).
+        compute: returns (score on harmful, score on benign), each float32 [neurons] per hook point.
+        measure: measures one prompt set in a separate pass, if the score needs more than the statistics.
+        merge: merges the measurements of several prompt sets, given their sizes.
+        allowed: the tokens that the score supports.
+        own_answers: whether the responses to harmful prompts are the model's own answers instead of a fixed refusal.
+        compares_models: whether the score needs a second model.
+        tested: whether to report the number of neurons that differ significantly.
     """
 
     name: str
@@ -88,17 +89,17 @@ class Score:
     tokens: Tokens
     scope: Literal["layer", "model"]
     contrastive: bool
-    compute: Callable[[Evidence], tuple[Layers, Layers]]
-    measure: Callable[[Reading], Layers] | None = None
-    merge: Callable[[Sequence[Layers], Sequence[int]], Layers] = weighted_mean
+    compute: Callable[[Evidence], tuple[NeuronValues, NeuronValues]]
+    measure: Callable[[Reading], NeuronValues] | None = None
+    merge: Callable[[Sequence[NeuronValues], Sequence[int]], NeuronValues] = weighted_mean
     allowed: tuple[Tokens, ...] = ("last", "prompt", "response")
     own_answers: bool = False
     compares_models: bool = False
     tested: bool = False
 
 
-def by_side(values: Layers, evidence: Evidence) -> tuple[Layers, Layers]:
-    """Give each neuron's contrastive score to the side on which it is more active; the other side gets -1."""
+def by_side(values: NeuronValues, evidence: Evidence) -> tuple[NeuronValues, NeuronValues]:
+    """Assign each neuron's contrastive score to the side on which it is more active; the other side gets -1."""
     harmful, benign = [], []
     for value, on_harmful, on_benign in zip(values, evidence.harmful.mean, evidence.benign.mean, strict=True):
         rejects = on_harmful.abs() >= on_benign.abs()

@@ -1,9 +1,9 @@
-"""Wanda's pruning score on the tokens of the answers, as in the paper authors' code."""
+"""Wanda's pruning score on the response tokens, as in the code of the paper's authors."""
 
-from safety_neurons.neurons.scores.score import Evidence, Layers, Score
+from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Score
 
 
-def compute(evidence: Evidence) -> tuple[Layers, Layers]:
+def compute(evidence: Evidence) -> tuple[NeuronValues, NeuronValues]:
     harmful, benign = (
         [
             (square * count).sqrt() * norm

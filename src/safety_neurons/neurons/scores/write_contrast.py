@@ -1,9 +1,9 @@
-"""The difference of mean activations, weighted with how much a unit of it writes."""
+"""The difference of mean activations, weighted by the norm of the write vector."""
 
-from safety_neurons.neurons.scores.score import Evidence, Layers, Score, by_side
+from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Score, by_side
 
 
-def compute(evidence: Evidence) -> tuple[Layers, Layers]:
+def compute(evidence: Evidence) -> tuple[NeuronValues, NeuronValues]:
     values = [
         (on_harmful - on_benign).abs() * norm
         for on_harmful, on_benign, norm in zip(
