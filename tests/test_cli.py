@@ -61,7 +61,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         call = Call()
         call.folder, call.given, call.options = folder, given, options
         made.append(call)
-        return {"rows": []}
+        return {"schema": 3, "run": {}, "rows": []}
 
     monkeypatch.setattr(pipeline_module, "run", run)
     return made

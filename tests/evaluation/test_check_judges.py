@@ -112,6 +112,6 @@ def test_the_command_prints_the_table_and_writes_the_counts(tmp_path: Path, caps
     cli.app(["judge-check", str(path), "--judges", "refusal", "--out", str(out)], result_action="return_value")
     printed = capsys.readouterr().out
     assert "x[1].jsonl: 5 answers" in printed
-    assert "60.0% (23.1%-88.2%)" in printed
+    assert "60% (23\N{EN DASH}88%)" in printed
     assert "2 / 0 / 1" in printed
     assert JudgeErrors.load(out, "refusal") == JudgeErrors("refusal", "x[1].jsonl", 2, 0, 1, 1, 1, 0)

@@ -7,7 +7,8 @@ import pytest
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import write_json
-from safety_neurons.evaluation.comparison import compare, table
+from safety_neurons.evaluation.comparison import compare
+from safety_neurons.report.evaluation_tables import comparison_table
 
 VERDICTS = {"c": "complied", "r": "refused", "u": "unscored", "-": None}
 
@@ -39,7 +40,12 @@ def test_flips_of_two_evaluations(tmp_path: Path) -> None:
     assert attacked["difference"]["value"] == -0.75
     # Of safe requests refusals are counted.
     assert (safe["lost"], safe["first"]["value"], safe["second"]["value"]) == (("p0",), 1, 0.75)
-    assert [row[4:6] for row in table([attacked, safe], "one", "two").rows] == [["100", "25"], ["100", "75"]]
+    assert [
+        [cell.text for cell in row.cells[4:6]] for row in comparison_table([attacked, safe], "one", "two").rows
+    ] == [
+        ["100%", "25%"],
+        ["100%", "75%"],
+    ]
 
 
 def test_two_defences_of_one_run(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from safety_neurons.core.progress import Silence
 from safety_neurons.evaluation import measures
 from safety_neurons.evaluation.measures import Extras
 from safety_neurons.models.generate import Completion
-from safety_neurons.report.evaluation_tables import tables
+from safety_neurons.report.evaluation_tables import evaluation_tables
+from safety_neurons.report.results import Evaluation
 from safety_neurons.runs.evaluation import evaluate
 
 
@@ -46,9 +47,9 @@ def test_time_and_utility_of_each_defence(measured: Any, monkeypatch: pytest.Mon
     assert results["overhead"][0]["low"] <= results["overhead"][0]["ratio"] <= results["overhead"][0]["high"]
     assert [row["defense"] for row in results["utility"]] == ["none", "self-reminder"]
     assert all(row["words"]["n"] == 4 for row in results["utility"])
-    titles = [table.title for table in tables(results)]
-    assert "Ordinary requests" in titles
-    assert "time ratio" in tables(results)[0].columns
+    tables = evaluation_tables(Evaluation.model_validate(results))
+    assert "Ordinary requests" in [table.title for table in tables]
+    assert "time ratio" in [column.name for column in tables[0].columns]
     # A second evaluation measures nothing again.
     for name in ("overhead", "utility"):
         monkeypatch.setattr(measures, name, None)

@@ -18,10 +18,11 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from safety_neurons.calibration.calibration import calibrate, dose
-from safety_neurons.cli import show as console_module
+from safety_neurons.cli import console as console_module
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Advance, Silence
 from safety_neurons.core.statistics import mcnemar
+from safety_neurons.core.tables import escaped
 from safety_neurons.evaluation import judges
 from safety_neurons.evaluation.judges import Judgment, RuleJudge, Verdict
 from safety_neurons.experiments.cost import costing
@@ -32,7 +33,9 @@ from safety_neurons.models.neurons.hook_points import activation_hooks
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import find, score_neurons
 from safety_neurons.neurons.read import write_norms
-from safety_neurons.report.score_tables import markdown, tables
+from safety_neurons.report.experiment_tables import score_notes
+from safety_neurons.report.experiment_tables import scores as tables
+from safety_neurons.report.exports import scores_markdown as markdown
 from safety_neurons.settings import Settings
 
 scored_module = importlib.import_module("safety_neurons.experiments.scored")
@@ -341,21 +344,21 @@ def test_halves_are_random_and_fixed() -> None:
 def test_tables_fit_a_terminal_and_say_everything(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = read(whole)
     monkeypatch.setattr(console_module, "console", Console(width=120, record=True, highlight=False))
-    console_module.print_comparison(results)
+    console_module.print_tables(tables(results), score_notes(results))
     shown = console_module.console.export_text()
     assert "…" not in shown
     assert all(len(line) <= 120 for line in shown.splitlines())
     text = markdown(results)
     assert text == (whole / "scores.md").read_text()
     for table in tables(results):
-        assert all(len(row) == len(table.columns) for row in table.rows)
-        assert table.title in text
+        assert all(len(row.cells) == len(table.columns) for row in table.rows)
+        assert escaped(table.title) in text
     for one in results["scores"]:
         assert text.count(f"\n| {one['score']} |") == 6
-        assert one["source"] in text
+        assert escaped(one["source"]) in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith(" |") for line in rows)
-    assert "change` is left out" in text
+    assert "change is left out" in text
 
 
 @pytest.mark.parametrize(("differs", "against", "mark"), [(True, 0.2, "*"), (True, -0.2, "<"), (False, 0.2, "")])
@@ -366,8 +369,8 @@ def test_cells_say_which_way_a_score_differs_from_random_neurons(
     for row in results["rows"]:
         if row["score"] == "wanda":
             row.update(value=0.6, low=0.23, high=0.88, unscored=1, differs_from_random=differs, against_random=against)
-    cells = next(row for row in tables(results)[0].rows if row[0] == "wanda")
-    assert set(cells[1:]) == {f"60 (23-88){mark} ?1"}
+    cells = next(row.cells for row in tables(results)[0].rows if row.cells[0].value == "wanda")
+    assert {cell.text for cell in cells[1:]} == {f"60%{mark} (23\N{EN DASH}88%), 1 unscored"}
 
 
 @pytest.mark.parametrize(

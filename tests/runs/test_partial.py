@@ -13,13 +13,13 @@ from torch import nn
 from builders.judges import ALWAYS_REFUSED
 from builders.listeners import Recorder
 from builders.runs import save_model
-from safety_neurons.cli.console import console
-from safety_neurons.cli.show import print_results
+from safety_neurons.cli.console import console, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.neurons.trace import decoder_layers
 from safety_neurons.neurons.find import find
+from safety_neurons.report import RunResults, tables_of
 from safety_neurons.runs import context as context_module
 from safety_neurons.runs.pipeline import run, stage_fingerprints
 from safety_neurons.settings import Settings
@@ -83,7 +83,7 @@ def test_every_output_of_a_run_says_so(
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     page = (tmp_path / "run" / "report.html").read_text()
     with console.capture() as captured:
-        print_results(results)
+        print_tables(*tables_of(RunResults.of(results), "calibration", "before_after"))
     coverage = results["run"]["coverage"]
     assert len(coverage["unread"]) == allow_partial
     assert ("PARTIAL" in notes.said[0]) == allow_partial

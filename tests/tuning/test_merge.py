@@ -14,14 +14,17 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
+from builders.report import calibrated, evaluation, example
 from safety_neurons.cli import main
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import write_json
+from safety_neurons.core.tables import escaped
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.neurons.neuron_set import NeuronSet, Provenance
-from safety_neurons.report.card import escaped, model_card
+from safety_neurons.report import RunResults
+from safety_neurons.report.exports import model_card
 from safety_neurons.runs.folder import RunFolder, merged_settings
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.merge import checkpoint_dtype, merge
@@ -150,54 +153,29 @@ def test_merging_into_the_wrong_base_leaves_nothing(make_model: Callable[..., Ch
     assert list(tmp_path.iterdir()) == []
 
 
-def row(prompts: str, attack: str, condition: str, rate: float, **fields: Any) -> dict[str, Any]:
-    subject, defense = ("base", "none") if condition == "before" else ("tuned", "safetuning")
-    return {
-        "stage": "evaluate",
-        "subject": subject,
-        "condition": condition,
-        "prompts": prompts,
-        "attack": attack,
-        "defense": defense,
-        "judge": "refusal",
-        "metric": "attack success" if prompts == "harmful" else "refused",
-        "value": rate,
-        "low": rate / 2,
-        "high": (1 + rate) / 2,
-        "n": 40,
-        "unscored": 0,
-    } | fields
-
-
 def results(model: str = "any") -> dict[str, Any]:
     settings = merged_settings({}, {"model": model, "seed": 3, "tune": {"learning_rate": 0.00025}})
+    evaluated = evaluation({"pre|fix": (0.3, 0.1)}, (0.5, 0.05), {"benign": (0.1, None)}, unscored=0, n=40)
     prompts = {"name": "a|b", "source": "bundled\n# Heading", "sha256": "0123", "train": 8, "validation": 2, "test": 4}
     return {
-        "schema": 1,
+        "schema": 3,
         "run": {
             "command": "safety-neurons run --model any\n```\n# not a heading",
             "settings": settings.model_dump(mode="json"),
             "prompts": {"harmful": prompts},
             "versions": {"torch": "2.99"},
         },
-        "training": {"corpus": {"refusal": 71, "benign": 1234}},
-        "rows": [
-            row("harmful", "mean", "before", 0.5),
-            row("harmful", "mean", "after", 0.05),
-            row("benign", "direct", "before", 0.1),
-            row("benign", "direct", "after", 0.2, value=None, low=None, high=None, n=0),
-            row("harmful", "pre|fix", "before", 0.3),
-            row("harmful", "prefill", "before", 0.77, subject="somebody"),
-            row("harmful", "direct", "after", 0.9, stage="calibrate"),
-        ],
-        "examples": [{"stage": "evaluate", "prompt": "SECRET PROMPT", "response": "SECRET RESPONSE"}],
+        "training": {"corpus": {"refusal": 71, "benign": 1234}, "trainable_parameters": 5},
+        "rows": [calibrated("found", "toward conformity", "harmful", 0.9)],
+        "evaluation": evaluated,
+        "examples": [example("SECRET PROMPT", "SECRET RESPONSE", "complied")],
         "words": [{"layer": 1, "side": "rejection", "words": ["SECRET WORD"]}],
     }
 
 
 def test_card_says_what_was_tuned_on_what_and_what_was_measured(model: ChatModel) -> None:
     delta = random_delta(model)
-    card = model_card(delta, results(), "safety-neurons merge runs/any folder")
+    card = model_card(delta, RunResults.of(results()), "safety-neurons merge runs/any folder")
     lines = card.splitlines()
     assert f"{len(delta.neurons):,} MLP neurons" in card
     assert f"{delta.parameters:,} weights" in card
@@ -205,9 +183,10 @@ def test_card_says_what_was_tuned_on_what_and_what_was_measured(model: ChatModel
     assert model.identity in card
     assert "| refusal | 71 |" in lines
     assert "| benign | 1,234 |" in lines
-    before, after = "50% (25\N{EN DASH}75%, n = 40)", "5% (2.5\N{EN DASH}52%, n = 40)"
-    assert f"| attack success | harmful | mean | refusal | {before} | {after} |" in lines
-    assert "| refused | benign | direct | refusal | 10% (5\N{EN DASH}55%, n = 40) | not measured |" in lines
+    dash = "\N{EN DASH}"
+    assert f"| harmful | mean | attack success | 50% (46{dash}54%) | 40 | 5% (1{dash}9%) | 40 |" in lines
+    assert f"| benign | direct | refused | 10% (6{dash}14%) | 40 | {dash} | {dash} |" in lines
+    assert "Judge: refusal." in lines
     assert r"| tune.learning\_rate | 0.00025 |" in lines
     assert "| seed | 3 |" in lines
     assert "    safety-neurons merge runs/any folder" in lines
@@ -217,9 +196,8 @@ def test_card_says_what_was_tuned_on_what_and_what_was_measured(model: ChatModel
     assert "SECRET" not in card
     assert "find.scope" not in card
     assert "evaluate.attacks" in card
-    # Other stages' rows and other arms.
+    # Another stage's row.
     assert "90%" not in card
-    assert "77%" not in card
 
 
 def test_nothing_that_others_wrote_breaks_the_card(model: ChatModel) -> None:
@@ -227,7 +205,7 @@ def test_nothing_that_others_wrote_breaks_the_card(model: ChatModel) -> None:
     provenance = replace(random_delta(model).neurons.provenance, model="![x](http://evil) | a\n# b <img src=x>")
     delta = random_delta(model)
     delta = replace(delta, neurons=replace(delta.neurons, provenance=provenance))
-    card = model_card(delta, results(), "safety-neurons merge")
+    card = model_card(delta, RunResults.of(results()), "safety-neurons merge")
     body = card.split("\n---\n", 1)[1]
     headings = [line for line in body.splitlines() if line.startswith("#")]
     assert [heading for heading in headings if heading.startswith("# ")] == headings[:1]
@@ -245,7 +223,7 @@ def test_nothing_that_others_wrote_breaks_the_card(model: ChatModel) -> None:
 
 def test_escaped_cells() -> None:
     assert escaped("a|b\nc") == r"a\|b↵c"
-    assert escaped("`x` *y* <b>") == r"\`x\` \*y\* \<b\>"
+    assert escaped("`x` *y* <b>") == r"\`x\` \*y\* &lt;b\>"
     assert escaped("\\|") == r"\\\|"
     assert "\u202e" not in escaped("\u202e")
 
@@ -283,4 +261,4 @@ def test_merge_command(quantize: str | None, model: ChatModel, tmp_path: Path, m
         assert torch.equal(logits(replace(own, model=loaded)), logits(own))
     card = (tmp_path / "merged" / "README.md").read_text()
     assert f"    safety-neurons merge {folder.path} {tmp_path / 'merged'}" in card.splitlines()
-    assert "50% (25\N{EN DASH}75%, n = 40)" in card
+    assert "50% (46\N{EN DASH}54%) | 40 |" in card

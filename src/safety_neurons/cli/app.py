@@ -3,15 +3,17 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
 
-from safety_neurons.cli.console import ConsoleListener, console
-from safety_neurons.cli.show import print_results, print_stage
+from safety_neurons.cli.console import ConsoleListener, console, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import Settings
+
+if TYPE_CHECKING:
+    from safety_neurons.report import Part
 
 DEFAULT_OUT = Path("runs/demo")
 
@@ -45,17 +47,23 @@ Count = Annotated[int, Parameter(validator=cyclopts.validators.Number(gte=1))]
 RunFolderArgument = Annotated[Path, Parameter(help="The run's folder.")]
 On = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
+# The tables that are printed after each stage.
+_SHOWN: dict[str, tuple["Part", ...]] = {
+    "calibrate": ("calibration",),
+    "evaluate": ("before_after",),
+    "report": ("calibration", "before_after"),
+}
+
 
 def run_until(out: Path, settings: Settings | None, config: Path | None, until: str) -> None:
+    from safety_neurons.report import RunResults, tables_of
     from safety_neurons.runs.pipeline import run
 
     with ConsoleListener() as listener:
         results = run(out, given_settings(settings, config), until=until, listener=listener, command=command_line())
+    print_tables(*tables_of(RunResults.of(results), *_SHOWN.get(until, ())))
     if until == "report":
-        print_results(results)
         print_where(out)
-    else:
-        print_stage(results, until)
 
 
 def given_settings(settings: Settings | None, config: Path | None) -> dict[str, Any]:

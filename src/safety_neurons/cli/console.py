@@ -1,11 +1,12 @@
 """The terminal: progress bars, and errors."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 
 from safety_neurons.core.progress import Advance
+from safety_neurons.core.tables import Table, rich_table, visible
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -64,6 +66,14 @@ class ConsoleListener:
     def say(self, message: Any) -> None:
         """Print above the bars."""
         console.print(escape(message) if isinstance(message, str) else message)
+
+
+def print_tables(tables: Sequence[Table], notes: Sequence[str] = ()) -> None:
+    """Tables with what a reader must know of them."""
+    for table in tables:
+        console.print(Padding(rich_table(table), (1, 0, 0, 0)))
+    for note in notes:
+        console.print(escape(visible(note)))
 
 
 def print_error(message: str) -> None:

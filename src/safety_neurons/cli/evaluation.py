@@ -6,10 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from safety_neurons.cli.app import Count, SettingsArgument, app, command_line, given_settings
-from safety_neurons.cli.console import ConsoleListener, console
-from safety_neurons.cli.show import print_evaluation_grid
-from safety_neurons.core.plugins import options_of
-from safety_neurons.core.tables import TextTable, rich_table
+from safety_neurons.cli.console import ConsoleListener, console, print_tables
 
 Names = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
@@ -117,7 +114,10 @@ def evaluate(
             command=command_line(),
             **{name: value for name, value in values.items() if value is not None},
         )
-    print_evaluation_grid(results)
+    found = Evaluation.model_validate(results)
+    print_tables(evaluation_tables(found), evaluation_notes(found))
+    folder = evaluation.folder_of(targets, out)
+    console.print(f"Tables: {folder / 'evaluation.md'}   Numbers: {folder / 'evaluation.json'}", soft_wrap=True)
 
 
 @app.command
@@ -150,10 +150,10 @@ def compare(
     """
     from safety_neurons.core.files import write_json
     from safety_neurons.evaluation.comparison import compare as compared
-    from safety_neurons.evaluation.comparison import table
+    from safety_neurons.report.evaluation_tables import comparison_table
 
     rows = compared(first, second, defenses=defenses, models=models)
-    console.print(rich_table(table(rows, str(first), str(second))))
+    print_tables([comparison_table(rows, str(first), str(second))])
     if json is not None:
         write_json(json, rows)
         console.print(f"Numbers: {json}", soft_wrap=True)
@@ -163,14 +163,6 @@ def compare(
 def methods() -> None:
     """List the attacks, defenses and judges: what each does, its options with their defaults, and its source."""
     from safety_neurons.evaluation import attacks, defenses, judges
+    from safety_neurons.report.evaluation_tables import members
 
-    for title, family in (("Attacks", attacks), ("Defenses", defenses), ("Judges", judges)):
-        rows = []
-        for name in family.names():
-            member = family.get(name)
-            options = ", ".join(f"{option}={value}" for option, value in options_of(member).items())
-            # A judge is its source.
-            said = [member.description] if hasattr(member, "description") else []
-            rows.append([name, *said, options or "-", member.source])
-        columns = [title.lower()[:-1], *(["what it does"] if family is not judges else []), "options", "source"]
-        console.print(rich_table(TextTable(title, columns, rows, words=len(columns))))
+    print_tables([members("Attacks", attacks), members("Defenses", defenses), members("Judges", judges)])

@@ -16,8 +16,7 @@ from safety_neurons.cli.app import (
     print_where,
     run_until,
 )
-from safety_neurons.cli.console import ConsoleListener, console
-from safety_neurons.cli.show import print_adaptive, print_dose_response, print_guard, print_search
+from safety_neurons.cli.console import ConsoleListener, console, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
 
 
@@ -57,13 +56,14 @@ def calibrate(
         run_until(run_dir, settings, config, "calibrate")
         return
     from safety_neurons.experiments.dose_response import dose_response, parse_alphas
+    from safety_neurons.report import RunResults, tables_of
 
     alphas = parse_alphas(alpha)
     with ConsoleListener() as listener:
         results = dose_response(
             run_dir, alphas, given_settings(settings, config), on=on, listener=listener, command=command_line()
         )
-    print_dose_response(results)
+    print_tables(*tables_of(RunResults.of(results), "dose_response"))
     print_where(run_dir)
 
 
@@ -112,6 +112,7 @@ def search(
     """
     from safety_neurons.experiments.smallest_intervention import Limits
     from safety_neurons.experiments.smallest_intervention import search as find_smallest
+    from safety_neurons.report import RunResults, tables_of
 
     limits = Limits(target, max_broken, max_kl, max_percent, max_alpha)
     with ConsoleListener() as listener:
@@ -124,7 +125,7 @@ def search(
             listener=listener,
             command=command_line(),
         )
-    print_search(results)
+    print_tables(*tables_of(RunResults.of(results), "search"))
     print_where(run_dir)
 
 
@@ -159,6 +160,7 @@ def guard(
         A TOML file with the same fields as the options.
     """
     from safety_neurons.experiments.guard_test import guard_run
+    from safety_neurons.report import RunResults, tables_of
 
     with ConsoleListener() as listener:
         results = guard_run(
@@ -169,7 +171,7 @@ def guard(
             listener=listener,
             command=command_line(),
         )
-    print_guard(results)
+    print_tables(*tables_of(RunResults.of(results), "guard"))
     console.print(f"Guard: {run_dir / 'guard.safetensors'}", soft_wrap=True)
     print_where(run_dir)
 
@@ -195,10 +197,11 @@ def adaptive(
         A TOML file with the same fields as the options.
     """
     from safety_neurons.experiments.adaptive import adaptive as attack_tuned
+    from safety_neurons.report import RunResults, tables_of
 
     with ConsoleListener() as listener:
         results = attack_tuned(
             run_dir, given_settings(settings, config), on=on, listener=listener, command=command_line()
         )
-    print_adaptive(results)
+    print_tables(*tables_of(RunResults.of(results), "adaptive"))
     print_where(run_dir)

@@ -1,18 +1,12 @@
 """The command that holds judges against people."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
-from rich.padding import Padding
 
 from safety_neurons.cli.app import app
-from safety_neurons.cli.console import ConsoleListener, console
-from safety_neurons.core.tables import TextTable, rich_table
-
-if TYPE_CHECKING:
-    from safety_neurons.evaluation.judge_errors import JudgeErrors
+from safety_neurons.cli.console import ConsoleListener, console, print_tables
 
 
 @app.command(name="judge-check")
@@ -43,31 +37,11 @@ def judge_check(
         Write the counts to this JSON file, with which rates can be corrected for the judge's errors.
     """
     from safety_neurons.evaluation.judge_errors import check_judges, save_errors
+    from safety_neurons.report.evaluation_tables import judge_check_tables
 
     with ConsoleListener() as listener:
         errors = check_judges(labeled, judges, listener)
-    _print(errors)
+    print_tables(judge_check_tables(errors))
     if out is not None:
         save_errors(errors, out)
         console.print(f"Counts: {out}", soft_wrap=True)
-
-
-def _print(errors: Sequence["JudgeErrors"]) -> None:
-    """Each judge's agreement with people and its confusion with them, one table a source."""
-    for source in dict.fromkeys(one.source for one in errors):
-        own = [one for one in errors if one.source == source]
-        table = TextTable(
-            f"{source}: {own[0].agreement.n} answers, agreement with people (95% interval)",
-            ["judge", "agreement", "people: refused", "people: complied"],
-            [
-                [
-                    one.judge,
-                    f"{one.agreement.value:.1%} ({one.agreement.low:.1%}-{one.agreement.high:.1%})",
-                    f"{one.refused_refused} / {one.refused_complied} / {one.refused_unscored}",
-                    f"{one.complied_refused} / {one.complied_complied} / {one.complied_unscored}",
-                ]
-                for one in own
-            ],
-        )
-        console.print(Padding(rich_table(table), (1, 0, 0, 0)))
-    console.print("In each cell: how many of these the judge calls refused / complied / unscored.")

@@ -1,7 +1,7 @@
 """The commands that bring a run up to date: everything, or one stage."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,9 +16,11 @@ from safety_neurons.cli.app import (
     print_where,
     run_until,
 )
-from safety_neurons.cli.console import ConsoleListener, console
-from safety_neurons.cli.show import print_auto
+from safety_neurons.cli.console import ConsoleListener, console, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
+
+if TYPE_CHECKING:
+    from safety_neurons.report import RunResults
 
 
 @app.command
@@ -90,6 +92,7 @@ def tune(
         run_until(run_dir, settings, config, "tune")
         return
     from safety_neurons.experiments.auto_tune import SCORES, TRIALS, Space, auto_tune
+    from safety_neurons.report import RunResults, tables_of
 
     with ConsoleListener() as listener:
         results = auto_tune(
@@ -101,7 +104,7 @@ def tune(
             listener=listener,
             command=command_line(),
         )
-    print_auto(results)
+    print_tables(*tables_of(RunResults.of(results), "auto"))
     print_where(run_dir)
 
 
@@ -131,8 +134,9 @@ def report(
     figures
         A folder for every figure as PNG and SVG besides; needs the extra `figures`, and Chrome or Chromium.
     """
-    from safety_neurons.report import write_comparison, write_figures, write_markdown, write_report
-    from safety_neurons.report.side_by_side import names
+    from safety_neurons.report.comparison import names
+    from safety_neurons.report.exports import write_figures, write_markdown
+    from safety_neurons.report.page import write_comparison, write_report
 
     runs = dict(zip(names(run_dirs), map(_results, run_dirs), strict=True))
     first, *_ = runs
@@ -152,12 +156,12 @@ def report(
         console.print(f"Figures: {len(write_figures(results, folder))} files in {folder}", soft_wrap=True)
 
 
-def _results(run_dir: Path) -> dict[str, Any]:
+def _results(run_dir: Path) -> "RunResults":
     from safety_neurons.core.files import read_json
+    from safety_neurons.report import RunResults
     from safety_neurons.runs.folder import RunFolder
 
     folder = RunFolder(run_dir)
     if not folder.results.exists():
         raise SafetyNeuronsError(f"{run_dir} holds no results yet. Run `safety-neurons run --out {run_dir}` first.")
-    results: dict[str, Any] = read_json(folder.results)
-    return results
+    return RunResults.of(read_json(folder.results))

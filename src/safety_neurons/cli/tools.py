@@ -6,8 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from safety_neurons.cli.app import Count, RunFolderArgument, SettingsArgument, app, command_line, given_settings
-from safety_neurons.cli.console import ConsoleListener, console
-from safety_neurons.cli.show import print_comparison, print_models
+from safety_neurons.cli.console import ConsoleListener, console, print_tables
 from safety_neurons.settings import Settings
 
 
@@ -49,6 +48,7 @@ def compare_scores(
     """
     from safety_neurons.experiments.score_comparison import BUDGETS
     from safety_neurons.experiments.score_comparison import compare_scores as compare
+    from safety_neurons.report.experiment_tables import score_notes, scores
 
     with ConsoleListener() as listener:
         results = compare(
@@ -61,7 +61,7 @@ def compare_scores(
             listener=listener,
             command=command_line(),
         )
-    print_comparison(results)
+    print_tables(scores(results), score_notes(results))
     console.print(f"Tables: {out_dir / 'scores.md'}   Numbers: {out_dir / 'scores.json'}", soft_wrap=True)
 
 
@@ -116,7 +116,8 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
         Where to write it; it must not exist yet. `AutoModelForCausalLM.from_pretrained(folder)` loads it.
     """
     from safety_neurons.core.files import read_json
-    from safety_neurons.report.card import model_card
+    from safety_neurons.report import RunResults
+    from safety_neurons.report.exports import model_card
     from safety_neurons.runs.context import load_model
     from safety_neurons.runs.folder import RunFolder, merged_settings
     from safety_neurons.tuning.delta import NeuronDelta
@@ -130,7 +131,7 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
     dtype = checkpoint_dtype(base["name"], base["identity"])
     own = base["dtype"] if dtype is None else str(dtype).removeprefix("torch.")
     settings = merged_settings(record["settings"], {}).model_copy(update={"quantize": None, "dtype": own})
-    card = model_card(delta, read_json(paths.results), command_line())
+    card = model_card(delta, RunResults.of(read_json(paths.results)), command_line())
     with ConsoleListener() as listener, listener.task("merging", 1) as advance:
         write_merged(delta, load_model(settings), folder, card)
         advance(1)
@@ -140,7 +141,11 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
 @app.command
 def models() -> None:
     """List the presets: size, license, whether each is available here, and how to get it."""
-    print_models()
+    from safety_neurons.models.locate import availability
+    from safety_neurons.models.presets import PRESETS
+    from safety_neurons.report.run_tables import presets
+
+    print_tables([presets((preset, *availability(preset)) for preset in PRESETS.values())])
 
 
 @app.command

@@ -9,9 +9,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import read_json
 from safety_neurons.core.plugins import unknown_name
 from safety_neurons.core.statistics import VerdictsById, by_request, compare_verdicts, holm
-from safety_neurons.core.tables import TextTable
 from safety_neurons.evaluation.summary import SCHEMA, counted_in
-from safety_neurons.report.evaluation_tables import SIGNIFICANT, points
 
 
 def compare(
@@ -65,27 +63,6 @@ def compare(
             rows, holm([paired.p_value for _, _, paired in rows]), strict=True
         )
     ]
-
-
-def table(rows: Sequence[dict[str, Any]], first: str, second: str) -> TextTable:
-    """The comparison in percent; `*`: not chance, by McNemar's exact test with Holm's correction."""
-    lines = [
-        [
-            " / ".join(dict.fromkeys(row["defenses"])),
-            row["attack"],
-            row["prompts"],
-            row["judge"],
-            f"{row['first']['value'] * 100:.0f}",
-            f"{row['second']['value'] * 100:.0f}",
-            points(row["difference"]) + ("*" if row["adjusted_p"] < SIGNIFICANT else ""),
-            f"+{len(row['gained'])} -{len(row['lost'])}",
-            str(row["second"]["n"]),
-        ]
-        for row in rows
-    ]
-    columns = ["defense", "attack", "prompts", "judge", "first", "second", "difference", "flipped", "n"]
-    title = f"{second} minus {first}: harmful requests answered, safe ones refused, in percent"
-    return TextTable(title, columns, lines, words=4)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from safety_neurons.engines.engine import CachedEngine
 from safety_neurons.experiments.intervention import Intervention, InterventionRunner
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import find_neurons_of
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
@@ -22,7 +23,7 @@ def adaptive(
     on: str | None = None,
     listener: Listener | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> RunResults:
     """Attack a run's tuned model by calibration toward conformity, with the run's own settings.
 
     Calibrates the base model with its neurons, and the tuned model with the neurons of the base model and with those

@@ -17,6 +17,7 @@ from safety_neurons.core.files import append_line, fingerprint, read_lines
 from safety_neurons.core.progress import Listener
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.find import score_neurons_of
@@ -83,7 +84,7 @@ def auto_tune(
     max_over_refusal: float | None = None,
     listener: Listener | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> RunResults:
     """Search tuning settings on the run's validation prompts, and tune the run with the best trade-off.
 
     The first trial has the run's own settings. A killed search continues where it stopped: its trials follow from the

@@ -9,6 +9,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Listener
 from safety_neurons.experiments.intervention import NLL_LIMIT, Intervention, InterventionRunner
 from safety_neurons.neurons.read import write_norms
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
 
 MOST_ALPHAS = 101
@@ -47,7 +48,7 @@ def dose_response(
     on: str | None = None,
     listener: Listener | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> RunResults:
     """Calibrate a run's neurons at each alpha and ask its test prompts.
 
     Random neurons, the same number in each layer, are the control: at the same alpha, and at the alpha that gives the

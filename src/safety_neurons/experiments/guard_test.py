@@ -20,6 +20,7 @@ from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import in_batches
 from safety_neurons.models.likelihood import READ_AT_ONCE, nll_by_token
 from safety_neurons.prompts import Prompt
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.guard import DetectorRequests, fit_and_keep
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
@@ -35,7 +36,7 @@ def guard_run(
     answers: bool = True,
     listener: Listener | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> RunResults:
     """Fit a guard on a run's training prompts, keep it in the run's folder, and test it. Runs missing stages first.
 
     Tests on the run's test split, on its borderline prompts against their unsafe matched pairs, and on the pairs `on`.

@@ -27,7 +27,7 @@ from safety_neurons.experiments.scored import (
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.read import write_norms
 from safety_neurons.prompts import load_prompts
-from safety_neurons.report.score_tables import markdown
+from safety_neurons.report.exports import scores_markdown
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder, merged_settings
 
@@ -206,7 +206,7 @@ def _measure_effects(run: RunContext, scored: Mapping[str, ResampledScore], resu
         results["rows"] = _rows(effects)
         results["finished"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_json(run.folder.path / "scores.json", results)
-        write_text(run.folder.path / "scores.md", markdown(results))
+        write_text(run.folder.path / "scores.md", scores_markdown(results))
 
 
 def _rows(effects: Sequence[ScoreEffect]) -> list[dict[str, Any]]:

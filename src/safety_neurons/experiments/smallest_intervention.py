@@ -24,6 +24,7 @@ from safety_neurons.experiments.intervention import (
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.neurons.read import write_norms
 from safety_neurons.neurons.scores import NeuronValues
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
@@ -95,7 +96,7 @@ def search(
     on: Sequence[str] = (),
     listener: Listener | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> RunResults:
     """Search set size, alpha, prompt positions and generated tokens in each direction.
 
     Neurons are ranked by the run's `find.score`. A killed search continues where it stopped: its trials follow from

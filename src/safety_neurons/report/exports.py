@@ -1,18 +1,33 @@
-"""The results in other forms than a run's page: tables as Markdown, runs side by side, and figures as files."""
+"""The results in other forms than a page: tables as Markdown, figures as files, and the card of a merged model."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import plotly.io
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import disk_errors, write_text
-from safety_neurons.core.tables import TextTable, inert, markdown
-from safety_neurons.report import figures, grid_figures, text
-from safety_neurons.report.results import check
-from safety_neurons.report.run_tables import introduction, notes, run_tables
-from safety_neurons.report.side_by_side import Runs, comparison_tables
+from safety_neurons.core.tables import escaped, markdown, visible
+from safety_neurons.models.presets import PRESETS
+from safety_neurons.report import (
+    PARTS,
+    evaluation_tables,
+    experiment_tables,
+    run_figures,
+    run_tables,
+    summary,
+    tables_of,
+    text,
+)
+from safety_neurons.report.comparison import Runs, comparison_tables
+from safety_neurons.report.page import run_charts
+from safety_neurons.report.results import Evaluation, RunResults
+
+if TYPE_CHECKING:
+    from safety_neurons.tuning.delta import NeuronDelta
 
 # Pixels; PNG files have twice as many in each direction.
 _WIDTH = 900
@@ -23,77 +38,72 @@ _PAPER = {
     "width": _WIDTH,
 }
 _GRID = {"gridcolor": "#e1e4e8"}
-# Characters of a name or a sentence.
-_MOST = 1000
 
 
 def write_markdown(runs: Runs, path: Path) -> None:
     """Write one run's tables, or those of several runs side by side, as Markdown.
 
     Raises:
-        SafetyNeuronsError: a run's results cannot be read, or the disk failed.
+        SafetyNeuronsError: the disk failed.
     """
-    for results in runs.values():
-        check(results)
-    if len(runs) == 1:
-        (results,) = runs.values()
-        before, found = introduction(results), run_tables(results)
-        if command := results["run"].get("command"):
-            before = [*map(_shown, before), f"```\n{text.visible(command).replace('```', '')}\n```"]
-        else:
-            before = list(map(_shown, before))
-    else:
-        before = [_shown(note) for results in runs.values() for note in notes(results)]
-        found = comparison_tables(runs)
-    write_text(path, markdown([_seen(table) for table in found], list(dict.fromkeys(before))))
+    if len(runs) > 1:
+        evaluations = [results.evaluation for results in runs.values() if results.evaluation]
+        notes = [note for one in evaluations for note in evaluation_tables.evaluation_notes(one)]
+        write_text(path, markdown(comparison_tables(runs), list(dict.fromkeys(notes))))
+        return
+    (results,) = runs.values()
+    found = tables_of(results, *PARTS)
+    notes = [*run_tables.introduction(results), *found.notes]
+    write_text(path, markdown(found.tables, notes, results.run.command))
 
 
-def _seen(table: TextTable) -> TextTable:
-    columns, *rows = ([text.visible(cell, _MOST) for cell in row] for row in (table.columns, *table.rows))
-    return TextTable(text.visible(table.title, _MOST), columns, rows, table.words)
+def evaluation_markdown(found: Evaluation, command: str = "") -> str:
+    """The tables of an evaluation and their notes."""
+    return markdown(evaluation_tables.evaluation_tables(found), evaluation_tables.evaluation_notes(found), command)
 
 
-def _shown(said: str) -> str:
-    return inert(text.visible(said, _MOST))
+def scores_markdown(results: Mapping[str, Any]) -> str:
+    """The tables of a comparison of scores and their notes."""
+    tables = [*experiment_tables.scores(results), experiment_tables.formulas(results)]
+    return markdown(tables, experiment_tables.score_notes(results), results["command"])
 
 
-def write_figures(results: dict[str, Any], folder: Path) -> list[Path]:
+def write_figures(results: RunResults, folder: Path) -> list[Path]:
     """Write every figure of a run as PNG and SVG, on white paper; returns the files.
 
     Raises:
         SafetyNeuronsError: Kaleido or Chrome is missing, or the disk failed.
     """
-    check(results)
     if importlib.util.find_spec("kaleido") is None:
         raise SafetyNeuronsError(
-            "Figures are written as files by Kaleido, which is not installed: "
-            "pip install 'safety-neurons[figures]'. It also needs Chrome or Chromium."
+            "Writing figures as files needs Kaleido, which is not installed: pip install 'safety-neurons[figures]'. It "
+            "also needs Chrome or Chromium."
         )
-    drawn = [*figures.figures(results).values(), *grid_figures.figures(results)]
+    drawn = [*run_charts(results).values(), *run_figures.grids(results)]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    made = [(figure, folder / f"{figure.name}.{kind}") for figure in drawn for kind in ("png", "svg")]
-    files = [path for _, path in made]
-    for path in files:
+    pairs = [(figure, folder / f"{figure.name}.{kind}") for figure in drawn for kind in ("png", "svg")]
+    paths = [path for _, path in pairs]
+    for path in paths:
         path.unlink(missing_ok=True)
     try:
         plotly.io.write_images(
-            fig=[_on_paper(figure.specification) for figure, _ in made],
-            file=files,
+            fig=[_on_paper(figure.specification) for figure, _ in pairs],
+            file=paths,
             width=_WIDTH,
-            height=[figure.height for figure, _ in made],
-            scale=[2 if path.suffix == ".png" else 1 for path in files],
+            height=[figure.height for figure, _ in pairs],
+            scale=[2 if path.suffix == ".png" else 1 for path in paths],
         )
     except RuntimeError as error:
         raise SafetyNeuronsError(
-            f"Kaleido could not draw the figures: {' '.join(str(error).split())} It needs Chrome or Chromium; where it "
-            "is not found by itself, BROWSER_PATH says where it is."
+            f"Kaleido could not draw the figures: {' '.join(str(error).split())} It needs Chrome or Chromium. If it "
+            "does not find the browser, set BROWSER_PATH to its path."
         ) from error
-    if lost := [path.name for path in files if not path.exists()]:
+    if lost := [path.name for path in paths if not path.exists()]:
         raise SafetyNeuronsError(
-            f"Kaleido did not write {', '.join(lost[:5])}. Try again; if it stays so, check that Chrome starts."
+            f"Kaleido did not write {', '.join(lost[:5])}. Try again; if it fails again, check that Chrome starts."
         )
-    return files
+    return paths
 
 
 def _on_paper(specification: dict[str, Any]) -> dict[str, Any]:
@@ -101,3 +111,47 @@ def _on_paper(specification: dict[str, Any]) -> dict[str, Any]:
     layout = specification["layout"] | _PAPER
     layout |= {name: axis | _GRID for name, axis in layout.items() if name.startswith(("xaxis", "yaxis"))}
     return {"data": specification["data"], "layout": layout}
+
+
+def model_card(delta: "NeuronDelta", results: RunResults | None = None, command: str = "") -> str:
+    """The card of a merged model as Markdown: what was tuned, on what, with which settings, and what was measured.
+
+    Args:
+        results: the run's results; without them the card says only what was tuned.
+        command: the command that merged the model.
+    """
+    provenance = delta.neurons.provenance
+    preset = PRESETS.get(provenance.model)
+    lines = summary.before_after(results.evaluation) if results else []
+    environment = Environment(
+        loader=PackageLoader("safety_neurons.report", ""),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"cell": escaped, "visible": visible, "count": text.count, "share": text.share}
+    return environment.get_template("card.md.j2").render(
+        delta=delta,
+        neurons=delta.neurons,
+        provenance=provenance,
+        hub_id=preset.hub_id if preset else None,
+        rejection=sum(map(len, delta.neurons.rejection)),
+        conformity=sum(map(len, delta.neurons.conformity)),
+        share=delta.parameters / provenance.parameters_total,
+        corpus=results.training.corpus if results and results.training else {},
+        settings=_settings(results.run.settings) if results else {},
+        prompts=results.run.prompts if results else {},
+        versions=results.run.versions if results else {},
+        measured=markdown([run_tables.before_after(results)]) if results and lines else "",
+        commands=[line for line in (results and results.run.command, command) if line],
+    )
+
+
+def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the tuned weights and the results depend on, where they are set, by their dotted names."""
+    named = {name: settings.get(name) for name in ("seed", "dtype", "quantize", "system", "thinking")}
+    for section in ("find", "calibrate", "tune", "evaluate"):
+        named |= {f"{section}.{name}": value for name, value in (settings.get(section) or {}).items()}
+    return {name: value for name, value in named.items() if value is not None}

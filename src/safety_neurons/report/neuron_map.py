@@ -1,97 +1,67 @@
 """Where the single neurons sit: a map of layers and neurons, with the words of those that were read one by one."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
 from safety_neurons.report import text
 from safety_neurons.report.drawing import BLUE, GRAY, VERMILION, Figure, make_figure
+from safety_neurons.report.results import HookPointNeurons, RunResults, SingleNeuron
+from safety_neurons.report.run_tables import read_neurons
 
 # What a map of some hundred pixels can show, and what a page can hold.
 _PLACES = 1000
 _MOST_TICKS = 10_000
-_MOST_READ = 1000
 _MOST_WORDS = 8
 _TALLEST = 760
 
 
-@dataclass(frozen=True)
-class ReadNeuron:
-    """A single neuron that the explain stage read: where it is, and the words that it pushes toward and away from."""
-
-    layer: int
-    side: str
-    neuron: int
-    place: int
-    promoted: tuple[str, ...]
-    suppressed: tuple[str, ...]
-
-
-def read_neurons(results: Mapping[str, Any]) -> list[ReadNeuron]:
-    """The strongest neurons of each layer and side, deepest layer first."""
-    starts = _starts((results.get("neurons") or {}).get("indices") or [])
-    read = [
-        ReadNeuron(
-            one["layer"],
-            one["side"],
-            one["neuron"],
-            one["neuron"] + starts.get(one["hook_point"], 0),
-            tuple(one["promoted"][:_MOST_WORDS]),
-            tuple(one["suppressed"][:_MOST_WORDS]),
-        )
-        for entry in results.get("words") or []
-        for one in entry.get("neurons") or []
-    ]
-    return sorted(read, key=lambda one: -one.layer)[:_MOST_READ]
-
-
-def drawn_share(results: Mapping[str, Any]) -> int:
+def drawn_share(results: RunResults) -> int:
     """One in how many neurons the map has room for."""
-    return _step(_sides((results.get("neurons") or {}).get("indices") or []))
+    return _step(_sides(results.neurons.indices if results.neurons else []))
 
 
-def figures(results: dict[str, Any]) -> list[Figure | None]:
+def figures(results: RunResults) -> list[Figure | None]:
     """The map of the found neurons, and of the random ones that they are compared with."""
-    found = (results.get("neurons") or {}).get("indices") or []
-    random = (results.get("control") or {}).get("indices") or []
+    found = results.neurons.indices if results.neurons else []
+    random = results.control.indices if results.control else []
     return [
         _map("map", "the found neurons", found, (BLUE, VERMILION), read_neurons(results)),
         _map("map-random", "as many random neurons of each layer", random, (GRAY, GRAY), []),
     ]
 
 
-def _starts(hook_points: list[dict[str, Any]]) -> dict[int, int]:
-    """Where each site's neurons begin: a layer may have several MLPs, one after the other."""
+def _starts(hook_points: list[HookPointNeurons]) -> dict[int, int]:
+    """Where the neurons of each hook point begin: a layer may have several MLPs, one after the other."""
     starts: dict[int, int] = {}
     filled: dict[int, int] = {}
     for entry in hook_points:
-        starts[entry["site"]] = filled.get(entry["layer"], 0)
-        filled[entry["layer"]] = starts[entry["site"]] + entry["width"]
+        starts[entry.hook_point] = filled.get(entry.layer, 0)
+        filled[entry.layer] = starts[entry.hook_point] + entry.width
     return starts
 
 
-def _widest(hook_points: list[dict[str, Any]]) -> int:
-    """The neurons of the layer that has the most."""
-    starts = _starts(hook_points)
-    return max((starts[entry["site"]] + entry["width"] for entry in hook_points), default=0)
-
-
-def _sides(hook_points: list[dict[str, Any]]) -> dict[str, list[tuple[int, int]]]:
+def _sides(hook_points: list[HookPointNeurons]) -> dict[str, list[tuple[int, int]]]:
     """Layer and place of each side's neurons; those nearer than can be seen are one."""
     starts = _starts(hook_points)
     cell = max(1, _widest(hook_points) // _PLACES)
     return {
         side: list(
             dict.fromkeys(
-                (entry["layer"], (starts[entry["site"]] + index) // cell * cell)
+                (entry.layer, (starts[entry.hook_point] + index) // cell * cell)
                 for entry in hook_points
-                for index in entry[side]
+                for index in getattr(entry, side)
             )
         )
         for side in ("rejection", "conformity")
     }
+
+
+def _widest(hook_points: list[HookPointNeurons]) -> int:
+    """The neurons of the layer that has the most."""
+    starts = _starts(hook_points)
+    return max((starts[entry.hook_point] + entry.width for entry in hook_points), default=0)
 
 
 def _step(sides: Mapping[str, list[tuple[int, int]]]) -> int:
@@ -99,7 +69,7 @@ def _step(sides: Mapping[str, list[tuple[int, int]]]) -> int:
 
 
 def _map(
-    name: str, whose: str, hook_points: list[dict[str, Any]], colors: tuple[str, str], read: list[ReadNeuron]
+    name: str, whose: str, hook_points: list[HookPointNeurons], colors: tuple[str, str], read: list[SingleNeuron]
 ) -> Figure | None:
     if not hook_points:
         return None
@@ -121,10 +91,10 @@ def _map(
             )
         )
     if read:
-        traces.append(_points(read))
-    layers = sorted({entry["layer"] for entry in hook_points})
+        traces.append(_points(read, _starts(hook_points)))
+    layers = sorted({entry.layer for entry in hook_points})
     widest = _widest(hook_points)
-    counts = {side: sum(len(entry[side]) for entry in hook_points) for side in sides}
+    counts = {side: sum(len(getattr(entry, side)) for entry in hook_points) for side in sides}
     return make_figure(
         name,
         f"Map of {whose}: {counts['rejection']:,} for rejection and {counts['conformity']:,} for conformity, one row "
@@ -148,12 +118,12 @@ def _ticks(places: list[tuple[int, int]], half: int) -> Iterator[tuple[int | Non
         yield None, None
 
 
-def _points(read: list[ReadNeuron]) -> Any:
+def _points(read: list[SingleNeuron], starts: dict[int, int]) -> Any:
     colors = {"rejection": BLUE, "conformity": VERMILION}
     return go.Scatter(
-        x=[one.place for one in read],
+        x=[one.neuron + starts.get(one.hook_point, 0) for one in read],
         y=[one.layer + (0.23 if one.side == "rejection" else -0.23) for one in read],
-        name="read singly",
+        name="read one by one",
         mode="markers",
         marker={
             "color": [colors.get(one.side, GRAY) for one in read],
@@ -165,7 +135,9 @@ def _points(read: list[ReadNeuron]) -> Any:
     )
 
 
-def _spoken(one: ReadNeuron) -> str:
-    toward, away = (", ".join(text.label(word, 24) for word in words) for words in (one.promoted, one.suppressed))
+def _spoken(one: SingleNeuron) -> str:
+    toward, away = (
+        ", ".join(text.label(word, 24) for word in words[:_MOST_WORDS]) for words in (one.promoted, one.suppressed)
+    )
     said = f"layer {one.layer}, neuron {one.neuron} ({text.label(one.side, 20)})<br>toward: {toward}"
     return f"{said}<br>away from: {away}" if away else said

@@ -1,251 +1,285 @@
-"""A run's numbers as tables of text, for a paper or a pull request."""
+"""The tables of a run's stages: neurons, words, calibration, training, before and after; and the small print."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
-from safety_neurons.core.tables import TextTable
-from safety_neurons.report import causal_tables, clouds, judge_tables, rates, summary, tables, text, tuning_tables
-from safety_neurons.report.rates import Rate
+from safety_neurons.core.tables import Cell, Table, TableRow, numbers, row, words
+from safety_neurons.models.presets import Preset
+from safety_neurons.report import summary, text
+from safety_neurons.report.results import CloudLayer, LayerScore, MeanScore, RunResults, SideWords, SingleNeuron
+
+# A page must stay readable, and small, whatever it is given.
+MOST_ROWS = 400
+MOST_LAYERS = 300
+_MOST_NEURONS = 1000
+_MOST_WORDS, _MOST_SUPPRESSED, _MOST_READ_WORDS = 10, 5, 8
+_SIDES = ("rejection", "conformity")
 
 
-def run_tables(results: dict[str, Any]) -> list[TextTable]:
-    """Every table that the results have rows for; the share in brackets after a rate is its 95% interval."""
-    made = [
-        _before_after(results),
-        _causes(results),
-        _vocabulary(results),
-        _separability(results),
-        *_doses(results),
-        *_pushes(results),
-        *_detectors(results),
-        _guard_doses(results),
-        _guarded(results),
-        _front(results),
-        _adaptive(results),
-        *_evaluation(results),
-        _agreement(results),
-    ]
-    return [table for table in made if table.rows]
+def neurons(results: RunResults) -> Table:
+    """The found neurons, layer by layer."""
+    layers = results.neurons.per_layer[:MOST_LAYERS] if results.neurons else []
+    return Table.of(
+        "Safety neurons in each layer",
+        (*words("layer"), *numbers("rejection", "conformity", "all neurons")),
+        [[one.layer, *map(text.count, (one.rejection, one.conformity, one.width))] for one in layers],
+    )
 
 
-def introduction(results: dict[str, Any]) -> list[str]:
-    """What stands above the tables: the verdict, what to keep in mind, the model, and the command."""
-    run = results["run"]
-    verdict = summary.verdict(results)
-    model = (run.get("model") or {}).get("name") or "a model"
-    parts = [verdict.sentence, *verdict.notes, f"{model}, {text.date(run.get('started'))}. In brackets: 95% intervals."]
-    parts += notes(results)
-    return parts
+def promoted(results: RunResults) -> Table:
+    """What each layer's neurons promote and suppress, deepest layer first: near the output the words read best."""
+    shares = {one.layer: one.projection for one in results.write_share if one.weighting == weighting(results)}
+    sides: dict[int, dict[str, SideWords]] = {}
+    for entry in results.words:
+        sides.setdefault(entry.layer, {})[entry.side] = entry
 
+    def cell(entry: SideWords | None) -> Cell:
+        if entry is None:
+            return Cell(text.NONE)
+        away = ", ".join(map(text.token, entry.suppressed[:_MOST_SUPPRESSED]))
+        return text.tokens(entry.words[:_MOST_WORDS], f"away from: {away}" if away else "")
 
-def notes(results: Mapping[str, Any]) -> list[str]:
-    """What a reader of the grid's tables must know."""
-    if not results.get("evaluation"):
-        return []
-    # Imported late: it brings torch, which nothing else here waits for.
-    from safety_neurons.report import evaluation_tables as grid
-
-    return grid.notes(results["evaluation"])
-
-
-def share(rate: Rate | None) -> str:
-    """A rate with its interval, and how many answers could not be judged."""
-    if rate is None or rate.value is None:
-        return "-"
-    said = text.percent(rate.value)
-    if rate.low is not None and rate.high is not None:
-        said += f" ({text.interval(rate.low, rate.high)})"
-    return said + (f", {rate.unscored:,} unscored" if rate.unscored else "")
-
-
-def _share(row: Mapping[str, Any] | None) -> str:
-    return share(rates.rate(dict(row)) if row else None)
-
-
-def _before_after(results: dict[str, Any]) -> TextTable:
-    arms, lines = tables.comparisons(results["rows"])
-    several = len({one.judge for one in lines}) > 1
     rows = [
         [
-            f"{one.attack} ({one.prompts}, {one.metric})" + (f", judge {one.judge}" if several else ""),
-            *(share(rate) for rate in one.rates),
+            Cell(str(layer), text.percent(shares[layer]) if layer in shares else ""),
+            *(cell(sides[layer].get(side)) for side in _SIDES),
         ]
-        for one in lines
+        for layer in sorted(sides, reverse=True)[:MOST_LAYERS]
     ]
-    return TextTable("Before and after tuning", ["what", *(arm.label for arm in arms)], rows)
+    return Table.of("What the neurons of each layer promote", words("layer", "rejection side", "conformity side"), rows)
 
 
-def _causes(results: dict[str, Any]) -> TextTable:
-    found = rates.select(results["rows"], stage="calibrate")[: tables.MOST_ROWS]
+def read_neurons(results: RunResults) -> list[SingleNeuron]:
+    """The neurons that were read one by one, deepest layer first."""
+    read = [one for entry in results.words for one in entry.neurons]
+    return sorted(read, key=lambda one: -one.layer)[:_MOST_NEURONS]
+
+
+def single_neurons(results: RunResults) -> Table:
+    """The words of single neurons."""
     rows = [
-        [f"{row['prompts']}, {row['condition']}", str(row["subject"]), _share(row), str(row["n"]), str(row["judge"])]
-        for row in found
+        [
+            one.layer,
+            one.neuron,
+            one.side,
+            *(text.tokens(found[:_MOST_READ_WORDS]) for found in (one.promoted, one.suppressed)),
+        ]
+        for one in read_neurons(results)
     ]
-    return TextTable("Refused while neurons are pushed", ["prompts, push", "neurons", "refused", "n", "judge"], rows)
+    columns = (*numbers("layer", "neuron"), *words("side", "toward", "away from"))
+    return Table.of("Words of single neurons", columns, rows)
 
 
-def _vocabulary(results: dict[str, Any]) -> TextTable:
+def weighting(results: RunResults) -> str:
+    """How write vectors were weighted where the settings had a choice."""
+    return str((results.run.settings.get("explain") or {}).get("weighting", "difference"))
+
+
+def own_scores(results: RunResults) -> list[tuple[MeanScore, list[LayerScore], dict[int, float]]]:
+    """For each side the test with its own lexicon: its mean, its layers, and the residual stream by layer."""
+    test, found = results.vocabulary, []
+    for side, lexicon in (("rejection", "refusal"), ("conformity", "compliance")):
+        key = (weighting(results), side, lexicon)
+        own = [one for one in test.overall if (one.weighting, one.side, one.lexicon) == key] if test else []
+        if test and own:
+            scores = [one for one in test.scores if (one.weighting, one.side, one.lexicon) == key]
+            lens = [one for one in test.lens if (one.weighting, one.side, one.lexicon) == key]
+            found.append((own[0], scores[:MOST_LAYERS], {one.layer: one.auroc for one in lens[:MOST_LAYERS]}))
+    return found
+
+
+def vocabulary(results: RunResults) -> Table:
+    """Whether the neurons say their side's words together, over all layers."""
+    first = {
+        one.side: one.layer
+        for one in (results.vocabulary.first_readable if results.vocabulary else [])
+        if one.weighting == weighting(results) and one.layer is not None
+    }
     rows = []
-    for one in tables.vocabulary_sides(results):
-        numbers = one.overall
-        random, low, high = (text.score(numbers[key]) for key in ("random", "random_low", "random_high"))
+    for one, _, _ in own_scores(results):
+        random = f"({text.score(one.random_low)}{text.NONE}{text.score(one.random_high)})"
+        start = f", first {first[one.side]}" if one.side in first else ""
         rows.append(
             [
                 f"{one.side}: {one.lexicon} words",
-                text.score(numbers["together"]),
-                f"{random} ({low}-{high})",
-                f"{numbers['p']:.2g}",
-                text.score(numbers["single"]),
-                text.score(numbers["lens"]),
+                text.score(one.together),
+                Cell(text.score(one.random), random),
+                text.p_value(one.p),
+                *map(text.score, (one.single, one.random_single, one.lens)),
+                f"{one.significant} of {one.layers}{start}",
             ]
         )
-    columns = ["neurons", "together", "random sets", "p", "one by one", "residual stream"]
-    return TextTable("What the neurons write: AUROC of the words, 0.5 is chance", columns, rows)
+    columns = ("together", "random sets", "p", "one by one", "random ones", "residual stream", "layers that differ")
+    title = "What the neurons write: AUROC of the words, 0.5 is chance"
+    return Table.of(title, (*words("neurons"), *numbers(*columns)), rows)
 
 
-def _doses(results: dict[str, Any]) -> list[TextTable]:
-    columns = ["alpha", "neurons", "refused", "answered", "broken", "KL"]
-    return [
-        TextTable(
-            f"Dose-response, {side} prompts",
-            columns,
-            [
-                [
-                    dose.alpha,
-                    str(dose.row["subject"]),
-                    *_outcome(dose.row),
-                    text.nats(dose.row["kl_divergence"]["value"]),
-                ]
-                for dose in lines
-            ],
-        )
-        for side, lines in causal_tables.doses(results)
-    ]
-
-
-def _outcome(row: Mapping[str, Any]) -> list[str]:
-    return [_share(row[name]) for name in ("refused", "answered", "broken")]
-
-
-def _pushes(results: dict[str, Any]) -> list[TextTable]:
-    return [
-        TextTable(
-            f"The smallest push toward {direction.toward}, on {test['on']}",
-            ["neurons", "moving prompts", direction.verb, "broken", "p"],
-            [
-                [
-                    str(row["subject"]),
-                    str(test["moving"]),
-                    _share(row["moving"][direction.verb]),
-                    _share(row["moving"]["broken"]),
-                    f"{row['p_value']:.2g}" if "p_value" in row else "-",
-                ]
-                for row in test["rows"]
-            ],
-        )
-        for direction, one in causal_tables.directions(results)
-        for test in one["tests"]
-    ]
-
-
-def _separability(results: dict[str, Any]) -> TextTable:
-    rows = [
-        [one.name, text.count(one.neurons), clouds.measured(one.found), clouds.measured(one.random)]
-        for one in clouds.layers(results)
-    ]
-    columns = ["neurons of", "how many", "found", "random"]
-    return TextTable("Harmful and benign prompts told apart by activations: AUROC", columns, rows)
-
-
-def _detectors(results: dict[str, Any]) -> list[TextTable]:
-    return [
-        TextTable(
-            f"Detectors of harmful requests, {test.name}: {test.harmful} harmful, {test.benign} safe",
-            ["detector", "AUROC", "caught at 1% false alarms", "at 5%"],
-            [
-                [
-                    str(row["detector"]),
-                    f"{text.auroc(row['auroc']['value'])} ({text.score(row['auroc']['low'])}-"
-                    f"{text.score(row['auroc']['high'])})",
-                    _share(row["tpr_at_0.01"]),
-                    _share(row["tpr_at_0.05"]),
-                ]
-                for row in test.rows
-            ],
-        )
-        for test in causal_tables.detector_tests(results)
-    ]
-
-
-def _guard_doses(results: dict[str, Any]) -> TextTable:
-    guard = results.get("guard") or {}
+def vocabulary_layers(results: RunResults) -> Table:
+    """The vocabulary test, layer by layer."""
     rows = [
         [
-            f"{dose['alpha']:g}{', chosen' if dose['alpha'] == guard['alpha'] else ''}"
-            if dose["alpha"]
-            else "no guard",
-            text.percent(dose["attack_success"]),
-            text.percent(dose["over_refusal"]),
+            mean.side,
+            one.layer,
+            text.count(one.neurons),
+            text.score(one.together),
+            f"{text.score(one.random_low)}{text.NONE}{text.score(one.random_high)}",
+            text.p_value(one.p_adjusted),
+            text.score(one.single),
+            text.count(one.single_above),
+            text.score(lens.get(one.layer)),
         ]
-        for dose in (guard.get("doses") or [])[: tables.MOST_ROWS]
+        for mean, scores, lens in own_scores(results)
+        for one in scores
     ]
-    return TextTable("The guard's dose, on validation prompts", ["alpha", "attack success", "over-refusal"], rows)
+    columns = ("layer", "neurons", "together", "random sets", "p, adjusted", "one by one", "above random", "residual")
+    return Table.of("The vocabulary test, layer by layer", (*words("side"), *numbers(*columns)), rows)
 
 
-def _guarded(results: dict[str, Any]) -> TextTable:
-    found = ((results.get("guard") or {}).get("rows") or [])[: tables.MOST_ROWS]
+def calibration(results: RunResults) -> Table:
+    """Refusals while neurons are calibrated."""
     rows = [
-        [f"{row['on']}, {row['prompts']}", _share(row["base"]["refused"]), _share(row["guarded"]["refused"])]
-        for row in found
+        [one.prompts, one.condition, one.subject, text.rate(one.rate), text.count(one.n), one.judge]
+        for one in results.rows[:MOST_ROWS]
     ]
-    return TextTable("Refused without and with the guard", ["test, requests", "base", "guarded"], rows)
+    columns = (*words("prompts", "calibration", "neurons"), *numbers("refused", "n"), *words("judge"))
+    return Table.of("Refused while neurons are calibrated", columns, rows)
 
 
-def _front(results: dict[str, Any]) -> TextTable:
-    rows = [
-        [
-            f"{one.number}, chosen" if one.chosen else str(one.number),
-            one.score,
-            text.share(one.percent / 100),
-            f"{one.learning_rate:.1e}",
-            one.pairs,
-            f"{one.kl:g}",
-            text.percent(one.attack_success),
-            text.percent(one.over_refusal),
-            text.nats(one.kl_divergence),
+def layer_name(one: CloudLayer) -> str:
+    return "all layers" if one.layer is None else f"layer {one.layer}"
+
+
+def clouds(results: RunResults) -> Table:
+    """How well each layer's neurons tell harmful from benign prompts, and what calibration changes."""
+    rows = []
+    for one in results.clouds.layers[:MOST_LAYERS] if results.clouds else []:
+        half = [one.harmful_half.get(name) for name in ("harmful", "harmful_pushed", "benign", "benign_pushed")]
+        cells = [
+            layer_name(one),
+            text.count(one.neurons),
+            *(text.mean(found, text.auroc) for found in (one.auroc, one.auroc_random)),
+            *map(text.percent, one.explained or (None, None)),
+            *map(text.percent, half),
         ]
-        for one in tuning_tables.tried(results)
-        if one.on_front
-    ]
-    columns = ["trial", "score", "neurons", "rate", "pairs", "KL weight", "attacks", "over-refusal", "KL"]
-    return TextTable("Pareto front of the search, on validation prompts", columns, rows)
+        rows.append(row(cells, "mean" if one.layer is None else ""))
+    shares = ("first axis", "second axis", "harmful", "harmful calibrated", "benign", "benign calibrated")
+    columns = (*words("neurons of"), *numbers("neurons", "found", "random", *shares))
+    caption = "Then the variance on each axis, and the share of each kind of prompts on the harmful side."
+    return Table.of("Harmful and benign prompts told apart by activations: AUROC", columns, rows, caption)
 
 
-def _adaptive(results: dict[str, Any]) -> TextTable:
+def training(results: RunResults) -> Table:
+    """What the model was trained on."""
+    corpus = results.training.corpus if results.training else {}
+    pairs = sum(corpus.values())
     rows = [
-        [
-            f"{row['model']}, {row['prompts']}",
-            str(row["calibrated"]),
-            *_outcome(row),
-            text.nats(row["kl_divergence"]["value"]),
-        ]
-        for row in tuning_tables.adaptive_rows(results)
+        [kind.replace("_", " "), text.count(number), text.percent(number / pairs if pairs else None)]
+        for kind, number in islice(corpus.items(), MOST_ROWS)
     ]
-    columns = ["model, prompts", "pushed neurons", "refused", "answered", "broken", "KL"]
-    return TextTable("When the attacker can reach inside", columns, rows)
+    return Table.of(
+        "Training pairs of a prompt and the answer to learn", (*words("pairs"), *numbers("n", "share")), rows
+    )
 
 
-def _evaluation(results: Mapping[str, Any]) -> list[TextTable]:
-    if not results.get("evaluation"):
-        return []
-    from safety_neurons.report import evaluation_tables as grid
+def before_after(results: RunResults) -> Table:
+    """Attack success and refusals of the base and of the tuned model, by every judge."""
+    lines = summary.before_after(results.evaluation)[:MOST_ROWS]
+    several = len({one.judge for one in lines}) > 1
+    rows: list[TableRow] = []
+    for number, one in enumerate(lines):
+        last = [other.judge for other in lines[number + 1 : number + 2]] != [one.judge]
+        cells: list[object] = [one.prompts, one.attack, one.measure, *([one.judge] if several else [])]
+        for found in (one.base, one.tuned):
+            cells += [text.rate(found), text.count(found.n if found else None)]
+        rows.append(row(cells, "mean" if one.attack == summary.MEAN else "section" if last and several else ""))
+    named = words("prompts", "attack", "measure", *(["judge"] if several else []))
+    caption = f"Judge: {lines[0].judge}." if lines and not several else ""
+    return Table.of("Before and after tuning", (*named, *numbers("base", "n", "tuned", "n, tuned")), rows, caption)
 
-    return grid.tables(results["evaluation"])
+
+def introduction(results: RunResults) -> list[str]:
+    """What stands above a run's tables: the verdict, what weakens it, and the model."""
+    found, model = summary.verdict(results), (results.run.model or {}).get("name") or "a model"
+    return [found.sentence, *found.notes, f"{model}, {text.date(results.run.started)}. In brackets: 95% intervals."]
 
 
-def _agreement(results: Mapping[str, Any]) -> TextTable:
-    rows = [
-        [f"{one.first} and {one.second}, {one.requests}", text.percent(one.same), text.score(one.kappa), f"{one.n:,}"]
-        for one in judge_tables.agreements(results)
+def small_print(results: RunResults) -> list[Table]:
+    """What a reader needs to repeat the run."""
+    run, coverage = results.run, results.run.coverage or {}
+    model = dict(run.model or {})
+    if coverage:
+        layers = f"{text.count(coverage.get('layers'))} of {text.count(coverage.get('layers_total'))} layers"
+        model["coverage"] = f"{layers}, {text.count(coverage.get('neurons'))} neurons"
+        if coverage.get("without_mlp"):
+            model["layers without an MLP"] = coverage["without_mlp"]
+        model |= {f"not read {number}": message for number, message in enumerate(coverage.get("unread") or [], 1)}
+    sections = ("Dose-response", results.dose_response), ("Search", results.search), ("Guard", results.guard)
+    parts: list[tuple[str, Mapping[str, Any]]] = [
+        ("Model", model),
+        ("Command", {key: value for key, value in (("command", run.command), ("started", run.started)) if value}),
+        ("Neurons", _set_for(results.neurons)),
+        ("Prompts", run.prompts),
+        ("Settings", {"seed": run.seed} | run.settings),
+        *((title, _set_for(section)) for title, section in (*sections, ("Attack by defense", results.evaluation))),
+        (
+            "Stages",
+            {
+                name: f"{text.duration(stage.seconds)}, finished {text.date(stage.finished)}"
+                for name, stage in run.stages.items()
+            },
+        ),
+        ("Versions", run.versions),
     ]
-    return TextTable("Agreement of judges", ["judges, requests", "same verdict", "kappa", "n"], rows)
+    return [
+        Table.of(title, words("name", "value"), map(list, _flat(content)[:MOST_ROWS]))
+        for title, content in parts
+        if content
+    ]
+
+
+# Findings, which are shown elsewhere.
+_FINDINGS = {"rows", "directions", "detectors", "cells", "summary", "overhead", "judge_errors", "per_layer", "indices"}
+
+
+def _set_for(section: Any) -> dict[str, Any]:
+    """The settings within a section."""
+    return {} if section is None else section.model_dump(exclude=_FINDINGS)
+
+
+def made_with(results: RunResults) -> list[tuple[str, str]]:
+    """The model, the settings, the prompts and the versions, as dotted names and values."""
+    run = results.run
+    return _flat(
+        {"model": run.model, "seed": run.seed, "prompts": run.prompts, "versions": run.versions} | run.settings
+    )
+
+
+def _flat(value: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    flat: list[tuple[str, str]] = []
+    for name, content in value.items():
+        if isinstance(content, dict) and content:
+            flat += _flat(content, f"{above}{name}.")
+        else:
+            flat.append((f"{above}{name}", _plain(content)))
+    return flat
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "not set"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value[:50])) or "none"
+    return str(value)
+
+
+def presets(found: Iterable[tuple[Preset, str, str]]) -> Table:
+    """Presets, each with whether it is here and how to get it."""
+    rows = [[one.name, f"{one.parameters:g}B", one.license, here, how] for one, here, how in found]
+    return Table.of("Presets", words("name", "size", "license", "here", "how to get it"), rows)

@@ -1,82 +1,133 @@
-"""What a run says in sentences and in four figures; computed from the results, worse results included."""
+"""A run in sentences and in four headline numbers; computed from the results, bad results included."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-from safety_neurons.report import rates, text
-from safety_neurons.report.rates import Change, Rate
+from safety_neurons.core.statistics import Rate
+from safety_neurons.report import text
+from safety_neurons.report.results import BASE, HARMFUL, TUNED, CalibrationRow, Evaluation, FoundNeurons, RunResults
+
+# What the page calls the run's own sets of safe prompts.
+_KINDS = {"benign": "ordinary", "borderline": "borderline"}
+_MOST_LINES = 2
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One sentence, whether it is good news, and what to keep in mind about it."""
+class Finding:
+    """One sentence, its tone (good, mixed, bad or open), and what weakens it."""
 
     sentence: str
     tone: str
     notes: tuple[str, ...] = ()
 
     @property
-    def said(self) -> str:
-        """The tone in words, for those who see no color."""
+    def result(self) -> str:
+        """The tone in words, for readers who see no color."""
         return {"good": "clear result", "mixed": "mixed result", "bad": "negative result"}.get(self.tone, "unfinished")
 
 
 @dataclass(frozen=True)
-class Line:
-    """A rate before and after within a tile."""
+class BeforeAfter:
+    """The rate of an attack, of their mean or of safe prompts, for the base and for the tuned model.
 
-    name: str
-    change: Change
+    Either is None where it was not measured.
+    """
+
+    prompts: str
+    attack: str
+    judge: str
+    base: Rate | None
+    tuned: Rate | None
+
+    @property
+    def measure(self) -> str:
+        return "attack success" if self.prompts == HARMFUL else "refused"
+
+    @property
+    def values(self) -> tuple[float | None, float | None]:
+        return self.base.value if self.base else None, self.tuned.value if self.tuned else None
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A headline number: either `lines` (before and after) or one `value`."""
-
-    label: str
-    note: str
-    value: str | None = None
-    lines: tuple[Line, ...] = ()
+# The mean over attacks; its interval is a bootstrap over prompts.
+MEAN = "mean"
 
 
-def partial(results: dict[str, Any]) -> str:
-    """What is to be said beside every number where the neurons are those of some layers only; else nothing."""
-    coverage = results["run"].get("coverage") or {}
+def before_after(evaluation: Evaluation | None) -> list[BeforeAfter]:
+    """The first model without a defense and tuned: each attack, their mean, and each set of safe prompts, by judge.
+
+    The main judge, which sentences and figures are about, comes first.
+    """
+    if evaluation is None or not evaluation.models:
+        return []
+    model, found = evaluation.models[0], []
+    mine = [cell for cell in evaluation.cells if cell.model == model and cell.defense in (BASE, TUNED)]
+    for judge in evaluation.judges:
+        lines: dict[tuple[str, str], dict[str, Rate | None]] = {}
+        for cell in mine:
+            if judge in cell.judges:
+                lines.setdefault((cell.prompts, cell.attack), {})[cell.defense] = cell.judges[judge].rate
+        for row in evaluation.summary:
+            if (row.model, row.judge) == (model, judge) and row.defense in (BASE, TUNED) and row.attack_success:
+                lines.setdefault((HARMFUL, MEAN), {})[row.defense] = row.attack_success
+        # Attacks, their mean, then the safe prompts.
+        order = sorted(lines, key=lambda line: 2 if line[0] != HARMFUL else line[1] == MEAN)
+        found += [BeforeAfter(*line, judge, lines[line].get(BASE), lines[line].get(TUNED)) for line in order]
+    return found
+
+
+def by_main_judge(evaluation: Evaluation | None) -> list[BeforeAfter]:
+    """`before_after` by the first judge only: sentences and figures never mix two judges."""
+    found = before_after(evaluation)
+    return [one for one in found if one.judge == found[0].judge]
+
+
+def without(evaluation: Evaluation | None) -> str:
+    """The defenses that an evaluation would need to show before and after, in words; empty where it has both."""
+    if evaluation is None:
+        return ""
+    names = [f"“{name}”" for name in (BASE, TUNED) if name not in evaluation.defenses]
+    return f"This evaluation is without {' and '.join(names)}" if names else ""
+
+
+def partial(results: RunResults) -> str:
+    """A warning beside every number where only some layers were searched for neurons; else empty."""
+    coverage = results.run.coverage or {}
     read, total = coverage.get("layers") or 0, coverage.get("layers_total") or 0
     return f"Partial: only {read} of {total} layers were searched for neurons." if read < total else ""
 
 
-def verdict(results: dict[str, Any]) -> Verdict:
+def verdict(results: RunResults) -> Finding:
     """The run in one sentence: what tuning did, or how far the run has come."""
     found = _verdict(results)
     warning = partial(results)
     return replace(found, notes=(warning, *found.notes)) if warning else found
 
 
-def _verdict(results: dict[str, Any]) -> Verdict:
-    attacks = rates.attack_change(results["rows"])
-    if attacks.before and attacks.after and attacks.measured:
-        return _tuning_verdict(results, attacks.before, attacks.after)
+def _verdict(results: RunResults) -> Finding:
+    lines = by_main_judge(results.evaluation)
+    attacks = next((one for one in lines if one.attack == MEAN), None)
+    base, tuned = attacks.values if attacks else (None, None)
     who = _who(results)
-    if attacks.value_before is not None:
-        start = f"Before tuning, {text.percent(attacks.value_before)} of the attacks succeed"
-        end = "after tuning is not measured yet" if attacks.after is None else "after tuning no answer could be judged"
-        return Verdict(f"{start}; {end}.", "open", tuple(_unscored_notes(attacks)))
-    if results.get("training"):
-        return Verdict(f"{_capital(who)} were tuned; what it changed is not measured yet.", "open")
-    cause = causes(results["rows"])
+    if attacks and base is not None and tuned is not None:
+        return _tuning_verdict(results, attacks, lines)
+    if attacks and base is not None:
+        start = f"Before tuning, {text.percent(base)} of the attacks succeed"
+        end = "after tuning is not measured yet" if attacks.tuned is None else "after tuning no answer could be judged"
+        return Finding(f"{start}; {end}.", "open", tuple(_unscored_notes(attacks)))
+    if results.training:
+        return Finding(f"{who[:1].upper()}{who[1:]} were tuned; what it changed is not measured yet.", "open")
+    cause = causes(results.rows)
     if cause is not None:
-        return Verdict(cause.sentence + " Nothing is tuned yet.", cause.tone, cause.notes)
-    if results.get("neurons") and (results.get("dose_response") or results.get("search")):
-        return Verdict(f"Found {who}; what pushing them does to refusals is shown under “Cause”.", "open")
-    if results.get("neurons"):
-        return Verdict(f"Found {who}; whether they cause refusals is not tested yet.", "open")
-    return Verdict("Nothing is measured yet.", "open")
+        return Finding(cause.sentence + " Nothing is tuned yet.", cause.tone, cause.notes)
+    if results.neurons and (results.dose_response or results.search):
+        return Finding(f"Found {who}; whether calibrating them changes refusals is shown under “Cause”.", "open")
+    if results.neurons:
+        return Finding(f"Found {who}; whether they cause refusals is not tested yet.", "open")
+    return Finding("Nothing is measured yet.", "open")
 
 
-def _tuning_verdict(results: dict[str, Any], rate_before: Rate, rate_after: Rate) -> Verdict:
-    before, after = rate_before.value or 0.0, rate_after.value or 0.0
-    unchanged = rates.same(before, after)
+def _tuning_verdict(results: RunResults, attacks: BeforeAfter, lines: list[BeforeAfter]) -> Finding:
+    before, after = (value or 0.0 for value in attacks.values)
+    unchanged = _same(before, after)
     improved = after < before and not unchanged
     numbers = f"from {text.percent(before)} to {text.percent(after)}"
     sentence = f"Tuning {_who(results)} "
@@ -86,121 +137,125 @@ def _tuning_verdict(results: dict[str, Any], rate_before: Rate, rate_after: Rate
         sentence += f"brought attack success {numbers}"
     else:
         sentence += f"did not help: attack success rose {numbers}"
-    notes = []
-    certain = rates.apart(rate_before, rate_after)
-    if not unchanged and not certain:
-        known = rate_before.low is not None and rate_after.low is not None
-        reason = "The 95% intervals of attack success overlap" if known else "Attack success has no interval here"
-        notes.append(f"{reason}: this difference may be chance.")
-    benign = rates.refusal_change(results["rows"], "benign")
+    certain = apart(attacks.base, attacks.tuned)
+    notes = [] if unchanged or certain else ["The 95% intervals of attack success overlap: this may be chance."]
+    safe = {one.prompts: one.values for one in lines if one.prompts != HARMFUL}
+    start, end = safe.get("benign", (None, None))
     cost = False
-    if benign.value_before is None or benign.value_after is None:
+    if start is None or end is None:
         sentence += "; refusals of ordinary requests are not measured on both sides."
     else:
-        clause, cost = _refusal_clause(benign.value_before, benign.value_after, improved)
+        clause, cost = _refusal_clause(start, end, improved)
         sentence += clause
-    borderline = rates.refusal_change(results["rows"], "borderline")
-    if borderline.value_before is not None and borderline.value_after is not None:
-        rose = borderline.value_after - borderline.value_before
-        if rose > 0 and not rates.same(borderline.value_before, borderline.value_after):
-            notes.append(
-                "Harmless requests that only sound harmful are refused more often: "
-                f"{text.percent(borderline.value_before)} before, {text.percent(borderline.value_after)} after."
-            )
-            cost = cost or rose >= 0.1
-    if (results.get("training") or {}).get("unchanged_outside") is False:
+    start, end = safe.get("borderline", (None, None))
+    if start is not None and end is not None and end > start and not _same(start, end):
+        notes.append(
+            "Harmless requests that only sound harmful are refused more often: "
+            f"{text.percent(start)} before, {text.percent(end)} after."
+        )
+        cost = cost or end - start >= 0.1
+    if results.training and results.training.unchanged_outside is False:
         notes.append("Weights outside the tuned neurons changed: do not trust these numbers.")
-    notes += _unscored_notes(Change(rate_before, rate_after))
+    if results.evaluation and len(_attacks_run(results.evaluation)) > 1:
+        notes.append("Some attacks ran on one of the two models only: the means are not over the same attacks.")
+    notes += _unscored_notes(attacks)
     tone = "good" if improved and certain and not cost else "mixed" if improved else "bad"
-    return Verdict(sentence, tone, tuple(notes))
+    return Finding(sentence, tone, tuple(notes))
+
+
+def _attacks_run(evaluation: Evaluation) -> set[frozenset[str]]:
+    """The attacks behind the two means: one set where they are the same."""
+    model, judge = evaluation.models[0], next(iter(evaluation.judges))
+    rows = [row for row in evaluation.summary if (row.model, row.judge) == (model, judge)]
+    return {frozenset(row.attacks) for row in rows if row.defense in (BASE, TUNED)}
 
 
 def _refusal_clause(before: float, after: float, improved: bool) -> tuple[str, bool]:
     """The second half of the verdict, and whether ordinary use got clearly worse."""
     numbers = f"from {text.percent(before)} to {text.percent(after)}"
-    if rates.same(before, after):
+    if _same(before, after):
         return f", while refusals of ordinary requests stayed at {text.percent(after)}.", False
     if after < before:
         return f", while refusals of ordinary requests went {numbers}.", False
     return f", {'but' if improved else 'and'} refusals of ordinary requests rose {numbers}.", after - before >= 0.05
 
 
-def _unscored_notes(change: Change) -> list[str]:
+def _unscored_notes(attacks: BeforeAfter) -> list[str]:
     """Answers that could not be judged are neither safe nor unsafe; many of them weaken every number."""
-    notes = []
-    for side, measured in (("before", change.before), ("after", change.after)):
-        if measured and measured.unscored > 0.1 * (measured.n + measured.unscored):
-            asked = measured.n + measured.unscored
-            notes.append(
-                f"{measured.unscored:,} of {asked:,} answers to attacks {side} tuning could not be judged; "
-                "they count neither as safe nor as unsafe."
-            )
-    return notes
-
-
-def causes(rows: list[dict[str, Any]]) -> Verdict | None:
-    """What calibration says about cause: found neurons against as many random ones, on harmful prompts."""
-    refused = rates.select(rates.main_judge(rows, "calibrate"), metric=rates.REFUSED, prompts="harmful")
-    none = _first(refused, subject="base")
-    found = _first(refused, subject="found", condition="toward conformity")
-    random = _first(refused, subject="random", condition="toward conformity")
-    if found is None or found.value is None:
-        return None
-    start = f" from {text.percent(none.value)}" if none and none.value is not None else ""
-    fell = none is None or none.value is None or found.value < none.value
-    sentence = (
-        f"Pushing the safety neurons toward conformity took refusals of harmful prompts{start} to "
-        f"{text.percent(found.value)}"
-    )
-    if random is None or random.value is None:
-        return Verdict(f"{sentence}; without random neurons to compare with, this shows no cause.", "open")
-    sentence += f"; the same alpha on as many random neurons gave {text.percent(random.value)}."
-    if fell and found.value < random.value and rates.apart(found, random):
-        return Verdict(f"{sentence} So these neurons do cause refusals.", "good")
-    return Verdict(f"{sentence} So this run does not show that these neurons cause refusals.", "bad")
-
-
-def _first(rows: list[dict[str, Any]], **wanted: str) -> Rate | None:
-    found = rates.select(rows, **wanted)
-    return rates.rate(found[0]) if found else None
-
-
-def tiles(results: dict[str, Any]) -> list[Tile]:
-    """The four headline numbers; what is not measured yet shows as a dash."""
-    rows = results["rows"]
-    training = results.get("training") or {}
-    neurons = results.get("neurons") or {}
-    stages = results["run"].get("stages") or {}
-    changed = training.get("share_of_parameters")
-    parameters = training.get("trainable_parameters")
-    seconds = [stage["seconds"] for stage in stages.values() if stage.get("seconds") is not None]
-    tuned = "" if training.get("seconds") is None else f", {text.duration(training['seconds'])} of it training"
-    if parameters is not None:
-        note = f"{parameters:,} numbers in {text.count(neurons.get('total'))} neurons"
-    else:
-        changed, note = neurons.get("share_of_parameters"), "in the found neurons; none is tuned yet"
     return [
-        Tile("Attacks that succeed", "lower is better", lines=(Line("", rates.attack_change(rows)),)),
-        Tile(
-            "Harmless requests refused",
-            "lower is better",
-            lines=(
-                Line("ordinary", rates.refusal_change(rows, "benign")),
-                Line("borderline", rates.refusal_change(rows, "borderline")),
-            ),
-        ),
-        Tile("Weights tuned" if parameters is not None else "Share of weights", note, value=text.share(changed)),
-        Tile(
-            "Minutes",
-            f"{len(seconds)} {'stage' if len(seconds) == 1 else 'stages'}{tuned}",
-            value=f"{sum(seconds) / 60:.1f}" if seconds else text.count(None),
-        ),
+        f"{found.unscored:,} of {found.n + found.unscored:,} answers to attacks {side} tuning could not be judged; "
+        "they count neither as safe nor as unsafe."
+        for side, found in (("before", attacks.base), ("after", attacks.tuned))
+        if found and found.unscored > 0.1 * (found.n + found.unscored)
     ]
 
 
-def where(neurons: dict[str, Any]) -> str:
-    """Where the neurons sit, for those who cannot see the figure too."""
-    layers = [(entry["layer"], entry["rejection"] + entry["conformity"]) for entry in neurons.get("per_layer") or []]
+def causes(rows: list[CalibrationRow]) -> Finding | None:
+    """What calibration says about cause: found neurons against random ones, on harmful prompts."""
+    refused = {(row.subject, row.condition): row.rate for row in reversed(rows) if row.prompts == HARMFUL}
+    none = next((rate for (subject, _), rate in refused.items() if subject == "base"), None)
+    found, random = (refused.get((subject, "toward conformity")) for subject in ("found", "random"))
+    if found is None or found.value is None:
+        return None
+    known = none is not None and none.value is not None
+    start = f" from {text.percent(none.value)}" if none and known else ""
+    sentence = (
+        f"Calibrating the safety neurons toward conformity took refusals of harmful prompts{start} to "
+        f"{text.percent(found.value)}"
+    )
+    if random is None or random.value is None:
+        return Finding(f"{sentence}; without random neurons to compare with, this shows no cause.", "open")
+    sentence += f"; the same alpha on as many random neurons gave {text.percent(random.value)}."
+    fell = none is None or none.value is None or found.value < none.value
+    if fell and found.value < random.value and apart(found, random):
+        return Finding(f"{sentence} So these neurons do cause refusals.", "good")
+    return Finding(f"{sentence} So this run does not show that these neurons cause refusals.", "bad")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A headline number: either `lines` (before and after, by name) or one `value`."""
+
+    label: str
+    note: str
+    value: str | None = None
+    lines: tuple[tuple[str, BeforeAfter | None], ...] = ()
+
+
+def tiles(results: RunResults) -> list[Tile]:
+    """The four headline numbers; what is not measured yet shows as a dash."""
+    lines = by_main_judge(results.evaluation)
+    attacks = next((one for one in lines if one.attack == MEAN), None)
+    safe = {one.prompts: one for one in lines if one.prompts != HARMFUL}
+    training, neurons = results.training, results.neurons
+    timed = sum(stage.seconds is not None for stage in results.run.stages.values())
+    tuned = f", {text.duration(training.seconds)} of it training" if training and training.seconds is not None else ""
+    if training:
+        note = f"{training.trainable_parameters:,} numbers in {text.count(neurons.total if neurons else None)} neurons"
+    else:
+        note = "in the found neurons; none is tuned yet"
+    changed = training.share_of_parameters if training else neurons.share_of_parameters if neurons else None
+    return [
+        Tile("Attacks that succeed", "lower is better", lines=(("", attacks),)),
+        Tile(
+            "Harmless requests refused",
+            "lower is better",
+            lines=tuple((_KINDS.get(name, name), safe.get(name)) for name in list(safe or _KINDS)[:_MOST_LINES]),
+        ),
+        Tile("Weights tuned" if training else "Share of weights", note, text.share(changed)),
+        Tile("Minutes", f"{timed} {'stage' if timed == 1 else 'stages'}{tuned}", minutes(results)),
+    ]
+
+
+def minutes(results: RunResults) -> str:
+    """The time that the stages took."""
+    seconds = [stage.seconds for stage in results.run.stages.values() if stage.seconds is not None]
+    return f"{sum(seconds) / 60:.1f}" if seconds else text.NONE
+
+
+def where(neurons: FoundNeurons) -> str:
+    """Where the neurons are, also for readers who do not see the figure."""
+    layers = [(entry.layer, entry.rejection + entry.conformity) for entry in neurons.per_layer]
     total = sum(number for _, number in layers)
     if not total:
         return "No neuron was found in any layer."
@@ -212,14 +267,21 @@ def where(neurons: dict[str, Any]) -> str:
     )
 
 
-def _who(results: dict[str, Any]) -> str:
-    neurons = results.get("neurons") or {}
-    training = results.get("training") or {}
-    if neurons.get("total") is None:
+def apart(one: Rate | None, other: Rate | None) -> bool:
+    """Whether the intervals share no value; unknown intervals are never apart."""
+    if one is None or other is None or one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.low > other.high or other.low > one.high
+
+
+def _same(one: float, other: float) -> bool:
+    """Whether two rates read the same on the page, so that no sentence says "rose from 5% to 5%"."""
+    return text.percent(one) == text.percent(other)
+
+
+def _who(results: RunResults) -> str:
+    neurons, training = results.neurons, results.training
+    if neurons is None:
         return "the safety neurons"
-    part = training.get("share_of_parameters", neurons.get("share_of_parameters"))
-    return f"{neurons['total']:,} safety neurons" + (f" ({text.share(part)} of the weights)" if part else "")
-
-
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+    part = training.share_of_parameters if training else neurons.share_of_parameters
+    return f"{neurons.total:,} safety neurons" + (f" ({text.share(part)} of the weights)" if part else "")

@@ -1,41 +1,18 @@
-"""Numbers and untrusted text as a reader should see them."""
+"""How numbers and untrusted text are written, in tables, sentences and figures."""
 
-import unicodedata
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup
 
-# What a reader cannot see, or what changes the order of what is seen: controls, formats (all bidi marks are among
-# them), halves of surrogate pairs, private use, line and paragraph separators.
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-_NAMED = {"\n": "↵", "\t": "→", "\r": "\\r"}
-# More marks than this on one letter are no language; they climb over the lines above.
-_MARKS_ON_A_LETTER = 4
-_NOTHING = "\N{EN DASH}"
+from safety_neurons.core.statistics import Rate
+from safety_neurons.core.tables import Cell, visible
+from safety_neurons.report.results import PairedChange
 
-
-def visible(text: Any, limit: int = 4000) -> str:
-    """The text with every hidden character as an escape, cut after `limit` characters.
-
-    Applying it twice changes nothing more, so that it can also be the last guard before the page.
-    """
-    text = str(text)
-    shown: list[str] = []
-    marks = 0
-    # The cut comes first: a megabyte of one word costs no more than its beginning.
-    for letter in text[:limit]:
-        category = unicodedata.category(letter)
-        marks = marks + 1 if category in ("Mn", "Me") else 0
-        if letter in _NAMED:
-            shown.append(_NAMED[letter])
-        elif category in _HIDDEN or marks > _MARKS_ON_A_LETTER:
-            shown.append(f"\\u{ord(letter):04x}" if ord(letter) <= 0xFFFF else f"\\U{ord(letter):08x}")
-        else:
-            shown.append(letter)
-    if len(text) > limit:
-        shown.append("…")
-    return "".join(shown)
+NONE = "\N{EN DASH}"
+# A difference this unlikely by chance is marked with a star.
+SIGNIFICANT = 0.05
 
 
 def untrusted(text: Any, limit: int = 600) -> Markup:
@@ -43,25 +20,29 @@ def untrusted(text: Any, limit: int = 600) -> Markup:
     return Markup("<bdi>{}</bdi>").format(visible(text, limit))
 
 
-def token(text: Any) -> Markup:
-    """A vocabulary entry: a dot stands for the space that begins most words."""
-    text = str(text)
-    if not text.strip():
-        return untrusted(text.replace(" ", "␣") or "(empty)", 24)
-    stripped = text.lstrip(" ")
-    space = Markup('<span class="space">·</span>') if stripped != text else Markup()
-    return space + untrusted(stripped, 24)
-
-
 def label(text: Any, limit: int = 26) -> str:
     """Untrusted text inside a figure: Plotly reads tags in labels, so none may be left."""
     return visible(text, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def token(text: str) -> str:
+    """A vocabulary entry: a dot stands for the space that begins most words."""
+    if not text.strip():
+        return visible(text.replace(" ", "␣"), 24) or "(empty)"
+    stripped = text.lstrip(" ")
+    return ("·" if stripped != text else "") + visible(stripped, 24)
+
+
+def tokens(words: list[str], detail: str = "") -> Cell:
+    """A cell of vocabulary entries."""
+    shown = tuple(map(token, words))
+    return Cell(", ".join(shown) or NONE, detail, shown)
+
+
 def percent(value: float | None) -> str:
     """A rate from 0 to 1: "48%", "6.5%"; never "0%" or "100%" for what is neither."""
     if value is None:
-        return _NOTHING
+        return NONE
     points = 100 * value
     if 10 <= points <= 99 or points == round(points):
         return f"{points:.0f}%"
@@ -73,45 +54,86 @@ def percent(value: float | None) -> str:
 def share(value: float | None) -> str:
     """A small part of a whole with two digits: "1.0%", "0.25%"."""
     if value is None:
-        return _NOTHING
+        return NONE
     points = 100 * value
     return f"{points:.0f}%" if points >= 9.95 else f"{points:.1f}%" if points >= 0.995 else f"{points:.2g}%"
 
 
 def score(value: float | None) -> str:
     """An AUROC, or another number around 0 to 1, with two digits."""
-    return _NOTHING if value is None else f"{value:.2f}"
+    return NONE if value is None else f"{value:.2f}"
 
 
 def auroc(value: float | None) -> str:
     """An AUROC that may be near to 1, with three digits; never "1.000" for what is less."""
     if value is None:
-        return _NOTHING
+        return NONE
     return "over 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
 def nats(value: float | None) -> str:
-    """A divergence in nats per token, with two digits; a small one is not shown as nothing."""
+    """A KL divergence in nats per token, with two digits; a small one is not shown as 0."""
     if value is None:
-        return _NOTHING
+        return NONE
     return "under 0.01" if 0 < value < 0.01 else f"{value:.2f}"
 
 
-def interval(low: float | None, high: float | None) -> str:
-    """A 95% interval, its ends joined by a dash and one percent sign after them."""
-    if low is None or high is None:
-        return _NOTHING
-    return f"{percent(low).removesuffix('%')}{_NOTHING}{percent(high)}"
+def p_value(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2g}"
 
 
 def count(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:,}"
+    return NONE if value is None else f"{value:,}"
+
+
+def signed(value: float | None) -> str:
+    """A difference of rates in percentage points, with its sign."""
+    return NONE if value is None else f"{100 * value:+.0f}".replace("-", "\N{MINUS SIGN}")
+
+
+def alpha(value: float) -> str:
+    """An alpha of the dose-response, whose sign is the direction; 0 has none."""
+    return f"{value:+g}".replace("-", "\N{MINUS SIGN}") if value else "0"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """A 95% interval of a rate: "44-52%" with an en dash."""
+    if low is None or high is None:
+        return NONE
+    return f"{percent(low).removesuffix('%')}{NONE}{percent(high)}"
+
+
+def rate(found: Rate | None, star: bool = False, **options: Any) -> Cell:
+    """A cell with a rate, its interval, and how many answers could not be judged."""
+    if found is None or found.value is None:
+        return Cell(NONE, f"{found.unscored:,} unscored" if found and found.unscored else "", **options)
+    parts = [] if found.low is None else [f"({interval(found.low, found.high)})"]
+    parts += [f"{found.unscored:,} unscored"] if found.unscored else []
+    return Cell(percent(found.value) + "*" * star, ", ".join(parts), **options)
+
+
+def mean(found: Rate | None, form: Callable[[float | None], str] = score, ends: str = ".2f") -> Cell:
+    """A cell with a mean, or another number, and its interval."""
+    if found is None or found.value is None:
+        return Cell(NONE)
+    return Cell(form(found.value), "" if found.low is None else f"({found.low:{ends}}{NONE}{found.high:{ends}})")
+
+
+def change(found: PairedChange | None, star: bool = False) -> Cell:
+    """A cell with a difference of rates in percentage points."""
+    if found is None or found.value is None:
+        return Cell(NONE)
+    return Cell(signed(found.value) + "*" * star, f"({signed(found.low)} to {signed(found.high)})")
+
+
+def spoken(found: Rate) -> str:
+    return f"{percent(found.value)} ({interval(found.low, found.high)}), n = {found.n:,}, unscored {found.unscored:,}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them: "12 s", "3.4 minutes", "2.1 hours"."""
+    """Seconds in the unit that people use: "12 s", "3.4 minutes", "2.1 hours"."""
     if seconds is None:
-        return _NOTHING
+        return NONE
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     if seconds < 7200:
@@ -120,9 +142,9 @@ def duration(seconds: float | None) -> str:
 
 
 def date(iso: str | None) -> str:
-    """An ISO time as "2 January 2026, 14:03 UTC"; what is no ISO time is shown as it is."""
+    """An ISO time as "2 January 2026, 14:03 UTC"; anything else is shown unchanged."""
     if not iso:
-        return _NOTHING
+        return NONE
     try:
         moment = datetime.fromisoformat(iso)
     except ValueError:

@@ -11,9 +11,9 @@ import pydantic
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import fingerprint, read_json, write_json
 from safety_neurons.prompts import PromptSet, load_prompts
+from safety_neurons.report.results import SCHEMA
 from safety_neurons.settings import Settings, explain_problems
 
-SCHEMA = 3
 STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 # What the processes of torchrun do together.
 SHARED = frozenset({"find", "tune", "evaluate"})

@@ -11,7 +11,8 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import locked, read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.prompts import Prompt, load_prompts
-from safety_neurons.report import write_report
+from safety_neurons.report.page import write_report
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder, merged_settings
 from safety_neurons.runs.pipeline import read_prompts, run
@@ -51,13 +52,14 @@ def opened(
         yield RunContext(folder, settings, read_prompts(settings), listener, given or {}, command)
 
 
-def keep_section(folder: RunFolder, name: str, section: Any) -> dict[str, Any]:
+def keep_section(folder: RunFolder, name: str, section: Any) -> RunResults:
     """Put a section into the run's results, and update its page. Returns the results."""
     results: dict[str, Any] = read_json(folder.results)
     results[name] = section
     write_json(folder.results, results)
-    write_report(results, folder.report)
-    return results
+    found = RunResults.of(results)
+    write_report(found, folder.report)
+    return found
 
 
 def prompts_to_test(context: RunContext, pair: str | None = None) -> dict[str, list[Prompt]]:

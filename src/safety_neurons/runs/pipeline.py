@@ -13,9 +13,9 @@ from safety_neurons.core.files import locked, read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.locate import hub_identity, locate
 from safety_neurons.prompts import PromptSet, load_prompts
+from safety_neurons.report.results import SCHEMA, RunResults
 from safety_neurons.runs.folder import (
     PROMPT_SETS,
-    SCHEMA,
     SHARED,
     STAGES,
     RunFolder,
@@ -57,7 +57,7 @@ def run(
     until: str = "report",
     listener: Listener | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> RunResults:
     """Bring a run folder up to date and return its results.
 
     Args:
@@ -85,7 +85,7 @@ def run(
     lock = path / ".lock"
     try:
         with locked(path, "Wait for it, or choose another folder."):
-            return _run(opening, record, context, needed_for(until, settings), prints)
+            return RunResults.of(_run(opening, record, context, needed_for(until, settings), prints))
     finally:
         # A run that failed before it began leaves no trace.
         if not record and path.is_dir() and set(path.iterdir()) == {lock}:
@@ -181,7 +181,7 @@ def _run(
     if not todo:
         whole = len(wanted) == len(STAGES)
         listener.say(f"{folder.path} is up to date: nothing to do." if whole else f"Done already: {', '.join(wanted)}.")
-        return kept or {}
+        return kept or _current_results({}, set())
     if "tune" in todo:
         _check_shard(settings)
     if again := [stage for stage in changed if stage != "report"]:
@@ -290,9 +290,10 @@ def _merge(results: dict[str, Any], stage: str, result: "StageResult") -> None:
 
 
 def _write_report(folder: RunFolder, results: dict[str, Any]) -> None:
-    from safety_neurons.report import write_report
+    # Imported late, with plotly.
+    from safety_neurons.report.page import write_report
 
-    write_report(results, folder.report)
+    write_report(RunResults.of(results), folder.report)
 
 
 def _describe(prompts: PromptSet) -> dict[str, Any]:

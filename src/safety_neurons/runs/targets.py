@@ -10,13 +10,13 @@ from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import JsonlCache, locked, write_json, write_text
 from safety_neurons.core.progress import Listener, Silence
-from safety_neurons.core.tables import inert, markdown
 from safety_neurons.engines.engine import CachedEngine
 from safety_neurons.evaluation.contracts import EvaluationContext, RunArtifacts
 from safety_neurons.evaluation.grid import Cell
 from safety_neurons.evaluation.measures import MEASURES
 from safety_neurons.models.locate import locate
-from safety_neurons.report.evaluation_tables import notes, tables
+from safety_neurons.report.exports import evaluation_markdown
+from safety_neurons.report.results import Evaluation
 from safety_neurons.runs.context import engine_of, load_model
 from safety_neurons.runs.evaluation import Evaluator
 from safety_neurons.runs.folder import TUNED, RunFolder, merged_settings, overridden
@@ -37,7 +37,7 @@ def evaluate(
     listener: Listener | None = None,
     command: str = "",
     **options: Any,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate a run, or compare runs, models and servers: every attack against every defense, by every judge.
 
     A single run without `out` is brought up to its stage `evaluate`, and its folder holds the results. Otherwise the
@@ -62,8 +62,8 @@ def evaluate(
     if len(names) == 1 and is_run(names[0]) and out is None:
         wanted = overridden(given, {"evaluate": options})
         results = run(Path(names[0]), wanted, until="evaluate", listener=listener, command=command)
-        evaluation: dict[str, Any] = results["evaluation"]
-        return evaluation
+        assert results.evaluation is not None
+        return results.evaluation
     return _side_by_side(names, given, options, out or OUT, served_model, listener or Silence(), command)
 
 
@@ -75,7 +75,7 @@ def _side_by_side(
     served_model: str | None,
     listener: Listener,
     command: str,
-) -> dict[str, Any]:
+) -> Evaluation:
     first, *others = (settings_of(name, overridden(given, {"evaluate": options})) for name in names)
     evaluator = Evaluator.prepare(first, [first, *others])
     # All are asked the same: what the first one's settings say.
@@ -109,10 +109,10 @@ def _side_by_side(
         }
         judged = evaluator.judge(cells, JsonlCache.read(folder / "verdicts.jsonl"), listener)
         results = evaluator.results(judged, rows, command)
+        evaluation = Evaluation.model_validate(results)
         write_json(folder / "evaluation.json", results)
-        lines = [f"```\n{command}\n```"] if command else []
-        write_text(folder / "evaluation.md", markdown(tables(results), [*lines, *map(inert, notes(results))]))
-    return results
+        write_text(folder / "evaluation.md", evaluation_markdown(evaluation, command))
+    return evaluation
 
 
 def is_run(name: str) -> bool:

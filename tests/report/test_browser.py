@@ -1,6 +1,5 @@
 """The page in a real browser: it draws, it can be used with the keyboard, and hostile text does nothing."""
 
-import importlib.util
 import itertools
 import re
 import shutil
@@ -11,43 +10,24 @@ from typing import Any
 
 import pytest
 
-from safety_neurons.report import write_comparison, write_report
+from builders.report import PAYLOAD, SECTIONS, extended_grid, full, partial_run, poisoned
+from safety_neurons.report import RunResults
+from safety_neurons.report.page import write_comparison, write_report
 
 playwright = pytest.importorskip("playwright.sync_api")
-
-# The results of a run with every section are those of the other tests of the page.
-_PARTS = {}
-for _name in ("test_clouds_report", "test_neuron_map", "test_report_forms", "test_tuning_report"):
-    _SPEC = importlib.util.spec_from_file_location(f"browser_{_name}", Path(__file__).with_name(f"{_name}.py"))
-    assert _SPEC
-    assert _SPEC.loader
-    _PARTS[_name] = importlib.util.module_from_spec(_SPEC)
-    _SPEC.loader.exec_module(_PARTS[_name])
-clouds, maps, forms, tuning = _PARTS.values()
-grid, base = forms.grid, forms.base
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # What a person can tell apart: WCAG 2.2 asks 4.5 to 1 for text and 3 to 1 for parts of figures.
 TEXT_CONTRAST, FIGURE_CONTRAST = 4.5, 3.0
 
 
-def full() -> dict[str, Any]:
+def complete() -> dict[str, Any]:
     """A run with everything that a page can show."""
-    results: dict[str, Any] = forms.all_sections() | tuning.searched_run()
-    mapped = maps.mapped()
-    results |= {"control": mapped["control"], "words": mapped["words"], "clouds": clouds.section()}
-    results["neurons"] |= {"indices": mapped["neurons"]["indices"]}
-    return results
+    return full() | {"evaluation": extended_grid()}
 
 
 def hostile_run() -> dict[str, Any]:
-    results = base.poisoned(full() | {"evaluation": None})
-    for section in ("auto", "adaptive", "dose_response", "search", "guard"):
-        results[section] = grid.causal.hostile(full()[section])
-    results["clouds"] = clouds.section()
-    for prompt in itertools.chain(*results["clouds"]["prompts"].values()):
-        prompt["id"] = prompt["category"] = base.PAYLOAD
-    return results | {"evaluation": grid.hostile(grid.extended())}
+    return poisoned(complete())
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +57,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
     def opened(results: dict[str, Any], **options: Any) -> Shown:
         path = tmp_path / f"report{len(contexts)}.html"
-        write_report(results, path)
+        write_report(RunResults.of(results), path)
         return at(path, **options)
 
     def at(path: Path, **options: Any) -> Shown:
@@ -87,7 +67,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
         def complain(dialog: Any) -> None:
             shown.complaints.append(dialog.message)
-            dialog.release_workers()
+            dialog.dismiss()
 
         shown.page.on("console", lambda message: shown.complaints.append(message.text))
         shown.page.on("pageerror", lambda error: shown.complaints.append(str(error)))
@@ -112,13 +92,13 @@ def draw_all(page: Any) -> int:
     return int(page.locator("[data-figure].js-plotly-plot").count())
 
 
-@pytest.mark.parametrize("results", [full(), base.partial_run()], ids=["full", "after find"])
+@pytest.mark.parametrize("results", [complete(), partial_run()], ids=["full", "after find"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_draws_without_a_complaint(show: Any, results: dict[str, Any], scheme: str) -> None:
     shown = show(results, color_scheme=scheme)
     sections = shown.page.locator("section")
-    before = base.SECTIONS.index("guard")
-    expected = [*base.SECTIONS[:before], "clouds", *base.SECTIONS[before:]] if "clouds" in results else base.SECTIONS
+    before = SECTIONS.index("guard")
+    expected = [*SECTIONS[:before], "clouds", *SECTIONS[before:]] if "clouds" in results else SECTIONS
     assert sections.evaluate_all("all => all.map(one => one.id)") == expected
     assert all(section.is_visible() for section in sections.all())
     assert draw_all(shown.page) == shown.page.locator("[data-figure]").count() > 0
@@ -128,14 +108,14 @@ def test_page_draws_without_a_complaint(show: Any, results: dict[str, Any], sche
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_page_is_no_wider_than_the_screen(show: Any, width: int) -> None:
-    shown = show(full(), viewport={"width": width, "height": 800})
+    shown = show(complete(), viewport={"width": width, "height": 800})
     draw_all(shown.page)
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_paper_holds_every_table(show: Any) -> None:
     # A4 with the usual margins, in CSS pixels.
-    page = show(full(), viewport={"width": 718, "height": 1000}).page
+    page = show(complete(), viewport={"width": 718, "height": 1000}).page
     page.emulate_media(media="print")
     draw_all(page)
     assert page.locator("details:not([open])").count() == 0
@@ -143,7 +123,7 @@ def test_paper_holds_every_table(show: Any) -> None:
 
 
 def test_page_opens_at_once(show: Any) -> None:
-    shown = show(full())
+    shown = show(complete())
     painted = shown.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     assert painted < 2000
     far = shown.page.locator("[data-figure='data-attacks']")
@@ -153,23 +133,23 @@ def test_page_opens_at_once(show: Any) -> None:
 
 
 def test_a_cell_shows_its_verdicts(show: Any) -> None:
-    shown = show(full())
+    shown = show(complete())
     button = shown.page.locator("[data-cell]").first
     panel = shown.page.locator(".behind").first
     assert not panel.is_visible()
     button.click()
     assert button.get_attribute("aria-expanded") == "true"
-    assert panel.locator("h4").inner_text() == "benign requests, against none, tiny, judge rules"
-    assert panel.locator("li").all_inner_texts()[0].split() == ["benign-000", "complied"]
+    assert panel.locator("h4").inner_text() == "direct, against none, tiny, judge rules"
+    assert panel.locator("li").all_inner_texts()[0].split() == ["harmful-000", "complied"]
     assert panel.locator("li").count() == 4
     shown.page.locator("[data-cell]").nth(1).click()
     assert button.get_attribute("aria-expanded") == "false", "one cell of a grid is open at a time"
-    assert panel.locator("h4").inner_text().startswith("direct, against none")
+    assert panel.locator("h4").inner_text().startswith("prefill, against none")
     assert shown.complaints == []
 
 
 def test_cells_are_reached_with_the_keyboard(show: Any) -> None:
-    page = show(full()).page
+    page = show(complete()).page
     page.locator("[data-cell]").first.focus()
     focused = "document.activeElement.dataset.cell"
     first = page.evaluate(focused)
@@ -189,7 +169,7 @@ def test_cells_are_reached_with_the_keyboard(show: Any) -> None:
 
 
 def test_all_that_scrolls_or_opens_is_reached_with_the_keyboard(show: Any) -> None:
-    page = show(full()).page
+    page = show(complete()).page
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     wide = "all => all.filter(one => one.scrollWidth > one.clientWidth && one.tabIndex < 0).length"
     assert page.locator(".scroll, .behind").evaluate_all(wide) == 0
@@ -213,7 +193,7 @@ def cloud_points(page: Any) -> list[float]:
 
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
 def test_slider_moves_the_clouds(show: Any, motion: str) -> None:
-    shown = show(full(), reduced_motion=motion)
+    shown = show(complete(), reduced_motion=motion)
     page = shown.page
     slider = page.get_by_label("Layer", exact=True)
     slider.scroll_into_view_if_needed()
@@ -234,11 +214,11 @@ def test_slider_moves_the_clouds(show: Any, motion: str) -> None:
     box = slider.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2)
     assert cloud_points(page) == same, "back in layer 1"
-    page.get_by_role("checkbox", name="push").uncheck()
+    page.get_by_role("checkbox", name="calibrated").uncheck()
     home = cloud_points(page)
     base = before[16:]
     assert home == pytest.approx(2 * base, abs=0.5), "without the push the pushed prompts are where they came from"
-    page.get_by_role("checkbox", name="push").check()
+    page.get_by_role("checkbox", name="calibrated").check()
     assert cloud_points(page) == same
     assert shown.complaints == []
 
@@ -269,7 +249,8 @@ def test_hostile_text_runs_nothing(show: Any) -> None:
 
 def test_runs_side_by_side(show: Any, tmp_path: Path) -> None:
     path = tmp_path / "comparison.html"
-    write_comparison({"a" + base.PAYLOAD: hostile_run(), "b": full(), "c": base.partial_run()}, path)
+    runs = {"a" + PAYLOAD: hostile_run(), "b": complete(), "c": partial_run()}
+    write_comparison({name: RunResults.of(results) for name, results in runs.items()}, path)
     shown = show.at(path, viewport={"width": 390, "height": 800})
     assert shown.complaints == []
     assert shown.page.locator("section").count() >= 5
@@ -291,7 +272,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(show: Any, scheme: str) -> None:
-    page = show(full(), color_scheme=scheme).page
+    page = show(complete(), color_scheme=scheme).page
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     color = "one => getComputedStyle(one).color"
     for part in ("body", ".soft", ".tone", "nav a", "summary", ".chip", ".sealed", "caption", ".unrun"):

@@ -1,7 +1,5 @@
 """The report in other forms: Markdown, runs side by side, figures as files, and the command that writes them."""
 
-import copy
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -9,38 +7,37 @@ from typing import Any
 import plotly.io
 import pytest
 
+from builders.report import (
+    DASH,
+    PAYLOAD,
+    Page,
+    Rows,
+    before_and_after,
+    clouds,
+    extended_grid,
+    full,
+    grid,
+    guard,
+    other_run,
+    partial_run,
+    poisoned,
+    share,
+    whole_run,
+)
 from safety_neurons.cli import app
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.report import exports, rates, side_by_side_figures, write_comparison, write_figures, write_markdown
-from safety_neurons.report.side_by_side import names
-
-
-# The results of a run with every section are those of the other tests of the page.
-def _other(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"{name}_page", Path(__file__).with_name(f"test_{name}_report.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-grid, clouds = _other("grid"), _other("clouds")
-base = grid.base
-
-DASH = "\N{EN DASH}"
+from safety_neurons.report import RunResults, exports
+from safety_neurons.report.comparison import comparison_figures, names
+from safety_neurons.report.exports import write_figures, write_markdown
+from safety_neurons.report.page import write_comparison
 
 
 def all_sections() -> dict[str, Any]:
-    results: dict[str, Any] = grid.causal.all_sections()
-    return results | {"evaluation": grid.extended()}
+    return full() | {"evaluation": before_and_after()}
 
 
-def other_run() -> dict[str, Any]:
-    results: dict[str, Any] = copy.deepcopy(base.whole_run())
-    results["run"]["settings"]["find"]["score"] = "gradient"
-    results["run"]["seed"] = 8
-    return results
+def read(*runs: dict[str, Any]) -> dict[str, RunResults]:
+    return {name: RunResults.of(results) for name, results in zip(("first", "second", "third"), runs, strict=False)}
 
 
 def folder(path: Path, results: dict[str, Any]) -> Path:
@@ -54,21 +51,30 @@ def lines(path: Path) -> list[str]:
 
 
 def test_markdown_has_every_part(tmp_path: Path) -> None:
-    write_markdown({"tiny": all_sections()}, tmp_path / "report.md")
+    write_markdown(read(all_sections()), tmp_path / "report.md")
     found = lines(tmp_path / "report.md")
     assert found[0].startswith("Tuning 2,335 safety neurons")
-    assert f"| mean (harmful, attack success) | 48% (44{DASH}52%), 3 unscored | 6% (2{DASH}10%), 3 unscored |" in found
+    rates = f"48% (44{DASH}52%), 3 unscored | 97 | 6% (2{DASH}10%), 3 unscored | 97"
+    assert f"| harmful | mean | attack success | {rates} |" in found
     titles = [line.strip("*") for line in found if line.startswith("**")]
-    for start in ("Before", "Refused while", "What the", "Dose", "The smallest push", "Detectors", "Refused without"):
+    for start in (
+        "Before",
+        "Refused while",
+        "What the",
+        "Dose",
+        "The smallest",
+        "Detectors",
+        "Refused without",
+        "Pareto",
+    ):
         assert any(title.startswith(start) for title in titles), start
-    assert "Defenses, judge rules: mean over attacks, in percent (95% interval)" in titles
-    assert "| rules and asked, safe | 100% | 1.00 | 11 |" in found
+    assert "Defenses, tiny, judge refusal" in titles
     tables = [block for block in "\n".join(found).split("\n\n") if block.startswith("|")]
     assert all(len({line.replace("\\|", "").count("|") for line in block.split("\n")}) == 1 for block in tables)
 
 
 def test_markdown_of_a_run_that_has_only_found_neurons(tmp_path: Path) -> None:
-    write_markdown({"tiny": base.partial_run()}, tmp_path / "report.md")
+    write_markdown(read(partial_run()), tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text()
     assert "whether they cause refusals is not tested yet" in text
     assert "safety-neurons run --seed 7" in text
@@ -76,46 +82,46 @@ def test_markdown_of_a_run_that_has_only_found_neurons(tmp_path: Path) -> None:
 
 
 def test_the_clouds_and_the_doses_of_the_guard_in_markdown(tmp_path: Path) -> None:
-    results = base.whole_run() | {"clouds": clouds.section(), "guard": grid.causal.guard()}
-    write_markdown({"tiny": results}, tmp_path / "report.md")
+    results = whole_run() | {"clouds": clouds(), "guard": guard()}
+    write_markdown(read(results), tmp_path / "report.md")
     found = lines(tmp_path / "report.md")
     assert sum(line.startswith(("| layer ", "| all layers ")) for line in found) == len(results["clouds"]["layers"])
     assert "| no guard | 62% | 0% |" in found
     assert "| 3, chosen | 13% | 5% |" in found
-    write_markdown({"a": results, "b": base.whole_run()}, tmp_path / "both.md")
+    write_markdown(read(results, whole_run()), tmp_path / "both.md")
     assert "**Harmful and benign prompts told apart by activations: AUROC**" in lines(tmp_path / "both.md")
 
 
 def test_hostile_names_stay_text_in_markdown(tmp_path: Path) -> None:
-    results = base.poisoned(base.whole_run()) | {"evaluation": grid.hostile(grid.extended())}
-    write_markdown({"tiny": results}, tmp_path / "report.md")
-    write_markdown({"a": results, "b": base.whole_run()}, tmp_path / "both.md")
+    results = poisoned(whole_run() | {"evaluation": extended_grid()})
+    write_markdown(read(results), tmp_path / "report.md")
+    write_markdown(read(results, whole_run()), tmp_path / "both.md")
     for name in ("report.md", "both.md"):
         text = (tmp_path / name).read_text(encoding="utf-8").split("```")
-        assert "&lt;script>" in "".join(text[::2])
+        assert "&lt;script\\>" in "".join(text[::2])
         assert "<" not in "".join(text[::2])
         assert "\u202e" not in "".join(text)
 
 
 def test_runs_side_by_side(tmp_path: Path) -> None:
     page = tmp_path / "comparison.html"
-    write_comparison({"first": base.whole_run(), "second": other_run(), "third": base.partial_run()}, page)
-    rows = grid.causal.Rows(page.read_text(encoding="utf-8")).found
+    write_comparison(read(whole_run(), other_run(), partial_run()), page)
+    rows = Rows(page.read_text(encoding="utf-8")).found
     mean = f"48% (44{DASH}52%), 3 unscored → 6% (2{DASH}10%), 3 unscored"
-    assert f"mean (harmful, attack success) | {mean} | {mean} | -" in rows
+    assert f"harmful, mean (attack success) | {mean} | {mean} | {DASH}" in rows
     assert "find.score | write-contrast | gradient | write-contrast" in rows
     assert "seed | 7 | 8 | 7" in rows
     assert not any(row.startswith("find.percent") for row in rows), "only what differs is listed"
     assert "result | clear result | clear result | unfinished" in rows
-    shown = base.Page(page)
+    shown = Page(page)
     assert len(shown.source) < 8_000_000
     assert set(shown.json) == {"data-compared-attacks", "data-compared-refusals"}
 
 
 def test_runs_that_measured_nothing_side_by_side_have_no_figure_and_no_script(tmp_path: Path) -> None:
     page = tmp_path / "comparison.html"
-    write_comparison({"first": base.whole_run(), "second": base.partial_run()}, page)
-    shown = base.Page(page)
+    write_comparison(read(whole_run(), partial_run()), page)
+    shown = Page(page)
     assert shown.scripts == []
     assert len(shown.source) < 100_000
     policies = [str(a["content"]) for _, a in shown.tags if a.get("http-equiv") == "Content-Security-Policy"]
@@ -123,31 +129,31 @@ def test_runs_that_measured_nothing_side_by_side_have_no_figure_and_no_script(tm
 
 
 def test_figures_of_runs_side_by_side() -> None:
-    runs = {"first": base.whole_run(), "second": other_run(), "third": base.partial_run()}
-    attacks, refusals = side_by_side_figures.figures(runs)
+    attacks, refusals = comparison_figures(read(whole_run(), other_run(), partial_run()))
     drawn = [trace for trace in attacks.specification["data"] if trace.get("showlegend", True)]
     assert [trace["name"] for trace in drawn] == ["first", "second"]
-    after = rates.select(runs["first"]["rows"], metric=rates.ATTACK_SUCCESS, subject="tuned")
-    assert sorted(drawn[0]["x"]) == sorted(row["value"] for row in after)
+    assert drawn[0]["x"] == [0.02, 0.1, 0.06]
     assert "first, mean: 48% before, 6% after" in attacks.alternative
     assert "harmless requests refused" in refusals.alternative
 
 
 def test_grids_side_by_side(tmp_path: Path) -> None:
-    section = grid.evaluation()
-    section["summary"][0]["over_refusal"] = {"benign": grid.causal.share(0.25) | {"n": 4, "unscored": 1}}
-    write_markdown({"a": grid.graded(section), "b": grid.graded(grid.evaluation())}, tmp_path / "both.md")
+    section = grid()
+    section["summary"][0]["over_refusal"] = {"benign": share(0.25) | {"n": 4, "unscored": 1}}
+    runs = [partial_run() | {"evaluation": one} for one in (section, grid())]
+    write_markdown(read(*runs), tmp_path / "both.md")
     found = lines(tmp_path / "both.md")
     assert f"| icd (tiny, judge asked) | 25% (65{DASH}82%) | 25% (65{DASH}82%) |" in found
     assert "**Attack by defense: benign requests refused**" in found
-    assert f"| none (tiny, judge rules) | 25% (15{DASH}32%), 1 unscored | - |" in found
+    assert f"| none (tiny, judge rules) | 25% (15{DASH}32%), 1 unscored | {DASH} |" in found
 
 
 def test_hostile_runs_side_by_side(tmp_path: Path) -> None:
     page = tmp_path / "comparison.html"
-    results = base.poisoned(base.whole_run()) | {"evaluation": grid.hostile(grid.extended())}
-    write_comparison({"a" + base.PAYLOAD: results, "b": base.whole_run()}, page)
-    shown = base.Page(page)
+    results = poisoned(whole_run() | {"evaluation": extended_grid()})
+    runs = {"a" + PAYLOAD: RunResults.of(results), "b": RunResults.of(whole_run())}
+    write_comparison(runs, page)
+    shown = Page(page)
     # Plotly's script and ours; what the runs hold is data.
     assert len(shown.scripts) == 2
     assert [tag for tag, _ in shown.tags if tag == "img"] == []
@@ -165,7 +171,7 @@ def test_names_are_short_unless_they_clash(tmp_path: Path) -> None:
 
 
 def test_command_writes_what_is_asked_for(tmp_path: Path) -> None:
-    first, second = folder(tmp_path / "first", base.whole_run()), folder(tmp_path / "second", other_run())
+    first, second = folder(tmp_path / "first", whole_run()), folder(tmp_path / "second", other_run())
     for arguments, written in (
         ([str(first)], first / "report.html"),
         ([str(first), "--format", "md"], first / "report.md"),
@@ -182,7 +188,7 @@ def test_command_writes_what_is_asked_for(tmp_path: Path) -> None:
 def test_figures_without_kaleido_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SafetyNeuronsError, match=r"safety-neurons\[figures\]"):
-        write_figures(all_sections(), tmp_path / "figures")
+        write_figures(RunResults.of(all_sections()), tmp_path / "figures")
     assert not (tmp_path / "figures").exists()
 
 
@@ -196,7 +202,7 @@ def test_every_figure_is_written_twice_and_on_white(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(plotly.io, "write_images", write_images)
-    files = write_figures(all_sections(), tmp_path / "figures")
+    files = write_figures(RunResults.of(all_sections()), tmp_path / "figures")
     made = {path.name for path in files}
     assert {"layers.png", "layers.svg", "attacks.svg", "grid-1.png", "doses-harmful.svg"} <= made
     (call,) = calls
@@ -215,4 +221,4 @@ def test_a_failing_export_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(plotly.io, "write_images", write_images)
     with pytest.raises(SafetyNeuronsError, match="Chrome"):
-        write_figures(base.whole_run(), tmp_path)
+        write_figures(RunResults.of(whole_run()), tmp_path)

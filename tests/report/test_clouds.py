@@ -1,69 +1,28 @@
 """The two clouds on the page: every plane of the results, names instead of prompts, and nothing without them."""
 
-import importlib.util
 import itertools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from safety_neurons.report import clouds
+from builders.report import CLOUDS, DASH, PAYLOAD, Rows, clouds, page, whole_run
+from safety_neurons.report import RunResults
+from safety_neurons.report import clouds as planes
 
-# The parsed page and the results of a run are those of the other test of the page.
-_SPEC = importlib.util.spec_from_file_location("clouds_report_page", Path(__file__).with_name("test_report.py"))
-assert _SPEC
-assert _SPEC.loader
-base = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(base)
-
-CLOUDS = ("harmful", "benign", "harmful_pushed", "benign_pushed")
 # The traces of the figure: first the ways, then these.
 TRACES = ("harmful_pushed", "benign_pushed", "harmful", "benign")
 
 
-def section(layers: int = 3, prompts: int = 4) -> dict[str, Any]:
-    """Clouds of which layer 1 is told apart best."""
-
-    def points(layer: int, cloud: int) -> dict[str, list[float]]:
-        places = [(layer + 1) * math.sin(1 + 7 * cloud + (layer + 1) * number) for number in range(2 * prompts)]
-        return {"x": [round(place, 3) for place in places[::2]], "y": [round(place / 9, 3) for place in places[1::2]]}
-
-    def entry(layer: int) -> dict[str, Any]:
-        value = 0.97 if layer == 1 else 0.8 - layer / 1000
-        return {
-            "layer": None if layer == layers else layer,
-            "neurons": 10 + layer,
-            "auroc": {"value": value, "low": value - 0.1, "high": value + 0.02},
-            "auroc_random": {"value": 0.6, "low": 0.5, "high": 0.7},
-            "harmful_half": dict(zip(CLOUDS, (0.9, 0.1, 0.05, 0.95), strict=True)),
-            "explained": [0.41, 0.12],
-            "points": {name: points(layer, number) for number, name in enumerate(CLOUDS)},
-        }
-
-    ids = {
-        side: [
-            {"id": f"{side}-{number:03d}", "category": "weapons" if side == "harmful" else ""}
-            for number in range(prompts)
-        ]
-        for side in CLOUDS[:2]
-    }
-    return {
-        "alpha": {"conformity": 4.0, "rejection": 3.0},
-        "prompts": ids,
-        "layers": [entry(layer) for layer in range(layers + 1)],
-    }
-
-
 def clouded(**options: int) -> dict[str, Any]:
-    results: dict[str, Any] = base.whole_run()
-    return results | {"clouds": section(**options)}
+    results = whole_run()
+    return results | {"clouds": clouds(**options)}
 
 
 def test_every_plane_holds_the_points_of_the_results(tmp_path: Path) -> None:
     results = clouded()
-    shown = base.page(tmp_path, results)
+    shown = page(tmp_path, results)
     figure = shown.json["data-clouds"]
     assert [one["layer"] for one in figure["planes"]] == [0, 1, 2, None]
     for plane, entry in zip(figure["planes"], results["clouds"]["layers"], strict=True):
@@ -83,14 +42,14 @@ def test_every_plane_holds_the_points_of_the_results(tmp_path: Path) -> None:
 
 
 def test_the_best_layer_is_shown_first_and_all_are_in_the_table(tmp_path: Path) -> None:
-    shown = base.page(tmp_path, clouded())
+    shown = page(tmp_path, clouded())
     slider = next(attributes for _, attributes in shown.tags if attributes.get("id") == "clouds-layer")
     assert (slider["type"], slider["min"], slider["max"], slider["value"]) == ("range", "0", "3", "1")
     assert any(tag == "label" and attributes.get("for") == "clouds-layer" for tag, attributes in shown.tags)
-    said = "Layer 1, 11 neurons: AUROC 0.970 (0.87 to 0.99), of random neurons 0.600 (0.50 to 0.70)."
+    said = f"Layer 1, 11 neurons: AUROC 0.970 (0.87{DASH}0.99), of random neurons 0.600 (0.50{DASH}0.70)."
     assert said in shown.text
-    for start in (" 010 0.800", " 212 0.798", " all13 0.797"):
-        assert start in shown.text
+    for start in ("layer 0 | 10 | 0.800", "layer 2 | 12 | 0.798", "all layers | 13 | 0.797"):
+        assert any(row.startswith(start) for row in Rows(shown.source).found)
     alternative = next(str(a["aria-label"]) for _, a in shown.tags if a.get("data-figure") == "data-clouds")
     assert "Points: 4 harmful and 4 benign prompts" in alternative
     assert said in alternative
@@ -104,22 +63,22 @@ def test_of_layers_that_are_equal_the_one_with_more_neurons_is_first() -> None:
     for entry in results["clouds"]["layers"]:
         entry["auroc"] = {"value": 1.0, "low": 1.0, "high": 1.0}
     # The last is all layers together, which are no layer.
-    assert clouds.first(clouds.planes(results)) == 2
+    assert planes.first(planes.planes(RunResults.of(results))) == 2
 
 
 def test_prompts_are_named_and_not_shown(tmp_path: Path) -> None:
-    traces = base.page(tmp_path, clouded()).json["data-clouds"]["data"]
+    traces = page(tmp_path, clouded()).json["data-clouds"]["data"]
     assert traces[3]["hovertext"][2] == "harmful-002 (weapons)"
-    assert traces[1]["hovertext"][2] == "harmful-002 (weapons), pushed toward conformity"
-    assert traces[2]["hovertext"][0] == "benign-000, pushed toward rejection"
+    assert traces[1]["hovertext"][2] == "harmful-002 (weapons), calibrated toward conformity"
+    assert traces[2]["hovertext"][0] == "benign-000, calibrated toward rejection"
     assert [trace["name"] for trace in sorted(traces[1:], key=lambda trace: trace["legendrank"])][:2] == [*CLOUDS[:2]]
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     results = clouded()
     for side in ("harmful", "benign"):
-        results["clouds"]["prompts"][side] = [{"id": base.PAYLOAD, "category": base.PAYLOAD + "W" * 1_000_000}] * 4
-    shown = base.page(tmp_path, results)
+        results["clouds"]["prompts"][side] = [{"id": PAYLOAD, "category": PAYLOAD + "W" * 1_000_000}] * 4
+    shown = page(tmp_path, results)
     assert [tag for tag, _ in shown.tags if tag == "img"] == []
     assert "W" * 100 not in shown.source
     said = "".join(itertools.chain(*(trace.get("hovertext", []) for trace in shown.json["data-clouds"]["data"])))
@@ -128,11 +87,11 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 
 def test_a_run_without_clouds_has_no_such_part(tmp_path: Path) -> None:
-    shown = base.page(tmp_path, base.whole_run())
+    shown = page(tmp_path, whole_run())
     assert "clouds" not in shown.ids()
     assert "Two clouds" not in shown.text
     assert not any("clouds" in script for script in shown.scripts)
-    assert "clouds" in base.page(tmp_path, clouded()).ids()
+    assert "clouds" in page(tmp_path, clouded()).ids()
 
 
 def test_large_models_stay_small(tmp_path: Path) -> None:
@@ -141,8 +100,8 @@ def test_large_models_stay_small(tmp_path: Path) -> None:
     for entry in results["clouds"]["layers"][:62]:
         entry["explained"] = entry["points"] = None
     assert len(json.dumps(results["clouds"], indent=2)) < 600_000
-    shown = base.page(tmp_path, results)
+    shown = page(tmp_path, results)
     assert len(shown.json["data-clouds"]["planes"]) == 65
     assert len(json.dumps(shown.json["data-clouds"])) < 600_000
     assert "The slider has the 64 layers with the most neurons; the table has all." in shown.text
-    assert " 010 0." in shown.text
+    assert any(row.startswith("layer 0 | 10 | 0.") for row in Rows(shown.source).found)
