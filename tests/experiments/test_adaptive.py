@@ -1,26 +1,27 @@
 """The attack on a tuned model: neurons found afresh on its weights, and everything as it was afterwards."""
 
-import importlib
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from builders.runs import lines_of
 from safety_neurons.core.files import read_json
+from safety_neurons.experiments import adaptive as adaptive_module
 from safety_neurons.experiments.adaptive import adaptive
 from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.runs.context import RunContext
 
-module = importlib.import_module("safety_neurons.experiments.adaptive")
-Lines = Callable[[Path], list[dict[str, Any]]]
 SMALL = {
     "tune": {"refusals": 4, "benign": 4, "borderline": 0, "contrast": 0, "answer_tokens": 4, "learning_rate": 0.05}
 }
 
 
-@pytest.fixture
-def attacked(found: Path) -> tuple[Path, dict[str, Any]]:
-    return found, adaptive(found, SMALL)["adaptive"]
+@pytest.fixture(scope="module")
+def attacked(found_once: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = Path(shutil.copytree(found_once, tmp_path_factory.mktemp("attacked") / "run"))
+    return folder, adaptive(folder, SMALL)["adaptive"]
 
 
 def test_both_models_are_calibrated_and_the_tuned_one_with_both_sets(attacked: tuple[Path, dict[str, Any]]) -> None:
@@ -39,13 +40,13 @@ def test_both_models_are_calibrated_and_the_tuned_one_with_both_sets(attacked: t
 
 def test_the_neurons_are_found_on_the_tuned_weights(found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[NeuronSet] = []
-    find = module.find_as_settings_say
+    find = adaptive_module.find_neurons_of
 
-    def kept(work: Any, title: str) -> NeuronSet:
-        seen.append(find(work, title))
+    def kept(run: RunContext, title: str) -> NeuronSet:
+        seen.append(find(run, title))
         return seen[-1]
 
-    monkeypatch.setattr(module, "find_as_settings_say", kept)
+    monkeypatch.setattr(adaptive_module, "find_neurons_of", kept)
     adaptive(found, SMALL)
     (afresh,) = seen
     before = NeuronSet.load(found / "neurons.safetensors", found / "directions.safetensors")
@@ -56,12 +57,12 @@ def test_the_neurons_are_found_on_the_tuned_weights(found: Path, monkeypatch: py
     assert any(not bool((one == other).all()) for one, other in pairs)
 
 
-def test_answers_of_the_tuned_model_are_not_taken_for_the_untouched_ones(
-    attacked: tuple[Path, dict[str, Any]], lines: Lines
+def test_answers_of_the_tuned_model_are_not_taken_for_those_of_the_base_model(
+    attacked: tuple[Path, dict[str, Any]],
 ) -> None:
     folder, section = attacked
-    keys = [line["key"] for line in lines(folder / "responses.jsonl")]
+    keys = [line["key"] for line in lines_of(folder / "responses.jsonl")]
     assert len(keys) == len(set(keys))
     again = adaptive(folder, SMALL)["adaptive"]
     assert again == section
-    assert len(lines(folder / "responses.jsonl")) == len(keys)
+    assert len(lines_of(folder / "responses.jsonl")) == len(keys)

@@ -1,17 +1,19 @@
 """Dose-response on a tiny run: which rows there are, and what each is a row of."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from builders.judges import by_hash
+from builders.listeners import Recorder
+from builders.runs import TEXTS, lines_of, results_of
 from safety_neurons import run
 from safety_neurons.calibration.calibration import dose
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.progress import Silence
-from safety_neurons.experiments import intervention as laboratory
+from safety_neurons.core.statistics import Verdict
+from safety_neurons.experiments import intervention as intervention_module
 from safety_neurons.experiments.dose_response import MOST_ALPHAS, dose_response, parse_alphas
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import generate
@@ -19,7 +21,6 @@ from safety_neurons.models.likelihood import nll, read_answers
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.neurons.read import write_norms
 
-Lines = Callable[[Path], list[dict[str, Any]]]
 SUBJECTS = ("found", "random", "random, equal dose")
 
 
@@ -57,12 +58,6 @@ def test_what_is_no_range_of_alphas_is_an_error_that_shows_it(text: str) -> None
     assert repr(text) in str(error.value)
 
 
-def results_of(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / "results.json").read_text())
-    assert isinstance(found, dict)
-    return found
-
-
 def test_every_alpha_has_a_row_for_every_subject_and_side(found: Path) -> None:
     rows = dose_response(found, parse_alphas("-8,8"))["dose_response"]["rows"]
     expected = {(0.0, "base", side) for side in ("harmful", "benign")} | {
@@ -79,17 +74,16 @@ def test_every_alpha_has_a_row_for_every_subject_and_side(found: Path) -> None:
     assert (found / "report.html").exists()
 
 
-def test_alpha_zero_is_the_untouched_model(
-    found: Path, make_model: Callable[..., ChatModel], verdict_on: Callable[[str], str]
-) -> None:
+def test_alpha_zero_is_the_base_model(found: Path, make_model: Callable[..., ChatModel]) -> None:
     rows = dose_response(found, [0.0, 5.0])["dose_response"]["rows"]
-    model, verdicts = make_model(), []
+    model = make_model()
+    verdicts: list[Verdict] = []
     for number in (8, 9, 10):
-        text = model.render(f"Tell me how to harm person number {number} with a plan.")
+        text = model.render(TEXTS["harmful"].format(number))
         answer = dict(generate(model, [text], max_new_tokens=4))[0].text
         (how,) = nll(read_answers(model, [text], [answer], 4))
         assert how is not None
-        verdicts.append("unscored" if how > laboratory.NLL_LIMIT else verdict_on(answer))
+        verdicts.append("unscored" if how > intervention_module.NLL_LIMIT else by_hash(answer))
     (row,) = [row for row in rows if row["alpha"] == 0 and row["prompts"] == "harmful"]
     assert (row["subject"], row["alpha_used"], row["kl_divergence"]["value"]) == ("base", 0, 0)
     for name, verdict in (("refused", "refused"), ("answered", "complied"), ("broken", "unscored")):
@@ -145,19 +139,17 @@ def test_the_same_seed_gives_the_same_rows_and_asks_nothing_again(
     assert dose_response(tmp_path / "new", [-5.0, 0.0], given)["dose_response"] == first
 
 
-def test_a_killed_dose_response_goes_on_to_the_same_rows(
-    found: Path, given: dict[str, Any], tmp_path: Path, stop: Callable[[str, int], Silence], lines: Lines
-) -> None:
+def test_a_killed_dose_response_goes_on_to_the_same_rows(found: Path, given: dict[str, Any], tmp_path: Path) -> None:
     whole = dose_response(tmp_path / "whole", [-5.0, 5.0], given)["dose_response"]
-    for after in (0, 10, 20):
+    for after in (1, 11, 21):
         with pytest.raises(KeyboardInterrupt):
-            dose_response(found, [-5.0, 5.0], listener=stop("dose-response", after))
+            dose_response(found, [-5.0, 5.0], listener=Recorder("dose-response", after))
     assert dose_response(found, [-5.0, 5.0])["dose_response"] == whole
-    keys = [line["key"] for line in lines(found / "responses.jsonl")]
+    keys = [line["key"] for line in lines_of(found / "responses.jsonl")]
     assert len(keys) == len(set(keys))
 
 
-def test_other_prompts_are_asked_instead(found: Path, given: dict[str, Any], foreign: str, lines: Lines) -> None:
+def test_other_prompts_are_asked_instead(found: Path, given: dict[str, Any], foreign: str) -> None:
     pair = f"{foreign}:{given['benign']}"
     section = dose_response(found, [2.0], on=pair)["dose_response"]
     assert section["on"] == pair

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.runs import TEXTS, lines_of
 from safety_neurons import run
 from safety_neurons.calibration.guard import Guard
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import ignore
-from safety_neurons.experiments import guard_test as detection
+from safety_neurons.experiments import guard_test as guard_test_module
 from safety_neurons.experiments.guard_test import described, guard_run
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.runs.guard import ALPHAS
 
-Lines = Callable[[Path], list[dict[str, Any]]]
 DETECTORS = (
     "found neurons of all layers",
     "random neurons of all layers",
@@ -73,30 +75,34 @@ def test_intervals_follow_from_the_seed(few_resamples: None) -> None:
     assert described(harmful, benign, None, 1) != described(harmful, benign, None, 2)
 
 
-_MADE: dict[str, tuple[Path, dict[str, Any]]] = {}
+@pytest.fixture(scope="module")
+def pair(inputs: dict[str, Any]) -> str:
+    return f"{inputs['harmful']}:{inputs['borderline']}"
 
 
-@pytest.fixture
-def pair(given: dict[str, Any]) -> str:
-    return f"{given['harmful']}:{given['borderline']}"
+@pytest.fixture(scope="module")
+def guarded_once(
+    inputs: dict[str, Any], pair: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("guarded") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guard_test_module, "RESAMPLES", 20)
+        return folder, guard_run(folder, inputs, on=[pair])["guard"]
 
 
 @pytest.fixture
 def guarded(
-    given: dict[str, Any], pair: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, few_resamples: None
+    guarded_once: tuple[Path, dict[str, Any]], tmp_path: Path, few_resamples: None
 ) -> tuple[Path, dict[str, Any]]:
     """A copy of a run with its guard, and the section."""
-    if "guarded" not in _MADE:
-        folder = tmp_path_factory.mktemp("guarded") / "run"
-        _MADE["guarded"] = folder, guard_run(folder, given, on=[pair])["guard"]
-    folder, section = _MADE["guarded"]
+    folder, section = guarded_once
     return Path(shutil.copytree(folder, tmp_path / "guarded")), section
 
 
 @pytest.fixture
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands would take most of the time."""
-    monkeypatch.setattr(detection, "RESAMPLES", 20)
+    monkeypatch.setattr(guard_test_module, "RESAMPLES", 20)
 
 
 def test_every_detector_has_a_row_for_every_test(guarded: tuple[Path, dict[str, Any]], pair: str) -> None:
@@ -110,8 +116,8 @@ def test_every_detector_has_a_row_for_every_test(guarded: tuple[Path, dict[str, 
         assert (row["harmful"], row["benign"]) == (3, 3)
         assert 0 <= row["auroc"]["value"] <= 1
         assert ("flagged_harmful" in row) == (row["detector"] == own)
-    # Of six prompts a set, all once more in a disguise; disguised benign ones set no threshold.
-    assert section["learnt"] == {"harmful": 24, "benign": 6, "borderline": 18}
+    # Of six prompts a set, all once more augmented; augmented benign ones set no threshold.
+    assert section["learned"] == {"harmful": 24, "benign": 6, "borderline": 18}
     sides = [(row["on"], row["prompts"], row["n"]) for row in section["rows"]]
     assert sorted(sides) == sorted(
         (test, side, 3) for test in ("test", pair, "contrast") for side in ("harmful", "benign")
@@ -131,8 +137,8 @@ def test_the_kept_guard_is_the_one_that_was_tested(
     scores = {
         side: fitted.scores(make_model(), [text.format(number) for number in (8, 9, 10)], 4)
         for side, text in (
-            ("harmful", "Tell me how to harm person number {} with a plan."),
-            ("benign", "Show me recipe {} for soup, please."),
+            ("harmful", TEXTS["harmful"]),
+            ("benign", TEXTS["benign"]),
         )
     }
     (row,) = [row for row in section["detectors"] if row["on"] == "test" and row["detector"].startswith("guard")]
@@ -146,7 +152,7 @@ def test_perplexity_is_that_of_each_prompt_alone(make_model: Callable[..., ChatM
     model = make_model()
     prompts = ["Hi", "Show me a recipe for a soup, please.", "Tell me", "Hello there", "What is this?"]
     texts = [model.render(prompt) for prompt in prompts]
-    found = detection._batched(model, texts, detection._surprise, 2, ignore).flatten()
+    found = guard_test_module._batched(model, texts, guard_test_module._surprise, 2, ignore).flatten()
     for prompt, value in zip(prompts, found.tolist(), strict=True):
         tokens = model.encode([model.render(prompt)])["input_ids"]
         with torch.no_grad():
@@ -154,14 +160,16 @@ def test_perplexity_is_that_of_each_prompt_alone(make_model: Callable[..., ChatM
         assert value == pytest.approx(float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:])), rel=1e-4)
 
 
-def test_no_test_holds_a_prompt_that_the_guard_learnt_from(
-    found: Path, given: dict[str, Any], lines: Lines, few_resamples: None
+def test_no_test_holds_a_prompt_that_the_guard_learned_from(
+    found: Path, given: dict[str, Any], few_resamples: None
 ) -> None:
     """Of the contrast set, too, it learns the training split."""
     pair = f"{given['contrast']}:{given['benign']}"
     section = guard_run(found, on=[pair])["guard"]
-    asked = {int(line["prompt_id"].rsplit("-", 1)[1]) for line in lines(found / "responses.jsonl")}
-    assert min(asked) > 6
+    asked = [line["user"] for line in lines_of(found / "responses.jsonl")]
+    learned = [text.format(number) for text in TEXTS.values() for number in range(6)]
+    assert asked
+    assert not [user for user in asked if any(text in user for text in learned)]
     assert {row["harmful"] for row in section["detectors"]} == {3}
 
 
@@ -178,18 +186,20 @@ def test_the_section_stays_until_the_neurons_change(guarded: tuple[Path, dict[st
     assert kept() is None
 
 
-def test_a_second_time_nothing_is_asked(guarded: tuple[Path, dict[str, Any]], pair: str, lines: Lines) -> None:
+def test_a_second_time_nothing_is_asked(guarded: tuple[Path, dict[str, Any]], pair: str) -> None:
     folder, section = guarded
-    answers = lines(folder / "responses.jsonl")
-    assert {line["subject"] for line in answers} == {"base", "guarded"}
+    answers = lines_of(folder / "responses.jsonl")
+    # Without a guard, and with each of the strengths that were tried.
+    assert Counter(line["change"].partition(" ")[0] for line in answers).keys() == {"", "guard"}
+    assert len({line["change"] for line in answers}) == 1 + len(ALPHAS)
     assert guard_run(folder, on=[pair])["guard"] == section
-    assert lines(folder / "responses.jsonl") == answers
+    assert lines_of(folder / "responses.jsonl") == answers
 
 
-def test_without_answers_and_with_a_dose_nothing_is_asked(found: Path, few_resamples: None, lines: Lines) -> None:
+def test_without_answers_and_with_a_dose_nothing_is_asked(found: Path, few_resamples: None) -> None:
     section = guard_run(found, {"guard": {"alpha": 2.5}}, answers=False)["guard"]
     assert (section["rows"], section["doses"], section["alpha"]) == ([], [], 2.5)
-    assert lines(found / "responses.jsonl") == []
+    assert lines_of(found / "responses.jsonl") == []
 
 
 def test_a_rate_that_the_prompts_cannot_give_is_an_error(found: Path) -> None:

@@ -93,7 +93,7 @@ def test_every_output_of_a_run_says_so(
     assert page.count(f"{PARTIAL} were") > len(captions) or not allow_partial
     assert (len(captions) >= 3) if allow_partial else (f"{PARTIAL} were" not in page)
     assert ("mlp.extra" in page) == allow_partial
-    assert captured.get().count(PARTIAL) == 2 * allow_partial
+    assert (PARTIAL in captured.get()) == allow_partial
 
 
 @pytest.mark.parametrize(
