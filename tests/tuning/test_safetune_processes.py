@@ -20,14 +20,14 @@ from safety_neurons.tuning.safetune import tune
 TESTS = Path(__file__).parents[1]
 START = """
 import sys
-sys.path[:0] = [TESTS, TESTS + "/tune"]
+sys.path[:0] = [TESTS, TESTS + "/tuning"]
 import importlib.util, json, os
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import distributed
 import safety_neurons as sn
-from safety_neurons.tune.training import Validation
+from safety_neurons.tuning.config import Validation
 
 def module(path):
     spec = importlib.util.spec_from_file_location("conftest_" + path.parent.name, path)
@@ -35,7 +35,7 @@ def module(path):
     spec.loader.exec_module(found)
     return found
 
-models, tuning = (module(Path(TESTS, name)) for name in ("conftest.py", "tune/conftest.py"))
+models, tuning = (module(Path(TESTS, name)) for name in ("conftest.py", "tuning/conftest.py"))
 distributed.init_process_group("gloo")
 rank, out = distributed.get_rank(), Path(OUT)
 corpus = sn.Corpus.load(out / "corpus.jsonl")
@@ -219,7 +219,7 @@ def test_both_processes_have_the_same_delta_to_the_bit(trained: Path, name: str)
 
 
 @pytest.mark.parametrize("name", ["shard", "shard-tied", "shard-experts", "shard-bfloat16"])
-def test_base_is_shared_out_and_whole_again(trained: Path, name: str) -> None:
+def test_the_base_is_sharded_and_whole_again(trained: Path, name: str) -> None:
     """Odd numbers of rows are padded, so a part may be a little more than a half."""
     for rank in range(2):
         found = facts(trained, name, rank)
@@ -256,5 +256,5 @@ def test_two_processes_resume_and_tidy_up(trained: Path) -> None:
 def test_what_fails_in_one_fails_in_both(trained: Path) -> None:
     for rank in range(2):
         different, *judged = json.loads((trained / f"errors.{rank}.json").read_text())
-        assert "different models, neurons, corpora or options" in different
+        assert "different models, neurons, corpora or training options" in different
         assert ["The judge is gone." in said for said in judged] == [True, True]
