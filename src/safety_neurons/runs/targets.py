@@ -82,7 +82,7 @@ def _side_by_side(
     shared = {"evaluate": first.evaluate}
     evaluators = [evaluator, *(replace(evaluator, settings=one.model_copy(update=shared)) for one in others)]
     for name in names:
-        check_target(name, given)
+        check_target(name, given, listener)
     with locked(folder, "Wait for it, or choose another folder."):
         responses = JsonlCache.read(folder / "responses.jsonl")
         models: list[str] = []
