@@ -126,7 +126,7 @@ def test_other_rates_have_other_thresholds_and_too_small_ones_are_errors(
     assert [fitted.at(rate).threshold for rate in rates] == [8, 7, 4, 0]
     assert all(replace(fitted.at(rate), false_positive_rate=0.2) == fitted for rate in rates)
     for rate in (0.05, 0.0, 1.0):
-        with pytest.raises(SafetyNeuronsError, match="false.positive.rate"):
+        with pytest.raises(SafetyNeuronsError, match=r"false.positive.rate"):
             fitted.at(rate)
 
 
@@ -179,7 +179,7 @@ def test_a_guard_that_cannot_decide_is_an_error(model: ChatModel, harmful: Promp
         with pytest.raises(SafetyNeuronsError, match="at least 5"):
             fit(model, *few)
     for rate in (0.0, 1.0, 0.1):
-        with pytest.raises(SafetyNeuronsError, match="false.positive.rate"):
+        with pytest.raises(SafetyNeuronsError, match=r"false.positive.rate"):
             fit(model, harmful, benign, false_positive_rate=rate)
     with pytest.raises(SafetyNeuronsError, match="without directions"):
         fit(model, harmful, benign, replace(neuron_set(model), directions=None))

@@ -67,9 +67,9 @@ class Family(Generic[M]):
         else:
             raise SafetyNeuronsError(unknown_name(self.kind, name, self.names()))
         if member.name == spec:
-            return member  # type: ignore[no-any-return]
+            return member
         given = _options(member, self.kind, name, options) if options else {}
-        return dataclasses.replace(member, name=spec, **given)  # type: ignore[no-any-return]
+        return dataclasses.replace(member, name=spec, **given)
 
     def narrowed(self, member: M, contract: type[N], problem: str) -> N:
         """The member, which has to be of a narrower class.
