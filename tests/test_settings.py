@@ -1,5 +1,6 @@
 """Settings: every field says what it is, and a typing mistake is not a silent default."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,15 @@ import pydantic
 import pytest
 from pydantic import BaseModel, ValidationError
 
+import safety_neurons as sn
+from safety_neurons.calibration.config import CalibrationConfig, GuardConfig
+from safety_neurons.core.config import Config
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.evaluation.config import EvaluationConfig
+from safety_neurons.explanation.config import ExplainConfig
+from safety_neurons.neurons.config import FindConfig
 from safety_neurons.settings import Settings
+from safety_neurons.tuning.config import TuningConfig
 
 
 def fields(section: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, type | None]]:
@@ -114,6 +123,54 @@ def test_defaults_fit_together() -> None:
     settings = Settings()
     assert isinstance(settings.calibrate.prompt_positions, int)
     assert settings.calibrate.prompt_positions <= settings.find.positions
+
+
+FUNCTIONS: dict[str, tuple[Any, type[Config]]] = {
+    "find": (sn.find, FindConfig),
+    "explain": (sn.explain, ExplainConfig),
+    "calibrate": (sn.calibrate, CalibrationConfig),
+    "tune": (sn.tune, TuningConfig),
+    "guard": (sn.fit_guard, GuardConfig),
+    "evaluate": (sn.evaluate, EvaluationConfig),
+}
+
+
+@pytest.mark.parametrize("section", FUNCTIONS)
+def test_the_library_has_the_settings_defaults(section: str) -> None:
+    """`sn.tune(model, neurons, corpus)` is what `safety-neurons tune` does."""
+    function, config = FUNCTIONS[section]
+    settings = getattr(Settings(), section)
+    shared = config().model_dump()
+    assert shared.items() <= settings.model_dump().items()
+    parameters = inspect.signature(function).parameters
+    if section != "evaluate":
+        assert parameters["config"].default == config()
+        assert not parameters.keys() & shared.keys() - {"neurons"}
+    # A default of its own would be a second one.
+    own = parameters.keys() & shared.keys() - {"neurons"}
+    assert {name: parameters[name].default for name in own} == dict.fromkeys(own)
+
+
+def test_options_override_the_config_and_a_wrong_one_is_an_error() -> None:
+    config = TuningConfig(epochs=3, kl=0.5)
+    assert config.override({"kl": 1}) == TuningConfig(epochs=3, kl=1.0)
+    assert config.override({}) is config
+    with pytest.raises(SafetyNeuronsError, match=r"^There is no option epoch\. Did you mean epochs.*\?$"):
+        config.override({"epoch": 1})
+    with pytest.raises(SafetyNeuronsError, match=r"^epochs cannot be 0: input should be greater than or equal to 1\.$"):
+        config.override({"epochs": 0})
+    with pytest.raises(
+        SafetyNeuronsError, match=r"^prompt_positions cannot be 'some': [^:]*; or [^:]*'template' or 'all'"
+    ):
+        CalibrationConfig().override({"prompt_positions": "some"})
+
+
+def test_problems_of_settings_name_the_section() -> None:
+    given = {"find": {"percent": 500, "percnt": 3}, "calibrate": {"layers": (2, 1)}}
+    with pytest.raises(SafetyNeuronsError) as caught:
+        Settings.checked(given)
+    told = str(caught.value)
+    assert all(part in told for part in ("find.percent cannot be 500", "no option find.percnt", "layers are the first"))
 
 
 def test_sections_are_frozen() -> None:

@@ -63,7 +63,7 @@ def test_words_are_the_top_of_the_projection(
     model = shake(make_model(name))
     neurons = find(model, harmful, benign, percent=20)
     assert neurons.directions is not None
-    explanation = explain(model, neurons, words=6, neurons=2, random_sets=0, weighting=weighting)  # type: ignore[arg-type]
+    explanation = explain(model, neurons, words=6, neurons=2, random_sets=0, weighting=weighting)
     found = {(layer.layer, layer.side): layer for layer in explanation.layers}
     sides = {
         "rejection": (neurons.rejection, neurons.directions.harmful, neurons.directions.benign),

@@ -212,4 +212,4 @@ def test_options_out_of_range_are_an_error(
     options: dict[str, object], model: ChatModel, harmful: list[str], benign: list[str]
 ) -> None:
     with pytest.raises(SafetyNeuronsError):
-        find(model, harmful, benign, **options)  # type: ignore[arg-type]
+        find(model, harmful, benign, **options)

@@ -178,4 +178,4 @@ def test_other_tokens_are_an_error_before_any_work(
 ) -> None:
     monkeypatch.setattr(model.model, "forward", None)
     with pytest.raises(SafetyNeuronsError, match="gradient supports only tokens last"):
-        find(model, harmful, benign, score="gradient", tokens=tokens)  # type: ignore[arg-type]
+        find(model, harmful, benign, score="gradient", tokens=tokens)
