@@ -8,7 +8,6 @@ nothing else can change. They are computed in the base's dtype: each forward pas
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -91,19 +90,15 @@ def deltas_added(model: ChatModel, neurons: NeuronSet, delta: DeltaTensors | nn.
         yield
 
 
+@contextlib.contextmanager
 def added_to_hook_point(
     hook_point: TrainableHookPoint, prefix: str, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
-) -> AbstractContextManager[None]:
+) -> Iterator[None]:
     """`deltas_added` for one hook point."""
     if isinstance(hook_point, ExpertHookPoint):
-        return hook_point.changed(expert_deltas(hook_point, prefix, indices, delta))
-    return _added_to_dense(hook_point, prefix, indices, delta)
-
-
-@contextlib.contextmanager
-def _added_to_dense(
-    hook_point: DenseHookPoint, prefix: str, indices: Tensor, delta: DeltaTensors | nn.ParameterDict
-) -> Iterator[None]:
+        with hook_point.changed(expert_deltas(hook_point, prefix, indices, delta)):
+            yield
+        return
     columns = indices.to(device_of(hook_point.write))
     # The output of a plain matrix is not needed for its gradient, so it is changed in place. Packed formats may return
     # a view, which autograd forbids to change.

@@ -130,20 +130,17 @@ def training_fingerprint(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def random_tensors() -> dict[str, Tensor]:
-    """The states of torch's random numbers."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def random_state() -> dict[str, Any]:
-    """The states of Python's and NumPy's random numbers."""
+def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The states of torch's random numbers, and those of Python's and NumPy's in JSON types."""
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
     arrays = [part.tolist() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state()]
-    return {"python": random.getstate(), "numpy": arrays}
+    return tensors, {"python": random.getstate(), "numpy": arrays}
 
 
-def set_random(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Restore the states from `random_tensors` and `random_state`."""
+def set_random_states(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Restore what `random_states` returned."""
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
@@ -248,12 +245,13 @@ class DeltaTrainer(Trainer):
             for name, value in values.items()
         }
         tensors = named("delta", self.delta_model.tensors()) | named("best", self.best or {})
-        tensors |= named("optimizer", moments) | named("random", random_tensors())
+        random_tensors, random_state = random_states()
+        tensors |= named("optimizer", moments) | named("random", random_tensors)
         state = {
             "trainer": dataclasses.asdict(self.state),
             "schedule": self.lr_scheduler.state_dict(),
             "learning_rates": [group["lr"] for group in self.optimizer.param_groups],
-            "random": random_state(),
+            "random": random_state,
         }
         Checkpoint(self.fingerprint, tensors, state).save(self.checkpoint)
 
@@ -279,7 +277,7 @@ class DeltaTrainer(Trainer):
 
     def _load_rng_state(self, _checkpoint: str | None) -> None:
         if self.resumed is not None:
-            set_random(self.resumed.part("random"), self.resumed.state["random"])
+            set_random_states(self.resumed.part("random"), self.resumed.state["random"])
 
 
 class _EachStep(TrainerCallback):

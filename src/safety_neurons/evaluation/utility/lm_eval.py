@@ -74,7 +74,7 @@ def lm_eval(
         ) from error
     if chat_template and not model.tokenizer.chat_template:
         raise SafetyNeuronsError(f"{model.name} has no chat template. Run the tasks with chat_template=False.")
-    with _quiet(), _preserved_random_state():
+    with _isolated():
         manager = _manager(tasks, include_path)
         try:
             results = simple_evaluate(
@@ -149,23 +149,15 @@ def _result(values: Mapping[str, Any], version: Any) -> TaskResult:
 
 
 @contextlib.contextmanager
-def _preserved_random_state() -> Iterator[None]:
-    """The harness seeds the whole process; nothing after it may depend on that."""
-    python, arrays = random.getstate(), numpy.random.get_state()
+def _isolated() -> Iterator[None]:
+    """The harness logs much and seeds the whole process; nothing after it may depend on that."""
+    logger = logging.getLogger("lm_eval")
+    level, python, arrays = logger.level, random.getstate(), numpy.random.get_state()
+    logger.setLevel(logging.ERROR)
     with torch.random.fork_rng():
         try:
             yield
         finally:
+            logger.setLevel(level)
             random.setstate(python)
             numpy.random.set_state(arrays)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.engines.engine import uncached, weights_of
@@ -35,18 +34,6 @@ class Overhead:
     total_high: float
 
 
-class Spent(NamedTuple):
-    """Seconds for the answers, and the number of tokens that the user read."""
-
-    seconds: float
-    tokens: int
-
-    @property
-    def per_token(self) -> float:
-        # An empty answer took time, too.
-        return self.seconds / max(1, self.tokens)
-
-
 def overhead(
     context: EvaluationContext,
     given: Sequence[Defense],
@@ -68,7 +55,7 @@ def overhead(
         raise SafetyNeuronsError("Measuring the overhead of a defense takes at least one prompt and one round.")
     model = weights_of(context.engine, "The overhead of a defense")
     contenders = [defenses.get("none"), *given]
-    spent: list[list[Spent]] = [[] for _ in contenders]
+    spent: list[list[tuple[float, float]]] = [[] for _ in contenders]
     with tempfile.TemporaryDirectory() as folder:
         # With a folder, adapters trained in the first round are loaded in the others.
         own = replace(context, engine=uncached(context.engine), folder=context.folder or Path(folder))
@@ -78,14 +65,7 @@ def overhead(
                     place = (number + turn) % len(contenders)
                     spent[place].append(_spent(contenders[place], own, model, prompts, clock))
                     advance(1)
-    return [
-        Overhead(
-            defense.name,
-            *_spread([with_it.per_token / without.per_token for with_it, without in zip(times, spent[0], strict=True)]),
-            *_spread([with_it.seconds / without.seconds for with_it, without in zip(times, spent[0], strict=True)]),
-        )
-        for defense, times in zip(given, spent[1:], strict=True)
-    ]
+    return [_overhead(defense.name, times, spent[0]) for defense, times in zip(given, spent[1:], strict=True)]
 
 
 def _spent(
@@ -94,7 +74,8 @@ def _spent(
     model: ChatModel,
     prompts: Sequence[AttackedPrompt],
     clock: Callable[[], float],
-) -> Spent:
+) -> tuple[float, float]:
+    """Seconds per token that the user read, and for all answers."""
     with defense.opened(context) as defended:
         defended.respond(prompts[:1])
         before = clock()
@@ -104,8 +85,12 @@ def _spent(
         response.text if response.blocked else response.text.removeprefix(prompt.prefill)
         for prompt, response in zip(prompts, responses, strict=True)
     ]
-    return Spent(seconds, sum(len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in written))
+    tokens = sum(len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in written)
+    # An empty answer took time, too.
+    return seconds / max(1, tokens), seconds
 
 
-def _spread(ratios: Sequence[float]) -> tuple[float, float, float]:
-    return statistics.median(ratios), min(ratios), max(ratios)
+def _overhead(defense: str, times: Sequence[tuple[float, float]], without: Sequence[tuple[float, float]]) -> Overhead:
+    pairs = list(zip(times, without, strict=True))
+    ratios = ([one[number] / other[number] for one, other in pairs] for number in range(2))
+    return Overhead(defense, *(pick(part) for part in ratios for pick in (statistics.median, min, max)))
