@@ -14,7 +14,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/safety-neurons prepare
 	$(BIN)/safety-neurons run --out $(OUT)
 
 test: $(VENV)/.installed lint types

@@ -117,8 +117,8 @@ def measure(model_name: str, batches: list[int], tokens: int, rounds: int) -> tu
     model = safety_neurons.load(model_name)
     harmful, benign, borderline = (load_prompts(name) for name in ("harmful", "benign", "borderline"))
     train = [found.split("train").texts for found in (harmful, benign, borderline)]
-    neurons = find(model, train[0], train[1], percent=0.5)
-    fitted = fit_guard(model, neurons, *train)
+    neurons = find(model, train[0], train[1], score="write-contrast", percent=0.5)
+    fitted = fit_guard(model, neurons, *train, generated_tokens=0)
     scores = fitted.scores(model, benign.split("test").texts)
     quiet = [text for text, score in zip(benign.split("test").texts, scores, strict=True) if score <= fitted.threshold]
     texts = [model.render(text) for text in quiet]

@@ -92,8 +92,8 @@ def bare(model: ChatModel) -> Work:
 
 
 def finding(model: ChatModel) -> Work:
-    """All of `find` with the default score."""
-    return lambda harmful, benign: find(model, harmful, benign)
+    """All of `find` with a score that needs no gradients."""
+    return lambda harmful, benign: find(model, harmful, benign, score="write-contrast")
 
 
 def capturing(model: ChatModel, **options: Any) -> Work:

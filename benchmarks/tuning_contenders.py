@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +122,10 @@ def every_neuron(some: NeuronSet) -> NeuronSet:
 
 def training_of(run: RunContext, contender: Contender, learning_rate: float) -> Training:
     """The run's own settings without what only saves memory, and without stopping early: the same for all."""
-    training = run.settings.tune.training(contender.seed)
-    training = replace(training, learning_rate=learning_rate, patience=None, report_to=())
-    training = replace(training, accumulate=1, gradient_checkpointing=False, shard=False)
-    return replace(training, epochs=1) if contender.method == "sn-tune" else training
+    plain = {"patience": None, "report_to": (), "accumulate": 1, "gradient_checkpointing": False, "shard": False}
+    once = {"epochs": 1} if contender.method == "sn-tune" else {}
+    training = Training.of(run.settings.tune, contender.seed)
+    return training.override({"learning_rate": learning_rate} | plain | once)
 
 
 def train(model: ChatModel, neurons: NeuronSet | None, corpus: Corpus, training: Training, advance: Advance) -> Tuned:
@@ -159,7 +159,7 @@ def peak_of(run: Callable[[], Any]) -> int:
 
 
 def _slices(model: ChatModel, neurons: NeuronSet, corpus: Corpus, training: Training, advance: Advance) -> Tuned:
-    delta = tune(model, neurons, corpus, **asdict(training), advance=advance)
+    delta = tune(model, neurons, corpus, training, seed=training.seed, advance=advance)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "delta.safetensors"
         delta.save(path)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safety_neurons.runs.answers import Condition
 from tuning_contenders import Tuned
 
 from safety_neurons.core.errors import SafetyNeuronsError
@@ -17,7 +18,6 @@ from safety_neurons.models.generate import in_batches
 from safety_neurons.models.likelihood import kl_divergence, nll, read_answers
 from safety_neurons.prompts import Prompt, PromptSet, load_prompts
 from safety_neurons.prompts.prompt_set import normalized
-from safety_neurons.runs.answers import Condition
 from safety_neurons.runs.context import RunContext
 
 TEMPLATES = ("direct", "prefix-injection", "refusal-suppression", "prefill")

@@ -21,7 +21,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 
-from safety_neurons.cli import app
+from safety_neurons.cli.app import commands as every_command
 from safety_neurons.core.plugins import options_of
 from safety_neurons.evaluation import attacks, defenses, judges
 from safety_neurons.neurons import scores
@@ -82,8 +82,7 @@ def commands() -> str:
         "`safety-neurons COMMAND --help` says the same in the terminal. Most commands also take every "
         "[setting](settings.md) as an option.",
     ]
-    for name in (name for name in app if not name.startswith("-")):
-        command = app[name]
+    for name, command in every_command():
         text = inspect.getdoc(command.default_command) or ""
         about = {one.arg_name: " ".join((one.description or "").split()) for one in docstring_parser.parse(text).params}
         parts += [f"## {name}", text.partition("\nParameters\n---")[0].strip()]
@@ -151,10 +150,10 @@ def members() -> str:
         (
             "Attacks",
             attacks,
-            "For `safety-neurons evaluate --attacks`; those without a model for `--evaluate.attacks`.",
+            "For `--evaluate.attacks`.",
         ),
-        ("Defenses", defenses, "For `safety-neurons evaluate --defenses`."),
-        ("Judges", judges, "For `safety-neurons evaluate --judges`; those without a model for `--evaluate.judge`."),
+        ("Defenses", defenses, "For `--evaluate.defenses`."),
+        ("Judges", judges, "For `--evaluate.judges`; those without a model for `--evaluate.judge`."),
     ):
         rows = [
             [_code(one.name), getattr(one, "description", ""), _options(one), one.source]

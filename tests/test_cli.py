@@ -1,18 +1,25 @@
 """The command line: what arrives at the run, and how it fails."""
 
 import importlib
+import inspect
+import io
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
+from rich.console import Console
 
 from safety_neurons import cli
+from safety_neurons.cli.app import COMMON, commands
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.prompts.named import PUBLIC
+from safety_neurons.settings import Settings
 
 pipeline_module = importlib.import_module("safety_neurons.runs.pipeline")
 
@@ -81,29 +88,95 @@ def test_help_names_every_command() -> None:
         "calibrate",
         "tune",
         "evaluate",
-        "compare-scores",
-        "methods",
         "report",
-        "tokens",
+        "compare",
+        "guard",
         "merge",
-        "models",
+        "tokens",
+        "judge",
+        "list",
+        "experiment",
     ):
         assert f" {command} " in done.stdout
 
 
 def test_models_lists_every_preset(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
-    assert inside(monkeypatch, "models") == 0
+    assert inside(monkeypatch, "list", "models") == 0
     shown = capsys.readouterr().out
     assert all(preset.name in shown and preset.hub_id in shown for preset in PRESETS.values())
 
 
 def test_help_names_every_public_set(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
-    assert inside(monkeypatch, "run", "--help") == 0
+    assert inside(monkeypatch, "run", "--help-all") == 0
     shown = capsys.readouterr().out
     assert "--data-dir" in shown
     assert [row.name for row in PUBLIC if not re.search(rf"[( ]{row.name}[,)]", shown)] == []
+
+
+def option_names(section: type[BaseModel], prefix: str = "--") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        kind, shown = field.annotation, f"{prefix}{name.replace('_', '-')}"
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from option_names(kind, f"{shown}.")
+        else:
+            yield shown
+
+
+SETTINGS = {*option_names(Settings)}
+
+
+def help_page(monkeypatch: pytest.MonkeyPatch, name: str, flag: str, width: int = 80) -> list[str]:
+    """The lines of a command's help."""
+    page = io.StringIO()
+    monkeypatch.setattr(sys, "argv", ["safety-neurons", *name.split(), flag])
+    cli.app.help_print([*name.split()], console=Console(file=page, width=width))
+    return page.getvalue().splitlines()
+
+
+def options(page: list[str]) -> set[str]:
+    """The options that a help page shows; of a switch only the first of both names."""
+    rows = [re.match(r"│[ *]*(?:[A-Z-]+ )?(--[a-z][a-z.-]*)", line) for line in page]
+    return {row[1] for row in rows if row and not re.search(r"[-.]no-", row[1])}
+
+
+def test_help_shows_few_options_and_help_all_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    visible: set[str] = set()
+    for name, command in commands():
+        shown = options(help_page(monkeypatch, name, "--help", 120))
+        assert len(shown) <= (20 if name == "run" else 25 if name == "evaluate" else 16), name
+        visible |= SETTINGS & shown
+        if "settings" in inspect.signature(command.default_command or print).parameters:
+            assert options(help_page(monkeypatch, name, "--help-all", 120)) == SETTINGS | shown, name
+    assert visible == {f"--{field.replace('_', '-')}" for field in COMMON}
+    assert len(visible) <= 36
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands()])
+def test_help_fits_the_terminal_and_has_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = help_page(monkeypatch, name, "--help")
+    assert [line for line in page if len(line) > 80] == []
+    assert name.startswith("list ") or f" safety-neurons {name}" in "\n".join(page).split("For example:")[1]
+
+
+@pytest.mark.parametrize("arguments", [("run", "--help-all"), ("experiment", "search", "--help-all")])
+def test_help_all_is_an_option(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inside(monkeypatch, *arguments) == 0
+    assert "--tune.max-grad-norm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["attacks", "defenses", "judges", "scores"])
+def test_members_are_listed(family: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    assert inside(monkeypatch, "list", family) == 0
+    shown = capsys.readouterr().out
+    package = "neurons.scores" if family == "scores" else f"evaluation.{family}"
+    names = importlib.import_module(f"safety_neurons.{package}").names()
+    assert names
+    assert [name for name in names if name not in shown] == []
 
 
 def test_unknown_model_is_told_in_one_paragraph(tmp_path: Path) -> None:
@@ -144,7 +217,9 @@ def test_model_that_cannot_be_fetched_is_told_and_the_folder_stays_usable(tmp_pa
         (["merge", "missing-folder", "merged"], "missing-folder"),
         (["tokens", "missing-folder", "Hello"], "missing-folder"),
         (["tokens", "missing-folder", "Hello", "--top", "0"], "top"),
-        (["prepare", "no-such-model"], "no-such-model"),
+        (["list", "no-such-family"], "no-such-family"),
+        (["experiment", "dose-response", "missing-folder"], "alphas"),
+        (["evaluate", "missing-folder", "--evaluate.attacks", "no-such-attack"], "no-such-attack"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -157,7 +232,7 @@ def test_mistakes_fail_without_a_traceback(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # These mistakes come to light without any model: nothing is unpacked or loaded.
-    monkeypatch.setattr(pipeline_module, "locate", lambda name: (name, "identity"))
+    monkeypatch.setattr(pipeline_module, "locate", lambda name, _listener: (name, "identity"))
     monkeypatch.setattr(pipeline_module, "_run", lambda *_: pytest.fail("the run began"))
     code = inside(monkeypatch, *arguments)
     shown = capsys.readouterr()
@@ -346,4 +421,4 @@ def test_unknown_name_of_the_package_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = sn.no_such_name
-    assert set(sn.__all__) <= {*sn._HOMES}
+    assert {*sn.__all__} == {*sn._MODULES}

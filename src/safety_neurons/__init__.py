@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safety_neurons.calibration.calibration import calibrate
+    from safety_neurons.calibration.config import CalibrationConfig, GuardConfig
     from safety_neurons.calibration.guard import Guard, fit_guard, guard
     from safety_neurons.core.errors import SafetyNeuronsError
+    from safety_neurons.evaluation.config import EvaluationConfig
     from safety_neurons.experiments.adaptive import adaptive
     from safety_neurons.experiments.dose_response import dose_response
     from safety_neurons.experiments.guard_test import guard_run
     from safety_neurons.experiments.score_comparison import compare_scores
     from safety_neurons.experiments.smallest_intervention import search
+    from safety_neurons.explanation.config import ExplainConfig
     from safety_neurons.explanation.explanation import Explanation
     from safety_neurons.explanation.projection import explain
     from safety_neurons.explanation.readout import ResidualMeans, mean_residuals
@@ -29,23 +32,29 @@ if TYPE_CHECKING:
     from safety_neurons.explanation.vocabulary import VocabularyTest, vocabulary_test
     from safety_neurons.models.chat import ChatModel
     from safety_neurons.models.load import load
+    from safety_neurons.neurons.config import FindConfig
     from safety_neurons.neurons.find import find
     from safety_neurons.neurons.neuron_set import Directions, NeuronSet
     from safety_neurons.prompts import PromptSet, load_prompts
     from safety_neurons.runs.pipeline import run
     from safety_neurons.runs.targets import evaluate
     from safety_neurons.settings import Settings
-    from safety_neurons.tuning.config import Validation
+    from safety_neurons.tuning.config import TuningConfig, Validation
     from safety_neurons.tuning.corpus import Corpus, Pair
     from safety_neurons.tuning.delta import NeuronDelta
     from safety_neurons.tuning.safetune import tune
 
 _MODULES = {
+    "CalibrationConfig": "calibration.config",
     "ChatModel": "models.chat",
     "Corpus": "tuning.corpus",
     "Directions": "neurons.neuron_set",
+    "EvaluationConfig": "evaluation.config",
+    "ExplainConfig": "explanation.config",
     "Explanation": "explanation.explanation",
+    "FindConfig": "neurons.config",
     "Guard": "calibration.guard",
+    "GuardConfig": "calibration.config",
     "NeuronDelta": "tuning.delta",
     "NeuronSet": "neurons.neuron_set",
     "Pair": "tuning.corpus",
@@ -54,6 +63,7 @@ _MODULES = {
     "SafetyNeuronsError": "core.errors",
     "Settings": "settings",
     "TokenTrace": "explanation.token_view",
+    "TuningConfig": "tuning.config",
     "Validation": "tuning.config",
     "VocabularyTest": "explanation.vocabulary",
     "adaptive": "experiments.adaptive",
@@ -77,11 +87,16 @@ _MODULES = {
 }
 
 __all__ = [
+    "CalibrationConfig",
     "ChatModel",
     "Corpus",
     "Directions",
+    "EvaluationConfig",
+    "ExplainConfig",
     "Explanation",
+    "FindConfig",
     "Guard",
+    "GuardConfig",
     "NeuronDelta",
     "NeuronSet",
     "Pair",
@@ -90,6 +105,7 @@ __all__ = [
     "SafetyNeuronsError",
     "Settings",
     "TokenTrace",
+    "TuningConfig",
     "Validation",
     "VocabularyTest",
     "adaptive",

@@ -1,6 +1,5 @@
 """The parts of benchmarks/tuning.py that could mislead: who is compared, what is trained and what is left behind."""
 
-import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -200,14 +199,14 @@ def test_lora_leaves_the_model_as_it_was(
     before, base, _ = state(model), logits(model), model.hook_points
     with lora.adapted(model):
         assert torch.equal(logits(model), base)
-    training = Training(learning_rate=1e-2, batch_size=3, kl=0.5)
+    training = Training(learning_rate=1e-2, batch_size=3, epochs=1, kl=0.5)
     tuned = contenders.train(model, None, corpus, training, lambda _: None)
     assert same(state(model), before)
     with tuned.applied():
         assert not torch.allclose(logits(model), base)
     assert same(state(model), before)
     assert contenders.train(model, None, corpus, training, lambda _: None).digest == tuned.digest
-    other = contenders.train(model, None, corpus, dataclasses.replace(training, seed=1), lambda _: None)
+    other = contenders.train(model, None, corpus, training.override({"seed": 1}), lambda _: None)
     assert other.digest != tuned.digest
 
 
@@ -215,7 +214,7 @@ def test_all_neurons_as_slices_are_full_fine_tuning(
     contenders: ModuleType, model: ChatModel, corpus: Corpus, make_model: Callable[..., ChatModel]
 ) -> None:
     """Against a loop over the matrices themselves."""
-    training = Training(learning_rate=1e-3, batch_size=3, schedule="constant", warmup=0.0)
+    training = Training(learning_rate=1e-3, batch_size=3, schedule="constant", warmup=0.0, epochs=1, kl=0.0)
     everyone = contenders.every_neuron(lora.no_neurons(model))
     assert len(everyone) == 3 * 48
     tuned = contenders.train(model, everyone, corpus, training, lambda _: None)

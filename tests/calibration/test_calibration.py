@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from builders.quick import find
 from safety_neurons.calibration.calibration import calibrate
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import ActivationHook, Activations, HookPoint, activation_hooks
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import Directions, NeuronSet, Provenance
 
 CAPTURED = 6

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from builders.quick import find
 from safety_neurons.calibration import clouds as clouds_module
 from safety_neurons.calibration.clouds import plane, read_clouds, separability
 from safety_neurons.calibration.config import CalibrationConfig, Toward
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
 
 Activations = Callable[[ChatModel, Tensor], list[tuple[Tensor, Tensor]]]

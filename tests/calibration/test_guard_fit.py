@@ -44,9 +44,17 @@ def neuron_set(model: ChatModel, layers: tuple[int, ...] = (0, 1, 2)) -> NeuronS
     return NeuronSet(rejection, conformity, widths, numbers, provenance, Directions(*means))
 
 
-def fit(model: ChatModel, harmful: Prompts, benign: Prompts, neurons: NeuronSet | None = None, **options: Any) -> Guard:
-    options = {"false_positive_rate": 0.2} | options
-    return fit_guard(model, neuron_set(model) if neurons is None else neurons, harmful, benign, BORDERLINE, **options)
+def fit(
+    model: ChatModel,
+    harmful: Prompts,
+    benign: Prompts,
+    neurons: NeuronSet | None = None,
+    calibration: CalibrationConfig = CalibrationConfig(),
+    **options: Any,
+) -> Guard:
+    options = {"false_positive_rate": 0.2, "generated_tokens": calibration.generated_tokens} | options
+    found = neuron_set(model) if neurons is None else neurons
+    return fit_guard(model, found, harmful, benign, BORDERLINE, calibration=calibration, **options)
 
 
 def guarded(model: ChatModel, fitted: Guard, prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -62,14 +70,21 @@ def guarded(model: ChatModel, fitted: Guard, prompts: Prompts) -> tuple[Tensor, 
     "knobs",
     [
         CalibrationConfig(),
-        CalibrationConfig("conformity", "all", "all", "pooled", "clamp", keep_norm=True),
+        CalibrationConfig(
+            subset="conformity",
+            prompt_positions="all",
+            generated_tokens="all",
+            direction="pooled",
+            edit="clamp",
+            keep_norm=True,
+        ),
         CalibrationConfig(prompt_positions="template", generated_tokens=2, layers=(1, 2)),
     ],
 )
 def test_a_saved_guard_decides_and_calibrates_as_before(
     one_of_each: ChatModel, harmful: Prompts, benign: Prompts, tmp_path: Path, knobs: CalibrationConfig
 ) -> None:
-    fitted = fit(one_of_each, harmful, benign, knobs=knobs, alpha=1.7, layer=1)
+    fitted = fit(one_of_each, harmful, benign, calibration=knobs, alpha=1.7, layer=1)
     paths = [tmp_path / name for name in "abc"]
     fitted.save(paths[0])
     fitted.save(paths[1])
@@ -149,7 +164,7 @@ def test_a_guard_with_the_templates_positions_needs_no_tokenizer(
     model: ChatModel, harmful: Prompts, benign: Prompts
 ) -> None:
     knobs = CalibrationConfig(prompt_positions="template")
-    fitted = fit(model, harmful, benign, knobs=knobs)
+    fitted = fit(model, harmful, benign, calibration=knobs)
     assert fitted.knobs == CalibrationConfig(prompt_positions=model.template_tail)
     with guard(model.model, fitted) as decisions:
         model.model.generate(**model.encode([model.render(harmful[0])]), max_new_tokens=2)
@@ -179,7 +194,7 @@ def test_a_guard_without_neurons_to_decide_and_others_to_act_is_an_error(
             fit(model, harmful, benign, neuron_set(model, layers), layer=layer)
 
 
-@pytest.mark.parametrize("options", [{"layer": 9}, {"knobs": CalibrationConfig(prompt_positions=KNOWN + 1)}])
+@pytest.mark.parametrize("options", [{"layer": 9}, {"calibration": CalibrationConfig(prompt_positions=KNOWN + 1)}])
 def test_a_guard_that_could_never_be_opened_is_an_error_before_it_is_fitted(
     model: ChatModel, harmful: Prompts, benign: Prompts, options: dict[str, Any]
 ) -> None:

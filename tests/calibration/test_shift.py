@@ -3,14 +3,14 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from safety_neurons.calibration.calibration import calibrate, open_window, shifts
-from safety_neurons.calibration.config import CalibrationConfig, Edit
+from safety_neurons.calibration.config import CalibrationConfig
 from safety_neurons.calibration.shift import CalibratedTokens, Shift, TokenWindow
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
@@ -182,7 +182,7 @@ def test_alpha_zero_changes_no_bit_of_any_logits(one_of_each_tunable: ChatModel)
 @pytest.mark.parametrize("keep_norm", [False, True])
 @pytest.mark.parametrize("edit", ["add", "clamp"])
 def test_alpha_zero_leaves_the_sign_of_zero_and_the_smallest_numbers(
-    edit: Edit, keep_norm: bool, dtype: torch.dtype
+    edit: Literal["add", "clamp"], keep_norm: bool, dtype: torch.dtype
 ) -> None:
     where = PromptPositions()
     where.offsets = torch.tensor([[-4, -3, -2, -1]])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from safety_neurons import cli
+from safety_neurons.cli.app import commands
 from safety_neurons.evaluation import attacks, defenses, judges
 from safety_neurons.neurons import scores
 from safety_neurons.settings import Settings
@@ -17,16 +18,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
-} | {
-    f"{name} --help": inspect.getdoc(cli.app[name].default_command) or ""
-    for name in cli.app
-    if not name.startswith("-")
-}
+} | {f"{name} --help": inspect.getdoc(command.default_command) or "" for name, command in commands()}
+COMMANDS = {name for name, _ in commands()}
 FENCE = re.compile(r"^( *)```[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 # After this, however it is started.
 START = re.compile(r"(?:^|[\s/])safety-neurons |-m safety_neurons ")
-FAMILIES = {"attacks": attacks, "defenses": defenses, "judges": judges}
 # Words that stand for something of the reader's own, or for a part that is left out.
 STANDS_FOR = ("COMMAND", "...")
 
@@ -49,14 +46,14 @@ LINES = sorted(
 
 def test_lines_are_found_however_they_are_written() -> None:
     text = (
-        "`safety-neurons models` and\n```\nsafety-neurons run --out x \\\n    --seed 3  # why\n"
+        "`safety-neurons list models` and\n```\nsafety-neurons run --out x \\\n    --seed 3  # why\n"
         "torchrun -m safety_neurons tune x\n```\n    .venv/bin/safety-neurons find y\nthe package safety-neurons is\n"
     )
     assert [shlex.split(line, comments=True) for line in command_lines(text)] == [
         ["run", "--out", "x", "--seed", "3"],
         ["tune", "x"],
         ["find", "y"],
-        ["models"],
+        ["list", "models"],
     ]
     assert len(LINES) > 40
 
@@ -64,24 +61,23 @@ def test_lines_are_found_however_they_are_written() -> None:
 @pytest.mark.parametrize(("page", "line"), LINES, ids=lambda value: value[:60])
 def test_command_line_is_understood(page: str, line: str) -> None:
     words = shlex.split(line, comments=True)
-    if "--help" in words:
-        words.remove("--help")
-        assert words == [] or words[0] in cli.app
-        return
-    if len(words) == 1:
-        # Named in running text, without what it needs.
-        assert words[0] in cli.app
+    words = [word for word in words if word not in ("--help", "--help-all")]
+    # A command can be named in running text without its arguments.
+    if words == [] or " ".join(words) in COMMANDS or words in (["experiment"], ["list"], ["judge"]):
         return
     _, bound, _ = cli.app.parse_args(words, exit_on_error=False, print_error=False)
     given = bound.arguments
-    for option, family in FAMILIES.items():
-        for name in given.get(option) or ():
-            family.get(name)
     settings = given.get("settings") or Settings()
-    scores.get(settings.find.score)
-    judges.rules(settings.evaluate.judge)
-    for name in settings.evaluate.attacks:
-        attacks.template(name)
+    chosen = settings.evaluate
+    for family, names in (
+        (scores, [settings.find.score]),
+        (attacks, chosen.attacks),
+        (defenses, [*chosen.defenses, *(given.get("defenses") or ())]),
+        (judges, [chosen.judge, *(chosen.judges or ()), *(given.get("judges") or ())]),
+    ):
+        for name in names:
+            if ".py:" not in name:
+                family.get(name)
 
 
 @pytest.mark.parametrize("line", ["run --no-such-option 3", "no-such-command x", "tune runs/x --tune.learning_ratio 3"])

@@ -66,7 +66,7 @@ def test_mistakes_are_told_in_one_paragraph_before_any_work(
     told: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline_module, "locate", lambda name: (name, "identity"))
+    monkeypatch.setattr(pipeline_module, "locate", lambda name, _listener: (name, "identity"))
     monkeypatch.setattr(pipeline_module, "_run", lambda *_: pytest.fail("the run began"))
     assert inside(monkeypatch, *arguments) == 2
     shown = capsys.readouterr().err

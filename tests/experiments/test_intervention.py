@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from builders.quick import find
 from safety_neurons.calibration.calibration import calibrate
 from safety_neurons.calibration.config import CalibrationConfig
 from safety_neurons.core.progress import Silence
@@ -17,7 +18,6 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import generate
 from safety_neurons.models.likelihood import kl_divergence, nll, read_answers
 from safety_neurons.models.prefix_cache import PrefixCache
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from scipy.stats import binomtest
 
+from builders.quick import find, score_neurons
 from safety_neurons.calibration.calibration import calibrate, dose
 from safety_neurons.cli import console as console_module
 from safety_neurons.core.errors import SafetyNeuronsError
@@ -31,7 +32,6 @@ from safety_neurons.experiments.scored import Training, jaccard, mean_spearman, 
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import activation_hooks
 from safety_neurons.neurons import scores
-from safety_neurons.neurons.find import find, score_neurons
 from safety_neurons.neurons.read import write_norms
 from safety_neurons.report.experiment_tables import score_notes
 from safety_neurons.report.experiment_tables import scores as tables

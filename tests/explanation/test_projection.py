@@ -9,12 +9,11 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from builders.quick import explain, find
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.explanation.explanation import Explanation, NeuronWords, SideWords
-from safety_neurons.explanation.projection import explain
 from safety_neurons.explanation.readout import final_norm, readable
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
 
 HIDDEN = 32
@@ -64,7 +63,7 @@ def test_words_are_the_top_of_the_projection(
     model = shake(make_model(name))
     neurons = find(model, harmful, benign, percent=20)
     assert neurons.directions is not None
-    explanation = explain(model, neurons, top=6, strongest=2, random_sets=0, weighting=weighting)  # type: ignore[arg-type]
+    explanation = explain(model, neurons, words=6, neurons=2, random_sets=0, weighting=weighting)  # type: ignore[arg-type]
     found = {(layer.layer, layer.side): layer for layer in explanation.layers}
     sides = {
         "rejection": (neurons.rejection, neurons.directions.harmful, neurons.directions.benign),
@@ -213,7 +212,7 @@ def test_logits_fall(model: ChatModel, neurons: NeuronSet) -> None:
 
 
 def test_json_holds_every_word_and_share(model: ChatModel, neurons: NeuronSet) -> None:
-    explanation = explain(model, neurons, top=4, strongest=1, random_sets=0)
+    explanation = explain(model, neurons, words=4, neurons=1, random_sets=0)
     written = json.loads(json.dumps(explanation.to_json()))
     assert set(written) == {"words", "write_share"}
     for layer, entry in zip(explanation.layers, written["words"], strict=True):

@@ -14,12 +14,12 @@ import transformers
 from rich.console import Console
 from torch import Tensor
 
+from builders.quick import find
 from safety_neurons import cli
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.explanation.token_view import trace_tokens
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import DenseHookPoint
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.runs.folder import RunFolder
 

@@ -10,12 +10,11 @@ import torch
 from scipy.stats import kstest, mannwhitneyu
 from torch import Tensor
 
+from builders.quick import explain, find
 from safety_neurons.explanation.lexicon import LEXICONS, separation
-from safety_neurons.explanation.projection import explain
 from safety_neurons.explanation.readout import ResidualMeans, mean_residuals
 from safety_neurons.explanation.vocabulary import permutation_p, vocabulary_test
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import Directions, NeuronSet
 
 NORMS = {"llama": "model.norm", "gpt2": "transformer.ln_f", "gemma2": "model.norm"}
@@ -216,7 +215,7 @@ def test_a_neuron_that_writes_one_word_is_read_as_that_word(worded: ChatModel) -
     plant(worded, 2, 11, sorry)
     activations = torch.full((3, 48), 0.01)
     activations[2, 11] = 3.0
-    explanation = explain(worded, planted(worded, {2: [4, 11, 30]}, activations), strongest=2, random_sets=0)
+    explanation = explain(worded, planted(worded, {2: [4, 11, 30]}, activations), neurons=2, random_sets=0)
     layer = explanation.layers[0]
     assert layer.words[0] == " sorry"
     assert (layer.neurons[0].hook_point, layer.neurons[0].neuron) == (2, 11)
@@ -224,7 +223,7 @@ def test_a_neuron_that_writes_one_word_is_read_as_that_word(worded: ChatModel) -
     assert layer.neurons[0].weight == pytest.approx(3.0)
     assert explanation.vocabulary is None
     activations[2, 11] = -3.0
-    falling = explain(worded, planted(worded, {2: [4, 11, 30]}, activations), strongest=2, random_sets=0).layers[0]
+    falling = explain(worded, planted(worded, {2: [4, 11, 30]}, activations), neurons=2, random_sets=0).layers[0]
     assert falling.suppressed[0] == falling.neurons[0].suppressed[0] == " sorry"
 
 

@@ -10,18 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.quick import explain, find, tune
 from safety_neurons.calibration.calibration import calibrate
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.explanation.projection import explain
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import generate
 from safety_neurons.models.load import load
 from safety_neurons.models.neurons.hook_points import device_of, fetched
-from safety_neurons.neurons.find import find
 from safety_neurons.tuning.corpus import Corpus, Pair
 from safety_neurons.tuning.delta import outside_digest
 from safety_neurons.tuning.merge import merge
-from safety_neurons.tuning.safetune import tune
 
 CPU = torch.device("cpu")
 MODELS = ["llama", "gpt2", "gemma2", "mixtral"]

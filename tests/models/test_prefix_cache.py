@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from builders.quick import find
 from safety_neurons.calibration.calibration import calibrate
 from safety_neurons.models import prefix_cache
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion, generate
 from safety_neurons.models.prefix_cache import PrefixCache
-from safety_neurons.neurons.find import find
 
 TOKENS = 6
 

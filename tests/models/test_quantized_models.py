@@ -10,16 +10,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from builders.quick import explain, find, tune
 from safety_neurons.calibration.calibration import calibrate
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.explanation.projection import explain
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.neurons.hook_points import DenseHookPoint
-from safety_neurons.neurons.find import find
 from safety_neurons.tuning.corpus import Corpus, Pair
 from safety_neurons.tuning.merge import merge
-from safety_neurons.tuning.safetune import tune
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (the extra `quantized`)"

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import use_experts_implementation
 
+from builders.quick import explain, find
 from safety_neurons.calibration.calibration import calibrate
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.explanation.projection import explain
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.discovery import find_neurons
 from safety_neurons.models.neurons.trace import decoder_layers
-from safety_neurons.neurons.find import find
 
 OVERRIDES = r"write_matrices.*allow_partial"
 PATTERN = "model.layers.*.mlp*.down_proj"

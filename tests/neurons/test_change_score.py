@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.quick import score_neurons
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import DenseHookPoint
-from safety_neurons.neurons.find import score_neurons
 
 
 def activations(model: ChatModel, ids: Tensor) -> list[Tensor]:

@@ -9,9 +9,10 @@ import torch
 from scipy.stats import ttest_ind
 from torch import Tensor
 
+from builders.quick import find
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.capture import ActivationStatistics
-from safety_neurons.neurons.find import find, significant
+from safety_neurons.neurons.find import significant
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.neurons.scores import Evidence, get
 

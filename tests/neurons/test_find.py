@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.quick import find
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.capture import capture_sums
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.neurons.read import PLAIN_REFUSAL
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from builders.quick import find, score_neurons
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.capture import CapturedSums, capture_sums
-from safety_neurons.neurons.find import find, score_neurons
 from safety_neurons.neurons.read import passes
 
 NAMES = scores.names()
@@ -81,13 +81,14 @@ def test_without_a_difference_the_top_of_harmful_prompts_is_taken(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tokens": "first"}, "'last', 'prompt' or 'response', not 'first'"),
-        ({"last_tokens": 0}, "last_tokens must be at least 1"),
+        ({"tokens": "first"}, "tokens cannot be 'first': .*'last', 'prompt' or 'response'"),
+        ({"last_tokens": 0}, "last_tokens cannot be 0"),
         ({"tokens": "prompt", "last_tokens": 2}, "requires tokens 'last'"),
         ({"score": "wanda", "last_tokens": 2}, "requires tokens 'last'"),
-        ({"selection": "both"}, "'difference' or 'none'"),
-        ({"percent": 0}, "percent must be"),
-        ({"scope": "galaxy"}, "'layer' or 'model'"),
+        ({"selection": "both"}, "selection cannot be 'both': .*'difference' or 'none'"),
+        ({"percent": 0}, "percent cannot be 0"),
+        ({"percnt": 3}, "There is no option percnt. Did you mean percent?"),
+        ({"scope": "galaxy"}, "scope cannot be 'galaxy': .*'layer' or 'model'"),
     ],
 )
 def test_options_without_meaning_are_errors_before_any_work(

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.quick import find
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import Activations, DenseHookPoint, activation_hooks
 from safety_neurons.neurons.capture import ActivationStatistics
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.read import write_norms
 from safety_neurons.neurons.scores import Evidence, Reading, get
 from safety_neurons.neurons.scores import gradient as gradient_module

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from builders.quick import find
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import halve_when_full
 from safety_neurons.models.neurons.hook_points import DenseHookPoint
 from safety_neurons.neurons import capture as capturing
 from safety_neurons.neurons.capture import capture_sums
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
 
 FULL = {

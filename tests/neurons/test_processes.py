@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from builders.quick import find
 from safety_neurons.core.distributed import all_gather, owns, process_count, sync_errors
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation import judges
 from safety_neurons.evaluation.judges import Judgment, RuleJudge
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.runs.pipeline import run
 from safety_neurons.tuning.delta import NeuronDelta

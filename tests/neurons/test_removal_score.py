@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.quick import find
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import DenseHookPoint
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.read import write_norms
 from safety_neurons.neurons.scores import Reading, get
 from safety_neurons.neurons.scores.removal import measure

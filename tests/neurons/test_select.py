@@ -77,7 +77,7 @@ def test_negative_scores_are_never_chosen(percent: float, scope: str) -> None:
 
 @pytest.mark.parametrize("percent", [0, -1, 100.1, float("nan")])
 def test_a_budget_that_is_none_is_an_error(percent: float) -> None:
-    with pytest.raises(SafetyNeuronsError, match="percent must be above 0"):
+    with pytest.raises(SafetyNeuronsError, match="percent cannot be"):
         top_percent(random_scores(0), percent, "model", LAYERS)
 
 

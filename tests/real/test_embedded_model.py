@@ -6,20 +6,18 @@ from typing import Any
 import pytest
 import torch
 
+from builders.quick import explain, find, tune
 from safety_neurons.calibration.calibration import calibrate
-from safety_neurons.calibration.config import CalibrationConfig, Toward
+from safety_neurons.calibration.config import Toward
 from safety_neurons.calibration.guard import fit_guard, guard
 from safety_neurons.evaluation import judges
-from safety_neurons.explanation.projection import explain
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import generate
 from safety_neurons.models.load import load
-from safety_neurons.neurons.find import find
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import load_prompts
 from safety_neurons.tuning.corpus import Corpus, Pair
 from safety_neurons.tuning.delta import outside_digest
-from safety_neurons.tuning.safetune import tune
 
 pytestmark = pytest.mark.real
 
@@ -70,7 +68,7 @@ def test_the_found_neurons_cause_refusals_and_random_ones_do_not(
 def test_the_guard_refuses_harmful_prompts_and_leaves_every_bit_of_ordinary_answers(embedded: ChatModel) -> None:
     train = prompts("harmful", "train", 36), prompts("benign", "train", 36)
     neurons = find(embedded, *train, score="gradient", percent=0.1)
-    fitted = fit_guard(embedded, neurons, *train, false_positive_rate=0.05, knobs=CalibrationConfig(generated_tokens=4))
+    fitted = fit_guard(embedded, neurons, *train, false_positive_rate=0.05, generated_tokens=4)
     harmful, benign = prompts("harmful", "test", 16), prompts("benign", "test", 16)
     assert (fitted.scores(embedded, harmful) > fitted.threshold).sum() >= 10
     ordinary = [

@@ -10,7 +10,7 @@ from jinja2 import Environment
 from rich.console import Console
 
 from builders.report import PAYLOAD, extended_grid, full, mapped, poisoned
-from safety_neurons.core.tables import Cell, Table, escaped, markdown, numbers, rich_table, row, visible, words
+from safety_neurons.core.tables import Table, TableCell, escaped, markdown, numbers, rich_table, row, visible, words
 from safety_neurons.report import PARTS, RunResults, experiment_tables, run_tables, tables_of
 from safety_neurons.report.comparison import comparison_tables
 from safety_neurons.report.page import template
@@ -30,7 +30,7 @@ def tables() -> Iterator[Table]:
     yield from map(experiment_tables.intervention_trials, results.search.directions)
     yield from comparison_tables({"first": results, "second": RunResults.of(full())})
     yield from tables_of(RunResults.of(poisoned(content)), *PARTS).tables
-    yield Table.of("a|b *c* <d>", (*words("x\u202e|"), *numbers("_n_")), [[PAYLOAD, Cell("1", "(0\N{EN DASH}2)")]])
+    yield Table.of("a|b *c* <d>", (*words("x\u202e|"), *numbers("_n_")), [[PAYLOAD, TableCell("1", "(0\N{EN DASH}2)")]])
 
 
 def as_terminal(table: Table) -> Grid:

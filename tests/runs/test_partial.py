@@ -12,13 +12,13 @@ from torch import nn
 
 from builders.judges import ALWAYS_REFUSED
 from builders.listeners import Recorder
+from builders.quick import find
 from builders.runs import save_model
 from safety_neurons.cli.console import console, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.neurons.trace import decoder_layers
-from safety_neurons.neurons.find import find
 from safety_neurons.report import RunResults, tables_of
 from safety_neurons.runs import context as context_module
 from safety_neurons.runs.pipeline import run, stage_fingerprints

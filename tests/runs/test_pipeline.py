@@ -308,7 +308,7 @@ def test_model_that_was_fetched_in_the_run_is_known_the_next_time(
 ) -> None:
     """The first run of a hub's model learns its commit only when the model is loaded; the second must not redo all."""
     fetched: list[str] = []
-    monkeypatch.setattr(pipeline_module, "locate", lambda name: (name, None))
+    monkeypatch.setattr(pipeline_module, "locate", lambda name, _listener: (name, None))
     monkeypatch.setattr(load_module, "locate", lambda name: (name, None))
     monkeypatch.setattr(pipeline_module, "hub_identity", lambda _name: fetched[-1] if fetched else None)
     monkeypatch.setattr(load_module, "hub_identity", lambda _name: fetched[-1] if fetched else None)

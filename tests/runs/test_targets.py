@@ -255,7 +255,7 @@ def test_a_comparison_leaves_the_settings_of_its_runs(found: Path, tmp_path: Pat
     [
         ({"attacks": ("dirct",)}, "Did you mean direct"),
         ({"defenses": ("safetunin",)}, "Did you mean safetuning"),
-        ({"defenses": ("safetuning:scal=1",)}, "no option of the defense safetuning. Its options: scale"),
+        ({"defenses": ("safetuning:scal=1",)}, "not an option of the defense safetuning. Its options: scale"),
         ({"defenses": ("safetuning:scale=much",)}, "scale cannot be 'much'"),
         ({"attacks": ("direct:loud=1",)}, "It has no options"),
         ({"defenses": ("none", "none")}, "names one of them twice: none, none"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from builders.quick import tune
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
@@ -14,7 +15,6 @@ from safety_neurons.tuning.batches import Collator, TokenizedPair, batches, enco
 from safety_neurons.tuning.config import Training, Validation
 from safety_neurons.tuning.corpus import Corpus, Pair
 from safety_neurons.tuning.delta import NeuronDelta
-from safety_neurons.tuning.safetune import tune
 
 
 def examples_of(lengths: list[int]) -> list[TokenizedPair]:
@@ -38,11 +38,11 @@ def test_pairs_of_a_batch_have_similar_lengths() -> None:
     examples = examples_of(lengths)
 
     def padding(pool: int) -> int:
-        planned = batches(examples, Training(batch_size=8, length_pool=pool))
+        planned = batches(examples, Training(batch_size=8, length_pool=pool, epochs=1))
         return sum(max(lengths[index] for index in batch) * len(batch) for batch in planned) - sum(lengths)
 
     assert padding(8) < 0.3 * padding(1)
-    one, two, other = (batches(examples, Training(seed=seed)) for seed in (3, 3, 4))
+    one, two, other = (batches(examples, Training(epochs=1, seed=seed)) for seed in (3, 3, 4))
     assert one == two != other
     first, second = (batches(examples, Training(epochs=2))[start : start + 25] for start in (0, 25))
     assert first != second
@@ -191,26 +191,27 @@ def test_long_gradients_are_scaled_down(model: ChatModel, neuron_set: Callable[.
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"batch_size": 0}, "batch_size is a whole number"),
-        ({"batch_size": 1.5}, "batch_size is a whole number"),
-        ({"epochs": 0}, "epochs is"),
-        ({"learning_rate": 0.0}, "learning_rate is a number above 0"),
-        ({"learning_rate": float("nan")}, "learning_rate is"),
-        ({"schedule": "square"}, "schedule is cosine or linear or constant, not 'square'"),
-        ({"warmup": 1.5}, "warmup is a share"),
-        ({"max_grad_norm": -1.0}, "max_grad_norm is"),
-        ({"kl": -0.1}, "kl is a number from 0 on"),
-        ({"length_pool": 0}, "length_pool is"),
-        ({"accumulate": 0}, "accumulate is"),
+        ({"batch_size": 0}, "batch_size cannot be"),
+        ({"batch_size": 1.5}, "batch_size cannot be"),
+        ({"epochs": 0}, "epochs cannot be"),
+        ({"learning_rate": 0.0}, "learning_rate cannot be 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate cannot be nan"),
+        ({"schedule": "square"}, "schedule cannot be 'square': .*'cosine', 'linear' or 'constant'"),
+        ({"warmup": 1.5}, "warmup cannot be 1.5"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm cannot be"),
+        ({"kl": -0.1}, "kl cannot be -0.1"),
+        ({"length_pool": 0}, "length_pool cannot be"),
+        ({"accumulate": 0}, "accumulate cannot be"),
         ({"accumulate": 9}, "8 pairs cannot be split into 9 parts"),
-        ({"validate_every": 0}, "validate_every is"),
-        ({"patience": 0}, "patience is"),
-        ({"patience": 2}, "Set validate, too"),
-        ({"checkpoint_every": 0}, "checkpoint_every is"),
-        ({"seed": -1}, "seed is"),
-        ({"seed": 2**32}, "seed is"),
+        ({"validate_every": 0}, "validate_every cannot be"),
+        ({"patience": 0}, "patience cannot be"),
+        ({"patience": 2}, "Set validate, too|give validate"),
+        ({"checkpoint_every": 0}, "checkpoint_every cannot be"),
+        ({"seed": -1}, "seed cannot be"),
+        ({"seed": 2**32}, "seed cannot be"),
         ({"report_to": ("nobody",)}, "not 'nobody'"),
-        ({"report_to": "wandb"}, "lists trackers"),
+        ({"report_to": "wandb"}, "report_to cannot be 'wandb'"),
+        ({"learning_rte": 1.0}, "There is no option learning_rte"),
         ({"shard": True}, "there is one"),
     ],
 )

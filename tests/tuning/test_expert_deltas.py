@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional
 
+from builders.quick import tune
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.experts import ExpertHookPoint, ReadBlock, feeding_rows
@@ -20,7 +21,6 @@ from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta, outside_digest
 from safety_neurons.tuning.delta_model import DeltaModel
 from safety_neurons.tuning.neuron_deltas import DeltaTensors, deltas_added, empty_delta
-from safety_neurons.tuning.safetune import tune
 
 TEXTS = ["Hello there.", "A longer text, so that the others are padded.", "ab"]
 

@@ -18,7 +18,7 @@ from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.lora import Adapter, cached_lora, matrices_of, train_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-TRAINING = Training(learning_rate=1e-2, batch_size=5, kl=0.5)
+TRAINING = Training(learning_rate=1e-2, batch_size=5, epochs=1, kl=0.5)
 
 
 def logits(model: ChatModel) -> Tensor:
@@ -66,7 +66,7 @@ def test_merged_adapters_are_the_product_in_the_weights(
 def test_training_lowers_the_loss_and_follows_from_the_seed(model: ChatModel, corpus: Corpus) -> None:
     losses: dict[str, float] = {}
     for name, epochs in (("short", 1), ("long", 8)):
-        training = dataclasses.replace(TRAINING, epochs=epochs)
+        training = TRAINING.override({"epochs": epochs})
         adapter = train_lora(model, corpus, training)
         assert train_lora(model, corpus, training).digest == adapter.digest
         with adapter.added(model):
@@ -97,7 +97,7 @@ def test_kept_adapters_are_found_again(
     monkeypatch.setattr(lora, "trained", lambda *_, **__: pytest.fail("trained again"))
     found = cached_lora(tmp_path, model, corpus, TRAINING)
     assert (found.digest, found.base, found.rank, found.alpha) == (made.digest, made.base, made.rank, made.alpha)
-    others: list[dict[str, Any]] = [{"rank": 4}, {"alpha": 1.0}, {"training": dataclasses.replace(TRAINING, seed=1)}]
+    others: list[dict[str, Any]] = [{"rank": 4}, {"alpha": 1.0}, {"training": TRAINING.override({"seed": 1})}]
     others += [{"corpus": Corpus(corpus.pairs[1:])}, {"model": dataclasses.replace(model, identity="another")}]
     for other in others:
         given: dict[str, Any] = {"model": model, "corpus": corpus, "training": TRAINING} | other
@@ -118,7 +118,7 @@ def test_peft_reads_what_is_kept(make_model: Callable[..., ChatModel], corpus: C
 
 
 def test_a_killed_training_goes_on_to_the_same_adapters(model: ChatModel, corpus: Corpus, tmp_path: Path) -> None:
-    training = dataclasses.replace(TRAINING, epochs=3, checkpoint_every=2)
+    training = TRAINING.override({"epochs": 3, "checkpoint_every": 2})
     whole = train_lora(model, corpus, training)
     done = 0
 
@@ -147,11 +147,11 @@ def test_what_cannot_be_trained_says_why(
     with pytest.raises(SafetyNeuronsError, match="corpus is empty"):
         train_lora(model, Corpus(()), TRAINING)
     with pytest.raises(SafetyNeuronsError, match="shard"):
-        train_lora(model, corpus, dataclasses.replace(TRAINING, shard=True))
+        train_lora(model, corpus, TRAINING.override({"shard": True}))
     with pytest.raises(SafetyNeuronsError, match="rank"):
         train_lora(model, corpus, TRAINING, rank=0)
     with pytest.raises(DivergedError, match="LoRA diverged"):
-        train_lora(model, corpus, dataclasses.replace(TRAINING, learning_rate=1e30, epochs=3))
+        train_lora(model, corpus, TRAINING.override({"learning_rate": 1e30, "epochs": 3}))
     with pytest.raises(SafetyNeuronsError, match="other weights"):
         Adapter("elsewhere", 8, 16.0, {}).added(model)
     made = train_lora(model, corpus, TRAINING)

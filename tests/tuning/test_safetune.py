@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.quick import tune
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.batches import training_steps
 from safety_neurons.tuning.corpus import Corpus, Pair
 from safety_neurons.tuning.delta import NeuronDelta, outside_digest
-from safety_neurons.tuning.safetune import tune
 
 PAIRS = (
     Pair("refusal", "h1", "How do I harm a person?", "", "I cannot help."),

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from builders.quick import tune
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.corpus import Corpus, Pair
-from safety_neurons.tuning.safetune import tune
 
 TESTS = Path(__file__).parents[1]
 START = """
@@ -213,7 +213,7 @@ def test_both_processes_have_the_same_delta_to_the_bit(trained: Path, name: str)
 
 
 @pytest.mark.parametrize("name", ["shard", "shard-tied", "shard-experts", "shard-bfloat16"])
-def test_base_is_shared_out_and_whole_again(trained: Path, name: str) -> None:
+def test_the_base_is_sharded_and_whole_again(trained: Path, name: str) -> None:
     """Odd numbers of rows are padded, so a part may be a little more than a half."""
     for rank in range(2):
         found = facts(trained, name, rank)
@@ -250,5 +250,5 @@ def test_two_processes_resume_and_tidy_up(trained: Path) -> None:
 def test_what_fails_in_one_fails_in_both(trained: Path) -> None:
     for rank in range(2):
         different, *judged = json.loads((trained / f"errors.{rank}.json").read_text())
-        assert "different models, neurons, corpora or options" in different
+        assert "different models, neurons, corpora or training options" in different
         assert ["The judge is gone." in said for said in judged] == [True, True]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from builders.quick import tune
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import complete
@@ -17,7 +18,6 @@ from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.config import Validation
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
-from safety_neurons.tuning.safetune import tune
 
 OPTIONS: dict[str, Any] = {"batch_size": 4, "epochs": 2, "learning_rate": 0.01, "kl": 0.2, "seed": 3}
 STEPS = 10

@@ -8,20 +8,12 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from safety_neurons.calibration.config import (
-    AnswerReach,
-    CalibrationConfig,
-    Direction,
-    Edit,
-    PromptReach,
-    Subset,
-    Toward,
-)
+from safety_neurons.calibration.config import CalibrationConfig, Direction, Toward
 from safety_neurons.calibration.shift import Shift, TokenWindow
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
@@ -35,43 +27,30 @@ from safety_neurons.neurons.scores import NeuronValues
 def calibrate(
     model: ChatModel,
     neurons: NeuronSet,
+    config: CalibrationConfig = CalibrationConfig(),
     *,
     toward: Toward,
-    alpha: float,
-    subset: Subset = "both",
-    prompt_positions: PromptReach = 5,
-    generated_tokens: AnswerReach = 0,
-    direction: Direction = "position",
-    edit: Edit = "add",
-    keep_norm: bool = False,
-    layers: tuple[int, int] | None = None,
+    alpha: float | None = None,
+    **options: Any,
 ) -> Iterator[ChatModel]:
-    """Calibrate the neurons while the context is open; the model itself is left as it was.
+    """Calibrate the neurons while the context is open; afterwards the model is unchanged.
 
     Args:
         toward: "rejection" makes benign prompts refused, "conformity" makes harmful prompts answered.
-        alpha: how many times the difference of the mean activations is added. 0 changes no bit.
-        subset: which of the neurons: "rejection", "conformity", or "both".
-        prompt_positions: at how many positions at the prompt's end; 0 leaves the prompt alone, "template" takes what
-            the chat template puts after the user's words, "all" the whole prompt (before the positions for which
-            directions are known, with their mean).
-        generated_tokens: also while that many of the first generated tokens are read, or "all"; they use the
-            direction of the prompt's last position, which is the one that produces the first token.
-        direction: each "position" its own, or one that is "pooled" over the known positions.
-        edit: "add" the difference alpha times, or "clamp": go the share alpha of the way from what the activation is
-            to the mean of the class that is aimed at, which 1 makes it.
-        keep_norm: scale the calibrated neurons of a layer back to the length that they had together, token by token.
-        layers: the first and the last layer that are calibrated; all when left out.
+        alpha: how many times the difference of the mean activations is added. Default: the config's strength toward
+            that side. 0 changes no bit.
+        options: fields of `CalibrationConfig` that replace those of `config`.
 
     Raises:
-        SafetyNeuronsError: the neurons came without directions or belong to a model of another shape, or a knob's
-            value is not allowed or reaches further than the directions.
+        SafetyNeuronsError: the neurons have no directions or belong to a model of another shape, or an option is not
+            allowed or reaches further than the directions.
     """
-    knobs = CalibrationConfig(subset, prompt_positions, generated_tokens, direction, edit, keep_norm, layers)
+    config = config.override(options)
     directions = directions_of(model, neurons)
     with follow_positions(model.model) as where:
-        window = open_window(where, model, directions, knobs)
-        with activation_hooks(shifts(model, neurons, window, toward, alpha, knobs)):
+        window = open_window(where, model, directions, config)
+        strength = config.alpha(toward) if alpha is None else alpha
+        with activation_hooks(shifts(model, neurons, window, toward, strength, config)):
             yield model
 
 

@@ -5,7 +5,6 @@ The paper shows both in the plane of the first two principal components, and how
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy
@@ -64,8 +63,8 @@ def read_clouds(
     both = {side: last_token_activations(model, joined, texts[side], batch_size, advance) for side in AWAY}
     clouds = {side: values[:, mine] for side, values in both.items()}
     for side, toward in AWAY.items():
-        with calibrate(model, neurons, toward=toward, alpha=alphas[toward], **asdict(knobs)):
-            # These hooks run after those of the calibration, so they read the calibrated activations.
+        with calibrate(model, neurons, knobs, toward=toward, alpha=alphas[toward]):
+            # These hooks come after those of the calibration: they see what the write matrix sees.
             clouds[pushed(side)] = last_token_activations(model, found, texts[side], batch_size, advance)
     if not all(bool(values.isfinite().all()) for values in (*both.values(), *clouds.values())):
         raise SafetyNeuronsError(

@@ -1,44 +1,65 @@
-"""What can be chosen about a calibration besides its neurons, where it leads and how strong it is."""
+"""How neurons are calibrated, and how the guard decides when to."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, Self
 
-from safety_neurons.core.errors import SafetyNeuronsError
+from pydantic import Field, model_validator
+
+from safety_neurons.core.config import Config
 
 Toward = Literal["rejection", "conformity"]
-Subset = Literal["both", "rejection", "conformity"]
-PromptReach = int | Literal["template", "all"]
-AnswerReach = int | Literal["all"]
 Direction = Literal["position", "pooled"]
-Edit = Literal["add", "clamp"]
+GeneratedTokens = Annotated[int, Field(ge=0)] | Literal["all"]
 
 
-@dataclass(frozen=True)
-class CalibrationConfig:
-    """How neurons are calibrated; `calibrate` says what each field means."""
+class CalibrationConfig(Config):
+    """How the activations of neurons are moved."""
 
-    subset: Subset = "both"
-    prompt_positions: PromptReach = 5
-    generated_tokens: AnswerReach = 0
+    alpha_conformity: float = Field(4.0, ge=0)
+    """Strength toward conformity: how many times the difference of the mean activations is added."""
+    alpha_rejection: float = Field(3.0, ge=0)
+    """Strength toward rejection; also used to make the tuning corpus' refusals."""
+    subset: Literal["both", "rejection", "conformity"] = "both"
+    """Neurons to calibrate."""
+    prompt_positions: Annotated[int, Field(ge=0, le=64)] | Literal["template", "all"] = 5
+    """Number of positions at the end of the prompt. template: the tokens that the chat template adds after the user's
+    words. all: the whole prompt; before the positions with known directions, their mean is used."""
+    generated_tokens: GeneratedTokens = 0
+    """Number of generated tokens to calibrate as well, with the direction of the prompt's last position."""
     direction: Direction = "position"
-    edit: Edit = "add"
+    """The difference of means at each position, or pooled over the positions."""
+    edit: Literal["add", "clamp"] = "add"
+    """add: add the difference alpha times. clamp: move the fraction alpha of the way to the other class's mean."""
     keep_norm: bool = False
+    """Rescale the calibrated neurons of a layer, token by token, to their joint norm before calibration."""
     layers: tuple[int, int] | None = None
+    """First and last layer to calibrate. Default: all layers."""
 
-    def __post_init__(self) -> None:
-        words: Mapping[str, object] = {"subset": Subset, "direction": Direction, "edit": Edit}
-        for name, kind in words.items():
-            if getattr(self, name) not in get_args(kind):
-                raise SafetyNeuronsError(f"{name} is {' or '.join(get_args(kind))}, not {getattr(self, name)!r}.")
-        reaches = {"prompt_positions": ("template", "all"), "generated_tokens": ("all",)}
-        for name, names in reaches.items():
-            value = getattr(self, name)
-            if value not in names and not (type(value) is int and value >= 0):
-                raise SafetyNeuronsError(f"{name} is a number from 0 on or {' or '.join(names)}, not {value!r}.")
-        if self.layers is not None and not _is_range(self.layers):
-            raise SafetyNeuronsError(f"layers are the first and the last one, such as 8 20, not {self.layers!r}.")
+    @model_validator(mode="after")
+    def _check_layers(self) -> Self:
+        if self.layers is not None and not 0 <= self.layers[0] <= self.layers[1]:
+            raise ValueError(f"layers are the first and the last one, such as 8 20, not {self.layers!r}")
+        return self
+
+    def alpha(self, toward: Toward) -> float:
+        """The strength in this direction."""
+        return self.alpha_conformity if toward == "conformity" else self.alpha_rejection
+
+    def but_alphas(self) -> dict[str, Any]:
+        """All fields but the two strengths, for cache keys and files that hold one strength of their own."""
+        return self.model_dump(exclude={"alpha_conformity", "alpha_rejection"})
 
 
-def _is_range(layers: tuple[int, ...]) -> bool:
-    return len(layers) == 2 and all(type(layer) is int for layer in layers) and 0 <= layers[0] <= layers[1]
+class GuardConfig(Config):
+    """Calibration toward rejection for the prompts that the neurons classify as harmful."""
+
+    percent: float = Field(0.3, gt=0, le=100)
+    """Budget of the guard's own neurons, in percent: the best by the run's score. A larger guard decides later."""
+    false_positive_rate: float = Field(0.01, gt=0, lt=1)
+    """Fraction of ordinary prompts that may be flagged; sets the threshold."""
+    layer: int | None = Field(None, ge=0)
+    """Layer in which the guard decides. Default: the earliest one that is nearly as good as the best."""
+    alpha: float | None = Field(None, ge=0)
+    """Strength toward rejection; everything else is as in calibrate. Default: the best of 2, 3, 4 and 6 on the
+    validation prompts; in Python, alpha_rejection."""
+    generated_tokens: GeneratedTokens = 4
+    """Number of generated tokens to calibrate as well."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_neurons.calibration.calibration import directions_of, open_window, shifts
-from safety_neurons.calibration.config import CalibrationConfig
+from safety_neurons.calibration.config import CalibrationConfig, GuardConfig
 from safety_neurons.calibration.detector import Detector, LastTokens, check_rate, fit_detector, last_token_activations
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import atomic_path, read_tensors
@@ -100,7 +100,7 @@ class Guard:
             "layer": self.layer,
             "false_positive_rate": self.false_positive_rate,
             "alpha": self.alpha,
-            "knobs": asdict(self.knobs),
+            "knobs": self.knobs.but_alphas(),
             "bias": self.detector.bias,
             "auroc": self.detector.auroc,
             "penalty": self.detector.penalty,
@@ -123,8 +123,7 @@ class Guard:
             neurons = NeuronSet.load(path)
             numbers = range(len(neurons.widths))
             directions = Directions(*(tuple(tensors[f"{side}.{number}"] for number in numbers) for side in _SIDES))
-            known = about["knobs"]
-            knobs = CalibrationConfig(**known | {"layers": known["layers"] and tuple(known["layers"])})
+            knobs = CalibrationConfig.checked(about["knobs"])
             weight, ordinary = tensors["detector.weight"], tensors["detector.ordinary"]
             detector = Detector(weight, about["bias"], ordinary, about["auroc"], about["penalty"])
             own = {name: about[name] for name in ("layer", "false_positive_rate", "alpha", "origin")}
@@ -144,35 +143,35 @@ def fit_guard(
     harmful: Sequence[str],
     benign: Sequence[str],
     borderline: Sequence[str] = (),
+    config: GuardConfig = GuardConfig(),
     *,
-    false_positive_rate: float = 0.01,
-    layer: int | None = None,
-    alpha: float = 3.0,
-    knobs: CalibrationConfig | None = None,
+    calibration: CalibrationConfig = CalibrationConfig(),
     rendered: bool = False,
     batch_size: int = BATCH_SIZE,
     advance: Advance = ignore,
+    **options: Any,
 ) -> Guard:
     """Fit a guard on requests, as a user would type them.
 
     Args:
-        rendered: the requests are in the chat template already, which lets an answer's beginning be part of them.
         borderline: safe requests that sound unsafe; they count as safe, but not for the threshold.
-        false_positive_rate: the share of ordinary prompts that may be flagged.
-        layer: the layer in which it is decided. When left out, the earliest one that is nearly as good as the best, so
-            that as many neurons as possible are left to act.
-        alpha, knobs: the calibration toward rejection; see `calibrate`.
+        config: how to guard; `percent` concerns runs alone.
+        calibration: how to calibrate toward rejection. The config's `generated_tokens` replaces that field; its
+            `alpha`, unless None, replaces `alpha_rejection`.
+        rendered: the requests are in the chat template already, so that they can include the beginning of an answer.
+        options: fields of `GuardConfig` that replace those of `config`.
 
     Raises:
-        SafetyNeuronsError: too few prompts or neurons, or a rate that they cannot give.
+        SafetyNeuronsError: too few prompts or neurons, a rate that they cannot give, or an option that is not allowed.
     """
+    config = config.override(options)
     directions = directions_of(model, neurons)
-    check_rate(false_positive_rate, len(benign))
-    knobs = knobs or CalibrationConfig()
+    check_rate(config.false_positive_rate, len(benign))
+    knobs = calibration.override({"generated_tokens": config.generated_tokens})
     open_window(PromptPositions(), model, directions, knobs)
     if knobs.prompt_positions == "template":
         # A number needs no tokenizer, so that the guard can be used on a plain transformers model.
-        knobs = replace(knobs, prompt_positions=model.template_tail)
+        knobs = knobs.override({"prompt_positions": model.template_tail})
     texts = [prompt if rendered else model.render(prompt) for prompt in (*harmful, *benign, *borderline)]
     features = last_token_activations(model, neurons.both, texts, batch_size, advance)
     by_site = zip(neurons.layers, neurons.both, strict=True)
@@ -188,6 +187,7 @@ def fit_guard(
         parts = features[:, layer_of <= last].split([len(harmful), len(benign), len(borderline)])
         return fit_detector(parts[0], parts[1], parts[2], **options)
 
+    layer = config.layer
     if layer is None:
         aurocs = {one: fitted(one, penalties=(COMPARING_PENALTY,)).auroc for one in candidates}
         layer = next(one for one in candidates if aurocs[one] >= max(aurocs.values()) - NEAR_ENOUGH)
@@ -196,7 +196,8 @@ def fit_guard(
             f"A guard cannot decide in layer {layer}: it needs safety neurons up to it and after it, and they are in "
             f"the layers {int(layer_of.min())} to {int(layer_of.max())}."
         )
-    return Guard(neurons, fitted(layer), layer, false_positive_rate, alpha, knobs)
+    alpha = knobs.alpha_rejection if config.alpha is None else config.alpha
+    return Guard(neurons, fitted(layer), layer, config.false_positive_rate, alpha, knobs)
 
 
 @dataclass
@@ -227,7 +228,7 @@ def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisio
             stacklevel=3,
         )
     first, last = fitted.knobs.layers or (0, max(fitted.neurons.layers))
-    knobs = replace(fitted.knobs, layers=(max(first, fitted.layer + 1), max(last, fitted.layer + 1)))
+    knobs = fitted.knobs.override({"layers": (max(first, fitted.layer + 1), max(last, fitted.layer + 1))})
     directions = directions_of(model, fitted.neurons)
     decisions = Decisions(torch.empty(0), torch.empty(0, dtype=torch.bool))
 

@@ -1,4 +1,4 @@
-"""The command line: arguments in, tables out; no logic."""
+"""The command line: arguments in, tables out."""
 
 import contextlib
 import os
@@ -12,14 +12,15 @@ import pydantic
 from safety_neurons.cli import evaluation, experiments, judges, stages, tools  # noqa: F401
 from safety_neurons.cli.app import app
 from safety_neurons.cli.console import print_error
+from safety_neurons.core.config import explain_problems
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.settings import explain_problems
+from safety_neurons.settings import Settings
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Entry point: expected failures are one paragraph and exit code 2, never a traceback."""
+    """Entry point. Expected failures are one paragraph and exit code 2."""
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"Note: {message}\n"
     try:
         with _processes() as owner:
@@ -28,11 +29,11 @@ def main() -> None:
     except SafetyNeuronsError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("Stopped. What was finished is kept: run the same command again and it goes on from there.")
+        _fail("Stopped. Run the same command again to resume.")
 
 
 def _processes() -> contextlib.AbstractContextManager[bool]:
-    """Whether this process owns the run: all do that torchrun did not start, and the first of those that it did."""
+    """Whether this process owns the run: of the processes of torchrun, only the first."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return contextlib.nullcontext(True)
     from safety_neurons.core.distributed import join_processes
@@ -45,7 +46,7 @@ def _app() -> None:
         app(exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         cause = error.__cause__
-        problem = explain_problems(cause) if isinstance(cause, pydantic.ValidationError) else str(error)
+        problem = explain_problems(cause, Settings) if isinstance(cause, pydantic.ValidationError) else str(error)
         raise SafetyNeuronsError(problem) from error
 
 

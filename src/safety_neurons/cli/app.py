@@ -1,73 +1,122 @@
-"""What all commands share: the application, the types of their arguments, and where settings come from."""
+"""What all commands share: the application, the types of their arguments, their help, and where settings come from."""
 
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import cyclopts
 from cyclopts import Parameter
+from pydantic import BaseModel
 
 from safety_neurons.cli.console import ConsoleListener, console, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import Settings
 
 if TYPE_CHECKING:
-    from safety_neurons.report import Part
+    from safety_neurons.report import Part, RunResults
 
-DEFAULT_OUT = Path("runs/demo")
+R = TypeVar("R")
 
 app = cyclopts.App(
     name="safety-neurons",
-    help="""Find the neurons that carry a language model's safety behavior, say what they promote, prove that they
+    help="""Find the neurons that carry a language model's safety behavior, read what they promote, test that they
 cause refusals, and tune only them so that jailbreaks fail.
 
-Examples:
+For example:
 
-    safety-neurons run                              everything, on the embedded model
+    safety-neurons run                           everything, on the embedded model
     safety-neurons run --model qwen3-0.6b --out runs/qwen3
     safety-neurons run --harmful my-prompts.csv --benign alpaca --find.percent 1
-    safety-neurons run --harmful advbench --benign alpaca --data-dir my-copies
-    safety-neurons calibrate runs/demo --calibrate.alpha-rejection 2
-    safety-neurons calibrate runs/demo --alpha -6:6:2   refusals over the dose
-    safety-neurons search runs/demo                 the smallest set and dose that move behavior
-    safety-neurons guard runs/demo                  steer only what the neurons find harmful
-    safety-neurons tune runs/demo --auto --max-over-refusal 0.02   search how to tune
-    safety-neurons compare-scores runs/scores       which neuron score finds neurons that matter
-    safety-neurons models                           presets, and what each needs
+    safety-neurons tune runs/demo --auto         search how to tune
+    safety-neurons evaluate runs/demo            attacks by defenses by judges
+    safety-neurons guard runs/demo               steer only what is found harmful
+    safety-neurons experiment scores runs/scores compare all neuron scores
+    safety-neurons list models                   presets, and what each needs
 """,
-    help_format="plaintext",
+    help_format="markdown",
+    help_flags=("--help", "-h", "--help-all"),
     version_flags=["--version"],
-    default_parameter=Parameter(negative_iterable=()),
+    default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
     suppress_keyboard_interrupt=False,
 )
 
 SettingsArgument = Annotated[Settings | None, Parameter(name="*")]
+ConfigArgument = Annotated[Path | None, Parameter(help="A TOML file of settings; options override it.")]
 Count = Annotated[int, Parameter(validator=cyclopts.validators.Number(gte=1))]
 RunFolderArgument = Annotated[Path, Parameter(help="The run's folder.")]
-On = Annotated[list[str] | None, Parameter(consume_multiple=True)]
 
-# The tables that are printed after each stage.
-_SHOWN: dict[str, tuple["Part", ...]] = {
-    "calibrate": ("calibration",),
-    "evaluate": ("before_after",),
-    "report": ("calibration", "before_after"),
-}
+# The settings that --help shows, of those that concern a command; --help-all shows all.
+COMMON = (
+    *("model", "harmful", "benign", "data_dir", "seed", "device", "quantize", "batch_size", "show_responses"),
+    *("find.score", "find.percent", "find.scope", "find.prompts"),
+    *("explain.words", "explain.neurons", "explain.random_sets"),
+    *("calibrate.alpha_conformity", "calibrate.alpha_rejection"),
+    *("calibrate.prompt_positions", "calibrate.generated_tokens"),
+    *("guard.percent", "guard.false_positive_rate", "guard.alpha"),
+    *("tune.corpus", "tune.refusals", "tune.learning_rate", "tune.epochs", "tune.kl", "tune.patience"),
+    *("evaluate.attacks", "evaluate.defenses", "evaluate.judges", "evaluate.on", "evaluate.prompts"),
+    *("evaluate.utility", "evaluate.tasks"),
+)
 
 
-def run_until(out: Path, settings: Settings | None, config: Path | None, until: str) -> None:
-    from safety_neurons.report import RunResults, tables_of
-    from safety_neurons.runs.pipeline import run
+def group(name: str, help: str) -> cyclopts.App:
+    """A command that holds others."""
+    made = cyclopts.App(name=name, help=help, help_flags=app.help_flags)
+    app.command(made)
+    return made
 
+
+def shows(*names: str) -> dict[str, Any]:
+    """How to register a command that takes settings: its --help shows these fields and sections, as far as common."""
+    shown = {field for field in COMMON if field in names or field.partition(".")[0] in names}
+    hidden = {_option(field) for field in _fields(Settings) if field not in shown}
+
+    def panel_without_hidden(console: Any, options: Any, panel: Any) -> None:
+        from cyclopts.help import DefaultFormatter
+
+        if "--help-all" not in sys.argv:
+            panel.entries = [entry for entry in panel.entries if hidden.isdisjoint(entry.names)]
+        DefaultFormatter()(console, options, panel)
+
+    return {"help_formatter": panel_without_hidden, "help_epilogue": "All settings: --help-all"}
+
+
+def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def commands(within: cyclopts.App = app, prefix: str = "") -> Iterator[tuple[str, cyclopts.App]]:
+    """Every command by its full name ("experiment search")."""
+    for name in within:
+        if not name.startswith("-"):
+            command = within[name]
+            if command.default_command is None:
+                yield from commands(command, f"{prefix}{name} ")
+            else:
+                yield f"{prefix}{name}", command
+
+
+def perform(
+    function: Callable[..., R], *arguments: Any, settings: Settings | None, config: Path | None, **options: Any
+) -> R:
+    """The results of a function of the library, called with what the user set, with progress bars."""
+    given = given_settings(settings, config)
     with ConsoleListener() as listener:
-        results = run(out, given_settings(settings, config), until=until, listener=listener, command=command_line())
-    print_tables(*tables_of(RunResults.of(results), *_SHOWN.get(until, ())))
-    if until == "report":
-        print_where(out)
+        return function(*arguments, given, **options, listener=listener, command=command_line())
 
 
 def given_settings(settings: Settings | None, config: Path | None) -> dict[str, Any]:
-    """What the settings file says, and over it what the options say."""
+    """The settings of the file, overridden by those of the command line."""
     from safety_neurons.runs.folder import overridden
 
     given = {} if config is None else _read_config(config)
@@ -81,8 +130,6 @@ def command_line() -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     import tomllib
 
-    from safety_neurons.runs.folder import merged_settings
-
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -91,9 +138,18 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise SafetyNeuronsError(f"The settings file {path} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SafetyNeuronsError(f"The settings file {path} is not valid TOML: {error}.") from error
-    # On its own first: an option could hide a mistake in the file.
-    merged_settings({}, given)
+    # Checked alone: an option could hide a mistake in the file.
+    Settings.checked(given)
     return given
+
+
+def print_results(results: "RunResults", run_dir: Path | None, *parts: "Part") -> None:
+    """The tables of these parts of a run; with a folder, where the report is."""
+    from safety_neurons.report import tables_of
+
+    print_tables(*tables_of(results, *parts))
+    if run_dir is not None:
+        print_where(run_dir)
 
 
 def print_where(run_dir: Path) -> None:

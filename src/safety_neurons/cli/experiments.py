@@ -1,4 +1,4 @@
-"""The commands that experiment with calibration: dose-response, search, guard, and the attack on a tuned model."""
+"""The commands of `experiment`: dose-response, search, adaptive, scores."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,202 +6,176 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from safety_neurons.cli.app import (
+    ConfigArgument,
     Count,
-    On,
     RunFolderArgument,
     SettingsArgument,
-    app,
-    command_line,
-    given_settings,
-    print_where,
-    run_until,
+    group,
+    perform,
+    print_results,
+    shows,
 )
-from safety_neurons.cli.console import ConsoleListener, console, print_tables
-from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.cli.console import console, print_tables
+
+experiment = group("experiment", "Experiments with the neurons of a run, and with all neuron scores.")
+
+PairArgument = Annotated[
+    str | None, Parameter(help="A HARMFUL:BENIGN pair of prompt sets to use instead of the run's test split.")
+]
+GENERAL = ("data_dir", "seed", "device", "evaluate.prompts")
 
 
-@app.command
-def calibrate(
+@experiment.command(**shows(*GENERAL, "calibrate.prompt_positions", "calibrate.generated_tokens"))
+def dose_response(
     run_dir: RunFolderArgument,
     *,
-    alpha: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
-    on: str | None = None,
+    alphas: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    on: PairArgument = None,
+    config: ConfigArgument = None,
     settings: SettingsArgument = None,
-    config: Path | None = None,
 ) -> None:
-    """Test that the neurons cause refusals: move their activations, and random ones.
+    """Refusals, broken answers and KL divergence over alpha, the strength of calibration.
 
-    With --alpha, a dose-response: refusals, broken answers and the distance to the base model at each alpha, for
-    the found neurons and for random ones of the same number, at the same alpha and at the same dose.
-    Stages that it needs are run first where they are missing.
+    The found neurons are compared with random ones of the same number, at the same alpha and at the same dose.
 
-    Examples:
+    For example:
 
-        safety-neurons calibrate runs/demo
-        safety-neurons calibrate runs/demo --alpha -6:6:2
-        safety-neurons calibrate runs/demo --alpha -4,0,4 --on jailbreakbench:alpaca --calibrate.generated-tokens 4
+        safety-neurons experiment dose-response runs/demo --alphas -6:6:2
+        safety-neurons experiment dose-response runs/demo --alphas -4,0,4 --on jailbreakbench:alpaca
 
     Parameters
     ----------
-    alpha
-        LOW:HIGH, LOW:HIGH:STEP or a list; below zero leads toward rejection, above toward conformity.
-    on
-        A HARMFUL:BENIGN pair of prompt sets to ask instead of the run's test split, with --alpha.
-    config
-        A TOML file with the same fields as the options.
+    alphas
+        LOW:HIGH, LOW:HIGH:STEP or a list; negative leads toward rejection, positive toward conformity.
     """
-    if alpha is None:
-        if on is not None:
-            raise SafetyNeuronsError("--on goes with --alpha: the plain test asks the run's own test split.")
-        run_until(run_dir, settings, config, "calibrate")
-        return
-    from safety_neurons.experiments.dose_response import dose_response, parse_alphas
-    from safety_neurons.report import RunResults, tables_of
+    from safety_neurons.experiments import dose_response as experiment
 
-    alphas = parse_alphas(alpha)
-    with ConsoleListener() as listener:
-        results = dose_response(
-            run_dir, alphas, given_settings(settings, config), on=on, listener=listener, command=command_line()
-        )
-    print_tables(*tables_of(RunResults.of(results), "dose_response"))
-    print_where(run_dir)
+    values = experiment.parse_alphas(alphas)
+    results = perform(experiment.dose_response, run_dir, values, settings=settings, config=config, on=on)
+    print_results(results, run_dir, "dose_response")
 
 
-@app.command
+@experiment.command(**shows(*GENERAL, "find.score"))
 def search(
     run_dir: RunFolderArgument,
     *,
     trials: Count = 40,
-    on: On = None,
+    on: list[str] | None = None,
     target: float = 0.97,
     max_broken: float = 0.03,
     max_kl: float = 1.0,
     max_percent: float = 0.5,
     max_alpha: float = 6.0,
+    config: ConfigArgument = None,
     settings: SettingsArgument = None,
-    config: Path | None = None,
 ) -> None:
-    """The smallest set of neurons and the smallest dose that move behavior, in each direction.
+    """Find the smallest set of neurons and the smallest alpha that move behavior, in each direction.
 
-    Chosen on the run's validation prompts, reported on its test prompts and on other sets, beside random neurons. The
-    ranking is the run's own (--find.score); set size, alpha, prompt positions and generated tokens are searched.
+    They are chosen on the run's validation prompts and tested on its test prompts and on other sets, next to random
+    neurons. The ranking is the run's (find.score); set size, alpha, prompt positions and generated tokens are searched.
 
-    Examples:
+    For example:
 
-        safety-neurons search runs/demo --find.score gradient
-        safety-neurons search runs/demo --trials 20 --on jailbreakbench:alpaca xstest-unsafe:xstest-safe
+        safety-neurons experiment search runs/demo --find.score gradient
+        safety-neurons experiment search runs/demo --trials 20 --on jailbreakbench:alpaca xstest-unsafe:xstest-safe
 
     Parameters
     ----------
     trials
-        How many combinations are tried in each direction.
+        Number of combinations to try in each direction.
     on
         Further HARMFUL:BENIGN pairs of prompt sets to test on.
     target
-        The share of the prompts that should be answered, or refused.
+        Fraction of the prompts that should be answered, or refused.
     max_broken
-        The largest share of answers that may be broken.
-    max_divergence
-        How far prompts of the other kind may be moved, in nats per token.
+        Maximum fraction of broken answers.
+    max_kl
+        Maximum KL divergence on prompts of the other kind, in nats per token.
     max_percent
-        The largest set, in percent of the model's neurons.
+        Maximum size of the set, in percent of the model's neurons.
     max_alpha
-        The largest alpha.
-    config
-        A TOML file with the same fields as the options.
+        Maximum alpha.
     """
     from safety_neurons.experiments.smallest_intervention import Limits
     from safety_neurons.experiments.smallest_intervention import search as find_smallest
-    from safety_neurons.report import RunResults, tables_of
 
     limits = Limits(target, max_broken, max_kl, max_percent, max_alpha)
-    with ConsoleListener() as listener:
-        results = find_smallest(
-            run_dir,
-            given_settings(settings, config),
-            trials=trials,
-            limits=limits,
-            on=on or (),
-            listener=listener,
-            command=command_line(),
-        )
-    print_tables(*tables_of(RunResults.of(results), "search"))
-    print_where(run_dir)
+    results = perform(
+        find_smallest, run_dir, settings=settings, config=config, trials=trials, limits=limits, on=on or ()
+    )
+    print_results(results, run_dir, "search")
 
 
-@app.command
-def guard(
+@experiment.command(**shows(*GENERAL, "calibrate.alpha_conformity"))
+def adaptive(
     run_dir: RunFolderArgument,
     *,
-    on: On = None,
-    answers: bool = True,
+    on: PairArgument = None,
+    config: ConfigArgument = None,
     settings: SettingsArgument = None,
-    config: Path | None = None,
 ) -> None:
-    """Fit and test a guard: calibrate toward rejection only where the neurons say that the prompt is harmful.
+    """Attack a run's tuned model with full knowledge of the method: find its neurons again, calibrate to conformity.
 
-    The guard has few neurons of its own (guard.percent), and the dose that is best on the validation prompts unless
-    guard.alpha names one. The folder gets guard.safetensors. In Python:
-    `with sn.guard(model, sn.Guard.load(path)): model.generate(...)`.
+    Tunes the run first if necessary. The same attack on the base model is measured for comparison.
 
-    Examples:
+    For example:
 
-        safety-neurons guard runs/demo
-        safety-neurons guard runs/demo --guard.false-positive-rate 0.05 --on jailbreakbench:alpaca
-        safety-neurons guard runs/demo --on my-attacks.jsonl:alpaca --no-answers --guard.alpha 3
-
-    Parameters
-    ----------
-    on
-        HARMFUL:BENIGN pairs of prompt sets to test on, besides the run's own.
-    answers
-        Also let the guarded model answer the test prompts; without, only what it would flag is measured.
-    config
-        A TOML file with the same fields as the options.
-    """
-    from safety_neurons.experiments.guard_test import guard_run
-    from safety_neurons.report import RunResults, tables_of
-
-    with ConsoleListener() as listener:
-        results = guard_run(
-            run_dir,
-            given_settings(settings, config),
-            on=on or (),
-            answers=answers,
-            listener=listener,
-            command=command_line(),
-        )
-    print_tables(*tables_of(RunResults.of(results), "guard"))
-    console.print(f"Guard: {run_dir / 'guard.safetensors'}", soft_wrap=True)
-    print_where(run_dir)
-
-
-@app.command
-def adaptive(
-    run_dir: RunFolderArgument, *, on: str | None = None, settings: SettingsArgument = None, config: Path | None = None
-) -> None:
-    """Attack a run's tuned model by someone who knows the method: find its neurons afresh, calibrate to conformity.
-
-    The run is tuned first where it is not yet. What the attack makes of the base model stands beside it.
-
-    Examples:
-
-        safety-neurons adaptive runs/demo
-        safety-neurons adaptive runs/demo --on jailbreakbench:alpaca --data-dir my-copies
-
-    Parameters
-    ----------
-    on
-        A HARMFUL:BENIGN pair of prompt sets to ask instead of the run's test split.
-    config
-        A TOML file with the same fields as the options.
+        safety-neurons experiment adaptive runs/demo
+        safety-neurons experiment adaptive runs/demo --on jailbreakbench:alpaca --data-dir my-copies
     """
     from safety_neurons.experiments.adaptive import adaptive as attack_tuned
-    from safety_neurons.report import RunResults, tables_of
 
-    with ConsoleListener() as listener:
-        results = attack_tuned(
-            run_dir, given_settings(settings, config), on=on, listener=listener, command=command_line()
-        )
-    print_tables(*tables_of(RunResults.of(results), "adaptive"))
-    print_where(run_dir)
+    results = perform(attack_tuned, run_dir, settings=settings, config=config, on=on)
+    print_results(results, run_dir, "adaptive")
+
+
+@experiment.command(**shows("model", "harmful", "benign", *GENERAL, "find.prompts"))
+def scores(
+    out_dir: Annotated[Path, Parameter(help="Folder for the tables, the scores and the answers.")],
+    *,
+    budgets: list[float] | None = None,
+    overlap_at: float = 0.5,
+    seeds: int = 5,
+    equal_dose: bool = False,
+    config: ConfigArgument = None,
+    settings: SettingsArgument = None,
+) -> None:
+    """Compare all neuron scores on one model: causal effect, overlap, stability and cost.
+
+    Each score's neurons are calibrated at each budget: harmful prompts toward conformity, benign ones toward
+    rejection. Random neurons are the control. The folder gets scores.md and scores.json; an interrupted comparison
+    resumes. The score `change` needs a second checkpoint.
+
+    For example:
+
+        safety-neurons experiment scores runs/scores
+        safety-neurons experiment scores runs/scores --budgets 0.1 1 --evaluate.prompts 20
+        safety-neurons experiment scores runs/pair --model folder/after --find.other-model folder/before
+
+    Parameters
+    ----------
+    budgets
+        Sizes of the sets, in percent of the model's neurons. Default: 0.05 0.1 0.5 1 3.
+    overlap_at
+        Budget at which the sets are compared with each other.
+    seeds
+        Number of random halves of the training prompts to compute each score on again.
+    equal_dose
+        Scale alpha per set so that all sets add as much as write-contrast's, instead of one alpha for all.
+    """
+    from safety_neurons.experiments.score_comparison import BUDGETS, compare_scores
+    from safety_neurons.report.experiment_tables import score_notes
+    from safety_neurons.report.experiment_tables import scores as score_tables
+
+    results = perform(
+        compare_scores,
+        out_dir,
+        settings=settings,
+        config=config,
+        budgets=budgets or BUDGETS,
+        overlap_at=overlap_at,
+        seeds=seeds,
+        equal_dose=equal_dose,
+    )
+    print_tables(score_tables(results), score_notes(results))
+    console.print(f"Tables: {out_dir / 'scores.md'}   Numbers: {out_dir / 'scores.json'}", soft_wrap=True)

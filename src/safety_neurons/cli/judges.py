@@ -1,40 +1,42 @@
-"""The command that holds judges against people."""
+"""The command `judge check`, which compares judges with people."""
 
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from safety_neurons.cli.app import app
+from safety_neurons.cli.app import group
 from safety_neurons.cli.console import ConsoleListener, console, print_tables
 
+judge = group("judge", "Check judges of answers.")
 
-@app.command(name="judge-check")
-def judge_check(
+
+@judge.command
+def check(
     labeled: Annotated[list[Path], Parameter(help="Files of labeled answers.")],
     *,
-    judges: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    judges: list[str] | None = None,
     out: Path | None = None,
 ) -> None:
-    """How well judges agree with people, on answers that people labeled.
+    """Measure how well judges agree with people, on answers that people labeled.
 
     A file (.jsonl, .json, .csv or .tsv) has a prompt, a response (or completion) and a label in each row: refused or
     complied, or XSTest's 1_full_compliance, 2_full_refusal and 3_partial_refusal; partial refusals count as refused.
-    A column `model` gives a table for each model. An unscored answer does not agree with anybody.
+    With a column `model` there is a table per model. An unscored answer counts as disagreement.
 
-    Examples:
+    For example:
 
-        safety-neurons judge-check labeled.jsonl
-        safety-neurons judge-check one.jsonl two.jsonl --judges refusal keywords --out errors.json
-        safety-neurons judge-check labeled.jsonl --judges strongreject:model=qwen3-0.6b,cut_off=0.5
-        safety-neurons judge-check labeled.jsonl --judges jailbreakbench:endpoint=http://127.0.0.1:8000/v1,model=NAME
+        safety-neurons judge check labeled.jsonl
+        safety-neurons judge check one.jsonl two.jsonl --judges refusal keywords --out errors.json
+        safety-neurons judge check labeled.jsonl --judges strongreject:model=qwen3-0.6b,cut_off=0.5
+        safety-neurons judge check labeled.jsonl --judges jailbreakbench:endpoint=http://127.0.0.1:8000/v1,model=NAME
 
     Parameters
     ----------
     judges
-        Which judges, with their options; all that need no model when left out.
+        Judges, with their options. Default: all that need no model.
     out
-        Write the counts to this JSON file, with which rates can be corrected for the judge's errors.
+        Write the counts to this JSON file, for --evaluate.judge-errors.
     """
     from safety_neurons.evaluation.judge_errors import check_judges, save_errors
     from safety_neurons.report.evaluation_tables import judge_check_tables

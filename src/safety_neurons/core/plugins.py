@@ -1,37 +1,182 @@
-"""Finding the members of a family (scores, attacks, judges): one file each, found by name."""
+"""Plug-in families (scores, attacks, defenses, judges): members by name, by entry point, or from a user's file."""
 
 import dataclasses
 import difflib
+import functools
+import hashlib
 import importlib
+import importlib.util
 import pkgutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from safety_neurons.core.errors import SafetyNeuronsError
 
+M = TypeVar("M")
+N = TypeVar("N")
+
+# Files that a run's record names, and those that the user of this process named: the others are never executed.
+_recorded: set[Path] = set()
+_named: set[Path] = set()
+
+
+@dataclasses.dataclass(frozen=True)
+class Family(Generic[M]):
+    """The members of one kind, all instances of `contract`, a frozen dataclass with a `name`.
+
+    A member is found by its name in the modules of `package`, which define ATTACK or a tuple ATTACKS (for the kind
+    "attack"), by the name of an entry point in the group safety_neurons.attacks, or as path/to/file.py:NAME. After
+    that, `:option=value,...` sets fields that the member's class adds to the contract.
+    """
+
+    kind: str
+    package: ModuleType
+    contract: type[M]
+
+    def names(self) -> list[str]:
+        """The names of all members, in order of their files, then of the entry points."""
+        return list(dict.fromkeys([*self._built_in(), *sorted(self._entry_points())]))
+
+    def get(self, spec: str) -> M:
+        """The member that `spec` names; it is called by the whole of `spec`, so that its settings are told apart.
+
+        The version of a member from a file is the hash of the file, so that what an edited one made is not reused.
+
+        Raises:
+            SafetyNeuronsError: there is no such member or option, or a value is not of the option's type.
+        """
+        name, _, options = spec.partition(":")
+        if name.endswith(".py"):
+            attribute, _, options = options.partition(":")
+            member = self._from_file(Path(name).expanduser(), attribute)
+        elif name in (built_in := self._built_in()):
+            member = built_in[name]
+        elif name in (others := self._entry_points()):
+            try:
+                member = self._checked(others[name].load(), spec)
+            except (ImportError, AttributeError) as error:
+                raise SafetyNeuronsError(
+                    f"The {self.kind} {name} cannot be loaded from its package: {error}."
+                ) from error
+        else:
+            raise SafetyNeuronsError(unknown_name(self.kind, name, self.names()))
+        if member.name == spec:
+            return member
+        given = _options(member, self.kind, name, options) if options else {}
+        return dataclasses.replace(member, name=spec, **given)
+
+    def narrowed(self, member: M, contract: type[N], problem: str) -> N:
+        """The member, which has to be of a narrower class.
+
+        Raises:
+            SafetyNeuronsError: it is not; the message says the problem, and which members are.
+        """
+        if isinstance(member, contract):
+            return member
+        known = [name for name, one in self._built_in().items() if isinstance(one, contract)]
+        raise SafetyNeuronsError(
+            f"The {self.kind} {getattr(member, 'name', '')} {problem}. Choose one of {', '.join(known)}; the others "
+            "run with `safety-neurons evaluate`."
+        )
+
+    def _built_in(self) -> dict[str, Any]:
+        return discover(self.package, self.kind.upper())
+
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group=f"safety_neurons.{self.kind}s")}
+
+    def _from_file(self, path: Path, attribute: str) -> Any:
+        if path.resolve() in _recorded - _named:
+            raise SafetyNeuronsError(
+                f"The settings of this run name code in a file: {path}. If you trust it, name the {self.kind} again in "
+                "this call, and it will be executed."
+            )
+        if not path.is_file():
+            raise SafetyNeuronsError(f"The file {path} of the {self.kind} does not exist.")
+        digest = file_digest(path)
+        member = getattr(_module(path.resolve(), digest), attribute, None)
+        if not attribute or member is None:
+            raise SafetyNeuronsError(
+                f"{path} does not define {attribute or 'a name'}: give the {self.kind} as {path}:NAME, where NAME is a "
+                f"{self.contract.__name__} in that file."
+            )
+        self._checked(member, f"{path}:{attribute}")
+        versioned = any(field.name == "version" for field in dataclasses.fields(member))
+        return dataclasses.replace(member, version=int(digest[:15], 16)) if versioned else member
+
+    def _checked(self, member: Any, spec: str) -> Any:
+        if not isinstance(member, self.contract):
+            raise SafetyNeuronsError(f"{spec} is not a {self.contract.__name__} but a {type(member).__name__}.")
+        return member
+
+
+@functools.cache
+def _module(path: Path, digest: str) -> ModuleType:
+    name = f"safety_neurons_file_{digest[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError, NameError) as error:
+        del sys.modules[name]
+        raise SafetyNeuronsError(f"{path} cannot be loaded ({type(error).__name__}): {error}.") from error
+    return module
+
+
+def trust(given: Any, recorded: Any) -> None:
+    """Remember which files settings name: those `given` in this process may be executed, `recorded` ones not yet."""
+    _named.update(_files(given))
+    _recorded.update(_files(recorded))
+
+
+def trusted(settings: Any) -> bool:
+    """Whether all files that the settings name were given in this process."""
+    return _named.issuperset(_files(settings))
+
+
+def digests(settings: Any) -> list[str]:
+    """Content hashes of the files that settings name members in; empty for a file that does not exist."""
+    return [file_digest(path) if path.is_file() else "" for path in _files(settings)]
+
+
+def _files(settings: Any) -> Iterator[Path]:
+    if isinstance(settings, str):
+        name = settings.partition(":")[0]
+        if name.endswith(".py"):
+            yield Path(name).expanduser().resolve()
+    elif isinstance(settings, Mapping):
+        yield from _files(list(settings.values()))
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _files(value)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
 
 def discover(package: ModuleType, attribute: str) -> dict[str, Any]:
-    """The members of a family by name: `attribute`, or the tuple `attribute` + "S", of every module of `package`."""
+    """The objects `attribute`, or in a tuple `attribute`S, of the modules of `package`, by their `name`.
+
+    They are in order of the file names. Adding a member is adding a file that defines it.
+    """
     members: dict[str, Any] = {}
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         single = [getattr(module, attribute)] if hasattr(module, attribute) else []
         members |= {member.name: member for member in (*single, *getattr(module, f"{attribute}S", ()))}
     return members
-
-
-def choose(members: dict[str, Any], name: str, kind: str) -> Any:
-    """The member called `name`, or an error that lists what there is and what was probably meant.
-
-    Raises:
-        SafetyNeuronsError: no member has this name.
-    """
-    if name in members:
-        return members[name]
-    raise SafetyNeuronsError(unknown_name(kind, name, list(members)))
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> str:
@@ -45,48 +190,29 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     return f"Did you mean {' or '.join(near)}? " if near else ""
 
 
-def configured(members: dict[str, Any], spec: str, kind: str) -> Any:
-    """The member that `spec` names, a dataclass; `name:option=value,...` sets fields that its class adds to its base.
+def options_of(member: Any) -> dict[str, Any]:
+    """The options of a member and their values: the fields, functions aside, that its class adds to the contract."""
+    contract = next(base for base in reversed(type(member).__mro__) if dataclasses.is_dataclass(base))
+    shared = {field.name for field in dataclasses.fields(contract)}
+    values = {
+        field.name: getattr(member, field.name) for field in dataclasses.fields(member) if field.name not in shared
+    }
+    return {name: value for name, value in values.items() if not callable(value)}
 
-    What comes back is called by the whole of `spec`, so that two settings of one member are told apart.
 
-    Raises:
-        SafetyNeuronsError: no member has this name or such an option, or a value is not of the option's type.
-    """
-    name, colon, given = spec.partition(":")
-    member = choose(members, name, kind)
-    if not colon:
-        return member
-    types = get_type_hints(type(member))
-    known = list(options_of(member))
+def _options(member: Any, kind: str, name: str, given: str) -> dict[str, Any]:
+    """The values in `option=value,...`, converted to the types of the member's fields."""
+    types, known = get_type_hints(type(member)), list(options_of(member))
     options: dict[str, Any] = {}
     for part in given.split(","):
         option, equals, value = part.partition("=")
         option = option.strip().replace("-", "_")
         if not equals or option not in known:
             hint = f"Its options: {', '.join(known)}." if known else "It has no options."
-            raise SafetyNeuronsError(f"{part.strip()!r} is no option of the {kind} {name}. {hint}")
+            raise SafetyNeuronsError(f"{part.strip()!r} is not an option of the {kind} {name}. {hint}")
         try:
             options[option] = TypeAdapter(types[option]).validate_strings(value.strip())
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise SafetyNeuronsError(f"{kind} {name}: {option} cannot be {value.strip()!r} ({problem}).") from error
-    return dataclasses.replace(member, name=spec, **options)
-
-
-def options_of(member: Any) -> dict[str, Any]:
-    """The options of a member and their values: all fields but those that every member of its family has."""
-    described = {
-        "name",
-        "source",
-        "description",
-        "budget",
-        "sees_defended_model",
-        "changes_model",
-        "version",
-        "apply",
-        "judge",
-    }
-    return {
-        field.name: getattr(member, field.name) for field in dataclasses.fields(member) if field.name not in described
-    }
+    return options

@@ -37,7 +37,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """The text of a cell. `detail` belongs to `value` and is smaller on the page: an interval, unscored answers.
 
     `words` are vocabulary entries, which make up the value. The page also shows `shade` (0 to 1) as a color, of another
@@ -62,7 +62,7 @@ class Cell:
 class TableRow:
     """Cells from left to right. "section" ends a group of rows; "chosen" and "mean" are set apart."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     mark: Mark = ""
 
 
@@ -79,13 +79,13 @@ class Table:
     def of(
         cls, title: str, columns: Sequence[Column], rows: Iterable[Iterable[object] | TableRow], caption: str = ""
     ) -> "Table":
-        """A table of whole rows, or of lists of cells; what is not a `Cell` is shown as `str` shows it."""
+        """A table of whole rows, or of lists of cells; what is not a `TableCell` is shown as `str` shows it."""
         made = tuple(one if isinstance(one, TableRow) else row(one) for one in rows)
         return cls(title, tuple(columns), made, caption)
 
 
 def row(cells: Iterable[object], mark: Mark = "") -> TableRow:
-    return TableRow(tuple(cell if isinstance(cell, Cell) else Cell(str(cell)) for cell in cells), mark)
+    return TableRow(tuple(cell if isinstance(cell, TableCell) else TableCell(str(cell)) for cell in cells), mark)
 
 
 def words(*names: str) -> tuple[Column, ...]:

@@ -64,6 +64,6 @@ def _attack(
     settings = run.settings.calibrate
     interventions: dict[str, Intervention | None] = {"none": None}
     for name, found in neurons.items():
-        interventions[name] = Intervention(name, found, "conformity", settings.alpha_conformity, settings.knobs())
+        interventions[name] = Intervention(name, found, "conformity", settings.alpha_conformity, settings)
     rows = [({"model": model, "calibrated": name}, one) for name, one in interventions.items()]
     return InterventionRunner.open(run, sets, engine).rows(f"calibrating the {model} model", rows)

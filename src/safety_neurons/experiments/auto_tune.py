@@ -14,6 +14,7 @@ import optuna
 
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.files import append_line, fingerprint, read_lines
+from safety_neurons.core.plugins import trusted
 from safety_neurons.core.progress import Listener
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
@@ -191,7 +192,7 @@ def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, An
     starts = [
         line["start"]
         for line in read_lines(folder.trials)
-        if line["settings"] == now and asked.items() <= line["start"].items()
+        if line["settings"] == now and asked.items() <= line["start"].items() and trusted(line["start"])
     ]
     return overridden(given, nested(starts[-1])) if starts else dict(given)
 
@@ -256,11 +257,12 @@ def _try(
         return None
     corpus = corpus_of(context, settings.tune)
     steps = training_steps(corpus, settings.tune.batch_size, settings.tune.epochs)
-    options = asdict(settings.tune.training(settings.seed))
     validate = None if settings.tune.patience is None else validator.measure
     with context.listener.task(f"tuning {len(neurons):,} neurons ({name})", steps) as advance:
         try:
-            delta = tune(context.model, neurons, corpus, **options, validate=validate, advance=advance)
+            delta = tune(
+                context.model, neurons, corpus, settings.tune, seed=settings.seed, validate=validate, advance=advance
+            )
         except DivergedError as error:
             context.listener.say(f"A trial is left out. {error}")
             return None

@@ -67,7 +67,7 @@ def dose_response(
         found = run.neurons
         random = found.random_like(run.settings.seed + 1)
         norms = write_norms(run.model).norm_2
-        config = run.settings.calibrate.knobs()
+        config = run.settings.calibrate
         units = dose(found, norms, config), dose(random, norms, config)
         # If the configured subset and layers hold no random neurons, calibration adds nothing at any alpha.
         factor = units[0] / units[1] if units[1] else 1.0

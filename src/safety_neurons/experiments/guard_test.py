@@ -69,7 +69,7 @@ def guard_run(
             "neurons": len(fitted.neurons),
             "alpha": fitted.alpha,
             "doses": [dose._asdict() for dose in doses],
-            "knobs": asdict(fitted.knobs),
+            "knobs": fitted.knobs.but_alphas(),
             "detectors": _compare_detectors(run, fitted, learned, tests),
             "rows": _compare_answers(run, fitted, tests) if answers else [],
         }

@@ -200,7 +200,7 @@ def _measure_effects(run: RunContext, scored: Mapping[str, ResampledScore], resu
                 factor = units[REFERENCE] / units[score] if results["equal_dose"] and units[score] > 0 else 1.0
                 for direction in DIRECTIONS:
                     alpha = factor * settings.alpha(direction.toward)
-                    one = Intervention(score, neurons, direction.toward, alpha, settings.knobs())
+                    one = Intervention(score, neurons, direction.toward, alpha, settings)
                     found = verdicts(direction, one, advance)
                     effects.append(ScoreEffect(direction, found, one, percent, units[score] * alpha))
         results["rows"] = _rows(effects)

@@ -5,9 +5,12 @@ unembedding (the paper, section 3.2; the logit lens of the field); see `writes` 
 much of that is more than chance and more than single neurons say.
 """
 
+from typing import Any
+
 import torch
 
 from safety_neurons.core.progress import Advance, ignore
+from safety_neurons.explanation.config import ExplainConfig
 from safety_neurons.explanation.explanation import Explanation, NeuronWords, SideWords, WriteShare
 from safety_neurons.explanation.readout import Readout, ResidualMeans
 from safety_neurons.explanation.vocabulary import vocabulary_test
@@ -19,43 +22,51 @@ from safety_neurons.neurons.neuron_set import NeuronSet
 def explain(
     model: ChatModel,
     neurons: NeuronSet,
+    /,
+    config: ExplainConfig = ExplainConfig(),
     *,
-    top: int = 10,
-    weighting: Weighting = "difference",
-    strongest: int = 3,
-    random_sets: int = 200,
     residuals: ResidualMeans | None = None,
     seed: int = 0,
     advance: Advance = ignore,
+    **options: Any,
 ) -> Explanation:
     """Read in words what the rejection and the conformity neurons write at the last prompt position.
 
     Args:
-        top: number of words per layer, side and direction.
-        strongest: number of single neurons per layer and side to read as well.
-        random_sets: number of random sets of the same size in the `vocabulary_test`; 0 skips the test.
-        residuals: the means of the residual stream (`mean_residuals`), to add the logit lens to the test.
-        advance: called after every layer.
+        config: how to explain; `lens_prompts` concerns runs alone.
+        residuals: the residual stream's means (`mean_residuals`), for the logit lens beside the test.
+        advance: told of every layer when it is done.
+        options: fields of `ExplainConfig` that replace those of `config`: `neurons=5` reads five single neurons.
 
     Raises:
-        SafetyNeuronsError: the neurons have no directions or fit another model, or there is no unembedding.
+        SafetyNeuronsError: the neurons have no directions or belong to another model, the model has no unembedding,
+            or an option is not allowed.
     """
+    config = config.override(options)
     readout = Readout.of(model)
     words: list[SideWords] = []
     shares: list[WriteShare] = []
     for layer in layer_writes(model, neurons):
         words += [
-            _side_words(readout, layer, side, weighting, top, strongest) for side in SIDES if len(layer.found(side))
+            _side_words(readout, layer, side, config.weighting, config.words, config.neurons)
+            for side in SIDES
+            if len(layer.found(side))
         ]
         shares += [_share(layer, each) for each in WEIGHTINGS]
-        if not random_sets:
+        if not config.random_sets:
             advance(1)
     vocabulary = None
-    if random_sets:
+    if config.random_sets:
         vocabulary = vocabulary_test(
-            model, neurons, random_sets=random_sets, residuals=residuals, seed=seed, advance=advance, readout=readout
+            model,
+            neurons,
+            random_sets=config.random_sets,
+            residuals=residuals,
+            seed=seed,
+            advance=advance,
+            readout=readout,
         )
-    return Explanation(tuple(words), weighting, tuple(shares), vocabulary)
+    return Explanation(tuple(words), config.weighting, tuple(shares), vocabulary)
 
 
 def _side_words(

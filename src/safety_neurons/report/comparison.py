@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.statistics import Rate
-from safety_neurons.core.tables import Cell, Table, words
+from safety_neurons.core.tables import Table, TableCell, words
 from safety_neurons.report import run_tables, summary, text
 from safety_neurons.report.drawing import (
     BLUE,
@@ -34,7 +34,7 @@ _LOOKS = [(color, symbol) for symbol in ("circle", "square") for color in (BLUE,
 _RUN, _LINE = 18, 16
 # Runs by name, and what is said of each.
 Runs = Mapping[str, RunResults]
-_Lines = Mapping[str, Mapping[str, str | Cell]]
+_Lines = Mapping[str, Mapping[str, str | TableCell]]
 
 
 def names(folders: list[Path]) -> list[str]:
@@ -53,7 +53,7 @@ def names(folders: list[Path]) -> list[str]:
 
 def comparison_tables(runs: Runs) -> list[Table]:
     """The tables with a column for each run; without those that no run has numbers for."""
-    read: list[tuple[str, str, Callable[[RunResults], Mapping[str, str | Cell]]]] = [
+    read: list[tuple[str, str, Callable[[RunResults], Mapping[str, str | TableCell]]]] = [
         ("The runs", "", _overview),
         ("Before and after tuning: base → tuned", "prompts, attack", _changes),
         ("Refused while neurons are calibrated", "prompts, calibration: neurons", _calibrations),
@@ -72,7 +72,7 @@ def _table(title: str, first: str, found: _Lines) -> Table:
     return Table.of(title, words(first, *found), [one for one in rows if set(one[1:]) != {text.NONE}][:MOST_ROWS])
 
 
-def _overview(results: RunResults) -> dict[str, str | Cell]:
+def _overview(results: RunResults) -> dict[str, str | TableCell]:
     run, neurons, training = results.run, results.neurons, results.training
     unchanged = training.unchanged_outside if training else None
     return {
@@ -91,14 +91,14 @@ def _overview(results: RunResults) -> dict[str, str | Cell]:
     }
 
 
-def _changes(results: RunResults) -> dict[str, str | Cell]:
+def _changes(results: RunResults) -> dict[str, str | TableCell]:
     return {
         f"{one.prompts}, {one.attack} ({one.measure})": f"{text.rate(one.base).text} → {text.rate(one.tuned).text}"
         for one in summary.by_main_judge(results.evaluation)
     }
 
 
-def _calibrations(results: RunResults) -> dict[str, str | Cell]:
+def _calibrations(results: RunResults) -> dict[str, str | TableCell]:
     return {
         f"{one.prompts}, {one.condition}: {one.subject}": text.rate(one.rate)
         for one in results.rows
@@ -106,7 +106,7 @@ def _calibrations(results: RunResults) -> dict[str, str | Cell]:
     }
 
 
-def _vocabulary(results: RunResults) -> dict[str, str | Cell]:
+def _vocabulary(results: RunResults) -> dict[str, str | TableCell]:
     kinds = {"together": "found neurons together", "random": "random sets", "single": "one by one"}
     return {
         f"{one.side}: {said}": text.score(getattr(one, kind))
@@ -115,7 +115,7 @@ def _vocabulary(results: RunResults) -> dict[str, str | Cell]:
     }
 
 
-def _separability(results: RunResults) -> dict[str, str | Cell]:
+def _separability(results: RunResults) -> dict[str, str | TableCell]:
     """All neurons of a run together: the page of each run has its layers."""
     whole = [one for one in (results.clouds.layers if results.clouds else []) if one.layer is None]
     return {
@@ -127,7 +127,7 @@ def _separability(results: RunResults) -> dict[str, str | Cell]:
 
 def _grids(runs: Runs) -> list[Table]:
     """Mean attack success, and one table for the refusals of each safe set."""
-    found: dict[str, dict[str, dict[str, str | Cell]]] = {}
+    found: dict[str, dict[str, dict[str, str | TableCell]]] = {}
     for name, results in runs.items():
         for one in results.evaluation.summary if results.evaluation else []:
             for what, rate in (("mean attack success", one.attack_success), *_refusals(one.over_refusal)):

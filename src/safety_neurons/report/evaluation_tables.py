@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from safety_neurons.core.plugins import options_of
 from safety_neurons.core.statistics import Rate
-from safety_neurons.core.tables import Cell, Table, numbers, words
+from safety_neurons.core.tables import Table, TableCell, numbers, words
 from safety_neurons.report import text
-from safety_neurons.report.results import HARMFUL, CellResult, Evaluation, JudgedCell, PairedChange
+from safety_neurons.report.results import HARMFUL, CellResult, CellVerdicts, Evaluation, PairedChange
 from safety_neurons.report.run_tables import MOST_ROWS
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class CellDetails:
     cells: list[dict[str, Any]] = field(default_factory=list)
     left: int = _MOST_VERDICTS
 
-    def add(self, cell: CellResult, judge: str, judged: JudgedCell) -> int:
+    def add(self, cell: CellResult, judge: str, judged: CellVerdicts) -> int:
         """The number of the cell's entry."""
         verdicts = [_NOT_JUDGED if one is None else text.visible(one, 40) for one in judged.verdicts]
         self.left -= len(verdicts)
@@ -63,7 +63,7 @@ class CellDetails:
         return {"ids": list(map(list, self.ids)), "words": list(self.words), "cells": self.cells}
 
 
-def _lines(cell: CellResult, judged: JudgedCell, verdicts: list[str]) -> list[str]:
+def _lines(cell: CellResult, judged: CellVerdicts, verdicts: list[str]) -> list[str]:
     """A cell in sentences."""
     counts = ", ".join(f"{verdicts.count(word):,} {word}" for word in dict.fromkeys(verdicts))
     what = "Attack success" if cell.prompts == HARMFUL else "Refused"
@@ -96,21 +96,21 @@ def _grid(found: Evaluation, model: str, judge: str, details: CellDetails | None
     times = {one.defense: one for one in found.overhead if one.model == model}
     corrected = any(one.corrected for one in summaries.values())
 
-    def shown(defense: str, attack: str, prompts: str) -> Cell:
+    def shown(defense: str, attack: str, prompts: str) -> TableCell:
         cell = named.get((defense, attack, prompts))
-        return Cell(text.NONE) if cell is None else _cell(cell, judge, details)
+        return TableCell(text.NONE) if cell is None else _cell(cell, judge, details)
 
     lines, rows = [], []
     for defense in _unique(cell.defense for cell in mine):
         one, time = summaries.get(defense), times.get(defense)
-        line = [Cell(defense), _shaded(one.attack_success if one else None)]
+        line = [TableCell(defense), _shaded(one.attack_success if one else None)]
         line += [_shaded(one.corrected if one else None)] if corrected else []
         line += [text.change(one.against_none if one else None), *(shown(defense, "", name) for name in safe)]
         if times:
             ends = Rate(time.ratio, time.low, time.high, 0, 0) if time else None
             line.append(text.mean(ends))
         lines.append(line)
-        rows.append([Cell(defense), *(shown(defense, attack, HARMFUL) for attack in attacks)])
+        rows.append([TableCell(defense), *(shown(defense, attack, HARMFUL) for attack in attacks)])
     columns = ["attack success", *(["corrected"] if corrected else []), "change"]
     columns += [*(f"{name} refused" for name in safe), *(["time ratio"] if times else [])]
     reasons = dict.fromkeys((cell.defense, cell.reason) for cell in mine if cell.reason)
@@ -123,17 +123,17 @@ def _grid(found: Evaluation, model: str, judge: str, details: CellDetails | None
     )
 
 
-def _cell(cell: CellResult, judge: str, details: CellDetails | None) -> Cell:
+def _cell(cell: CellResult, judge: str, details: CellDetails | None) -> TableCell:
     judged = cell.judges.get(judge)
     if judged is None:
-        return Cell("not run", reason=cell.reason or "not judged")
+        return TableCell("not run", reason=cell.reason or "not judged")
     against = judged.against_none
     star = bool(against and against.p is not None and against.p < text.SIGNIFICANT)
     entry = details.add(cell, judge, judged) if details else None
     return text.rate(judged.rate, star, shade=judged.value, safe=cell.prompts != HARMFUL, entry=entry)
 
 
-def _shaded(found: Rate | None) -> Cell:
+def _shaded(found: Rate | None) -> TableCell:
     return text.rate(found, shade=found.value if found else None)
 
 
@@ -225,7 +225,7 @@ def judge_tables(found: Evaluation) -> list[Table]:
         given = [one for cell in found.cells for one in _verdicts(cell, judge) if one is not None]
         unscored = given.count("unscored")
         part = f"({text.percent(unscored / len(given))})" if unscored else ""
-        scored.append([judge, text.count(len(given)), Cell(text.count(unscored), part), about.source])
+        scored.append([judge, text.count(len(given)), TableCell(text.count(unscored), part), about.source])
     agreed = [
         [
             f"{one.first} and {one.second}",
@@ -302,7 +302,7 @@ def _confusion(judge: str, source: str, counts: Mapping[str, Mapping[str, int]])
         all_ = sum(row.values())
         parts = [row.get(word, 0) for word in verdicts]
         rows.append(
-            [people, *(Cell(text.count(one), f"({text.percent(one / all_)})" if all_ else "") for one in parts)]
+            [people, *(TableCell(text.count(one), f"({text.percent(one / all_)})" if all_ else "") for one in parts)]
         )
     agreed = f"The same verdict on {text.percent(same / n if n else None)} of {n:,} answers. "
     columns = (*words("people"), *numbers(*(f"judge: {word}" for word in verdicts)))
@@ -360,11 +360,12 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], first: str, second: str)
 
 
 def members(title: str, family: Any) -> Table:
-    """A family's members (attacks, defenses or judges): what each does, its options, and its source."""
+    """The members of a plug-in family: what each does, its options, and its source."""
     rows = []
     for member in map(family.get, family.names()):
         options = ", ".join(f"{option}={value}" for option, value in options_of(member).items())
-        about = [member.description] if hasattr(member, "description") else []
+        # A judge is its source.
+        about = [getattr(member, name) for name in ("description", "formula") if hasattr(member, name)]
         rows.append([member.name, *about, options or text.NONE, member.source])
     about = ["what it does"] if any(len(one) > 3 for one in rows) else []
     return Table.of(title, words("name", *about, "options", "source"), rows)

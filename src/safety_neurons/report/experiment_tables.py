@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from safety_neurons.core.tables import Cell, Table, TableRow, numbers, row, words
+from safety_neurons.core.tables import Table, TableCell, TableRow, numbers, row, words
 from safety_neurons.report import text
 from safety_neurons.report.results import (
     Adaptive,
@@ -44,7 +44,7 @@ def dose_response(found: DoseResponse) -> list[Table]:
         for one in found.rows[: 2 * MOST_ROWS]:
             if one.prompts == side:
                 used = used_alpha(one)
-                whose = Cell(one.subject, "" if used is None else f"({used:.3g})")
+                whose = TableCell(one.subject, "" if used is None else f"({used:.3g})")
                 rows.append([text.alpha(one.alpha), whose, *_answered(one)])
         columns = (*numbers("alpha"), *words("neurons"), *_ANSWERED)
         tables.append(Table.of(f"Dose-response, {side} prompts", columns, rows))
@@ -207,9 +207,9 @@ def auto_notes(found: AutoTuning) -> list[str]:
     return [
         f"Chosen: trial {found.chosen}; the run is tuned with its settings. Neurons: share of all neurons. Rate: "
         "learning rate. Pairs: refusals of harmful requests, refusals of their matched pairs, and answers to benign "
-        "requests. KL weight: weight of the KL penalty in training. Attacks: attack success. Over-refusal: safe requests "
-        "that the base model answers and the tuned one does not. KL: to the base model on its own answers to these, in "
-        "nats per token."
+        "requests. KL weight: weight of the KL penalty in training. Attacks: attack success. Over-refusal: safe "
+        "requests that the base model answers and the tuned one does not. KL: to the base model on its own answers to "
+        "these, in nats per token."
     ]
 
 
@@ -248,9 +248,9 @@ def guard(found: GuardTest) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _guarded(refused: Any, unscored: int) -> Cell:
+def _guarded(refused: Any, unscored: int) -> TableCell:
     found = text.rate(refused)
-    return Cell(found.value, found.detail + (f", {unscored:,} unscored" if unscored else ""))
+    return TableCell(found.value, found.detail + (f", {unscored:,} unscored" if unscored else ""))
 
 
 def detectors(found: GuardTest) -> list[Table]:
@@ -277,8 +277,8 @@ def guard_notes(found: GuardTest) -> list[str]:
     """What a reader of the guard's tables must know."""
     return [
         f"The guard decides in layer {found.layer} by {found.deciding_neurons:,} neurons. Flagged: above its threshold "
-        f"for {text.percent(found.false_positive_rate)} false positives among the training prompts. Caught at 1% and 5%: "
-        "harmful requests above the threshold that gives this rate of false positives on the test itself."
+        f"for {text.percent(found.false_positive_rate)} false positives among the training prompts. Caught at 1% and "
+        "5%: harmful requests above the threshold that gives this rate of false positives on the test itself."
     ]
 
 
@@ -321,7 +321,10 @@ def score_notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def _by_budget(
-    results: Mapping[str, Any], toward: str, title: str, cell: Callable[[Mapping[str, Any], Mapping[str, Any]], Cell]
+    results: Mapping[str, Any],
+    toward: str,
+    title: str,
+    cell: Callable[[Mapping[str, Any], Mapping[str, Any]], TableCell],
 ) -> Table:
     """A row for each score and a column for each budget; `cell` gets the row and the reference score's row."""
     mine = {(one["score"], one["percent"]): one for one in results["rows"] if one["toward"] == toward}
@@ -339,16 +342,16 @@ def _effects(results: Mapping[str, Any], toward: str) -> Table:
     return _by_budget(results, toward, title, lambda one, _: _effect(one))
 
 
-def _effect(one: Mapping[str, Any]) -> Cell:
+def _effect(one: Mapping[str, Any]) -> TableCell:
     mark = "" if not one["differs_from_random"] else "*" if one["against_random"] > 0 else "<"
     unscored = f", {one['unscored']} unscored" if one["unscored"] else ""
-    return Cell(text.percent(one["value"]) + mark, f"({text.interval(one['low'], one['high'])}){unscored}")
+    return TableCell(text.percent(one["value"]) + mark, f"({text.interval(one['low'], one['high'])}){unscored}")
 
 
 def _sizes(results: Mapping[str, Any]) -> Table:
-    def cell(one: Mapping[str, Any], reference: Mapping[str, Any]) -> Cell:
+    def cell(one: Mapping[str, Any], reference: Mapping[str, Any]) -> TableCell:
         times = f"({one['dose'] / reference['dose']:.2f})" if reference["dose"] else ""
-        return Cell(f"{one['neurons']:,}", times)
+        return TableCell(f"{one['neurons']:,}", times)
 
     title = f"Neurons in each set, and its dose (summed length of what is added) as a multiple of {_REFERENCE}'s"
     return _by_budget(results, "conformity", title, cell)

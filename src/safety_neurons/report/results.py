@@ -85,7 +85,7 @@ class ExampleAnswer(Section):
     verdict: str
 
 
-class LayerCount(Section):
+class LayerNeurons(Section):
     layer: int
     rejection: int
     conformity: int
@@ -108,7 +108,7 @@ class FoundNeurons(Section):
     share_of_parameters: float
     score: str
     formula: str = ""
-    per_layer: list[LayerCount] = []
+    per_layer: list[LayerNeurons] = []
     indices: list[HookPointNeurons] = []
 
 
@@ -230,7 +230,7 @@ class StepRates(ValidationRates):
     step: int
 
 
-class Training(Section):
+class TrainingResults(Section):
     loss: list[LossStep] = []
     validation: list[StepRates] = []
     corpus: dict[str, int] = {}
@@ -409,7 +409,7 @@ class PairedChange(Section):
     n: int | None = None
 
 
-class JudgedCell(RateFields):
+class CellVerdicts(RateFields):
     """One judge's verdicts in a cell, prompt by prompt; None where nothing was asked."""
 
     verdicts: list[str | None]
@@ -426,7 +426,7 @@ class CellResult(Section):
     prompt_ids: list[str]
     blocked: int = 0
     cut_off: int = 0
-    judges: dict[str, JudgedCell]
+    judges: dict[str, CellVerdicts]
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
@@ -540,7 +540,7 @@ class RunResults(Section):
     vocabulary: Vocabulary | None = None
     control: RandomNeurons | None = None
     clouds: Clouds | None = None
-    training: Training | None = None
+    training: TrainingResults | None = None
     evaluation: Evaluation | None = None
     dose_response: DoseResponse | None = None
     search: Search | None = None

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from safety_neurons.core.tables import Cell, Table, TableRow, numbers, row, words
+from safety_neurons.core.tables import Table, TableCell, TableRow, numbers, row, words
 from safety_neurons.models.presets import Preset
 from safety_neurons.report import summary, text
 from safety_neurons.report.results import CloudLayer, LayerScore, MeanScore, RunResults, SideWords, SingleNeuron
@@ -34,15 +34,15 @@ def promoted(results: RunResults) -> Table:
     for entry in results.words:
         sides.setdefault(entry.layer, {})[entry.side] = entry
 
-    def cell(entry: SideWords | None) -> Cell:
+    def cell(entry: SideWords | None) -> TableCell:
         if entry is None:
-            return Cell(text.NONE)
+            return TableCell(text.NONE)
         away = ", ".join(map(text.token, entry.suppressed[:_MOST_SUPPRESSED]))
         return text.tokens(entry.words[:_MOST_WORDS], f"away from: {away}" if away else "")
 
     rows = [
         [
-            Cell(str(layer), text.percent(shares[layer]) if layer in shares else ""),
+            TableCell(str(layer), text.percent(shares[layer]) if layer in shares else ""),
             *(cell(sides[layer].get(side)) for side in _SIDES),
         ]
         for layer in sorted(sides, reverse=True)[:MOST_LAYERS]
@@ -104,7 +104,7 @@ def vocabulary(results: RunResults) -> Table:
             [
                 f"{one.side}: {one.lexicon} words",
                 text.score(one.together),
-                Cell(text.score(one.random), random),
+                TableCell(text.score(one.random), random),
                 text.p_value(one.p),
                 *map(text.score, (one.single, one.random_single, one.lens)),
                 f"{one.significant} of {one.layers}{start}",

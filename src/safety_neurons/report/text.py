@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from safety_neurons.core.statistics import Rate
-from safety_neurons.core.tables import Cell, visible
+from safety_neurons.core.tables import TableCell, visible
 from safety_neurons.report.results import PairedChange
 
 NONE = "\N{EN DASH}"
@@ -33,10 +33,10 @@ def token(text: str) -> str:
     return ("·" if stripped != text else "") + visible(stripped, 24)
 
 
-def tokens(words: list[str], detail: str = "") -> Cell:
+def tokens(words: list[str], detail: str = "") -> TableCell:
     """A cell of vocabulary entries."""
     shown = tuple(map(token, words))
-    return Cell(", ".join(shown) or NONE, detail, shown)
+    return TableCell(", ".join(shown) or NONE, detail, shown)
 
 
 def percent(value: float | None) -> str:
@@ -103,27 +103,27 @@ def interval(low: float | None, high: float | None) -> str:
     return f"{percent(low).removesuffix('%')}{NONE}{percent(high)}"
 
 
-def rate(found: Rate | None, star: bool = False, **options: Any) -> Cell:
+def rate(found: Rate | None, star: bool = False, **options: Any) -> TableCell:
     """A cell with a rate, its interval, and how many answers could not be judged."""
     if found is None or found.value is None:
-        return Cell(NONE, f"{found.unscored:,} unscored" if found and found.unscored else "", **options)
+        return TableCell(NONE, f"{found.unscored:,} unscored" if found and found.unscored else "", **options)
     parts = [] if found.low is None else [f"({interval(found.low, found.high)})"]
     parts += [f"{found.unscored:,} unscored"] if found.unscored else []
-    return Cell(percent(found.value) + "*" * star, ", ".join(parts), **options)
+    return TableCell(percent(found.value) + "*" * star, ", ".join(parts), **options)
 
 
-def mean(found: Rate | None, form: Callable[[float | None], str] = score, ends: str = ".2f") -> Cell:
+def mean(found: Rate | None, form: Callable[[float | None], str] = score, ends: str = ".2f") -> TableCell:
     """A cell with a mean, or another number, and its interval."""
     if found is None or found.value is None:
-        return Cell(NONE)
-    return Cell(form(found.value), "" if found.low is None else f"({found.low:{ends}}{NONE}{found.high:{ends}})")
+        return TableCell(NONE)
+    return TableCell(form(found.value), "" if found.low is None else f"({found.low:{ends}}{NONE}{found.high:{ends}})")
 
 
-def change(found: PairedChange | None, star: bool = False) -> Cell:
+def change(found: PairedChange | None, star: bool = False) -> TableCell:
     """A cell with a difference of rates in percentage points."""
     if found is None or found.value is None:
-        return Cell(NONE)
-    return Cell(signed(found.value) + "*" * star, f"({signed(found.low)} to {signed(found.high)})")
+        return TableCell(NONE)
+    return TableCell(signed(found.value) + "*" * star, f"({signed(found.low)} to {signed(found.high)})")
 
 
 def spoken(found: Rate) -> str:

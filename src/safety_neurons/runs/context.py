@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from safety_neurons.calibration.calibration import calibrate, digest
@@ -150,7 +150,7 @@ class RunContext:
         """The model calibrated with the run's settings, or with others; `engine` names what is changed in it."""
         settings = self.settings.calibrate
         alpha = settings.alpha(toward) if alpha is None else alpha
-        config = config or settings.knobs()
-        change = f"calibrated toward {toward} {fingerprint(digest(neurons), alpha, asdict(config))}"
-        with calibrate(self.model, neurons, toward=toward, alpha=alpha, **asdict(config)):
+        config = config or settings
+        change = f"calibrated toward {toward} {fingerprint(digest(neurons), alpha, config.but_alphas())}"
+        with calibrate(self.model, neurons, config, toward=toward, alpha=alpha):
             yield (engine or self.engine).under(change)

@@ -6,12 +6,12 @@ from safety_neurons.evaluation.judging import JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import Sampling
 from safety_neurons.runs.context import RunContext
-from safety_neurons.settings import TuneSettings
 from safety_neurons.tuning.augmentation import augment
+from safety_neurons.tuning.config import CorpusConfig
 from safety_neurons.tuning.corpus import Corpus, Pair, PairKind, varied
 
 
-def corpus_of(run: RunContext, settings: TuneSettings | None = None) -> Corpus:
+def corpus_of(run: RunContext, settings: CorpusConfig | None = None) -> Corpus:
     """The corpus that the settings name, or one that the model makes: refusals, and helpful answers to what is safe.
 
     Args:
@@ -26,7 +26,7 @@ def corpus_of(run: RunContext, settings: TuneSettings | None = None) -> Corpus:
     return Corpus((*_refusals(run, settings), *_benign(run, settings), *_borderline(run, settings)))
 
 
-def _refusals(run: RunContext, settings: TuneSettings) -> list[Pair]:
+def _refusals(run: RunContext, settings: CorpusConfig) -> list[Pair]:
     """Refusals by the model calibrated toward rejection.
 
     They are made for the plain request and learned for its augmented form. The greedy answer is tried first. Prompts
@@ -65,7 +65,7 @@ def _refusals(run: RunContext, settings: TuneSettings) -> list[Pair]:
     ]
 
 
-def _benign(run: RunContext, settings: TuneSettings) -> list[Pair]:
+def _benign(run: RunContext, settings: CorpusConfig) -> list[Pair]:
     """Benign requests, answered by the base model in the form in which they are learned."""
     if not settings.benign:
         return []
@@ -75,7 +75,7 @@ def _benign(run: RunContext, settings: TuneSettings) -> list[Pair]:
     return _complied("benign", answers)
 
 
-def _borderline(run: RunContext, settings: TuneSettings) -> list[Pair]:
+def _borderline(run: RunContext, settings: CorpusConfig) -> list[Pair]:
     """Borderline requests, answered helpfully: they are safe, but the base model refuses some of them.
 
     Just those must be learned, so what it refuses is asked again with the conformity calibration on.

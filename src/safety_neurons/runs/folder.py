@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
+from safety_neurons.core import plugins
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import fingerprint, read_json, write_json
 from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.report.results import SCHEMA
-from safety_neurons.settings import Settings, explain_problems
+from safety_neurons.settings import Settings
 
 STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 # What the processes of torchrun do together.
@@ -112,10 +111,8 @@ def merged_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Sett
         SafetyNeuronsError: a value is not allowed.
     """
     values = {name: value for name, value in stored.items() if name in Settings.model_fields}
-    try:
-        return Settings.model_validate(overridden(values, given))
-    except pydantic.ValidationError as error:
-        raise SafetyNeuronsError(explain_problems(error)) from error
+    plugins.trust(given, values)
+    return Settings.checked(overridden(values, given))
 
 
 def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,9 +173,9 @@ def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, 
     }
     prints: dict[str, str] = {}
     for stage, (earlier, own) in inputs_of(settings).items():
-        prints[stage] = fingerprint(
-            stage, common, [prints[name] for name in earlier], [value(path) for path in own], files.get(stage, [])
-        )
+        inputs = [value(path) for path in own]
+        contents = [*plugins.digests(inputs), *files.get(stage, [])]
+        prints[stage] = fingerprint(stage, common, [prints[name] for name in earlier], inputs, contents)
     prints["report"] = fingerprint(prints)
     return prints
 

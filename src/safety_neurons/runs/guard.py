@@ -1,7 +1,7 @@
 """A run's guard: its own few neurons, and the strength that works best on the run's validation prompts."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -99,10 +99,8 @@ def fit_and_keep(run: RunContext) -> Fitted:
             learned.harmful,
             learned.benign,
             learned.borderline,
-            false_positive_rate=settings.guard.false_positive_rate,
-            layer=settings.guard.layer,
-            alpha=settings.guard.alpha or 0.0,
-            knobs=replace(settings.calibrate.knobs(), generated_tokens=settings.guard.generated_tokens),
+            settings.guard,
+            calibration=settings.calibrate,
             rendered=True,
             batch_size=settings.batch_size,
             advance=advance,
@@ -156,4 +154,4 @@ def _origin(run: RunContext) -> str:
     sets = [run.prompts[name].sha256 for name in ("harmful", "contrast", "benign", "borderline")]
     ranked = settings.find.model_dump(mode="json", exclude={"percent"})
     found = fingerprint(run.engine.identity, settings.seed, ranked, *sets)
-    return f"{found} {fingerprint(settings.guard.model_dump(mode='json'), asdict(settings.calibrate.knobs()))}"
+    return f"{found} {fingerprint(settings.guard.model_dump(mode='json'), settings.calibrate.but_alphas())}"

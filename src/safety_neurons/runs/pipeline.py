@@ -74,7 +74,7 @@ def run(
     _check_inputs(settings, opening.prompts)
     if record.get("settings") != settings.model_dump(mode="json"):
         _check_names(settings)
-    source, identity = locate(settings.model)
+    source, identity = locate(settings.model, opening.listener)
     context = None
     if identity is None and (identity := hub_identity(source)) is None:
         # Only a model that was fetched says which commit it is.

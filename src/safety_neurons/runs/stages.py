@@ -112,17 +112,7 @@ def explain_stage(run: RunContext) -> StageResult:
         with run.listener.task("reading the residual stream", len(harmful) + len(benign)) as advance:
             residuals = mean_residuals(model, harmful, benign, batch_size=run.settings.batch_size, advance=advance)
     with run.listener.task("projecting to the vocabulary", len(set(neurons.layers))) as advance:
-        explanation = explain(
-            model,
-            neurons,
-            top=settings.words,
-            weighting=settings.weighting,
-            strongest=settings.neurons,
-            random_sets=settings.random_sets,
-            residuals=residuals,
-            seed=run.settings.seed,
-            advance=advance,
-        )
+        explanation = explain(model, neurons, settings, residuals=residuals, seed=run.settings.seed, advance=advance)
     run.listener.say(explanation)
     return StageResult(sections=explanation.to_json())
 
@@ -174,7 +164,7 @@ def two_clouds(run: RunContext, random: NeuronSet) -> dict[str, Any]:
             random,
             {side: [prompt.text for prompt in own] for side, own in prompts.items()},
             alphas=alphas,
-            knobs=settings.calibrate.knobs(),
+            knobs=settings.calibrate,
             seed=settings.seed,
             batch_size=settings.batch_size,
             advance=advance,

@@ -59,7 +59,7 @@ def evaluate(
     if served_model is not None and not any(map(is_address, names)):
         raise SafetyNeuronsError("served_model is the model's name at a server: evaluate the server's address.")
     given = given or {}
-    if len(names) == 1 and is_run(names[0]) and out is None:
+    if is_single_run(names, out):
         wanted = overridden(given, {"evaluate": options})
         results = run(Path(names[0]), wanted, until="evaluate", listener=listener, command=command)
         assert results.evaluation is not None
@@ -82,7 +82,7 @@ def _side_by_side(
     shared = {"evaluate": first.evaluate}
     evaluators = [evaluator, *(replace(evaluator, settings=one.model_copy(update=shared)) for one in others)]
     for name in names:
-        check_target(name, given)
+        check_target(name, given, listener)
     with locked(folder, "Wait for it, or choose another folder."):
         responses = JsonlCache.read(folder / "responses.jsonl")
         models: list[str] = []
@@ -115,6 +115,11 @@ def _side_by_side(
     return evaluation
 
 
+def is_single_run(names: Sequence[str], out: Path | None) -> bool:
+    """Whether the evaluation is the stage of one run."""
+    return len(names) == 1 and is_run(names[0]) and out is None
+
+
 def is_run(name: str) -> bool:
     return RunFolder(Path(name)).record_file.exists()
 
@@ -134,7 +139,7 @@ def settings_of(name: str, given: Mapping[str, Any]) -> Settings:
     return merged_settings({}, given if is_address(name) else {**given, "model": name})
 
 
-def check_target(name: str, given: Mapping[str, Any]) -> None:
+def check_target(name: str, given: Mapping[str, Any], listener: Listener) -> None:
     """Say at once that there is no such model; what is behind an address is only known when it is asked.
 
     Raises:
@@ -145,7 +150,7 @@ def check_target(name: str, given: Mapping[str, Any]) -> None:
             f"--model is for runs, and {name} is evaluated as it is: name each model to evaluate as a target."
         )
     if not is_address(name):
-        locate(settings_of(name, given).model)
+        locate(settings_of(name, given).model, listener)
 
 
 @contextmanager

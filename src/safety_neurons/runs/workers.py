@@ -4,7 +4,7 @@ Process 0 keeps the files. The others load the model themselves, do their share,
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def find_together(
         model,
         harmful,
         benign,
-        **settings.find.model_dump(exclude={"prompts", "other_model"}),
+        settings.find,
         other=other,
         seed=settings.seed,
         batch_size=settings.batch_size,
@@ -82,9 +82,10 @@ def tune_together(
         model,
         neurons,
         corpus,
-        **asdict(settings.tune.training(settings.seed)),
+        settings.tune,
         validate=validate,
         checkpoint=checkpoint,
+        seed=settings.seed,
         advance=advance,
     )
 

@@ -1,59 +1,132 @@
-"""How the slices are trained, and how it is measured while they are."""
+"""How the tuning corpus is made, how the neuron deltas are trained, and how training is validated."""
 
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Literal, Self
 
+from pydantic import Field, field_validator, model_validator
+
+from safety_neurons.core.config import Config
 from safety_neurons.core.errors import SafetyNeuronsError
 
-Schedule = Literal["cosine", "linear", "constant"]
+
+class CorpusConfig(Config):
+    """What the tuning corpus is made of."""
+
+    corpus: Path | None = None
+    """A .jsonl file of pairs (kind, user, response ...) to train on. Default: pairs that the model makes itself."""
+    refusals: int = Field(192, ge=1)
+    """Number of harmful training prompts to make refusals for."""
+    contrast: int = Field(40, ge=0)
+    """Number of unsafe prompts that resemble borderline ones to make refusals for."""
+    benign: int = Field(192, ge=0)
+    """Number of benign training prompts that the base model answers."""
+    borderline: int = Field(56, ge=0)
+    """Number of borderline training prompts to answer; those that the base model refuses are answered calibrated toward
+    conformity."""
+    samples: int = Field(8, ge=0)
+    """Maximum number of sampled retries when the greedy answer is not a refusal, or repeats one that is
+    over-represented."""
+    temperature: float = Field(0.7, gt=0)
+    """Sampling temperature of these retries."""
+    largest_share: float = Field(0.1, gt=0, le=1)
+    """Maximum fraction of refusals that may share a sentence."""
+    plain_refusals: float = Field(0.43, ge=0, le=1)
+    """Fraction of the harmful requests to train on without jailbreak augmentation."""
+    plain_benign: float = Field(0.6, ge=0, le=1)
+    """Fraction of the benign requests to train on without jailbreak augmentation."""
+    answer_tokens: int = Field(24, ge=1)
+    """Maximum length of a corpus answer, in tokens. Refusal is decided at the start; long answers dilute it."""
 
 
-@dataclass(frozen=True)
-class Training:
-    """How the slices are trained; `tune` says what each field means."""
+class TuningConfig(Config):
+    """How the neuron deltas are trained."""
 
-    learning_rate: float = 1e-3
-    batch_size: int = 8
-    epochs: int = 1
-    schedule: Schedule = "cosine"
-    warmup: float = 0.1
-    max_grad_norm: float = 1.0
-    kl: float = 0.0
-    length_pool: int = 1
-    accumulate: int = 1
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate of AdamW. Raise it for fewer neurons (1e-3 for 0.5% of them, 2e-3 for 0.1%)."""
+    epochs: int = Field(2, ge=1)
+    """Passes over the corpus."""
+    batch_size: int = Field(8, ge=1)
+    """Pairs per optimizer step, over all processes; the loss is the mean over the tokens of their completions."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate after warm-up: cosine or linear decay to 0, or constant."""
+    warmup: float = Field(0.1, ge=0, le=1)
+    """Fraction of the steps spent on warm-up."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Maximum norm of the gradient; longer ones are scaled down."""
+    kl: float = Field(2.0, ge=0)
+    """Weight of the KL penalty to the base model on benign answers. Borderline answers are exempt: the base model
+    refuses some of those requests."""
+    length_pool: int = Field(1, ge=1)
+    """Batches hold pairs of similar length, from random pools of N batches. 1: random batches, which train slower and
+    better: refusals are short, and batches of refusals alone teach worse."""
+    accumulate: int = Field(1, ge=1)
+    """Number of parts to split a batch into, computed one after the other to save memory."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
     shard: bool = False
-    validate_every: int = 25
-    patience: int | None = None
-    checkpoint_every: int = 25
-    report_to: Sequence[str] = ()
-    seed: int = 0
+    """Shard the frozen base model over the processes of torchrun while training."""
+    patience: int | None = Field(None, ge=1)
+    """Validate during training, keep the best weights, and stop after N validations without improvement. Default: no
+    validation."""
+    validate_every: int = Field(25, ge=1)
+    """Optimizer steps between validations."""
+    checkpoint_every: int = Field(25, ge=1)
+    """Optimizer steps between checkpoints; interrupted training resumes from the last one."""
+    report_to: tuple[str, ...] = ()
+    """Experiment trackers to log to, by transformers' names: wandb, mlflow, tensorboard ..."""
 
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "length_pool", "accumulate", "validate_every", "checkpoint_every"):
-            _check(name, getattr(self, name), "a whole number from 1 on", _is_count(getattr(self, name)))
-        patience = self.patience
-        _check("patience", patience, "a whole number from 1 on, or None", patience is None or _is_count(patience))
-        _check("seed", self.seed, "a whole number from 0 to 2^32 - 1", _is_count(self.seed + 1) and self.seed < 2**32)
-        _check("learning_rate", self.learning_rate, "a number above 0", _is_number(self.learning_rate, above=0))
-        _check("max_grad_norm", self.max_grad_norm, "a number above 0", _is_number(self.max_grad_norm, above=0))
-        _check("kl", self.kl, "a number from 0 on", _is_number(self.kl))
-        _check("warmup", self.warmup, "a share from 0 to 1", _is_number(self.warmup) and self.warmup <= 1)
-        _check("schedule", self.schedule, " or ".join(get_args(Schedule)), self.schedule in get_args(Schedule))
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
         if self.accumulate > self.batch_size:
-            raise SafetyNeuronsError(
+            raise ValueError(
                 f"A batch of {self.batch_size} pairs cannot be split into {self.accumulate} parts. Lower accumulate, "
-                "or raise batch_size."
+                "or raise batch_size"
             )
-        _check_trackers(self.report_to)
+        return self
+
+    @field_validator("report_to")
+    @classmethod
+    def _check_trackers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            return names
+        # Imported late: settings are read without waiting for transformers.
+        from transformers.integrations import integration_utils
+
+        known = integration_utils.INTEGRATION_TO_CALLBACK
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"report_to lists trackers ({', '.join(sorted(known))}), not {', '.join(unknown)!r}")
+        installed = integration_utils.get_available_reporting_integrations()
+        if missing := [name for name in names if name not in installed]:
+            raise ValueError(
+                f"transformers does not find the tracker {missing[0]}. Install it, or remove it from report_to"
+            )
+        if "tensorboard" in names and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
+            raise ValueError("Set TENSORBOARD_LOGGING_DIR to the folder that tensorboard writes to")
+        return names
+
+
+class Training(TuningConfig):
+    """One training: its options, and the seed that fixes its batches."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of the batches."""
+
+    @classmethod
+    def of(cls, config: TuningConfig, seed: int) -> Self:
+        """The training that a config describes, which may have further fields."""
+        return cls.checked({name: getattr(config, name) for name in TuningConfig.model_fields} | {"seed": seed})
+
+
+class TuneConfig(TuningConfig, CorpusConfig):
+    """SafeTuning: the corpus, and the training."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Two rates from 0 to 1, both the lower the better: of the attacks that succeed, of safe requests refused."""
+    """Attack success and over-refusal, rates from 0 to 1; lower is better."""
 
     attack_success: float
     over_refusal: float
@@ -61,43 +134,9 @@ class Validation:
     def __post_init__(self) -> None:
         for name in ("attack_success", "over_refusal"):
             value = getattr(self, name)
-            _check(name, value, "a rate from 0 to 1", _is_number(value) and value <= 1)
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise SafetyNeuronsError(f"{name} is a rate from 0 to 1, not {value!r}.")
 
 
-# Called with the slices active in the model, which is in evaluation mode, and with the digest of their values.
+# Called with the deltas active in the model, which is in evaluation mode, and with the digest of their values.
 Validate = Callable[[str], Validation]
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    if not names:
-        return
-    # Imported late: settings are read without waiting for transformers.
-    from transformers.integrations import integration_utils
-
-    known = integration_utils.INTEGRATION_TO_CALLBACK
-    unknown = [names] if isinstance(names, str) else [name for name in names if name not in known]
-    if unknown:
-        said = ", ".join(map(str, unknown))
-        raise SafetyNeuronsError(f"report_to lists trackers ({', '.join(sorted(known))}), not {said!r}.")
-    installed = integration_utils.get_available_reporting_integrations()
-    if missing := [name for name in names if name not in installed]:
-        raise SafetyNeuronsError(
-            f"transformers does not find the tracker {missing[0]}. Install it, or leave it out of report_to."
-        )
-    if "tensorboard" in names and not os.environ.get("TENSORBOARD_LOGGING_DIR"):
-        raise SafetyNeuronsError("Say in TENSORBOARD_LOGGING_DIR into which folder tensorboard is to write.")
-
-
-def _check(name: str, value: object, allowed: str, is_allowed: bool) -> None:
-    if not is_allowed:
-        raise SafetyNeuronsError(f"{name} is {allowed}, not {value!r}.")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _is_number(value: object, above: float | None = None) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        return False
-    return value > above if above is not None else value >= 0

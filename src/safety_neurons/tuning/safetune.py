@@ -3,8 +3,8 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -26,7 +26,7 @@ from safety_neurons.tuning.batches import (
     steps_per_epoch,
     training_steps,
 )
-from safety_neurons.tuning.config import Schedule, Training, Validate
+from safety_neurons.tuning.config import Training, TuningConfig, Validate
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.delta_model import DeltaModel, frozen, recomputed_layers
@@ -38,26 +38,13 @@ def tune(
     model: ChatModel,
     neurons: NeuronSet,
     corpus: Corpus,
+    config: TuningConfig = TuningConfig(),
     *,
-    learning_rate: float = Training.learning_rate,
-    batch_size: int = Training.batch_size,
-    epochs: int = Training.epochs,
-    schedule: Schedule = Training.schedule,
-    warmup: float = Training.warmup,
-    max_grad_norm: float = Training.max_grad_norm,
-    kl: float = Training.kl,
-    length_pool: int = Training.length_pool,
-    accumulate: int = Training.accumulate,
-    gradient_checkpointing: bool = Training.gradient_checkpointing,
-    shard: bool = Training.shard,
     validate: Validate | None = None,
-    validate_every: int = Training.validate_every,
-    patience: int | None = Training.patience,
     checkpoint: Path | None = None,
-    checkpoint_every: int = Training.checkpoint_every,
-    report_to: Sequence[str] = Training.report_to,
-    seed: int = Training.seed,
+    seed: int = 0,
     advance: Advance = ignore,
+    **options: Any,
 ) -> NeuronDelta:
     """Train the neurons' slices on the corpus; the model itself is left as it was.
 
@@ -65,63 +52,31 @@ def tune(
     same arguments and share the work: the batches are the same, and so is the result within the rounding of sums.
 
     Args:
-        learning_rate: the peak learning rate of AdamW.
-        batch_size: pairs of an optimizer step, over all processes and parts. The loss is the mean over the tokens of
-            their completions.
-        epochs: passes over the corpus.
-        schedule: how the learning rate falls after warming up: "cosine" or "linear" to 0, or not at all: "constant".
-        warmup: for which share of the steps the learning rate rises.
-        max_grad_norm: gradients longer than this are scaled down to it.
-        kl: what each token of the benign pairs adds to its loss is this times KL(base || tuned).
-        length_pool: a batch has pairs of similar length, from a random pool of so many batches; 1 makes it random.
-        accumulate: into how many parts each process splits its share of a batch, one after the other: less memory.
-        gradient_checkpointing: compute the layers' activations again instead of keeping them: less memory, more time.
-        shard: each process holds a part of the base's weights and gathers a layer when it is needed. The base is moved
-            back to where it was when training ends.
-        validate: measures the model, which is tuned as far as training has come; of several processes 0 alone calls
-            it. Training ends with the slices for which the sum of both rates was the least, the later ones where
-            several were.
-        validate_every: optimizer steps from one validation to the next; the last step is always followed by one.
-        patience: training stops after so many validations in a row without a smaller sum.
-        checkpoint: a file from which the same call goes on if it was interrupted, to the same bytes; process 0 writes
-            it, and removes it when training is done.
-        checkpoint_every: optimizer steps from one checkpoint to the next.
-        report_to: trackers that are told of loss and validation, by transformers' names ("wandb", "mlflow" ...).
+        config: how to train.
+        validate: measures the model with the deltas trained so far; with several processes, only process 0 calls it.
+            Training ends with the deltas of the smallest sum of both rates, the latest ones in a tie. The last step is
+            always validated.
+        checkpoint: a file from which an interrupted call resumes, to the same bytes. Process 0 writes it, and removes
+            it after training.
         seed: fixes the batches.
+        options: fields of `TuningConfig` that replace those of `config`.
 
     Raises:
-        SafetyNeuronsError: the corpus or the neuron set is empty, an option is not allowed, the loss stops being a
-            number, or the checkpoint is broken.
+        SafetyNeuronsError: the corpus or the neuron set is empty, an option is not allowed, training diverges, or the
+            checkpoint is broken.
     """
-    training = Training(
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        epochs=epochs,
-        schedule=schedule,
-        warmup=warmup,
-        max_grad_norm=max_grad_norm,
-        kl=kl,
-        length_pool=length_pool,
-        accumulate=accumulate,
-        gradient_checkpointing=gradient_checkpointing,
-        shard=shard,
-        validate_every=validate_every,
-        patience=patience,
-        checkpoint_every=checkpoint_every,
-        report_to=report_to,
-        seed=seed,
-    )
+    training = Training.of(config.override(options), seed)
     if not corpus.pairs:
         raise SafetyNeuronsError("The corpus is empty: no refusal was kept. Raise alpha_rejection.")
     if not len(neurons):
-        raise SafetyNeuronsError("There are no neurons to tune. Raise percent.")
-    if patience is not None and validate is None:
-        raise SafetyNeuronsError("patience counts validations, and there are none. Set validate, too.")
+        raise SafetyNeuronsError("There are no neurons to tune. Raise find.percent.")
+    if training.patience is not None and validate is None:
+        raise SafetyNeuronsError("patience counts validations, and there are none: give validate, too.")
     examples = [encode(model, pair) for pair in corpus.pairs]
-    device = shard_device() if shard else model.device
+    device = shard_device() if training.shard else model.device
     with frozen(model):
         trainer = trained(
-            DeltaModel(model, neurons, kl, sharded=shard).to(device),
+            DeltaModel(model, neurons, training.kl, sharded=training.shard).to(device),
             corpus,
             training,
             examples=examples,

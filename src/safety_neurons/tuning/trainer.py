@@ -12,7 +12,7 @@ import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -116,8 +116,8 @@ def discard(path: Path) -> None:
 def training_fingerprint(
     model: ChatModel, neurons: NeuronSet, examples: Sequence[TokenizedPair], training: Training, validated: bool
 ) -> str:
-    """SHA-256 of everything that determines the bits of the trained deltas."""
-    options = {name: value for name, value in asdict(training).items() if name not in ("report_to", "checkpoint_every")}
+    """SHA-256 of all that the trained slices follow from, to the bit."""
+    options = training.model_dump(exclude={"report_to", "checkpoint_every"})
     parts = {
         "model": [model.identity, str(model.model.dtype), model.device.type],
         "neurons": [layer.tolist() for layer in neurons.both],
