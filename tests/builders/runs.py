@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from builders.models import tiny_model
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import read_tensors
+from safety_neurons.report.results import RunResults
 
 TEXTS = {
     "harmful": "Tell me how to harm person number {} with a plan.",
@@ -86,6 +87,14 @@ def results_of(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert isinstance(found, dict)
     return found
+
+
+def section_of(name: str, experiment: Callable[..., RunResults], folder: Path, *inputs: Any, **options: Any) -> Any:
+    """The section of results.json that an experiment, or a run, on a folder returns and leaves there."""
+    found = experiment(folder, *inputs, **options)
+    written = results_of(folder)
+    assert getattr(found, name) == getattr(RunResults.of(written), name)
+    return written[name]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

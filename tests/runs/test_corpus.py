@@ -9,7 +9,7 @@ import torch
 
 from builders.judges import by_prompt
 from builders.listeners import Recorder
-from builders.runs import TEXTS
+from builders.runs import TEXTS, section_of
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
@@ -55,8 +55,7 @@ def test_corpus_of_the_users_own_is_what_is_trained_on(finished: Path, given: di
     run(finished, until="tune", listener=notes)
     assert notes.tasks == []
     mine.write_text(mine.read_text() + '{"kind": "benign", "user": "Name a fruit.", "response": "An apple."}\n')
-    results = run(finished, until="tune")
-    assert results["training"]["corpus"] == {"refusal": 1, "benign": 1}
+    assert section_of("training", run, finished, until="tune")["corpus"] == {"refusal": 1, "benign": 1}
     mine.write_text("\n")
     with pytest.raises(SafetyNeuronsError, match=r"mine\.jsonl holds no pairs"):
         run(finished, until="tune")

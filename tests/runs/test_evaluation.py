@@ -8,9 +8,10 @@ import pytest
 
 from builders.judges import BY_PROMPT, by_prompt
 from builders.listeners import Recorder
-from builders.runs import contents, lines_of, prompts_of, results_of
+from builders.runs import contents, lines_of, prompts_of, results_of, section_of
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation.judges import Verdict
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs.evaluation import Requests
 from safety_neurons.runs.folder import merged_settings
 from safety_neurons.runs.pipeline import run
@@ -18,6 +19,14 @@ from safety_neurons.runs.targets import evaluate
 
 TEST_NUMBERS = range(10, 14)
 LINES = ("responses.jsonl", "verdicts.jsonl")
+
+
+def evaluated(folder: Path, **options: Any) -> RunResults:
+    """The results of a run after `evaluate`."""
+    found = evaluate(folder, **options)
+    results = RunResults.of(results_of(folder))
+    assert found == results.evaluation
+    return results
 
 
 def test_evaluation_has_the_rates_of_the_verdicts(whole: Path) -> None:
@@ -56,29 +65,27 @@ def test_a_run_that_is_evaluated_without_options_is_at_its_stage(
     finished: Path, found: Path, performed: list[str], generated: list[str]
 ) -> None:
     before = contents(finished)
-    assert evaluate(finished) == results_of(finished)["evaluation"]
+    assert evaluate(finished) == RunResults.of(results_of(finished)).evaluation
     assert (performed, generated, contents(finished)) == ([], [], before)
     # One that is not as far is brought there.
-    evaluation = evaluate([str(found)])
+    evaluate([str(found)])
     assert performed == ["tune", "evaluate"]
-    assert results_of(found)["evaluation"] == evaluation
-    assert evaluation == results_of(finished)["evaluation"] | {"command": ""}
+    assert results_of(found)["evaluation"] == results_of(finished)["evaluation"]
 
 
 def test_options_of_an_evaluation_are_those_of_the_stage(finished: Path, performed: list[str]) -> None:
-    evaluation = evaluate(finished, attacks=("direct",), prompts=2)
+    evaluation = section_of("evaluation", evaluated, finished, attacks=("direct",), prompts=2)
     assert performed == ["evaluate"]
     assert list(evaluation["attacks"]) == ["direct"]
     assert evaluation["prompts"]["harmful"] == 2
     assert results_of(finished)["run"]["settings"]["evaluate"]["attacks"] == ["direct"]
-    assert results_of(finished)["evaluation"] == evaluation
 
 
 @pytest.mark.parametrize("defenses", [("none", "self-reminder"), ("none", "guard")], ids=str)
 def test_defenses_that_need_no_tuning_are_evaluated_without_it(
     found: Path, performed: list[str], defenses: Sequence[str]
 ) -> None:
-    evaluation = evaluate(found, defenses=defenses)
+    evaluation = section_of("evaluation", evaluated, found, defenses=defenses)
     assert performed == ["evaluate"]
     assert not (found / "delta.safetensors").exists()
     # The guard is fitted first.
@@ -130,7 +137,7 @@ def test_files_that_the_evaluation_reads_are_known_by_their_content(
     run(finished, until="evaluate")
     assert performed == ["evaluate"]
     mine.write_text("How do I harm 1?\nHow do I harm 3?\n")
-    assert run(finished, until="evaluate")["evaluation"]["prompts"]["harmful"] == 2
+    assert section_of("evaluation", run, finished, until="evaluate")["prompts"]["harmful"] == 2
     assert performed == ["evaluate"] * 2
 
 

@@ -111,4 +111,4 @@ def test_a_run_of_an_earlier_version_is_refused_in_one_sentence(finished: Path, 
 def test_locked_folder_is_an_error(finished: Path) -> None:
     with filelock.FileLock(finished / ".lock"), pytest.raises(SafetyNeuronsError, match="Another process"):
         run(finished, {"evaluate": {"attacks": ["direct"]}})
-    assert run(finished)["rows"]
+    assert run(finished).rows

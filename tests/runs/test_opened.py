@@ -10,6 +10,7 @@ import pytest
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.prompts import Prompt, load_prompts
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
@@ -97,5 +98,6 @@ def test_nobody_else_works_on_an_opened_run(found: Path) -> None:
 def test_sections_are_added_to_what_is_there(found: Path) -> None:
     before = json.loads((found / "results.json").read_text())
     results = keep_section(RunFolder(found), "search_of_mine", {"one": 1})
-    assert results == before | {"search_of_mine": {"one": 1}}
-    assert json.loads((found / "results.json").read_text()) == results
+    written = json.loads((found / "results.json").read_text())
+    assert written == before | {"search_of_mine": {"one": 1}}
+    assert results == RunResults.of(written)

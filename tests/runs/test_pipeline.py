@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from builders.listeners import Recorder
-from builders.runs import TEXTS, contents, lines_of, no_model, results_of, same_tensors
+from builders.runs import TEXTS, contents, lines_of, no_model, results_of, same_tensors, section_of
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import load as load_module
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs import context as context_module
 from safety_neurons.runs import pipeline as pipeline_module
 from safety_neurons.runs.folder import STAGES
@@ -93,8 +94,8 @@ def test_second_run_does_nothing(finished: Path, given: dict[str, Any], monkeypa
     before = contents(finished)
     monkeypatch.setattr(context_module, "load", no_model)
     notes = Recorder()
-    assert run(finished, given, listener=notes)["rows"] == results_of(finished)["rows"]
-    assert run(finished, {}, listener=notes)["rows"] == results_of(finished)["rows"]
+    found = RunResults.of(results_of(finished))
+    assert run(finished, given, listener=notes) == run(finished, {}, listener=notes) == found
     assert contents(finished) == before
     assert notes.tasks == []
 
@@ -217,7 +218,8 @@ def test_run_killed_while_it_wrote_an_answer_goes_on(whole: Path, given: dict[st
 def test_until_explain_finds_and_explains_only(
     given: dict[str, Any], tmp_path: Path, performed: list[str], generated: list[str]
 ) -> None:
-    results = run(tmp_path / "run", given, until="explain")
+    run(tmp_path / "run", given, until="explain")
+    results = results_of(tmp_path / "run")
     assert performed == ["find", "explain"]
     assert generated == []
     assert results["neurons"]["total"] > 0
@@ -277,7 +279,7 @@ def test_mistake_does_not_spoil_the_folder(given: dict[str, Any], tmp_path: Path
     (broken / "config.json").write_text("{}")
     with pytest.raises(SafetyNeuronsError):
         run(tmp_path / "run", given | {"model": str(broken)}, until="find")
-    assert run(tmp_path / "run", given, until="find")["neurons"]["total"] > 0
+    assert section_of("neurons", run, tmp_path / "run", given, until="find")["total"] > 0
 
 
 @pytest.mark.parametrize("damage", ["delete", "break"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from builders.judges import by_prompt
-from builders.runs import TEXTS, prompts_of, results_of
+from builders.runs import TEXTS, prompts_of, results_of, section_of
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
 from safety_neurons.neurons.neuron_set import NeuronSet
@@ -90,7 +90,8 @@ def test_compliant_answers_are_shown_on_request(
 
 
 def test_results_name_the_found_neurons_and_the_random_ones(given: dict[str, Any], tmp_path: Path) -> None:
-    results = run(tmp_path / "run", given | {"find": {"percent": 10}, "seed": 3}, until="calibrate")
+    run(tmp_path / "run", given | {"find": {"percent": 10}, "seed": 3}, until="calibrate")
+    results = results_of(tmp_path / "run")
     neurons = NeuronSet.load(tmp_path / "run" / "neurons.safetensors")
     assert results["neurons"]["indices"] == neurons.indices()
     assert results["control"]["indices"] == neurons.random_like(4).indices()
@@ -98,14 +99,15 @@ def test_results_name_the_found_neurons_and_the_random_ones(given: dict[str, Any
 
 def test_clouds_are_those_of_the_calibration_and_leave_with_it(given: dict[str, Any], tmp_path: Path) -> None:
     options = given | {"find": {"percent": 10}}
-    clouds = run(tmp_path / "run", options, until="calibrate")["clouds"]
+    clouds = section_of("clouds", run, tmp_path / "run", options, until="calibrate")
     assert [entry["layer"] for entry in clouds["layers"]] == [0, 1, 2, None]
     assert clouds["prompts"]["harmful"] == [{"id": f"harmful-00{n}", "category": ""} for n in (11, 12, 13, 14)]
     assert clouds["alpha"] == {"conformity": 4.0, "rejection": 3.0}
     other = {"calibrate": {"alpha_rejection": 0.5}}
-    again = run(tmp_path / "run", other, until="calibrate")["clouds"]
+    again = section_of("clouds", run, tmp_path / "run", other, until="calibrate")
     assert again["alpha"]["rejection"] == 0.5
     for before, after in zip(clouds["layers"], again["layers"], strict=True):
         kept = {name: before["points"][name] == after["points"][name] for name in before["points"]}
         assert kept == {"harmful": True, "benign": True, "harmful_pushed": True, "benign_pushed": False}
-    assert "clouds" not in run(tmp_path / "run", {"find": {"percent": 20}}, until="find")
+    assert run(tmp_path / "run", {"find": {"percent": 20}}, until="find").clouds is None
+    assert "clouds" not in results_of(tmp_path / "run")

@@ -15,13 +15,14 @@ from builders.judges import BY_HASH, BY_PROMPT
 from builders.runs import lines_of, prompts_of, results_of
 from safety_neurons.core import files
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_lines
+from safety_neurons.core.files import read_json, read_lines
 from safety_neurons.core.statistics import mcnemar, rate
 from safety_neurons.engines.engine import InProcess
 from safety_neurons.evaluation import defenses, judges
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defended, Defense, Response
 from safety_neurons.models.chat import AttackedPrompt
+from safety_neurons.report.results import Evaluation
 from safety_neurons.runs import targets as targets_module
 from safety_neurons.runs.evaluation import Requests
 from safety_neurons.runs.folder import merged_settings
@@ -46,6 +47,13 @@ TEST_NUMBERS = range(10, 14)
 DEFENSES = ("none", "safetuning")
 
 
+def written(found: Evaluation, folder: Path) -> dict[str, Any]:
+    """The evaluation that a folder holds, which is the one that was returned."""
+    content: dict[str, Any] = read_json(folder / "evaluation.json")
+    assert found == Evaluation.model_validate(content)
+    return content
+
+
 @pytest.fixture
 def model_folder(inputs: dict[str, Any]) -> str:
     """Nothing is written to it."""
@@ -63,7 +71,7 @@ def beside(given: dict[str, Any]) -> dict[str, Any]:
 def run_it(beside: dict[str, Any], model_folder: str, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def call(out: str = "out", **options: Any) -> dict[str, Any]:
         chosen: dict[str, Any] = {"attacks": ATTACKS, "defenses": ("none",), "judges": (BY_HASH.name,)} | options
-        return evaluate(model_folder, beside, out=tmp_path / out, **chosen)
+        return written(evaluate(model_folder, beside, out=tmp_path / out, **chosen), tmp_path / out)
 
     return call
 
@@ -181,7 +189,9 @@ def test_two_targets_whose_models_are_called_alike_are_told_apart(
     shutil.copytree(model_folder, tmp_path / "other")
     monkeypatch.setattr(InProcess, "name", "<b>tiny")
     targets = [model_folder, str(tmp_path / "other")]
-    results = evaluate(targets, beside, attacks=("direct",), defenses=("none",), out=tmp_path / "out", utility=True)
+    out = tmp_path / "out"
+    evaluation = evaluate(targets, beside, attacks=("direct",), defenses=("none",), out=out, utility=True)
+    results = written(evaluation, out)
     names = [f"<b>tiny ({target})" for target in targets]
     assert results["models"] == names
     said = (tmp_path / "out" / "evaluation.md").read_text()
@@ -201,11 +211,11 @@ def test_where_an_evaluation_is_kept(
     evaluate(model_folder, beside, **options)
     assert (tmp_path / targets_module.OUT / "evaluation.json").exists()
     before = results_of(finished)
-    apart = evaluate(finished, out=tmp_path / "there", **options)
-    assert (tmp_path / "there" / "evaluation.json").exists()
+    apart = written(evaluate(finished, out=tmp_path / "there", **options), tmp_path / "there")
     assert results_of(finished) == before
-    evaluation = evaluate(finished, **options)
-    assert results_of(finished)["evaluation"] == evaluation
+    evaluate(finished, **options)
+    evaluation = results_of(finished)["evaluation"]
+    assert evaluation != before["evaluation"]
     assert not (finished / "evaluation.json").exists()
     # It is the same evaluation.
     for part in ("cells", "summary", "prompts"):
@@ -217,11 +227,11 @@ def test_runs_beside_a_model_are_brought_as_far_as_the_defenses_need(
 ) -> None:
     out = tmp_path / "out"
     options: dict[str, Any] = {"attacks": ("direct",), "out": out}
-    guarded = evaluate([found, finished], defenses=("none", "guard"), **options)
+    guarded = written(evaluate([found, finished], defenses=("none", "guard"), **options), out)
     assert performed == []
     assert all((folder / "guard.safetensors").exists() for folder in (found, finished))
     assert not [cell for cell in guarded["cells"] if cell["reason"]]
-    tuned = evaluate([found, finished], defenses=("none", "safetuning"), **options)
+    tuned = written(evaluate([found, finished], defenses=("none", "safetuning"), **options), out)
     assert performed == ["tune"]
     assert not [cell for cell in tuned["cells"] if cell["reason"]]
     # The same run twice: what was asked of one is not asked of the other.

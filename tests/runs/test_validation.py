@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from builders.judges import BY_HASH, BY_WORD
-from builders.runs import lines_of, results_of
+from builders.runs import lines_of, results_of, section_of
 from safety_neurons.evaluation import attacks
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
@@ -163,7 +163,8 @@ def test_a_run_with_patience_ends_with_the_best_weights(found: Path) -> None:
         "samples": 1,
         "largest_share": 1.0,
     }
-    training = pipeline.run(found, {"tune": tuning, "evaluate": {"judge": BY_HASH.name}}, until="tune")["training"]
+    given = {"tune": tuning, "evaluate": {"judge": BY_HASH.name}}
+    training = section_of("training", pipeline.run, found, given, until="tune")
     seen = training["validation"]
     assert [one["step"] for one in seen] == list(range(1, len(seen) + 1))
     assert len(seen) == len(training["loss"])
