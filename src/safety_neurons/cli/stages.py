@@ -1,7 +1,7 @@
 """The commands that bring a run up to date: everything, one stage, the guard, or the report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -21,7 +21,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import Settings
 
 if TYPE_CHECKING:
-    from safety_neurons.report import Part
+    from safety_neurons.report import Part, RunResults
 
 GENERAL = ("model", "harmful", "benign", "seed", "device")
 
@@ -204,8 +204,9 @@ def report(
     figures
         A folder for every figure as PNG and SVG; needs the extra `figures`, and Chrome or Chromium.
     """
-    from safety_neurons.report import write_comparison, write_figures, write_markdown, write_report
-    from safety_neurons.report.side_by_side import names
+    from safety_neurons.report.comparison import names
+    from safety_neurons.report.exports import write_figures, write_markdown
+    from safety_neurons.report.page import write_comparison, write_report
 
     runs = dict(zip(names(run_dirs), map(_results, run_dirs), strict=True))
     first, *_ = runs
@@ -225,12 +226,12 @@ def report(
         console.print(f"Figures: {len(write_figures(results, folder))} files in {folder}", soft_wrap=True)
 
 
-def _results(run_dir: Path) -> dict[str, Any]:
+def _results(run_dir: Path) -> "RunResults":
     from safety_neurons.core.files import read_json
+    from safety_neurons.report import RunResults
     from safety_neurons.runs.folder import RunFolder
 
     folder = RunFolder(run_dir)
     if not folder.results.exists():
         raise SafetyNeuronsError(f"{run_dir} has no results yet. Run `safety-neurons run --out {run_dir}` first.")
-    results: dict[str, Any] = read_json(folder.results)
-    return results
+    return RunResults.of(read_json(folder.results))
