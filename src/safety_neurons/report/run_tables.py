@@ -7,7 +7,7 @@ from typing import Any
 from safety_neurons.core.tables import Table, TableCell, TableRow, numbers, row, words
 from safety_neurons.models.presets import Preset
 from safety_neurons.report import summary, text
-from safety_neurons.report.results import CloudLayer, LayerScore, MeanScore, RunResults, LayerSideWords, SingleNeuron
+from safety_neurons.report.results import CloudLayer, LayerScore, LayerSideWords, MeanScore, RunResults, SingleNeuron
 
 # A page must stay readable, and small, whatever it is given.
 MOST_ROWS = 400
