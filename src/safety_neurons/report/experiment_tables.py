@@ -208,8 +208,8 @@ def auto_notes(found: AutoTuning) -> list[str]:
         f"Chosen: trial {found.chosen}; the run is tuned with its settings. Neurons: share of all neurons. Rate: "
         "learning rate. Pairs: refusals of harmful requests, refusals of their matched pairs, and answers to benign "
         "requests. KL weight: weight of the KL penalty in training. Attacks: attack success. Over-refusal: safe "
-        "requests that the base model answers and the tuned one does not. KL: to the base model on its own answers to these, in "
-        "nats per token."
+        "requests that the base model answers and the tuned one does not. KL: to the base model on its own answers to "
+        "these, in nats per token."
     ]
 
 
@@ -277,8 +277,8 @@ def guard_notes(found: GuardTest) -> list[str]:
     """What a reader of the guard's tables must know."""
     return [
         f"The guard decides in layer {found.layer} by {found.deciding_neurons:,} neurons. Flagged: above its "
-        f"threshold for {text.percent(found.false_positive_rate)} false positives among the training prompts. Caught at 1% and 5%: "
-        "harmful requests above the threshold that gives this rate of false positives on the test itself."
+        f"threshold for {text.percent(found.false_positive_rate)} false positives among the training prompts. Caught "
+        "at 1% and 5%: harmful requests above the threshold that gives this rate of false positives on the test itself."
     ]
 
 
