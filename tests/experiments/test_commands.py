@@ -142,10 +142,10 @@ def test_limits_and_several_pairs_arrive(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["calibrate", "--alpha", "-3:3:3"], ["Dose-response", "random, equal dose", "-3", "+3"]),
+        (["calibrate", "--alpha", "-3:3:3"], ["Dose-response", "random, equal dose", "\N{MINUS SIGN}3", "+3"]),
         (["search", "--trials", "1", "--max-percent", "40"], ["Toward conformity", "Toward rejection", "found"]),
         (["guard", "--no-answers"], ["AUROC", "contrast", "guard.safetensors"]),
-        (["guard"], ["In action", "base"]),
+        (["guard"], ["Refused without and with the guard", "base"]),
     ],
     ids=lambda value: value[0],
 )
