@@ -79,7 +79,7 @@ def test_the_second_model_is_loaded_for_the_score_that_needs_it(given: dict[str,
 def test_the_command_compares_scores(given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [f"--{name}={value}" for name, value in given.items() if name != "borderline"]
     options += ["--budgets", "5", "20", "--seeds", "2", "--evaluate.answer-tokens", "2", "--overlap-at", "20"]
-    app(["compare-scores", str(tmp_path / "scores"), *options], exit_on_error=False, result_action="return_value")
+    app(["experiment", "scores", str(tmp_path / "scores"), *options], exit_on_error=False, result_action="return_value")
     shown = capsys.readouterr().out
     results = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert results["budgets"] == [5, 20]
