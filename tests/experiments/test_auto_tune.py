@@ -175,7 +175,7 @@ def test_trials_that_diverge_are_left_out(
     tune = module.tune
 
     def diverges(*arguments: Any, **options: Any) -> NeuronDelta:
-        if options["learning_rate"] == 0.02:
+        if arguments[3].learning_rate == 0.02:
             raise DivergedError("Training diverged: the loss is no longer a number.")
         delta: NeuronDelta = tune(*arguments, **options)
         return delta

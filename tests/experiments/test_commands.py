@@ -1,4 +1,4 @@
-"""The commands calibrate --alpha, search and guard: what arrives, what is shown, and how they fail."""
+"""The commands dose-response, search and guard: what arrives, what is shown, and how they fail."""
 
 import importlib
 import sys
@@ -32,29 +32,32 @@ def one_paragraph(text: str) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["calibrate", "run", "--alpha", "nonsense"], "'nonsense' is no range of alphas"),
-        (["calibrate", "run", "--alpha", "2:1"], "'2:1'"),
-        (["calibrate", "run", "--alpha", ""], "no range"),
-        (["calibrate", "run", "--alpha"], "alpha"),
-        (["calibrate", "run", "--on", "harmful:benign"], "--alpha"),
-        (["calibrate", "run", "--alpha", "1", "--calibrate.subset", "none"], "subset"),
-        (["calibrate", "run", "--alpha", "1", "--calibrate.layers", "2", "1"], "layers"),
-        (["calibrate", "run", "--alpha", "1", "--calibrate.prompt-positions", "65"], "prompt-positions"),
-        (["search", "run", "--trials", "0"], "trials"),
-        (["search", "run", "--trials", "many"], "trials"),
-        (["search", "run", "--target", "2"], "target"),
-        (["search", "run", "--max-broken", "-1"], "broken"),
-        (["search", "run", "--max-kl", "0"], "kl_divergence"),
-        (["search", "run", "--max-kl", "nan"], "kl_divergence"),
-        (["search", "run", "--max-percent", "101"], "percent"),
-        (["search", "run", "--max-alpha", "0"], "alpha"),
-        (["search", "run", "--max-alpha", "inf"], "alpha"),
+        (["experiment", "dose-response", "run", "--alphas", "nonsense"], "'nonsense' is no range of alphas"),
+        (["experiment", "dose-response", "run", "--alphas", "2:1"], "'2:1'"),
+        (["experiment", "dose-response", "run", "--alphas", ""], "no range"),
+        (["experiment", "dose-response", "run", "--alphas"], "alpha"),
+        (["calibrate", "run", "--on", "harmful:benign"], "--on"),
+        (["experiment", "dose-response", "run", "--alphas", "1", "--calibrate.subset", "none"], "subset"),
+        (["experiment", "dose-response", "run", "--alphas", "1", "--calibrate.layers", "2", "1"], "layers"),
+        (
+            ["experiment", "dose-response", "run", "--alphas", "1", "--calibrate.prompt-positions", "65"],
+            "prompt-positions",
+        ),
+        (["experiment", "search", "run", "--trials", "0"], "trials"),
+        (["experiment", "search", "run", "--trials", "many"], "trials"),
+        (["experiment", "search", "run", "--target", "2"], "target"),
+        (["experiment", "search", "run", "--max-broken", "-1"], "broken"),
+        (["experiment", "search", "run", "--max-kl", "0"], "kl_divergence"),
+        (["experiment", "search", "run", "--max-kl", "nan"], "kl_divergence"),
+        (["experiment", "search", "run", "--max-percent", "101"], "percent"),
+        (["experiment", "search", "run", "--max-alpha", "0"], "alpha"),
+        (["experiment", "search", "run", "--max-alpha", "inf"], "alpha"),
         (["guard", "run", "--guard.false-positive-rate", "2"], "false-positive-rate"),
         (["guard", "run", "--guard.false-positive-rate", "0"], "false-positive-rate"),
         (["guard", "run", "--guard.layer", "-1"], "layer"),
         (["guard", "run", "--guard.generated-tokens", "template"], "generated-tokens"),
         (["guard"], "run"),
-        (["search", "run", "--config", "missing.toml"], "missing.toml"),
+        (["experiment", "search", "run", "--config", "missing.toml"], "missing.toml"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -77,7 +80,11 @@ def test_mistakes_are_told_in_one_paragraph_before_any_work(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["calibrate", "--alpha", "1"], ["search", "--trials", "1", "--max-percent", "40"], ["guard", "--no-answers"]],
+    [
+        ["experiment dose-response", "--alphas", "1"],
+        ["experiment search", "--trials", "1", "--max-percent", "40"],
+        ["guard", "--no-answers"],
+    ],
     ids=lambda value: value[0],
 )
 @pytest.mark.parametrize("pair", ["no-such-set:benign", "benign:no-such-set", "nonsense", "missing.csv:benign"])
@@ -89,7 +96,7 @@ def test_sets_that_are_not_there_are_told_in_one_paragraph(
     pair: str,
 ) -> None:
     before = (found / "results.json").read_bytes()
-    assert inside(monkeypatch, arguments[0], str(found), *arguments[1:], "--on", pair) == 2
+    assert inside(monkeypatch, *arguments[0].split(), str(found), *arguments[1:], "--on", pair) == 2
     shown = capsys.readouterr().err
     assert one_paragraph(shown)
     assert pair.replace(":", "").replace("benign", "") in shown.replace("\n", "")
@@ -106,7 +113,7 @@ def test_a_contrast_set_that_is_not_there_is_told(
     assert "no-such-set" in shown
 
 
-@pytest.mark.parametrize("arguments", [("--alpha", "-6:6:6"), ("--alpha=-6:6:6",), ("--alpha", "-6,6")], ids=str)
+@pytest.mark.parametrize("arguments", [("--alphas", "-6:6:6"), ("--alphas=-6:6:6",), ("--alphas", "-6,6")], ids=str)
 def test_alphas_below_zero_arrive(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
     asked: list[list[float]] = []
 
@@ -117,7 +124,17 @@ def test_alphas_below_zero_arrive(monkeypatch: pytest.MonkeyPatch, arguments: tu
         raise KeyboardInterrupt
 
     monkeypatch.setattr(dose_response_module, "dose_response", fake)
-    inside(monkeypatch, "calibrate", "run", *arguments, "--on", "one:other", "--calibrate.generated-tokens", "4")
+    inside(
+        monkeypatch,
+        "experiment",
+        "dose-response",
+        "run",
+        *arguments,
+        "--on",
+        "one:other",
+        "--calibrate.generated-tokens",
+        "4",
+    )
     assert asked == [[-6, 0, 6]]
 
 
@@ -130,7 +147,8 @@ def test_limits_and_several_pairs_arrive(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(search_module, "search", fake)
     monkeypatch.setattr(detection_module, "guard_run", fake)
-    inside(monkeypatch, "search", "run", "--trials", "3", "--target", "0.5", "--max-alpha", "2", "--on", "a:b", "c:d")
+    limits = ("--trials", "3", "--target", "0.5", "--max-alpha", "2")
+    inside(monkeypatch, "experiment", "search", "run", *limits, "--on", "a:b", "c:d")
     inside(monkeypatch, "guard", "run", "--on", "a:b", "c:d", "--no-answers", "--guard.layer", "2")
     assert asked[0]["trials"] == 3
     assert asked[0]["limits"] == search_module.Limits(target=0.5, alpha=2.0)
@@ -142,8 +160,14 @@ def test_limits_and_several_pairs_arrive(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (["calibrate", "--alpha", "-3:3:3"], ["Dose-response", "random, equal dose", "\N{MINUS SIGN}3", "+3"]),
-        (["search", "--trials", "1", "--max-percent", "40"], ["Toward conformity", "Toward rejection", "found"]),
+        (
+            ["experiment dose-response", "--alphas", "-3:3:3"],
+            ["Dose-response", "random, equal dose", "\N{MINUS SIGN}3", "+3"],
+        ),
+        (
+            ["experiment search", "--trials", "1", "--max-percent", "40"],
+            ["Toward conformity", "Toward rejection", "found"],
+        ),
         (["guard", "--no-answers"], ["AUROC", "contrast", "guard.safetensors"]),
         (["guard"], ["Refused without and with the guard", "base"]),
     ],
@@ -158,7 +182,7 @@ def test_results_are_shown_and_the_page_is_written(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     monkeypatch.setattr(detection_module, "RESAMPLES", 40)
-    assert inside(monkeypatch, arguments[0], str(found), *arguments[1:]) == 0
+    assert inside(monkeypatch, *arguments[0].split(), str(found), *arguments[1:]) == 0
     out = capsys.readouterr().out
     assert [text for text in shown if text not in out] == []
     assert "report.html" in out
