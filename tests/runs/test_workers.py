@@ -39,7 +39,7 @@ def test_two_processes_answer_as_one_does(given: dict[str, Any], tmp_path: Path)
     settings = "".join(f"{name} = {json.dumps(value)}\n" for name, value in flat.items())
     (tmp_path / "settings.toml").write_text(f"{settings}[evaluate]\nanswer_tokens = 5\n")
     arguments = [model, "--config", str(tmp_path / "settings.toml"), "--out", str(tmp_path / "two")]
-    arguments += ["--attacks", *ATTACKS, "--defenses", *DEFENSES]
+    arguments += ["--evaluate.attacks", *ATTACKS, "--evaluate.defenses", *DEFENSES]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "OMP"))}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     # Each process says how many answers it computed itself.
