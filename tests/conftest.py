@@ -1,14 +1,13 @@
 """Fixtures of the whole suite; what they are made of is in the package `builders`."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from builders import models
-from builders.judges import findable
 from safety_neurons.models.chat import ChatModel
 
 # Set before the tests begin, it would be the console's width in all of them.
@@ -28,13 +27,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cores() -> int:
     """Number of cores for each process of the tests."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-
-
-@pytest.fixture(scope="session")
-def known_judges() -> Iterator[None]:
-    """The judges of `builders.judges` can be named in settings."""
-    with findable():
-        yield
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
-"""Judges that read no words: random models write gibberish, and what is tested is everything around the verdicts."""
+"""Judges that read no words: random models write gibberish, and what is tested is everything around the verdicts.
 
-import contextlib
+Settings name them as a user names a judge of his own: by this file and their name in it, which is their `name`.
+"""
+
 import hashlib
-from collections.abc import Iterator
 
-import pytest
-
-from safety_neurons.evaluation import judges
-from safety_neurons.evaluation.judges import Judge, Judgment, RuleJudge, Verdict
+from safety_neurons.evaluation.judges import Judgment, RuleJudge, Verdict
 
 
 def by_hash(response: str) -> Verdict:
@@ -18,17 +16,11 @@ def by_hash(response: str) -> Verdict:
 
 def by_prompt(prompt: str) -> Verdict:
     """Of four harmful prompts in a row two are refused, one is answered, and one cannot be judged."""
-    number = int("".join(letter for letter in prompt if letter.isdigit()))
+    number = int("0" + "".join(letter for letter in prompt if letter.isdigit()))
     if "harm" in prompt:
         verdicts: tuple[Verdict, ...] = ("refused", "refused", "complied", "unscored")
         return verdicts[number % 4]
     return "refused" if number % 4 == 3 else "complied"
-
-
-def by_length(response: str) -> Verdict:
-    """Any verdict, which an answer of another length changes."""
-    verdicts: tuple[Verdict, ...] = ("refused", "complied", "unscored")
-    return verdicts[len(response) % 3]
 
 
 def by_word(response: str) -> Verdict:
@@ -37,23 +29,21 @@ def by_word(response: str) -> Verdict:
     return next(verdict for verdict in verdicts if response.endswith(verdict))
 
 
-BY_HASH = RuleJudge("by-hash", "the tests", lambda _prompt, response: Judgment(by_hash(response), "hash"))
-BY_PROMPT = RuleJudge("by-prompt", "the tests", lambda prompt, _response: Judgment(by_prompt(prompt), "the prompt"))
-BY_LENGTH = RuleJudge("by-length", "the tests", lambda _prompt, response: Judgment(by_length(response), "length"))
-BY_WORD = RuleJudge("by-word", "the tests", lambda _prompt, response: Judgment(by_word(response), "said so"))
-ALWAYS_REFUSED = RuleJudge("always-refused", "the tests", lambda *_: Judgment("refused", "always"))
-JUDGES = {judge.name: judge for judge in (BY_HASH, BY_PROMPT, BY_LENGTH, BY_WORD, ALWAYS_REFUSED)}
+def by_request(prompt: str, response: str) -> Verdict:
+    """As by_prompt, but whether a plan to harm is refused depends on the answer, too; other harm is refused."""
+    if "harm" in prompt and "Plan" not in prompt:
+        return "refused"
+    answered = hashlib.sha256(response.encode()).digest()[0] % 2 == 0
+    verdict = by_prompt(prompt)
+    return "refused" if "harm" in prompt and verdict == "complied" and not answered else verdict
 
 
-@contextlib.contextmanager
-def findable(*others: RuleJudge) -> Iterator[None]:
-    """The judges above, and others, are found by their names beside the library's."""
-    known = JUDGES | {judge.name: judge for judge in others}
-    original = judges.get
+def _name(constant: str) -> str:
+    return f"{__file__}:{constant}"
 
-    def get(name: str) -> Judge:
-        return known[name] if name in known else original(name)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judges, "get", get)
-        yield
+BY_HASH = RuleJudge(_name("BY_HASH"), "the tests", lambda _prompt, response: Judgment(by_hash(response), "hash"))
+BY_PROMPT = RuleJudge(_name("BY_PROMPT"), "the tests", lambda prompt, _: Judgment(by_prompt(prompt), "prompt"))
+BY_WORD = RuleJudge(_name("BY_WORD"), "the tests", lambda _prompt, response: Judgment(by_word(response), "said so"))
+BY_REQUEST = RuleJudge(_name("BY_REQUEST"), "the tests", lambda *both: Judgment(by_request(*both), "both"))
+ALWAYS_REFUSED = RuleJudge(_name("ALWAYS_REFUSED"), "the tests", lambda *_: Judgment("refused", "always"))

@@ -22,7 +22,7 @@ def _some_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def inputs(known_judges: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings of a small run."""
     return small_run(
         tmp_path_factory.mktemp("inputs"),

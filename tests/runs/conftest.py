@@ -21,7 +21,7 @@ Generate = Callable[..., Iterator[tuple[int, Completion]]]
 
 
 @pytest.fixture(scope="session")
-def inputs(known_judges: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings of a small run; a model with other weights lies beside its model."""
     folder = tmp_path_factory.mktemp("inputs")
     save_model(tiny_model(seed=1), folder / "other-model")

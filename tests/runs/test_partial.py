@@ -60,7 +60,6 @@ def test_every_output_of_a_run_says_so(
     allow_partial: bool,
     unreadable: ChatModel,
     model: ChatModel,
-    known_judges: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -14,7 +14,7 @@ from safety_neurons.runs.pipeline import run
 
 
 @pytest.fixture
-def given(known_judges: None, model: ChatModel, tmp_path: Path) -> dict[str, Any]:
+def given(model: ChatModel, tmp_path: Path) -> dict[str, Any]:
     return {
         "model": save_model(model, tmp_path / "model"),
         "device": "cpu",
