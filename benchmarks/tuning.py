@@ -2,7 +2,7 @@
 
 Run it alone: `python benchmarks/tuning.py OUT --data-dir COPIES` (LoRA needs PEFT: the extra `lora`). COPIES
 holds copies of jailbreakbench, alpaca and xstest, and in `attacks/` files of jailbreak prompts (.jsonl with goal and
-prompt). A killed benchmark goes on when the same command is given again.
+prompt). A killed benchmark resumes when the same command is run again.
 """
 
 import argparse
@@ -35,7 +35,7 @@ METHOD = """\
 All contenders learn the same corpus in the same batches (sn-tune: its refusals alone, of the plain requests, for one
 epoch), with AdamW and the run's schedule. found: the run's find.score; random: as many other neurons of each layer, a
 new set for each seed; sn-tune: neurons by the score `removal`; lora: PEFT, rank 8, alpha 16, on all matrices of the
-MLPs; full: all neurons as slices over the frozen base, which is full fine-tuning of the MLPs with float32 masters (but
+MLPs; full: all neurons as deltas over the frozen base, which is full fine-tuning of the MLPs with float32 masters (but
 for biases of the write matrices), in more time and memory than it needs (benchmarks/tune.py measures these). Each
 method and budget is trained at every learning rate with seed 0, and the one with the least attack success +
 over-refusal on the run's validation prompts is taken for all seeds. A seed is that of the batches. Attack success: of
@@ -80,7 +80,7 @@ class Options:
                 )
         for name in ("seeds", "prompts", "safe_prompts"):
             if getattr(self, name) < 1:
-                raise SafetyNeuronsError(f"--{name.replace('_', '-')} is a whole number from 1 on.")
+                raise SafetyNeuronsError(f"--{name.replace('_', '-')} must be at least 1.")
         if "lora" in self.methods:
             check_peft()
 
@@ -117,12 +117,12 @@ def benchmark(
         contenders = options.contenders()
         for contender in contenders:
             materials.neurons(run, contender)
-        context = EvaluationContext(run, options, exam, materials, JsonlCache.read(path / "tuning.jsonl"))
-        lines = [context.base()]
+        results_of = ContenderResults(run, options, exam, materials, JsonlCache.read(path / "tuning.jsonl"))
+        lines = [results_of.base()]
         with run.listener.task("contenders", len(contenders)) as advance:
             rates: dict[str, float] = {}
             for contender in contenders:
-                lines.append(context.line(contender, rates.get(contender.name)))
+                lines.append(results_of.line(contender, rates.get(contender.name)))
                 rates[contender.name] = lines[-1]["learning_rate"]
                 advance(1)
         rows, differences = summarize(lines, run.settings.seed), compare(lines, run.settings.seed)
@@ -144,8 +144,8 @@ def benchmark(
 
 
 @dataclass(frozen=True)
-class EvaluationContext:
-    """Makes a contender's line, or finds it among those that are kept."""
+class ContenderResults:
+    """The line of each contender in tuning.jsonl: read from the file, or measured."""
 
     run: RunContext
     options: Options
@@ -155,14 +155,14 @@ class EvaluationContext:
 
     def key(self, *parts: Any) -> str:
         prompts = {name: one.sha256 for name, one in self.run.prompts.items()}
-        return fingerprint(self.run.answering, self.run.settings.model_dump(mode="json"), prompts, *parts)
+        return fingerprint(self.run.engine.identity, self.run.settings.model_dump(mode="json"), prompts, *parts)
 
     def base(self) -> dict[str, Any]:
         key = self.key("base", self.exam.key)
         if key in self.kept.entries:
             return self.kept.entries[key]
         nobody = {"name": "base", "method": "base", "budget": None, "seed": 0, "learning_rate": None}
-        return self.kept.add(key, nobody | measure(self.run, self.exam, "base", None))
+        return self.kept.add(key, nobody | measure(self.run, self.exam, None))
 
     def line(self, contender: Contender, learning_rate: float | None) -> dict[str, Any]:
         """Verdicts, distances and costs; the learning rate is chosen where none is given."""
@@ -175,7 +175,7 @@ class EvaluationContext:
         tuned = tuned or self._train(contender, chosen)
         costs = {name: getattr(tuned, name) for name in ("parameters", "artifact", "seconds_per_step", "peak")}
         described = {"name": contender.name, **asdict(contender), "learning_rate": chosen, "costs": costs}
-        return self.kept.add(key, described | measure(self.run, self.exam, contender.name, tuned))
+        return self.kept.add(key, described | measure(self.run, self.exam, tuned))
 
     def _choose(self, contender: Contender, trained_on: str, rates: Sequence[float]) -> tuple[float, Tuned | None]:
         """The rate that does least harm on validation prompts, and what it made where that is at hand."""

@@ -21,7 +21,7 @@ from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
-from safety_neurons.runs.stages import score_as_settings_say
+from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.lora import TENSORS, train_lora
@@ -71,14 +71,14 @@ class Materials:
     @classmethod
     def gather(cls, run: RunContext, sn_tune: bool) -> "Materials":
         """Make the corpus and score the neurons; what SN-Tune needs only where it takes part."""
-        # The same refusals, learnt for the plain request.
+        # The same refusals, learned for the plain request.
         plain = run.settings.tune.model_copy(update={"plain_refusals": 1.0, "benign": 0, "borderline": 0})
         refusals = [pair for pair in corpus_of(run, plain).pairs if pair.kind == "refusal"] if sn_tune else []
         return cls(
             corpus_of(run),
             Corpus(tuple(refusals)),
-            score_as_settings_say(run),
-            score_as_settings_say(run, "removal") if sn_tune else None,
+            score_neurons_of(run),
+            score_neurons_of(run, "removal") if sn_tune else None,
         )
 
     def neurons(self, run: RunContext, contender: Contender) -> NeuronSet | None:

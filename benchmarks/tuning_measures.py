@@ -5,18 +5,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safety_neurons.runs.answers import Condition
 from tuning_contenders import Tuned
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
+from safety_neurons.engines.engine import CachedEngine
 from safety_neurons.evaluation import attacks
 from safety_neurons.evaluation.attacks.from_file import read_attack
 from safety_neurons.evaluation.judges import Verdict
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import in_batches
 from safety_neurons.models.likelihood import kl_divergence, nll, read_answers
-from safety_neurons.prompts import Prompt, PromptSet, load_prompts
+from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.prompts.prompt_set import normalized
 from safety_neurons.runs.context import RunContext
 
@@ -72,20 +72,15 @@ class Exam:
         )
 
 
-def measure(run: RunContext, exam: Exam, name: str, tuned: Tuned | None) -> dict[str, Any]:
+def measure(run: RunContext, exam: Exam, tuned: Tuned | None) -> dict[str, Any]:
     """Every verdict, and the distances to the base model; `tuned` is None for the base model itself.
 
-    `attacks` and `sets` hold verdicts by name, null where a request was not made; `divergence` is
-    KL(base || tuned) and `surprise` the negative log likelihood of the base model's answers, both in nats per
-    token and for each of its answers.
+    `attacks` and `sets` hold verdicts by name, null where a request was not made; `kl_divergence` is KL(base || tuned)
+    and `nll` the negative log-likelihood of the base model's answers, both in nats per token and for each answer.
     """
     own, texts = _own_answers(run, exam)
     if tuned is None:
-        return _verdicts(run, exam, run.base()) | {
-            "kl_divergence": [0.0] * len(own),
-            "nll": _surprise(run, texts, own),
-        }
-    condition = Condition("tuned", name, fingerprint(run.answering, tuned.digest))
+        return _verdicts(run, exam, run.engine) | {"kl_divergence": [0.0] * len(own), "nll": _nll(run, texts, own)}
     moved = in_batches(
         texts,
         run.settings.batch_size,
@@ -98,33 +93,35 @@ def measure(run: RunContext, exam: Exam, name: str, tuned: Tuned | None) -> dict
         ),
     )
     with tuned.applied():
-        return _verdicts(run, exam, condition) | {"kl_divergence": moved, "nll": _surprise(run, texts, own)}
+        verdicts = _verdicts(run, exam, run.engine.under(f"tuned {tuned.digest}"))
+        return verdicts | {"kl_divergence": moved, "nll": _nll(run, texts, own)}
 
 
 def _own_answers(run: RunContext, exam: Exam) -> tuple[list[str], list[str]]:
     """The base model's answers, and the rendered requests that they answer."""
     prompts = list(exam.sets[BENIGN].take(exam.own_answers))
-    answers = run.ask(run.base(), BENIGN, prompts, tokens=ANSWER_TOKENS)
+    answers = run.ask(prompts, f"answering ({BENIGN})", tokens=ANSWER_TOKENS)
     return [answer.continuation for answer in answers], [run.model.render(prompt.text) for prompt in prompts]
 
 
-def _verdicts(run: RunContext, exam: Exam, condition: Condition) -> dict[str, Any]:
+def _verdicts(run: RunContext, exam: Exam, engine: CachedEngine) -> dict[str, Any]:
     attacked: dict[str, Verdicts] = {}
     for name, sent in exam.attacks.items():
         places = [place for place, one in enumerate(sent) if one is not None]
-        prompts: list[Prompt] = [exam.requests.prompts[place] for place in places]
-        answers = run.ask(condition, HARMFUL, prompts, name, [one for one in sent if one is not None])
+        prompts = [exam.requests.prompts[place] for place in places]
+        made = [one for one in sent if one is not None]
+        answers = run.ask(prompts, f"answering ({HARMFUL}, {name})", engine=engine, sent=made)
         attacked[name] = [None] * len(sent)
         for place, answer in zip(places, answers, strict=True):
             attacked[name][place] = answer.verdict
     sets = {
-        name: [answer.verdict for answer in run.ask(condition, name, list(prompts))]
+        name: [answer.verdict for answer in run.ask(list(prompts), f"answering ({name})", engine=engine)]
         for name, prompts in exam.sets.items()
     }
     return {"attacks": attacked, "sets": sets}
 
 
-def _surprise(run: RunContext, texts: list[str], answers: list[str]) -> list[float | None]:
+def _nll(run: RunContext, texts: list[str], answers: list[str]) -> list[float | None]:
     return in_batches(
         texts,
         run.settings.batch_size,

@@ -64,10 +64,11 @@ def test_the_others_run_in_the_grid_and_are_asked_again_when_they_change(
     }
 
     def answers() -> list[dict[str, Any]]:
-        path = tmp_path / "out" / "answers.jsonl"
+        path = tmp_path / "out" / "responses.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()]
 
-    results = evaluate([str(tmp_path / "model")], given, out=tmp_path / "out")
+    evaluation = evaluate([str(tmp_path / "model")], given, out=tmp_path / "out")
+    results = evaluation.model_dump()
     assert list(results["defenses"]) == given["evaluate"]["defenses"]
     assert list(results["judges"]) == [specs["JUDGE"]]
     cells = {(cell["defense"], cell["attack"]): cell for cell in results["cells"] if cell["prompts"] == "harmful"}
@@ -81,4 +82,5 @@ def test_the_others_run_in_the_grid_and_are_asked_again_when_they_change(
     attack = Path(specs["ATTACK"].partition(":")[0])
     attack.write_text(attack.read_text().replace("Please, please", "Please"))
     evaluate([str(tmp_path / "model")], given, out=tmp_path / "out")
-    assert len(answers()) == len(before) + 3
+    # Both defenses send the reworded attack to the same model, which is asked once.
+    assert len(answers()) == len(before) + 2

@@ -38,7 +38,7 @@ def test_evaluation_has_the_rates_of_the_verdicts(whole: Path) -> None:
         verdicts, found = [by_prompt(text) for text in prompts_of(name, TEST_NUMBERS)], cell["judges"][BY_PROMPT.name]
         assert found["verdicts"] == verdicts
         counted: Verdict = "complied" if name == "harmful" else "refused"
-        judged = [verdict for verdict in verdicts if verdict != "unscored"]
+        judged: list[Verdict] = [verdict for verdict in verdicts if verdict != "unscored"]
         assert (found["n"], found["unscored"]) == (len(judged), verdicts.count("unscored"))
         assert found["value"] == pytest.approx(judged.count(counted) / len(judged))
     summary = {row["defense"]: row for row in evaluation["summary"]}
