@@ -271,7 +271,7 @@ def _positions(run: RunContext) -> int:
     reach = run.settings.calibrate.prompt_positions
     if reach == "all":
         raise SafetyNeuronsError(
-            "`experiment scores` reads the beginnings of the prompts once for all scores, so that it cannot calibrate the "
+            "Comparing scores reads the beginnings of the prompts once for all scores, so that it cannot calibrate the "
             "whole prompt: give --calibrate.prompt-positions a number, or 'template'."
         )
     return max(1, run.model.template_tail if reach == "template" else reach)
