@@ -123,7 +123,7 @@ def test_an_unknown_name_is_an_error_that_names_what_was_meant() -> None:
 
 @pytest.mark.parametrize("spec", ["direct:shots=3", "many-shot:shot=3", "gcg:published=x", "file:FILE"])
 def test_an_unknown_option_is_an_error(spec: str) -> None:
-    with pytest.raises(SafetyNeuronsError, match="is no option of the attack"):
+    with pytest.raises(SafetyNeuronsError, match="is not an option of the attack"):
         attacks.get(spec)
 
 
