@@ -317,5 +317,5 @@ def test_options_arrive_and_the_trials_are_shown(
     shown = capsys.readouterr().out
     # In an ordinary terminal nothing is cut off.
     assert "\N{HORIZONTAL ELLIPSIS}" not in shown
-    assert f" {section['chosen']}*" in shown
+    assert f" {section['chosen']}, chosen" in shown
     assert f"Chosen: trial {section['chosen']}" in shown
