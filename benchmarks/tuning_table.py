@@ -11,7 +11,7 @@ from tuning_contenders import WITH_BUDGET
 from tuning_measures import SETS
 
 from safety_neurons.core.statistics import Difference, Rate, mean, mean_rate, paired_difference, rate
-from safety_neurons.core.tables import TextTable
+from safety_neurons.core.tables import Table, numbers, words
 from safety_neurons.evaluation.judges import Verdict
 from safety_neurons.models.likelihood import perplexity
 
@@ -138,17 +138,17 @@ def compare(lines: Sequence[Mapping[str, Any]], seed: int) -> list[Comparison]:
     return found
 
 
-def tables(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[TextTable]:
+def tables(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Table]:
     """What each contender defends, what it costs, and how the rivals differ from ours."""
     attacks = list(rows[0].attacks)
-    defense = TextTable(
+    defense = Table.of(
         "Attack success in percent (95% interval)",
-        ["model", "mean", *attacks, "meets"],
+        (*words("model"), *numbers("mean", *attacks, "meets")),
         [[row.name, _share(row.mean), *(_share(row.attacks[name]) for name in attacks), _meets(row)] for row in rows],
     )
-    refusals = TextTable(
+    refusals = Table.of(
         "Refused in percent (95% interval), and how far the model moved",
-        ["model", *SETS, "unscored", "KL, nats/token", "perplexity"],
+        (*words("model"), *numbers(*SETS, "unscored", "KL, nats/token", "perplexity")),
         [
             [
                 row.name,
@@ -160,14 +160,14 @@ def tables(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[TextT
             for row in rows
         ],
     )
-    costs = TextTable(
+    costs = Table.of(
         "What it takes",
-        ["model", "seeds", "rate", "weights", "file, MiB", "s/step", "peak, MiB"],
+        (*words("model"), *numbers("seeds", "rate", "weights", "file, MiB", "s/step", "peak, MiB")),
         [_costs(row) for row in rows if row.costs is not None],
     )
-    differences = TextTable(
+    differences = Table.of(
         "Rival minus found, in percentage points (paired bootstrap over requests, 95% interval)",
-        ["rival", "found", "attack success", "xstest-safe refused"],
+        (*words("rival"), *numbers("found", "attack success", "xstest-safe refused")),
         [[one.rival, one.found, _points(one.attack_success), _points(one.over_refusal)] for one in comparisons],
     )
     return [table for table in (defense, refusals, costs, differences) if table.rows]

@@ -109,7 +109,7 @@ def test_a_broken_line_and_a_missing_file_are_errors(tmp_path: Path) -> None:
 
 def test_the_command_prints_the_table_and_writes_the_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = write(tmp_path / "x[1].jsonl", ROWS), tmp_path / "errors.json"
-    cli.app(["judge-check", str(path), "--judges", "refusal", "--out", str(out)], result_action="return_value")
+    cli.app(["judge", "check", str(path), "--judges", "refusal", "--out", str(out)], result_action="return_value")
     printed = capsys.readouterr().out
     assert "x[1].jsonl: 5 answers" in printed
     assert "60% (23\N{EN DASH}88%)" in printed

@@ -36,6 +36,7 @@ def one_paragraph(text: str) -> bool:
         (["experiment", "dose-response", "run", "--alphas", ""], "is not a range"),
         (["experiment", "dose-response", "run", "--alphas"], "alpha"),
         (["experiment", "dose-response", "run", "--on", "harmful:benign"], "--alphas"),
+        (["calibrate", "run", "--on", "harmful:benign"], "--on"),
         (["experiment", "dose-response", "run", "--alphas", "1", "--calibrate.subset", "none"], "subset"),
         (["experiment", "dose-response", "run", "--alphas", "1", "--calibrate.layers", "2", "1"], "layers"),
         (

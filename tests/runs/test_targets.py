@@ -195,7 +195,7 @@ def test_two_targets_whose_models_are_called_alike_are_told_apart(
     names = [f"<b>tiny ({target})" for target in targets]
     assert results["models"] == names
     said = (tmp_path / "out" / "evaluation.md").read_text()
-    assert "tiny" in said, said
+    assert "&lt;b\\>tiny" in said
     assert "<b>" not in said
     for rows in (results["summary"], results["utility"]):
         assert [row["model"] for row in rows] == names

@@ -9,7 +9,7 @@ from typing import NoReturn
 import cyclopts
 import pydantic
 
-from safety_neurons.cli import evaluation, experiments, judges, stages, tools  # noqa: F401
+from safety_neurons.cli import evaluation, experiments, stages, tools  # noqa: F401
 from safety_neurons.cli.app import app
 from safety_neurons.cli.console import print_error
 from safety_neurons.core.config import explain_problems

@@ -48,10 +48,10 @@ def dose_response(
     alphas
         LOW:HIGH, LOW:HIGH:STEP or a list; negative leads toward rejection, positive toward conformity.
     """
-    from safety_neurons.experiments import dose_response as experiment
+    from safety_neurons.experiments import dose_response as module
 
-    values = experiment.parse_alphas(alphas)
-    results = perform(experiment.dose_response, run_dir, values, settings=settings, config=config, on=on)
+    values = module.parse_alphas(alphas)
+    results = perform(module.dose_response, run_dir, values, settings=settings, config=config, on=on)
     print_results(results, run_dir, "dose_response")
 
 

@@ -1,1 +1,1 @@
-"""evaluation"""
+"""Evaluation: attacks by defenses by judges, utility, and paired comparison."""

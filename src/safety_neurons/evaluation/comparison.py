@@ -86,12 +86,12 @@ def _named(names: Sequence[str] | None, place: int) -> str | None:
     return names[place]
 
 
-Cell = tuple[str, str, str, str]
+CellKey = tuple[str, str, str, str]
 
 
 def _cells(
     found: dict[str, Any], path: Path, model: str | None, defense: str | None
-) -> dict[Cell, tuple[str, VerdictsById]]:
+) -> dict[CellKey, tuple[str, VerdictsById]]:
     """By (defense or "", attack, prompts, judge) the defense's name, and the verdicts by request."""
     known = found["models"]
     if model is None and len(known) > 1:
@@ -99,7 +99,7 @@ def _cells(
     for kind, name, names in (("model", model, known), ("defense", defense, list(found["defenses"]))):
         if name is not None and name not in names:
             raise SafetyNeuronsError(f"In {path}: {unknown_name(kind, name, names)}")
-    cells: dict[Cell, tuple[str, VerdictsById]] = {}
+    cells: dict[CellKey, tuple[str, VerdictsById]] = {}
     for cell in found["cells"]:
         if cell["model"] == (model or known[0]) and defense in (None, cell["defense"]):
             for judge, judged in cell["judges"].items():

@@ -158,11 +158,9 @@ def _batched(
     """The features that `read` computes from rendered requests: [requests, features]."""
 
     def read_batch(batch: list[int]) -> list[Tensor]:
-        features = read(model, [texts[index] for index in batch])
-        advance(len(batch))
-        return list(features)
+        return list(read(model, [texts[index] for index in batch]))
 
-    return torch.stack(in_batches(texts, batch_size, read_batch))
+    return torch.stack(in_batches(texts, batch_size, read_batch, advance))
 
 
 def _last_hidden(model: ChatModel, texts: list[str]) -> Tensor:

@@ -125,7 +125,7 @@ class SingleNeuron(Section):
     suppressed: list[str]
 
 
-class SideWords(Section):
+class LayerSideWords(Section):
     layer: int
     side: str
     words: list[str]
@@ -535,7 +535,7 @@ class RunResults(Section):
     rows: list[CalibrationRow]
     examples: list[ExampleAnswer] = []
     neurons: FoundNeurons | None = None
-    words: list[SideWords] = []
+    words: list[LayerSideWords] = []
     write_share: list[LayerShare] = []
     vocabulary: Vocabulary | None = None
     control: RandomNeurons | None = None

@@ -7,7 +7,7 @@ from typing import Any
 from safety_neurons.core.tables import Table, TableCell, TableRow, numbers, row, words
 from safety_neurons.models.presets import Preset
 from safety_neurons.report import summary, text
-from safety_neurons.report.results import CloudLayer, LayerScore, MeanScore, RunResults, SideWords, SingleNeuron
+from safety_neurons.report.results import CloudLayer, LayerScore, LayerSideWords, MeanScore, RunResults, SingleNeuron
 
 # A page must stay readable, and small, whatever it is given.
 MOST_ROWS = 400
@@ -30,11 +30,11 @@ def neurons(results: RunResults) -> Table:
 def promoted(results: RunResults) -> Table:
     """What each layer's neurons promote and suppress, deepest layer first: near the output the words read best."""
     shares = {one.layer: one.projection for one in results.write_share if one.weighting == weighting(results)}
-    sides: dict[int, dict[str, SideWords]] = {}
+    sides: dict[int, dict[str, LayerSideWords]] = {}
     for entry in results.words:
         sides.setdefault(entry.layer, {})[entry.side] = entry
 
-    def cell(entry: SideWords | None) -> TableCell:
+    def cell(entry: LayerSideWords | None) -> TableCell:
         if entry is None:
             return TableCell(text.NONE)
         away = ", ".join(map(text.token, entry.suppressed[:_MOST_SUPPRESSED]))

@@ -8,7 +8,7 @@ import pytest
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation import attacks
-from safety_neurons.evaluation.attacks.codes import LOOKALIKES
+from safety_neurons.evaluation.attacks.templates import LOOKALIKES
 from safety_neurons.tuning.augmentation import AUGMENTATIONS, VALIDATION
 
 REQUESTS = [
