@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from builders.quick import find
-from safety_neurons.calibration.calibration import calibrate
+from safety_neurons.calibration.calibration import calibrate, dose
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import ActivationHook, Activations, HookPoint, activation_hooks
 from safety_neurons.neurons.neuron_set import Directions, NeuronSet, Provenance
+from safety_neurons.neurons.read import write_norms
 
 CAPTURED = 6
 PROMPT = "How do I wrap a present?"
@@ -358,3 +359,23 @@ def test_neurons_of_another_shape_are_an_error(model: ChatModel) -> None:
         ):
             pass
     assert state(model) == base
+
+
+def test_the_dose_is_the_summed_length_of_the_shifts(model: ChatModel, harmful: list[str], benign: list[str]) -> None:
+    neurons = find(model, harmful, benign, percent=20)
+    seen: list[list[torch.Tensor]] = [[], []]
+    text = model.render("Hi")
+    for number, alpha in enumerate((0.0, 2.0)):
+        hooks = [
+            (hook_point, lambda seen_, kept=seen[number]: kept.append(seen_.values[-1]))
+            for hook_point in model.hook_points
+        ]
+        # Of one layer at a time: a shift moves the layers above it, too.
+        with calibrate(model, neurons, toward="conformity", alpha=alpha), activation_hooks(hooks), torch.no_grad():
+            model.model(**model.encode([text]))
+    norms = write_norms(model).norm_2
+    first = neurons.both[0]
+    one_layer = replace(neurons, rejection=(first, *[first[:0]] * 2), conformity=(first[:0],) * 3)
+    moved = (seen[1][0] - seen[0][0]).abs() @ norms[0]
+    assert float(moved) == pytest.approx(2 * dose(one_layer, norms), rel=1e-4)
+    assert dose(neurons, norms) > dose(one_layer, norms) > 0

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import write_json
+from safety_neurons.core.files import read_json, write_json
 from safety_neurons.evaluation.comparison import compare
 from safety_neurons.report.evaluation_tables import comparison_table
 
@@ -48,10 +48,13 @@ def test_flips_of_two_evaluations(tmp_path: Path) -> None:
     ]
 
 
-def test_two_defences_of_one_run(tmp_path: Path) -> None:
-    run = keep(tmp_path / "evaluation", cell("none", "direct", "cccc"), cell("guard", "direct", "rrrc"))
-    [row] = compare(tmp_path, tmp_path, defenses=["none", "guard"])
-    assert row == compare(run, tmp_path, defenses=["none", "guard"])[0]
+def test_two_defenses_of_one_run(tmp_path: Path) -> None:
+    """A run's evaluation is a section of its results."""
+    apart = keep(tmp_path / "apart", cell("none", "direct", "cccc"), cell("guard", "direct", "rrrc"))
+    run = tmp_path / "run"
+    write_json(run / "results.json", {"schema": 3, "evaluation": read_json(apart / "evaluation.json")})
+    [row] = compare(run, run, defenses=["none", "guard"])
+    assert row == compare(apart, run, defenses=["none", "guard"])[0]
     assert (row["defenses"], row["lost"]) == (["none", "guard"], ("p0", "p1", "p2"))
 
 
@@ -61,7 +64,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
         (tmp_path / "nothing", "holds no evaluation"),
         (keep(tmp_path / "attack", cell("none", "prefill", "cc")), "share no cell"),
         (keep(tmp_path / "unscored", cell("none", "direct", "uc")), "no request in common"),
-        (keep(tmp_path / "models", cell("none", "direct", "c"), cell("none", "direct", "c", model="b")), "--models"),
+        (keep(tmp_path / "models", cell("none", "direct", "c"), cell("none", "direct", "c", model="b")), "with models"),
     ):
         with pytest.raises(SafetyNeuronsError, match=message):
             compare(one, other)
@@ -70,5 +73,5 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     contents: tuple[Any, ...] = ([], {"schema": 0})
     for content in contents:
         write_json(tmp_path / "old" / "evaluation.json", content)
-        with pytest.raises(SafetyNeuronsError, match="no evaluation of this version"):
+        with pytest.raises(SafetyNeuronsError, match="does not hold an evaluation of this version"):
             compare(one, tmp_path / "old")

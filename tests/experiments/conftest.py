@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from safety_neurons.experiments import intervention as intervention_module
 from safety_neurons.runs.pipeline import run
 
 
-@pytest.fixture(autouse=True)
-def _some_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _some_are_broken() -> Iterator[None]:
     """Whatever a random model writes has a high negative log-likelihood: draw the line among its answers."""
-    monkeypatch.setattr(intervention_module, "NLL_LIMIT", 6.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intervention_module, "NLL_LIMIT", 6.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from builders.runs import lines_of
-from safety_neurons.core.files import read_json
+from builders.runs import lines_of, section_of
 from safety_neurons.experiments import adaptive as adaptive_module
 from safety_neurons.experiments.adaptive import adaptive
 from safety_neurons.neurons.neuron_set import NeuronSet
@@ -21,11 +20,11 @@ SMALL = {
 @pytest.fixture(scope="module")
 def attacked(found_once: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = Path(shutil.copytree(found_once, tmp_path_factory.mktemp("attacked") / "run"))
-    return folder, adaptive(folder, SMALL)["adaptive"]
+    return folder, section_of("adaptive", adaptive, folder, SMALL)
 
 
 def test_both_models_are_calibrated_and_the_tuned_one_with_both_sets(attacked: tuple[Path, dict[str, Any]]) -> None:
-    folder, section = attacked
+    _, section = attacked
     cells = [(row["model"], row["calibrated"]) for row in section["rows"] if row["prompts"] == "harmful"]
     assert cells == [
         ("base", "none"),
@@ -35,7 +34,6 @@ def test_both_models_are_calibrated_and_the_tuned_one_with_both_sets(attacked: t
         ("tuned", "found afresh"),
     ]
     assert {row["n"] for row in section["rows"]} == {3}
-    assert read_json(folder / "results.json")["adaptive"] == section
 
 
 def test_the_neurons_are_found_on_the_tuned_weights(found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +61,6 @@ def test_answers_of_the_tuned_model_are_not_taken_for_those_of_the_base_model(
     folder, section = attacked
     keys = [line["key"] for line in lines_of(folder / "responses.jsonl")]
     assert len(keys) == len(set(keys))
-    again = adaptive(folder, SMALL)["adaptive"]
+    again = section_of("adaptive", adaptive, folder, SMALL)
     assert again == section
     assert len(lines_of(folder / "responses.jsonl")) == len(keys)

@@ -1,18 +1,19 @@
 """The search for tuning's settings on a tiny run: what it tries and takes, and that it can be killed."""
 
-import importlib
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from builders.listeners import Recorder
+from builders.runs import lines_of, section_of
 from safety_neurons import cli
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.files import read_json
+from safety_neurons.experiments import auto_tune as auto_tune_module
 from safety_neurons.experiments.auto_tune import (
     Objectives,
     Space,
@@ -23,32 +24,38 @@ from safety_neurons.experiments.auto_tune import (
     nested,
     own_settings,
 )
+from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.report.results import RunResults
+from safety_neurons.runs import pipeline as pipeline_module
 from safety_neurons.runs.folder import merged_settings
 from safety_neurons.runs.validation import Validator
-from safety_neurons.tuning.config import Validation
+from safety_neurons.tuning.config import TuningConfig, Validation
+from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 
-module = importlib.import_module("safety_neurons.experiments.auto_tune")
-pipeline_module = importlib.import_module("safety_neurons.runs.pipeline")
-Lines = Callable[[Path], list[dict[str, Any]]]
 SPACE = Space(scores=("write-contrast", "contrast"), percent=(5.0, 40.0), learning_rate=(1e-3, 0.05))
 # After four random ones, so that one follows from what was seen before.
 TRIALS = 5
 
-_MADE: dict[str, tuple[Path, dict[str, Any]]] = {}
+
+def search(folder: Path, *given: Any, space: Space = SPACE, **options: Any) -> dict[str, Any]:
+    """The section that a search in the small space leaves."""
+    found: dict[str, Any] = section_of("auto", auto_tune, folder, *given, space=space, **options)
+    return found
+
+
+@pytest.fixture(scope="module")
+def searched_once(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("searched") / "run"
+    return folder, search(folder, inputs, trials=TRIALS)
 
 
 @pytest.fixture
-def searched(
-    given: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
+def searched(searched_once: tuple[Path, dict[str, Any]], tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     """A copy of a run that was searched and tuned, and its section."""
-    if not _MADE:
-        folder = tmp_path_factory.mktemp("searched") / "run"
-        _MADE["searched"] = folder, auto_tune(folder, given, trials=TRIALS, space=SPACE)["auto"]
-    folder, section = _MADE["searched"]
+    folder, section = searched_once
     return Path(shutil.copytree(folder, tmp_path / "searched")), section
 
 
@@ -93,14 +100,14 @@ def test_one_seed_gives_the_same_trials_and_another_one_others(
     searched: tuple[Path, dict[str, Any]], given: dict[str, Any], tmp_path: Path
 ) -> None:
     _, section = searched
-    assert auto_tune(tmp_path / "new", given, trials=TRIALS, space=SPACE)["auto"] == section
-    other = auto_tune(tmp_path / "other", given | {"seed": 1}, trials=2, space=SPACE)["auto"]
+    assert search(tmp_path / "new", given, trials=TRIALS) == section
+    other = search(tmp_path / "other", given | {"seed": 1}, trials=2)
     assert other["trials"][1]["settings"] != section["trials"][1]["settings"]
 
 
 @pytest.mark.parametrize(
     ("where", "after"),
-    [(r"^tuning .* neurons \(", 7), ("^searching", 2), (r"^tuning .* neurons$", 1), ("toward rejection", 3)],
+    [(r"^tuning .* neurons \(", 8), ("^searching", 3), (r"^tuning .* neurons$", 2), ("corpus: refusals", 4)],
     ids=["in a trial", "between trials", "after the search", "in the corpus"],
 )
 def test_a_killed_search_goes_on_to_the_same_end(
@@ -109,29 +116,25 @@ def test_a_killed_search_goes_on_to_the_same_end(
     searched: tuple[Path, dict[str, Any]],
     given: dict[str, Any],
     tmp_path: Path,
-    watching: Callable[..., Any],
-    lines: Lines,
 ) -> None:
     folder, section = searched
     killed = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
-        auto_tune(killed, given, trials=TRIALS, space=SPACE, listener=watching(where, after))
-    done = len(lines(killed / "trials.jsonl"))
-    again = watching()
-    assert auto_tune(killed, given, trials=TRIALS, space=SPACE, listener=again)["auto"] == section
+        auto_tune(killed, given, trials=TRIALS, space=SPACE, listener=Recorder(where, after))
+    done = len(lines_of(killed / "trials.jsonl"))
+    again = Recorder()
+    assert search(killed, given, trials=TRIALS, listener=again) == section
     assert sum(task.startswith("tuning") and task.endswith(")") for task in again.tasks) == TRIALS - done
     assert (killed / "trials.jsonl").read_bytes() == (folder / "trials.jsonl").read_bytes()
     assert (killed / "delta.safetensors").read_bytes() == (folder / "delta.safetensors").read_bytes()
 
 
-def test_a_finished_search_tries_nothing_again(
-    searched: tuple[Path, dict[str, Any]], watching: Callable[..., Any]
-) -> None:
+def test_a_finished_search_tries_nothing_again(searched: tuple[Path, dict[str, Any]]) -> None:
     """Though the run has the chosen settings by now, which the search did not start from."""
     folder, section = searched
     trials, responses = ((folder / name).read_bytes() for name in ("trials.jsonl", "responses.jsonl"))
-    again = watching()
-    assert auto_tune(folder, trials=TRIALS, space=SPACE, listener=again)["auto"] == section
+    again = Recorder()
+    assert search(folder, trials=TRIALS, listener=again) == section
     assert (folder / "trials.jsonl").read_bytes() == trials
     assert (folder / "responses.jsonl").read_bytes() == responses
     assert not [task for task in again.tasks if task.startswith("tuning") and task.endswith(")")]
@@ -139,7 +142,7 @@ def test_a_finished_search_tries_nothing_again(
 
 def test_settings_that_are_asked_for_begin_another_search(searched: tuple[Path, dict[str, Any]]) -> None:
     folder, section = searched
-    first = auto_tune(folder, {"find": {"percent": 17.0}}, trials=1, space=SPACE)["auto"]["trials"][0]
+    first = search(folder, {"find": {"percent": 17.0}}, trials=1)["trials"][0]
     chosen = section["trials"][section["chosen"]]["settings"]
     assert first["settings"] == chosen | {"find.percent": 17.0}
 
@@ -148,20 +151,18 @@ def test_a_limit_that_no_trial_keeps_is_an_error_that_loses_no_trial(
     given: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    lines: Lines,
-    watching: Callable[..., Any],
 ) -> None:
     monkeypatch.setattr(Validator, "measure", lambda *_: Validation(0.2, 0.3))
     folder = tmp_path / "run"
     with pytest.raises(SafetyNeuronsError, match=r"at 10\.0% or below; the least is 30\.0%"):
         auto_tune(folder, given, trials=2, space=SPACE, max_over_refusal=0.1)
-    assert len(lines(folder / "trials.jsonl")) == 2
+    assert len(lines_of(folder / "trials.jsonl")) == 2
     own = own_settings(merged_settings({}, given))
     assert own_settings(merged_settings({}, read_json(folder / "run.json")["settings"])) == own
-    again = watching()
-    section = auto_tune(folder, trials=2, space=SPACE, max_over_refusal=0.4, listener=again)["auto"]
+    again = Recorder()
+    section = search(folder, trials=2, max_over_refusal=0.4, listener=again)
     assert section["max_over_refusal"] == 0.4
-    assert len(lines(folder / "trials.jsonl")) == 2
+    assert len(lines_of(folder / "trials.jsonl")) == 2
     assert not [task for task in again.tasks if task.startswith("tuning") and task.endswith(")")]
 
 
@@ -169,29 +170,26 @@ def test_trials_that_diverge_are_left_out(
     given: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    lines: Lines,
-    watching: Callable[..., Any],
 ) -> None:
-    tune = module.tune
+    tune = auto_tune_module.tune
 
-    def diverges(*arguments: Any, **options: Any) -> NeuronDelta:
-        if arguments[3].learning_rate == 0.02:
+    def diverges(model: ChatModel, neurons: NeuronSet, corpus: Corpus, config: TuningConfig, **options: Any) -> Any:
+        if config.learning_rate == 0.02:
             raise DivergedError("Training diverged: the loss is no longer a number.")
-        delta: NeuronDelta = tune(*arguments, **options)
-        return delta
+        return tune(model, neurons, corpus, config, **options)
 
-    monkeypatch.setattr(module, "tune", diverges)
-    notes = watching()
+    monkeypatch.setattr(auto_tune_module, "tune", diverges)
+    notes = Recorder()
     with pytest.raises(SafetyNeuronsError, match="None of the 1 trials could be trained"):
         auto_tune(tmp_path / "run", given, trials=1, space=SPACE)
-    section = auto_tune(tmp_path / "run", given, trials=2, space=SPACE, listener=notes)["auto"]
+    section = search(tmp_path / "run", given, trials=2, listener=notes)
     assert [one["number"] for one in section["trials"]] == [1]
     assert (section["left_out"], section["chosen"]) == (1, 1)
-    assert [line["objectives"] is None for line in lines(tmp_path / "run" / "trials.jsonl")] == [True, False]
+    assert [line["objectives"] is None for line in lines_of(tmp_path / "run" / "trials.jsonl")] == [True, False]
 
 
 def test_trials_without_neurons_are_left_out(
-    given: dict[str, Any], tmp_path: Path, watching: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where harmful and benign prompts rank the same neurons first, their difference is empty."""
     top = ScoredNeurons.top
@@ -202,9 +200,9 @@ def test_trials_without_neurons_are_left_out(
         return replace(found, rejection=nothing, conformity=nothing) if percent == 0.01 else found
 
     monkeypatch.setattr(ScoredNeurons, "top", same_on_both_sides)
-    notes = watching()
+    notes = Recorder()
     space = replace(SPACE, percent=(0.01, 0.01))
-    section = auto_tune(tmp_path / "run", given, trials=2, space=space, listener=notes)["auto"]
+    section = search(tmp_path / "run", given, trials=2, space=space, listener=notes)
     assert [one["number"] for one in section["trials"]] == [0]
     assert any("finds no neurons at 0.01%" in said for said in notes.said)
 
@@ -213,7 +211,7 @@ def test_trials_are_tuned_as_the_run_will_be(given: dict[str, Any], tmp_path: Pa
     """With its scope and selection, and with its patience."""
     given["find"] |= {"scope": "model", "selection": "none"}
     given["tune"] |= {"patience": 1, "validate_every": 1}
-    section = auto_tune(tmp_path / "run", given, trials=1, space=SPACE)["auto"]
+    section = search(tmp_path / "run", given, trials=1)
     assert section["tuned"] == section["trials"][0]["objectives"]
     assert len(read_json(tmp_path / "run" / "results.json")["training"]["validation"]) > 1
 
@@ -306,12 +304,11 @@ def test_options_arrive_and_the_trials_are_shown(
     folder, section = searched
     asked: list[dict[str, Any]] = []
 
-    def fake(_path: Path, _given: dict[str, Any], **options: Any) -> dict[str, Any]:
+    def fake(_path: Path, _given: dict[str, Any], **options: Any) -> RunResults:
         asked.append(options)
-        found: dict[str, Any] = read_json(folder / "results.json")
-        return found
+        return RunResults.of(read_json(folder / "results.json"))
 
-    monkeypatch.setattr(module, "auto_tune", fake)
+    monkeypatch.setattr(auto_tune_module, "auto_tune", fake)
     monkeypatch.setenv("COLUMNS", "80")
     arguments = ("--auto", "--trials", "3", "--max-over-refusal", "0.1", "--scores", "contrast", "gradient")
     assert inside(monkeypatch, "tune", str(folder), *arguments) == 0

@@ -1,6 +1,5 @@
-"""The commands dose-response, search and guard: what arrives, what is shown, and how they fail."""
+"""The commands of experiments, and guard: what arrives, what is shown, and how they fail."""
 
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import pytest
 
 from safety_neurons import cli
-
-pipeline_module = importlib.import_module("safety_neurons.runs.pipeline")
-dose_response_module = importlib.import_module("safety_neurons.experiments.dose_response")
-search_module = importlib.import_module("safety_neurons.experiments.smallest_intervention")
-detection_module = importlib.import_module("safety_neurons.experiments.guard_test")
+from safety_neurons.core.files import read_json
+from safety_neurons.experiments import dose_response as dose_response_module
+from safety_neurons.experiments import guard_test as guard_test_module
+from safety_neurons.experiments import smallest_intervention as search_module
+from safety_neurons.runs import pipeline as pipeline_module
 
 
 def inside(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
@@ -32,10 +31,11 @@ def one_paragraph(text: str) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["experiment", "dose-response", "run", "--alphas", "nonsense"], "'nonsense' is no range of alphas"),
+        (["experiment", "dose-response", "run", "--alphas", "nonsense"], "'nonsense' is not a range of alphas"),
         (["experiment", "dose-response", "run", "--alphas", "2:1"], "'2:1'"),
-        (["experiment", "dose-response", "run", "--alphas", ""], "no range"),
+        (["experiment", "dose-response", "run", "--alphas", ""], "is not a range"),
         (["experiment", "dose-response", "run", "--alphas"], "alpha"),
+        (["experiment", "dose-response", "run", "--on", "harmful:benign"], "--alphas"),
         (["calibrate", "run", "--on", "harmful:benign"], "--on"),
         (["experiment", "dose-response", "run", "--alphas", "1", "--calibrate.subset", "none"], "subset"),
         (["experiment", "dose-response", "run", "--alphas", "1", "--calibrate.layers", "2", "1"], "layers"),
@@ -81,11 +81,12 @@ def test_mistakes_are_told_in_one_paragraph_before_any_work(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["experiment dose-response", "--alphas", "1"],
-        ["experiment search", "--trials", "1", "--max-percent", "40"],
-        ["guard", "--no-answers"],
+        ["experiment", "dose-response", "RUN", "--alphas", "1"],
+        ["experiment", "search", "RUN", "--trials", "1", "--max-percent", "40"],
+        ["experiment", "adaptive", "RUN"],
+        ["guard", "RUN", "--no-answers"],
     ],
-    ids=lambda value: value[0],
+    ids=lambda value: value[-3],
 )
 @pytest.mark.parametrize("pair", ["no-such-set:benign", "benign:no-such-set", "nonsense", "missing.csv:benign"])
 def test_sets_that_are_not_there_are_told_in_one_paragraph(
@@ -96,7 +97,7 @@ def test_sets_that_are_not_there_are_told_in_one_paragraph(
     pair: str,
 ) -> None:
     before = (found / "results.json").read_bytes()
-    assert inside(monkeypatch, *arguments[0].split(), str(found), *arguments[1:], "--on", pair) == 2
+    assert inside(monkeypatch, *(str(found) if one == "RUN" else one for one in arguments), "--on", pair) == 2
     shown = capsys.readouterr().err
     assert one_paragraph(shown)
     assert pair.replace(":", "").replace("benign", "") in shown.replace("\n", "")
@@ -126,14 +127,7 @@ def test_alphas_below_zero_arrive(monkeypatch: pytest.MonkeyPatch, arguments: tu
     monkeypatch.setattr(dose_response_module, "dose_response", fake)
     inside(
         monkeypatch,
-        "experiment",
-        "dose-response",
-        "run",
-        *arguments,
-        "--on",
-        "one:other",
-        "--calibrate.generated-tokens",
-        "4",
+        *("experiment", "dose-response", "run", *arguments, "--on", "one:other", "--calibrate.generated-tokens", "4"),
     )
     assert asked == [[-6, 0, 6]]
 
@@ -146,9 +140,9 @@ def test_limits_and_several_pairs_arrive(monkeypatch: pytest.MonkeyPatch) -> Non
         raise KeyboardInterrupt
 
     monkeypatch.setattr(search_module, "search", fake)
-    monkeypatch.setattr(detection_module, "guard_run", fake)
-    limits = ("--trials", "3", "--target", "0.5", "--max-alpha", "2")
-    inside(monkeypatch, "experiment", "search", "run", *limits, "--on", "a:b", "c:d")
+    monkeypatch.setattr(guard_test_module, "guard_run", fake)
+    limits = ("--target", "0.5", "--max-alpha", "2")
+    inside(monkeypatch, "experiment", "search", "run", "--trials", "3", *limits, "--on", "a:b", "c:d")
     inside(monkeypatch, "guard", "run", "--on", "a:b", "c:d", "--no-answers", "--guard.layer", "2")
     assert asked[0]["trials"] == 3
     assert asked[0]["limits"] == search_module.Limits(target=0.5, alpha=2.0)
@@ -160,18 +154,15 @@ def test_limits_and_several_pairs_arrive(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
+        (["experiment", "dose-response", "RUN", "--alphas", "-3:3:3"], ["random, equal dose", "3"]),
         (
-            ["experiment dose-response", "--alphas", "-3:3:3"],
-            ["Dose-response", "random, equal dose", "\N{MINUS SIGN}3", "+3"],
+            ["experiment", "search", "RUN", "--trials", "1", "--max-percent", "40"],
+            ["oward conformity", "oward rejection", "found"],
         ),
-        (
-            ["experiment search", "--trials", "1", "--max-percent", "40"],
-            ["Toward conformity", "Toward rejection", "found"],
-        ),
-        (["guard", "--no-answers"], ["AUROC", "contrast", "guard.safetensors"]),
-        (["guard"], ["Refused without and with the guard", "base"]),
+        (["guard", "RUN", "--no-answers"], ["AUROC", "contrast"]),
+        (["guard", "RUN"], ["base", "guard"]),
     ],
-    ids=lambda value: value[0],
+    ids=lambda value: " ".join(value),
 )
 def test_results_are_shown_and_the_page_is_written(
     monkeypatch: pytest.MonkeyPatch,
@@ -181,9 +172,23 @@ def test_results_are_shown_and_the_page_is_written(
     shown: list[str],
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setattr(detection_module, "RESAMPLES", 40)
-    assert inside(monkeypatch, *arguments[0].split(), str(found), *arguments[1:]) == 0
+    monkeypatch.setattr(guard_test_module, "RESAMPLES", 40)
+    assert inside(monkeypatch, *(str(found) if one == "RUN" else one for one in arguments)) == 0
     out = capsys.readouterr().out
     assert [text for text in shown if text not in out] == []
     assert "report.html" in out
     assert (found / "report.html").exists()
+
+
+def test_scores_are_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: dict[str, Any], tmp_path: Path
+) -> None:
+    options = [f"--{name}={value}" for name, value in given.items() if isinstance(value, str)]
+    options += ["--budgets", "5", "20", "--seeds", "2", "--evaluate.answer-tokens", "2", "--overlap-at", "20"]
+    assert inside(monkeypatch, "experiment", "scores", str(tmp_path / "scores"), *options) == 0
+    shown = capsys.readouterr().out
+    results = read_json(tmp_path / "scores" / "scores.json")
+    assert results["budgets"] == [5, 20]
+    assert results["overlap"]["percent"] == 20
+    assert "oward rejection" in shown
+    assert "write-contrast" in shown

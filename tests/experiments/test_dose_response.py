@@ -8,7 +8,7 @@ import pytest
 
 from builders.judges import by_hash
 from builders.listeners import Recorder
-from builders.runs import TEXTS, lines_of, results_of
+from builders.runs import TEXTS, lines_of, results_of, section_of
 from safety_neurons import run
 from safety_neurons.calibration.calibration import dose
 from safety_neurons.core.errors import SafetyNeuronsError
@@ -59,7 +59,7 @@ def test_what_is_no_range_of_alphas_is_an_error_that_shows_it(text: str) -> None
 
 
 def test_every_alpha_has_a_row_for_every_subject_and_side(found: Path) -> None:
-    rows = dose_response(found, parse_alphas("-8,8"))["dose_response"]["rows"]
+    rows = section_of("dose_response", dose_response, found, parse_alphas("-8,8"))["rows"]
     expected = {(0.0, "base", side) for side in ("harmful", "benign")} | {
         (alpha, subject, side) for alpha in (-8.0, 8.0) for subject in SUBJECTS for side in ("harmful", "benign")
     }
@@ -75,7 +75,7 @@ def test_every_alpha_has_a_row_for_every_subject_and_side(found: Path) -> None:
 
 
 def test_alpha_zero_is_the_base_model(found: Path, make_model: Callable[..., ChatModel]) -> None:
-    rows = dose_response(found, [0.0, 5.0])["dose_response"]["rows"]
+    rows = section_of("dose_response", dose_response, found, [0.0, 5.0])["rows"]
     model = make_model()
     verdicts: list[Verdict] = []
     for number in (8, 9, 10):
@@ -105,7 +105,7 @@ def subset(neurons: NeuronSet, name: str, layers: tuple[int, int] | None) -> Neu
 def test_equal_doses_are_equal_for_what_is_calibrated(
     found: Path, knobs: dict[str, Any], make_model: Callable[..., ChatModel]
 ) -> None:
-    section = dose_response(found, [-3.0, 3.0], {"calibrate": knobs})["dose_response"]
+    section = section_of("dose_response", dose_response, found, [-3.0, 3.0], {"calibrate": knobs})
     norms = write_norms(make_model()).norm_2
     neurons = NeuronSet.load(found / "neurons.safetensors", found / "directions.safetensors")
     control = neurons.random_like(1)
@@ -120,7 +120,7 @@ def test_equal_doses_are_equal_for_what_is_calibrated(
 
 
 def test_the_section_stays_until_the_neurons_change(found: Path, given: dict[str, Any]) -> None:
-    section = dose_response(found, [0.0, 5.0])["dose_response"]
+    section = section_of("dose_response", dose_response, found, [0.0, 5.0])
     assert results_of(found)["dose_response"] == section
     run(found, {"calibrate": {"alpha_rejection": 2.0}}, until="calibrate")
     assert results_of(found)["dose_response"] == section
@@ -131,33 +131,33 @@ def test_the_section_stays_until_the_neurons_change(found: Path, given: dict[str
 def test_the_same_seed_gives_the_same_rows_and_asks_nothing_again(
     found: Path, given: dict[str, Any], tmp_path: Path
 ) -> None:
-    first = dose_response(found, [-5.0, 0.0])["dose_response"]
+    first = section_of("dose_response", dose_response, found, [-5.0, 0.0])
     answers = (found / "responses.jsonl").read_bytes()
-    assert dose_response(found, [-5.0, 0.0])["dose_response"] == first
+    assert section_of("dose_response", dose_response, found, [-5.0, 0.0]) == first
     assert (found / "responses.jsonl").read_bytes() == answers
     # In another folder, from the beginning: neurons are found on the way.
-    assert dose_response(tmp_path / "new", [-5.0, 0.0], given)["dose_response"] == first
+    assert section_of("dose_response", dose_response, tmp_path / "new", [-5.0, 0.0], given) == first
 
 
 def test_a_killed_dose_response_goes_on_to_the_same_rows(found: Path, given: dict[str, Any], tmp_path: Path) -> None:
-    whole = dose_response(tmp_path / "whole", [-5.0, 5.0], given)["dose_response"]
+    whole = section_of("dose_response", dose_response, tmp_path / "whole", [-5.0, 5.0], given)
     for after in (1, 11, 21):
         with pytest.raises(KeyboardInterrupt):
             dose_response(found, [-5.0, 5.0], listener=Recorder("dose-response", after))
-    assert dose_response(found, [-5.0, 5.0])["dose_response"] == whole
+    assert section_of("dose_response", dose_response, found, [-5.0, 5.0]) == whole
     keys = [line["key"] for line in lines_of(found / "responses.jsonl")]
     assert len(keys) == len(set(keys))
 
 
 def test_other_prompts_are_asked_instead(found: Path, given: dict[str, Any], foreign: str) -> None:
     pair = f"{foreign}:{given['benign']}"
-    section = dose_response(found, [2.0], on=pair)["dose_response"]
+    section = section_of("dose_response", dose_response, found, [2.0], on=pair)
     assert section["on"] == pair
     # The run learnt from one of them, so of that only the test split is asked.
     assert {row["prompts"]: row["n"] for row in section["rows"]} == {"harmful": 11, "benign": 3}
 
 
 def test_a_model_without_answers_has_no_distances(silent: dict[str, Any], tmp_path: Path) -> None:
-    rows = dose_response(tmp_path / "run", [0.0, 3.0], silent)["dose_response"]["rows"]
+    rows = section_of("dose_response", dose_response, tmp_path / "run", [0.0, 3.0], silent)["rows"]
     assert {row["nll"]["value"] for row in rows} == {None}
     assert {row["kl_divergence"]["value"] for row in rows if row["alpha"]} == {None}

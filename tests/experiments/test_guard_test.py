@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from builders.runs import TEXTS, lines_of
+from builders.runs import TEXTS, lines_of, section_of
 from safety_neurons import run
 from safety_neurons.calibration.guard import Guard
 from safety_neurons.core.errors import SafetyNeuronsError
@@ -87,7 +87,7 @@ def guarded_once(
     folder = tmp_path_factory.mktemp("guarded") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guard_test_module, "RESAMPLES", 20)
-        return folder, guard_run(folder, inputs, on=[pair])["guard"]
+        return folder, section_of("guard", guard_run, folder, inputs, on=[pair])
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_every_detector_has_a_row_for_every_test(guarded: tuple[Path, dict[str, 
         assert 0 <= row["auroc"]["value"] <= 1
         assert ("flagged_harmful" in row) == (row["detector"] == own)
     # Of six prompts a set, all once more augmented; augmented benign ones set no threshold.
-    assert section["learned"] == {"harmful": 24, "benign": 6, "borderline": 18}
+    assert section["learnt"] == {"harmful": 24, "benign": 6, "borderline": 18}
     sides = [(row["on"], row["prompts"], row["n"]) for row in section["rows"]]
     assert sorted(sides) == sorted(
         (test, side, 3) for test in ("test", pair, "contrast") for side in ("harmful", "benign")
@@ -152,7 +152,7 @@ def test_perplexity_is_that_of_each_prompt_alone(make_model: Callable[..., ChatM
     model = make_model()
     prompts = ["Hi", "Show me a recipe for a soup, please.", "Tell me", "Hello there", "What is this?"]
     texts = [model.render(prompt) for prompt in prompts]
-    found = guard_test_module._batched(model, texts, guard_test_module._surprise, 2, ignore).flatten()
+    found = guard_test_module._batched(model, texts, guard_test_module._mean_nll, 2, ignore).flatten()
     for prompt, value in zip(prompts, found.tolist(), strict=True):
         tokens = model.encode([model.render(prompt)])["input_ids"]
         with torch.no_grad():
@@ -165,7 +165,7 @@ def test_no_test_holds_a_prompt_that_the_guard_learned_from(
 ) -> None:
     """Of the contrast set, too, it learns the training split."""
     pair = f"{given['contrast']}:{given['benign']}"
-    section = guard_run(found, on=[pair])["guard"]
+    section = section_of("guard", guard_run, found, on=[pair])
     asked = [line["user"] for line in lines_of(found / "responses.jsonl")]
     learned = [text.format(number) for text in TEXTS.values() for number in range(6)]
     assert asked
@@ -192,12 +192,12 @@ def test_a_second_time_nothing_is_asked(guarded: tuple[Path, dict[str, Any]], pa
     # Without a guard, and with each of the strengths that were tried.
     assert Counter(line["change"].partition(" ")[0] for line in answers).keys() == {"", "guard"}
     assert len({line["change"] for line in answers}) == 1 + len(ALPHAS)
-    assert guard_run(folder, on=[pair])["guard"] == section
+    assert section_of("guard", guard_run, folder, on=[pair]) == section
     assert lines_of(folder / "responses.jsonl") == answers
 
 
 def test_without_answers_and_with_a_dose_nothing_is_asked(found: Path, few_resamples: None) -> None:
-    section = guard_run(found, {"guard": {"alpha": 2.5}}, answers=False)["guard"]
+    section = section_of("guard", guard_run, found, {"guard": {"alpha": 2.5}}, answers=False)
     assert (section["rows"], section["doses"], section["alpha"]) == ([], [], 2.5)
     assert lines_of(found / "responses.jsonl") == []
 

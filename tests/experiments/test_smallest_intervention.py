@@ -2,27 +2,36 @@
 
 import contextlib
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from builders.listeners import Recorder
+from builders.runs import lines_of, section_of
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.progress import Silence
 from safety_neurons.experiments import smallest_intervention as search_module
 from safety_neurons.experiments.smallest_intervention import DIRECTIONS, Limits, choose, cost, search
 
-Lines = Callable[[Path], list[dict[str, Any]]]
 WIDE = Limits(target=0.5, broken=1.0, kl_divergence=100.0, percent=40.0, alpha=20.0)
 # After five random ones, so that some follow from what was seen before.
 TRIALS = 7
 
 
-@pytest.fixture(autouse=True)
-def _one_random_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_module, "RANDOM_SETS", 1)
+@pytest.fixture(autouse=True, scope="module")
+def _one_random_set() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_module, "RANDOM_SETS", 1)
+        yield
+
+
+def searching(folder: Path, *given: Any, trials: int = TRIALS, limits: Limits = WIDE, **options: Any) -> dict[str, Any]:
+    """The section that a search leaves."""
+    found: dict[str, Any] = section_of("search", search, folder, *given, trials=trials, limits=limits, **options)
+    return found
 
 
 def trial(
@@ -64,18 +73,16 @@ def test_where_no_trial_keeps_to_the_limits_the_nearest_is_chosen() -> None:
     assert choose([trial(broken=0.5), trial(0.2, broken=0.1), trial(side=4.0)], limits)["broken"] == 0.1
 
 
-_MADE: dict[str, tuple[Path, dict[str, Any]]] = {}
+@pytest.fixture(scope="module")
+def searched_once(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("searched") / "run"
+    return folder, searching(folder, inputs)
 
 
 @pytest.fixture
-def searched(
-    given: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
+def searched(searched_once: tuple[Path, dict[str, Any]], tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     """A copy of a searched run, and its section."""
-    if "searched" not in _MADE:
-        folder = tmp_path_factory.mktemp("searched") / "run"
-        _MADE["searched"] = folder, search(folder, given, trials=TRIALS, limits=WIDE)["search"]
-    folder, section = _MADE["searched"]
+    folder, section = searched_once
     return Path(shutil.copytree(folder, tmp_path / "searched")), section
 
 
@@ -116,28 +123,32 @@ def test_the_tests_stand_beside_random_neurons(searched: tuple[Path, dict[str, A
             assert 0 <= row.get("p_value", 0) <= 1
 
 
-def test_trials_ask_validation_prompts_and_tests_ask_test_prompts(
-    searched: tuple[Path, dict[str, Any]], lines: Lines
-) -> None:
-    folder, _ = searched
-    asked: dict[str, set[int]] = {"random": set(), "found": set(), "base": set()}
-    for line in lines(folder / "responses.jsonl"):
-        # Prompts are numbered from 1: six to train on, two for validation, three for the test.
-        asked[line["subject"].split(",")[0]].add(int(line["prompt_id"].rsplit("-", 1)[1]))
-    assert asked["random"] == {9, 10, 11}
-    assert asked["found"] == asked["base"] == {7, 8, 9, 10, 11}
-
-
-def test_the_found_neurons_meet_test_prompts_with_the_chosen_push_alone(
-    searched: tuple[Path, dict[str, Any]], lines: Lines
-) -> None:
+def test_trials_ask_validation_prompts_and_tests_ask_test_prompts(searched: tuple[Path, dict[str, Any]]) -> None:
+    """With the chosen intervention alone the found neurons meet test prompts, and random ones meet nothing else."""
     folder, section = searched
-    asked = [line for line in lines(folder / "responses.jsonl") if line["subject"] == "found"]
-    tested = [line for line in asked if int(line["prompt_id"].rsplit("-", 1)[1]) >= 9]
-    # One push in each direction, on both sides.
-    assert len(tested) == 2 * 2 * 3
-    pushes = {json.dumps(one) for direction in section["directions"] for one in direction["trials"]}
-    assert len(asked) - len(tested) == len(pushes) * 2 * 2
+    asked: dict[str, dict[str, set[int]]] = {"harmful": {}, "benign": {}}
+    for line in lines_of(folder / "responses.jsonl"):
+        (number,) = (int(word) for word in re.findall(r"number (\d+)", line["user"]))
+        asked["harmful" if "harm" in line["user"] else "benign"].setdefault(line["change"], set()).add(number)
+    # Prompts are numbered from 0: six to train on, two for validation, three for the test.
+    validation, test = {6, 7}, {8, 9, 10}
+    for numbers in asked.values():
+        assert numbers[""] == validation | test
+    changes = set(asked["harmful"]) | set(asked["benign"])
+    tested = {change for change in changes - {""} if test & (asked["harmful"].get(change, set()))}
+    tested |= {change for change in changes - {""} if test & (asked["benign"].get(change, set()))}
+    tried = {change for change in changes - {""} if validation & asked["harmful"].get(change, set())}
+    interventions = {json.dumps(one) for direction in section["directions"] for one in direction["trials"]}
+    # Each trial asks both sides.
+    assert len(tried) == len(interventions)
+    assert all(asked[side][change] >= validation for side in asked for change in tried)
+    # One choice in each direction, and a random set with the same alpha and with the same dose.
+    assert len(tested & tried) == 2
+    assert len(tested - tried) == 4
+    assert all(asked[side][change] == validation | test for side in asked for change in tested & tried)
+    for change in tested - tried:
+        # Where the neurons should move something, and nowhere else.
+        assert [side for side in asked if change in asked[side]] in (["harmful"], ["benign"])
 
 
 def test_the_same_seed_gives_the_same_trials_and_asks_nothing_again(
@@ -145,40 +156,38 @@ def test_the_same_seed_gives_the_same_trials_and_asks_nothing_again(
 ) -> None:
     folder, section = searched
     answers = (folder / "responses.jsonl").read_bytes()
-    assert search(folder, trials=TRIALS, limits=WIDE)["search"] == section
+    assert searching(folder) == section
     assert (folder / "responses.jsonl").read_bytes() == answers
-    assert search(tmp_path / "new", given, trials=TRIALS, limits=WIDE)["search"] == section
+    assert searching(tmp_path / "new", given) == section
 
 
 def test_another_seed_gives_other_trials(given: dict[str, Any], tmp_path: Path) -> None:
     alphas = []
     for seed in (0, 1):
-        section = search(tmp_path / str(seed), given | {"seed": seed}, trials=1, limits=WIDE)["search"]
+        section = searching(tmp_path / str(seed), given | {"seed": seed}, trials=1)
         alphas.append([direction["trials"][0]["alpha"] for direction in section["directions"]])
     assert alphas[0] != alphas[1]
 
 
-@pytest.mark.parametrize(("where", "after"), [("searching toward conf", 9), ("toward rej", 5), ("testing toward", 7)])
+@pytest.mark.parametrize(("where", "after"), [("searching toward conf", 10), ("toward rej", 6), ("testing toward", 8)])
 def test_a_killed_search_goes_on_to_the_same_end(
     where: str,
     after: int,
     searched: tuple[Path, dict[str, Any]],
     found: Path,
-    stop: Callable[[str, int], Silence],
-    lines: Lines,
 ) -> None:
     folder, section = searched
     with pytest.raises(KeyboardInterrupt):
-        search(found, trials=TRIALS, limits=WIDE, listener=stop(where, after))
-    assert search(found, trials=TRIALS, limits=WIDE)["search"] == section
-    keys = [line["key"] for line in lines(found / "responses.jsonl")]
+        search(found, trials=TRIALS, limits=WIDE, listener=Recorder(where, after))
+    assert searching(found) == section
+    keys = [line["key"] for line in lines_of(found / "responses.jsonl")]
     assert len(keys) == len(set(keys))
-    assert sorted(keys) == sorted(line["key"] for line in lines(folder / "responses.jsonl"))
+    assert sorted(keys) == sorted(line["key"] for line in lines_of(folder / "responses.jsonl"))
 
 
 def test_other_sets_are_tested_too(found: Path, given: dict[str, Any], foreign: str) -> None:
     pair = f"{foreign}:{given['borderline']}"
-    section = search(found, trials=1, limits=WIDE, on=[pair])["search"]
+    section = searching(found, trials=1, on=[pair])
     for direction in section["directions"]:
         assert [test["on"] for test in direction["tests"]] == ["test", pair]
         rows = direction["tests"][1]["rows"]
@@ -209,9 +218,7 @@ def test_a_search_without_a_limit_of_the_distance_is_refused_or_can_be_written(
     given: dict[str, Any], tmp_path: Path
 ) -> None:
     try:
-        section = search(tmp_path / "run", given, trials=1, limits=Limits(percent=40.0, kl_divergence=float("inf")))[
-            "search"
-        ]
+        section = searching(tmp_path / "run", given, trials=1, limits=Limits(percent=40.0, kl_divergence=float("inf")))
     except SafetyNeuronsError:
         assert not (tmp_path / "run").exists()
     else:
@@ -224,7 +231,7 @@ def test_no_trials_are_an_error(found: Path) -> None:
 
 
 def test_a_model_without_answers_can_be_searched(silent: dict[str, Any], tmp_path: Path) -> None:
-    section = search(tmp_path / "run", silent, trials=2, limits=WIDE)["search"]
+    section = searching(tmp_path / "run", silent, trials=2)
     assert [len(direction["trials"]) for direction in section["directions"]] == [2, 2]
 
 

@@ -3,11 +3,12 @@
 import math
 import random
 import warnings
+from math import comb
 from statistics import fmean
 
 import pytest
 
-from safety_neurons.core.statistics import Rate, Row, mean, mean_rate, paired_difference, rate, row, share
+from safety_neurons.core.statistics import Rate, Row, mcnemar, mean, mean_rate, paired_difference, rate, row, share
 from safety_neurons.evaluation.judges import Verdict
 
 Z = 1.959963984540054
@@ -257,3 +258,19 @@ def test_equal_values_within_bounds_are_not_certain(value: float) -> None:
     assert found.value == value
     assert found.low == pytest.approx(max(1.0, value - half))
     assert found.high == pytest.approx(min(10.0, value + half))
+
+
+@pytest.mark.parametrize(("gained", "lost", "same"), [(0, 0, 4), (5, 0, 2), (3, 2, 0), (7, 1, 9)])
+def test_mcnemar_is_the_binomial_tail_of_discordant_pairs(gained: int, lost: int, same: int) -> None:
+    first = [True] * gained + [False] * lost + [True] * same
+    second = [False] * gained + [True] * lost + [True] * same
+    total = gained + lost
+    tail = sum(comb(total, k) for k in range(min(gained, lost) + 1)) / 2**total
+    assert mcnemar(first, second) == pytest.approx(min(1.0, 2 * tail))
+    assert mcnemar(second, first) == mcnemar(first, second)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [2.5, 2.5, None]])
+def test_equal_values_have_an_interval_without_width(values: list[float | None]) -> None:
+    found = mean(values, seed=0)
+    assert found.low == found.value == found.high == values[0]
