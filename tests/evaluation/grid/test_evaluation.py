@@ -20,6 +20,7 @@ from safety_neurons.evaluation import defenses, judges
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defended, Defense, Response
 from safety_neurons.evaluation.judges import Judgment, RuleJudge
+from safety_neurons.evaluation.judges.yes_no import JUDGES
 from safety_neurons.evaluation.measures import Extras
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.runs.evaluation import evaluate, folder_of
@@ -236,8 +237,7 @@ def test_a_model_beside_the_target_is_an_error(given: dict[str, Any], tmp_path: 
 def test_a_judge_without_a_model_is_an_error_before_any_work(
     run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking = judges.get("jailbreakbench")
-    monkeypatch.setattr(judges, "get", lambda name: asking)
+    monkeypatch.setattr(judges, "get", lambda name: JUDGES[0])
     with pytest.raises(SafetyNeuronsError, match="jailbreakbench:model=NAME"):
         run_it(judges=("jailbreakbench",))
     assert not (tmp_path / "out").exists()
