@@ -205,6 +205,7 @@ class SafeDecoding(Defense):
             schedule="linear",
             warmup=0.03,
             max_grad_norm=0.3,
+            kl=0.0,
             seed=context.seed,
         )
         refusals, rank, alpha = self._refusals(context), self.rank, self.lora_alpha
