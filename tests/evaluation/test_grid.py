@@ -72,7 +72,7 @@ class Counting(Defense):
         self.events.append("closed")
 
 
-def about(name: str) -> dict[str, str]:
+def about(name: str) -> dict[str, Any]:
     return {"name": name, "source": "this test", "description": "-"}
 
 
