@@ -53,8 +53,8 @@ class Row:
 def contenders(model: ChatModel, neurons: NeuronSet, fitted: Guard) -> dict[str, Context]:
     """What is open while the model generates."""
 
-    def calibrated(**knobs: Any) -> Context:
-        return functools.partial(calibrate, model, neurons, toward="conformity", alpha=2.0, **knobs)
+    def calibrated(**overrides: Any) -> Context:
+        return functools.partial(calibrate, model, neurons, toward="conformity", alpha=2.0, **overrides)
 
     return {
         "plain": contextlib.nullcontext,
@@ -90,9 +90,9 @@ def exactness(model: ChatModel, neurons: NeuronSet, fitted: Guard, texts: list[s
     def logits(given: list[str], context: Context, use_cache: bool = True) -> Tensor:
         return torch.stack(generate(model, given, 4, context, use_cache).logits, 1).float()
 
-    knobs: dict[str, Any] = {"toward": "conformity", "generated_tokens": 2}
-    pushed = functools.partial(calibrate, model, neurons, alpha=2.0, **knobs)
-    still = functools.partial(calibrate, model, neurons, alpha=0.0, **knobs)
+    overrides: dict[str, Any] = {"toward": "conformity", "generated_tokens": 2}
+    pushed = functools.partial(calibrate, model, neurons, alpha=2.0, **overrides)
+    still = functools.partial(calibrate, model, neurons, alpha=0.0, **overrides)
     guarded = functools.partial(guard, model, fitted)
     plain, moved = logits(texts, contextlib.nullcontext), logits(texts, pushed)
     single = torch.cat([logits([text], pushed) for text in texts])

@@ -233,8 +233,8 @@ def dose_response() -> dict[str, Any]:
 
 def trial(percent: float, moved: float, broken: float = 0.0) -> dict[str, Any]:
     size = {"neurons": round(percent * 1167), "share_of_neurons": percent / 100, "share_of_parameters": percent / 250}
-    knobs = {"percent": percent, "alpha": 2.345, "prompt_positions": 1, "generated_tokens": 4}
-    return knobs | size | {"dose": 9.0, "moved": moved, "broken": broken, "side_kl_divergence": 0.3}
+    overrides = {"percent": percent, "alpha": 2.345, "prompt_positions": 1, "generated_tokens": 4}
+    return overrides | size | {"dose": 9.0, "moved": moved, "broken": broken, "side_kl_divergence": 0.3}
 
 
 def search() -> dict[str, Any]:
@@ -261,7 +261,7 @@ def search() -> dict[str, Any]:
             {
                 "toward": toward,
                 "chosen": chosen,
-                "push": {key: chosen[key] for key in ("neurons", "share_of_neurons", "share_of_parameters", "dose")},
+                "size": {key: chosen[key] for key in ("neurons", "share_of_neurons", "share_of_parameters", "dose")},
                 "trials": [trial(0.02, 0.3), trial(0.4, 1.0, broken=0.2), chosen],
                 "tests": [{"on": "jailbreakbench:alpaca", "moving": moving, "staying": staying, "rows": rows}],
             }
@@ -287,20 +287,20 @@ def guard() -> dict[str, Any]:
         "false_positive_rate": 0.01,
         "threshold": 1.5,
         "penalty": 0.001,
-        "learnt": {"harmful": 254, "benign": 301, "borderline": 112},
+        "fitted_on": {"harmful": 254, "benign": 301, "borderline": 112},
         "neurons": 1800,
         "alpha": 3.0,
         "doses": [
             {"alpha": alpha, "attack_success": success, "over_refusal": refused}
             for alpha, success, refused in ((0.0, 0.62, 0.0), (2.0, 0.31, 0.04), (3.0, 0.13, 0.05))
         ],
-        "knobs": {"prompt_positions": 5, "layers": [12, 23]},
+        "calibration": {"prompt_positions": 5, "layers": [12, 23]},
         "detectors": detectors,
         "rows": [{"on": "contrast", "prompts": "harmful", "n": 59, "base": before, "guarded": after}],
     }
 
 
-CLOUDS = ("harmful", "benign", "harmful_pushed", "benign_pushed")
+CLOUDS = ("harmful", "benign", "harmful_calibrated", "benign_calibrated")
 
 
 def clouds(layers: int = 3, prompts: int = 4) -> dict[str, Any]:

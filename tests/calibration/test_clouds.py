@@ -34,7 +34,7 @@ def neurons(model: ChatModel, harmful: list[str], benign: list[str]) -> NeuronSe
 def read(model: ChatModel, neurons: NeuronSet, **options: Any) -> list[dict[str, Any]]:
     given: dict[str, Any] = {
         "alphas": ALPHAS,
-        "knobs": CalibrationConfig(prompt_positions=POSITIONS),
+        "config": CalibrationConfig(prompt_positions=POSITIONS),
         "batch_size": 3,
     } | options
     return read_clouds(model, neurons, neurons.random_like(1), TEST, **given)
@@ -86,7 +86,7 @@ def test_entries_are_those_by_hand(model: ChatModel, neurons: NeuronSet, naive_a
     entries = read(model, neurons)
     assert [entry["layer"] for entry in entries] == [0, 1, 2, None]
     by_name = {
-        name + ("_pushed" if push else ""): by_hand(model, neurons, naive_activations, name, push)
+        name + ("_calibrated" if push else ""): by_hand(model, neurons, naive_activations, name, push)
         for name in TEST
         for push in (False, True)
     }
@@ -144,7 +144,7 @@ def principal(clouds: dict[str, numpy.ndarray]) -> tuple[list[float], dict[str, 
 
 def some_clouds(prompts: int, neurons: int) -> dict[str, numpy.ndarray]:
     drawn = numpy.random.default_rng(prompts)
-    names = ("harmful", "benign", "harmful_pushed", "benign_pushed")
+    names = ("harmful", "benign", "harmful_calibrated", "benign_calibrated")
     return {name: drawn.normal(number, 1, (prompts, neurons)) for number, name in enumerate(names)}
 
 
@@ -208,8 +208,8 @@ def test_same_again_and_without_a_push_nothing_moves(
     assert entries == read(one_of_each, neurons, alphas=still)
     for entry in entries:
         for side in TEST:
-            assert entry["points"][f"{side}_pushed"] == entry["points"][side]
-            assert entry["harmful_half"][f"{side}_pushed"] == entry["harmful_half"][side]
+            assert entry["points"][f"{side}_calibrated"] == entry["points"][side]
+            assert entry["harmful_half"][f"{side}_calibrated"] == entry["harmful_half"][side]
     moved = read(one_of_each, neurons)
     assert [entry["points"]["harmful"] for entry in moved] == [entry["points"]["harmful"] for entry in entries]
     assert moved != entries

@@ -1,4 +1,4 @@
-"""The detector: scikit-learn's own predictions, nothing scored by what was learnt from it, and rates that hold."""
+"""The detector: scikit-learn's own predictions, nothing scored by what was learned from it, and rates that hold."""
 
 from fractions import Fraction
 
@@ -43,8 +43,8 @@ def joined(harmful: Tensor, *safe: Tensor) -> tuple[numpy.ndarray, numpy.ndarray
 
 def out_of_fold(features: numpy.ndarray, labels: numpy.ndarray, penalty: float) -> numpy.ndarray:
     scores = numpy.full(len(labels), numpy.nan)
-    for learnt, left in StratifiedKFold(5, shuffle=True, random_state=0).split(features, labels):
-        scores[left] = pipeline(penalty).fit(features[learnt], labels[learnt]).decision_function(features[left])
+    for learned, left in StratifiedKFold(5, shuffle=True, random_state=0).split(features, labels):
+        scores[left] = pipeline(penalty).fit(features[learned], labels[learned]).decision_function(features[left])
     return scores
 
 
@@ -86,17 +86,17 @@ def test_the_auroc_and_the_ordinary_scores_are_those_of_folds_that_were_not_lear
 
 
 def test_pure_noise_is_not_detected_however_well_it_is_learnt() -> None:
-    aurocs, learnt = [], []
+    aurocs, learned = [], []
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
         harmful, ordinary = torch.randn(2, 60, 200, generator=generator)
         fitted = fit_detector(harmful, ordinary)
         aurocs.append(fitted.auroc)
         features, labels = joined(harmful, ordinary)
-        learnt.append(roc_auc_score(labels, fitted.scores(torch.from_numpy(features)).numpy()))
+        learned.append(roc_auc_score(labels, fitted.scores(torch.from_numpy(features)).numpy()))
     assert abs(float(numpy.mean(aurocs)) - 0.5) < 0.08
     assert max(aurocs) < 0.7
-    assert min(learnt) > 0.95
+    assert min(learned) > 0.95
 
 
 def test_clear_differences_are_detected_with_the_strongest_penalty() -> None:

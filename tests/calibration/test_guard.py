@@ -48,7 +48,7 @@ def neuron_set(model: ChatModel) -> NeuronSet:
     return NeuronSet(rejection, conformity, widths, numbers, provenance, Directions(*means))
 
 
-def made(model: ChatModel, layer: int = 1, knobs: CalibrationConfig = CHOICES[0]) -> Guard:
+def made(model: ChatModel, layer: int = 1, overrides: CalibrationConfig = CHOICES[0]) -> Guard:
     """A guard with random weights whose threshold is in the widest gap between the scores of `PROMPTS`."""
     neurons, detector = neuron_set(model), Detector(torch.empty(0), 0.3, torch.zeros(9), 1.0, 1e-2)
     size = sum(
@@ -57,10 +57,10 @@ def made(model: ChatModel, layer: int = 1, knobs: CalibrationConfig = CHOICES[0]
         if hook_point.layer <= layer
     )
     detector = replace(detector, weight=torch.randn(size, generator=torch.Generator().manual_seed(layer)))
-    scores = Guard(neurons, detector, layer, 0.5, 2.0, knobs).scores(model, PROMPTS).sort().values
+    scores = Guard(neurons, detector, layer, 0.5, 2.0, overrides).scores(model, PROMPTS).sort().values
     widest = int(scores.diff().argmax())
     ordinary = torch.full((9,), float(scores[widest : widest + 2].mean()))
-    return Guard(neurons, replace(detector, ordinary=ordinary), layer, 0.5, 2.0, knobs)
+    return Guard(neurons, replace(detector, ordinary=ordinary), layer, 0.5, 2.0, overrides)
 
 
 def sides(model: ChatModel, fitted: Guard) -> tuple[list[int], list[int]]:
@@ -109,8 +109,8 @@ def state(model: ChatModel) -> list[object]:
 
 def calibrated(model: ChatModel, fitted: Guard, prompts: list[int], run: Callable[..., Tensor]) -> Tensor:
     """What plain calibration after the guard's layer makes of these prompts alone."""
-    knobs = vars(fitted.knobs) | {"layers": (fitted.layer + 1, LAST)}
-    with calibrate(model, fitted.neurons, toward="rejection", alpha=fitted.alpha, **knobs):
+    overrides = vars(fitted.calibration) | {"layers": (fitted.layer + 1, LAST)}
+    with calibrate(model, fitted.neurons, toward="rejection", alpha=fitted.alpha, **overrides):
         return run(model, prompts)
 
 
@@ -144,8 +144,8 @@ def test_experts_are_calibrated_only_after_all_deciding_neurons_ran(mixture: Cha
 @pytest.mark.parametrize("layer", [0, 1])
 def test_batches_without_flagged_prompts_keep_every_bit(one_of_each: ChatModel, layer: int) -> None:
     model = one_of_each
-    for knobs in CHOICES:
-        fitted = made(model, layer, knobs)
+    for overrides in CHOICES:
+        fitted = made(model, layer, overrides)
         _, others = sides(model, fitted)
         plain = [run(model, others) for run in (logits, generated)]
         with guard(model, fitted) as decisions:
@@ -157,8 +157,8 @@ def test_batches_without_flagged_prompts_keep_every_bit(one_of_each: ChatModel, 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_in_a_mixed_batch_exactly_the_flagged_are_calibrated(one_of_each: ChatModel, layer: int) -> None:
     model, every = one_of_each, [0, 1, 2, 3, 4]
-    for knobs, run in itertools.product(CHOICES, (logits, generated)):
-        fitted = made(model, layer, knobs)
+    for overrides, run in itertools.product(CHOICES, (logits, generated)):
+        fitted = made(model, layer, overrides)
         flagged, others = sides(model, fitted)
         plain = run(model, every)
         with guard(model, fitted):
@@ -171,8 +171,8 @@ def test_in_a_mixed_batch_exactly_the_flagged_are_calibrated(one_of_each: ChatMo
 
 
 def test_cached_is_uncached_and_batched_is_single(one_of_each: ChatModel) -> None:
-    for knobs in CHOICES:
-        fitted = made(one_of_each, 1, knobs)
+    for overrides in CHOICES:
+        fitted = made(one_of_each, 1, overrides)
         with guard(one_of_each, fitted):
             cached = generated(one_of_each, [0, 1, 2, 3, 4])
             check_near(generated(one_of_each, [0, 1, 2, 3, 4], use_cache=False), cached)
@@ -213,7 +213,7 @@ def test_the_model_is_as_it_was_after_the_context_and_after_an_exception(one_of_
     failing.remove()
     for broken in (
         replace(fitted, alpha=float("nan")),
-        replace(fitted, knobs=CalibrationConfig(prompt_positions=KNOWN + 1)),
+        replace(fitted, calibration=CalibrationConfig(prompt_positions=KNOWN + 1)),
     ):
         with pytest.raises(SafetyNeuronsError), guard(model, broken):
             pass

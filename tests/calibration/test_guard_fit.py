@@ -67,7 +67,7 @@ def guarded(model: ChatModel, fitted: Guard, prompts: Prompts) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "overrides",
     [
         CalibrationConfig(),
         CalibrationConfig(
@@ -82,16 +82,16 @@ def guarded(model: ChatModel, fitted: Guard, prompts: Prompts) -> tuple[Tensor, 
     ],
 )
 def test_a_saved_guard_decides_and_calibrates_as_before(
-    one_of_each: ChatModel, harmful: Prompts, benign: Prompts, tmp_path: Path, knobs: CalibrationConfig
+    one_of_each: ChatModel, harmful: Prompts, benign: Prompts, tmp_path: Path, overrides: CalibrationConfig
 ) -> None:
-    fitted = fit(one_of_each, harmful, benign, calibration=knobs, alpha=1.7, layer=1)
+    fitted = fit(one_of_each, harmful, benign, calibration=overrides, alpha=1.7, layer=1)
     paths = [tmp_path / name for name in "abc"]
     fitted.save(paths[0])
     fitted.save(paths[1])
     Guard.load(paths[0]).save(paths[2])
     assert len({path.read_bytes() for path in paths}) == 1
     loaded = Guard.load(str(paths[2]))
-    for name in ("layer", "alpha", "knobs", "threshold", "false_positive_rate"):
+    for name in ("layer", "alpha", "calibration", "threshold", "false_positive_rate"):
         assert getattr(loaded, name) == getattr(fitted, name)
     assert (loaded.detector.auroc, loaded.detector.penalty) == (fitted.detector.auroc, fitted.detector.penalty)
     assert loaded.neurons.provenance == fitted.neurons.provenance
@@ -163,9 +163,9 @@ def test_the_earliest_layer_that_separates_decides(model: ChatModel, harmful: Pr
 def test_a_guard_with_the_templates_positions_needs_no_tokenizer(
     model: ChatModel, harmful: Prompts, benign: Prompts
 ) -> None:
-    knobs = CalibrationConfig(prompt_positions="template")
-    fitted = fit(model, harmful, benign, calibration=knobs)
-    assert fitted.knobs == CalibrationConfig(prompt_positions=model.template_tail)
+    overrides = CalibrationConfig(prompt_positions="template")
+    fitted = fit(model, harmful, benign, calibration=overrides)
+    assert fitted.calibration == CalibrationConfig(prompt_positions=model.template_tail)
     with guard(model.model, fitted) as decisions:
         model.model.generate(**model.encode([model.render(harmful[0])]), max_new_tokens=2)
     assert decisions.flagged.tolist() == [True]

@@ -70,7 +70,7 @@ def generated(model: ChatModel, texts: list[str] = TEXTS, use_cache: bool = True
     return torch.stack(output.logits, 1)
 
 
-def recorded(model: ChatModel, neurons: NeuronSet, run: Callable[[], object], **knobs: Any) -> list[list[Tensor]]:
+def recorded(model: ChatModel, neurons: NeuronSet, run: Callable[[], object], **overrides: Any) -> list[list[Tensor]]:
     """Per pass and site the activations [2, tokens, neurons] that calibration was given and those that it left.
 
     Not a number where an expert did not see a token.
@@ -97,7 +97,7 @@ def recorded(model: ChatModel, neurons: NeuronSet, run: Callable[[], object], **
         [(hook_point, record(number, side)) for number, hook_point in enumerate(model.hook_points)] for side in (0, 1)
     ]
     handle = model.model.register_forward_pre_hook(begin, with_kwargs=True)
-    with activation_hooks(sides[0]), calibrate(model, neurons, **knobs), activation_hooks(sides[1]):
+    with activation_hooks(sides[0]), calibrate(model, neurons, **overrides), activation_hooks(sides[1]):
         run()
     handle.remove()
     return passes
@@ -116,43 +116,43 @@ def offsets_of(model: ChatModel, texts: list[str] = TEXTS, side: str = "left") -
 
 
 def by_hand(
-    neurons: NeuronSet, hook_point: int, given: Tensor, offsets: Offsets, **knobs: Any
+    neurons: NeuronSet, hook_point: int, given: Tensor, offsets: Offsets, **overrides: Any
 ) -> tuple[Tensor, Tensor]:
     """What the activations of a site become, number by number, and which ones are calibrated [tokens, neurons]."""
     assert neurons.directions is not None
-    sides = {"both": ("rejection", "conformity")}.get(knobs.get("subset", "both"), (knobs.get("subset"),))
+    sides = {"both": ("rejection", "conformity")}.get(overrides.get("subset", "both"), (overrides.get("subset"),))
     chosen = sorted({neuron for side in sides for neuron in getattr(neurons, str(side))[hook_point].tolist()})
-    first, last = knobs.get("layers", (0, math.inf))
+    first, last = overrides.get("layers", (0, math.inf))
     if not first <= neurons.layers[hook_point] <= last:
         chosen = []
     reach, answer = (
-        {"all": math.inf, "template": TAIL}.get(knobs[name], knobs[name])
+        {"all": math.inf, "template": TAIL}.get(overrides[name], overrides[name])
         for name in ("prompt_positions", "generated_tokens")
     )
     means = [neurons.directions.harmful[hook_point].tolist(), neurons.directions.benign[hook_point].tolist()]
-    away, target = means if knobs["toward"] == "conformity" else means[::-1]
+    away, target = means if overrides["toward"] == "conformity" else means[::-1]
     values, touched = given.tolist(), torch.zeros(given.shape, dtype=torch.bool)
     for token, offset in enumerate(offsets):
         if offset is None or not -reach <= offset < answer:
             continue
-        pooled = knobs.get("direction") == "pooled" or offset < -KNOWN
+        pooled = overrides.get("direction") == "pooled" or offset < -KNOWN
         places = range(KNOWN) if pooled else [KNOWN + min(offset, -1)]
         for neuron in chosen:
             leave = sum(away[place][neuron] for place in places) / len(places)
             aim = sum(target[place][neuron] for place in places) / len(places)
-            if knobs.get("edit") == "clamp":
-                values[token][neuron] = (1 - knobs["alpha"]) * values[token][neuron] + knobs["alpha"] * aim
+            if overrides.get("edit") == "clamp":
+                values[token][neuron] = (1 - overrides["alpha"]) * values[token][neuron] + overrides["alpha"] * aim
             else:
-                values[token][neuron] += knobs["alpha"] * (aim - leave)
+                values[token][neuron] += overrides["alpha"] * (aim - leave)
             touched[token, neuron] = True
     return torch.tensor(values), touched
 
 
-def check(neurons: NeuronSet, hook_points: list[Tensor], offsets: Offsets, **knobs: Any) -> int:
+def check(neurons: NeuronSet, hook_points: list[Tensor], offsets: Offsets, **overrides: Any) -> int:
     """Compare one pass with `by_hand`; how many activations moved."""
     moved = 0
     for hook_point, (given, left) in enumerate(hook_points):
-        expected, touched = by_hand(neurons, hook_point, given, offsets, **knobs)
+        expected, touched = by_hand(neurons, hook_point, given, offsets, **overrides)
         # The base are the same bits, not only near.
         assert torch.equal(bits(left)[~touched], bits(given)[~touched])
         seen = touched & ~given.isnan()
@@ -162,11 +162,11 @@ def check(neurons: NeuronSet, hook_points: list[Tensor], offsets: Offsets, **kno
     return moved
 
 
-def check_batch(model: ChatModel, side: str = "left", **knobs: Any) -> None:
-    knobs = {"toward": "rejection", "alpha": 2.0, "prompt_positions": KNOWN, "generated_tokens": 0} | knobs
+def check_batch(model: ChatModel, side: str = "left", **overrides: Any) -> None:
+    overrides = {"toward": "rejection", "alpha": 2.0, "prompt_positions": KNOWN, "generated_tokens": 0} | overrides
     neurons, offsets = neuron_set(model), flat(offsets_of(model, side=side))
-    (only,) = recorded(model, neurons, lambda: logits(model, side=side), **knobs)
-    assert check(neurons, only, offsets, **knobs)
+    (only,) = recorded(model, neurons, lambda: logits(model, side=side), **overrides)
+    assert check(neurons, only, offsets, **overrides)
 
 
 def test_alpha_zero_changes_no_bit_of_any_logits(one_of_each_tunable: ChatModel) -> None:
@@ -193,8 +193,8 @@ def test_alpha_zero_leaves_the_sign_of_zero_and_the_smallest_numbers(
     # Without and with a token that is left out.
     for reach in (None, 2):
         window = TokenWindow(where, KNOWN, reach, None)
-        knobs = CalibrationConfig(edit=edit, keep_norm=keep_norm)
-        left = Shift(window, torch.tensor([0, 1, 3]), away, target, 0.0, knobs)(Activations(values))
+        overrides = CalibrationConfig(edit=edit, keep_norm=keep_norm)
+        left = Shift(window, torch.tensor([0, 1, 3]), away, target, 0.0, overrides)(Activations(values))
         assert left is None or torch.equal(bits(left), bits(values))
 
 
@@ -227,15 +227,15 @@ def test_exactly_the_chosen_generated_tokens_move(
     one_of_each: ChatModel, use_cache: bool, direction: str, answer: int | str
 ) -> None:
     model, neurons = one_of_each, neuron_set(one_of_each)
-    knobs = {"toward": "rejection", "alpha": 1.5, "direction": direction}
-    knobs |= {"prompt_positions": 0, "generated_tokens": answer}
-    passes = recorded(model, neurons, lambda: generated(model, use_cache=use_cache), **knobs)
+    overrides = {"toward": "rejection", "alpha": 1.5, "direction": direction}
+    overrides |= {"prompt_positions": 0, "generated_tokens": answer}
+    passes = recorded(model, neurons, lambda: generated(model, use_cache=use_cache), **overrides)
     assert len(passes) == 4
     for step, hook_points in enumerate(passes):
         whole = [[*row, *range(step)] for row in offsets_of(model)]
         offsets = flat([row[-1]] if use_cache and step else row for row in whole)
         over = use_cache and answer != "all" and step > int(answer)
-        assert bool(check(neurons, hook_points, offsets, **knobs)) == (step > 0 and not over)
+        assert bool(check(neurons, hook_points, offsets, **overrides)) == (step > 0 and not over)
 
 
 def test_all_tokens_cached_are_uncached_and_batched_are_single(one_of_each: ChatModel) -> None:
@@ -265,10 +265,10 @@ def test_clamped_activations_go_their_share_of_the_way(
 @pytest.mark.parametrize("edit", ["add", "clamp"])
 def test_kept_norm_turns_the_neurons_and_keeps_their_joint_length(one_of_each: ChatModel, edit: str) -> None:
     model, neurons, offsets = one_of_each, neuron_set(one_of_each), flat(offsets_of(one_of_each))
-    knobs: dict[str, Any] = {"toward": "rejection", "alpha": 0.8, "edit": edit} | EVERYWHERE
-    (hook_points,) = recorded(model, neurons, lambda: logits(model), **knobs, keep_norm=True)
+    overrides: dict[str, Any] = {"toward": "rejection", "alpha": 0.8, "edit": edit} | EVERYWHERE
+    (hook_points,) = recorded(model, neurons, lambda: logits(model), **overrides, keep_norm=True)
     for number, (given, left) in enumerate(hook_points):
-        expected, touched = by_hand(neurons, number, given, offsets, **knobs)
+        expected, touched = by_hand(neurons, number, given, offsets, **overrides)
         assert torch.equal(bits(left)[~touched], bits(given)[~touched])
         seen = touched & ~given.isnan()
         before, after, turned = (torch.where(seen, part, 0) for part in (given, left, expected))
@@ -284,8 +284,8 @@ def test_kept_norm_stays_a_number_where_all_neurons_become_zero(dtype: torch.dty
     """As in ReLU models whose chosen neurons are silent on the class that is aimed at."""
     where, silent = PromptPositions(), torch.zeros(KNOWN + 2, 2)
     where.offsets = torch.tensor([[-1]])
-    knobs = CalibrationConfig(edit="clamp", keep_norm=True)
-    shift = Shift(TokenWindow(where, KNOWN, None, None), torch.tensor([0, 1]), silent + 1, silent, 1.0, knobs)
+    overrides = CalibrationConfig(edit="clamp", keep_norm=True)
+    shift = Shift(TokenWindow(where, KNOWN, None, None), torch.tensor([0, 1]), silent + 1, silent, 1.0, overrides)
     left = shift(Activations(torch.full((1, 2), 5.0, dtype=dtype)))
     assert left is None or left.isfinite().all()
 
@@ -330,11 +330,11 @@ def test_a_template_longer_than_the_known_positions_needs_the_pooled_direction(m
 def test_only_the_chosen_sequences_of_a_batch_move(one_of_each_tunable: ChatModel) -> None:
     model, neurons = one_of_each_tunable, neuron_set(one_of_each_tunable)
     assert neurons.directions is not None
-    knobs = CalibrationConfig(**EVERYWHERE)
+    overrides = CalibrationConfig(**EVERYWHERE)
     plain = [logits(model), generated(model)]
     with follow_positions(model.model) as where:
-        window = open_window(where, model, neurons.directions, knobs)
-        with activation_hooks(shifts(model, neurons, window, "rejection", 2.0, knobs)):
+        window = open_window(where, model, neurons.directions, overrides)
+        with activation_hooks(shifts(model, neurons, window, "rejection", 2.0, overrides)):
             every = [logits(model), generated(model)]
             for chosen in itertools.product([False, True], repeat=len(TEXTS)):
                 window.choose(torch.tensor(chosen))
@@ -356,10 +356,10 @@ class CountingWindow(TokenWindow):
 
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
 def test_the_tokens_are_worked_out_once_a_pass(model: ChatModel, use_cache: bool) -> None:
-    neurons, knobs = neuron_set(model), CalibrationConfig()
+    neurons, overrides = neuron_set(model), CalibrationConfig()
     with follow_positions(model.model) as where:
         window = CountingWindow(where, KNOWN, 2, 1)
-        with activation_hooks(shifts(model, neurons, window, "rejection", 2.0, knobs)):
+        with activation_hooks(shifts(model, neurons, window, "rejection", 2.0, overrides)):
             generated(model, use_cache=use_cache)
     assert window.found == 4
 

@@ -102,16 +102,16 @@ def subset(neurons: NeuronSet, name: str, layers: tuple[int, int] | None) -> Neu
     return NeuronSet(chosen, empty, neurons.widths, neurons.layers, neurons.provenance, neurons.directions)
 
 
-@pytest.mark.parametrize("knobs", [{}, {"subset": "rejection"}, {"layers": (1, 2)}], ids=str)
+@pytest.mark.parametrize("overrides", [{}, {"subset": "rejection"}, {"layers": (1, 2)}], ids=str)
 def test_equal_doses_are_equal_for_what_is_calibrated(
-    found: Path, knobs: dict[str, Any], make_model: Callable[..., ChatModel]
+    found: Path, overrides: dict[str, Any], make_model: Callable[..., ChatModel]
 ) -> None:
-    section = section_of("dose_response", dose_response, found, [-3.0, 3.0], {"calibrate": knobs})
+    section = section_of("dose_response", dose_response, found, [-3.0, 3.0], {"calibrate": overrides})
     norms = write_norms(make_model()).norm_2
     neurons = NeuronSet.load(found / "neurons.safetensors", found / "directions.safetensors")
     control = neurons.random_like(1)
     sets = {"found": neurons, "random": control, "random, equal dose": control}
-    chosen = knobs.get("subset", "both"), knobs.get("layers")
+    chosen = overrides.get("subset", "both"), overrides.get("layers")
     doses = {name: dose(subset(one, *chosen), norms) for name, one in sets.items()}
     for row in section["rows"]:
         if row["subject"] in ("found", "random"):
@@ -154,7 +154,7 @@ def test_other_prompts_are_asked_instead(found: Path, given: dict[str, Any], for
     pair = f"{foreign}:{given['benign']}"
     section = section_of("dose_response", dose_response, found, [2.0], on=pair)
     assert section["on"] == pair
-    # The run learnt from one of them, so of that only the test split is asked.
+    # The run learned from one of them, so of that only the test split is asked.
     assert {row["prompts"]: row["n"] for row in section["rows"]} == {"harmful": 11, "benign": 3}
 
 

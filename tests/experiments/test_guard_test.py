@@ -117,7 +117,7 @@ def test_every_detector_has_a_row_for_every_test(guarded: tuple[Path, dict[str, 
         assert 0 <= row["auroc"]["value"] <= 1
         assert ("flagged_harmful" in row) == (row["detector"] == own)
     # Of six prompts a set, all once more augmented; augmented benign ones set no threshold.
-    assert section["learnt"] == {"harmful": 24, "benign": 6, "borderline": 18}
+    assert section["fitted_on"] == {"harmful": 24, "benign": 6, "borderline": 18}
     sides = [(row["on"], row["prompts"], row["n"]) for row in section["rows"]]
     assert sorted(sides) == sorted(
         (test, side, 3) for test in ("test", pair, "contrast") for side in ("harmful", "benign")
@@ -133,7 +133,7 @@ def test_the_kept_guard_is_the_one_that_was_tested(
     assert fitted.threshold == section["threshold"]
     assert fitted.false_positive_rate == section["false_positive_rate"] == 0.2
     assert sum(map(len, fitted.deciding)) == section["deciding_neurons"]
-    assert fitted.knobs.generated_tokens == section["knobs"]["generated_tokens"] == 4
+    assert fitted.calibration.generated_tokens == section["calibration"]["generated_tokens"] == 4
     scores = {
         side: fitted.scores(make_model(), [text.format(number) for number in (8, 9, 10)], 4)
         for side, text in (

@@ -58,8 +58,8 @@ def run(model: ChatModel, tmp_path: Path) -> RunContext:
     return made
 
 
-def intervention(neurons: NeuronSet, alpha: float = 20, **knobs: Any) -> Intervention:
-    return Intervention("found", neurons, "conformity", alpha, CalibrationConfig(**{"prompt_positions": 3} | knobs))
+def intervention(neurons: NeuronSet, alpha: float = 20, **overrides: Any) -> Intervention:
+    return Intervention("found", neurons, "conformity", alpha, CalibrationConfig(**{"prompt_positions": 3} | overrides))
 
 
 class Passes:
@@ -81,18 +81,18 @@ def near(one: Measurement, other: Measurement) -> None:
 
 
 @pytest.mark.parametrize(
-    "knobs", [{}, {"generated_tokens": 2}, {"prompt_positions": "all"}, {"layers": (1, 2)}], ids=str
+    "overrides", [{}, {"generated_tokens": 2}, {"prompt_positions": "all"}, {"layers": (1, 2)}], ids=str
 )
 def test_a_measurement_is_what_is_measured_by_hand(
-    knobs: dict[str, Any],
+    overrides: dict[str, Any],
     run: RunContext,
     model: ChatModel,
     sets: dict[str, list[Prompt]],
     neurons: NeuronSet,
 ) -> None:
-    made = intervention(neurons, **knobs)
+    made = intervention(neurons, **overrides)
     measurement = InterventionRunner.open(run, sets).measurement("harmful", made)
-    options: dict[str, Any] = {"prompt_positions": 3} | knobs
+    options: dict[str, Any] = {"prompt_positions": 3} | overrides
     for number, prompt in enumerate(sets["harmful"]):
         text = model.render(prompt.text)
         own = dict(generate(model, [text], max_new_tokens=TOKENS))[0].text
@@ -104,7 +104,7 @@ def test_a_measurement_is_what_is_measured_by_hand(
             answer = dict(generate(model, [text], max_new_tokens=TOKENS))[0].text
         (how,) = nll(read_answers(model, [text], [answer], TOKENS))
         # With a cached prefix: it ends before every position that these interventions change.
-        kept = PrefixCache.read(model, [[text]] if knobs.get("prompt_positions") != "all" else [], 3, 1)
+        kept = PrefixCache.read(model, [[text]] if overrides.get("prompt_positions") != "all" else [], 3, 1)
         (moved,) = kl_divergence(
             model,
             [text],
@@ -240,7 +240,7 @@ def test_answers_with_a_high_nll_are_unscored(
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "overrides",
     [
         {},
         {"prompt_positions": "template"},
@@ -250,7 +250,7 @@ def test_answers_with_a_high_nll_are_unscored(
     ids=str,
 )
 def test_kept_beginnings_change_nothing(
-    knobs: dict[str, Any],
+    overrides: dict[str, Any],
     run: RunContext,
     sets: dict[str, list[Prompt]],
     neurons: NeuronSet,
@@ -263,8 +263,8 @@ def test_kept_beginnings_change_nothing(
     without = replace(InterventionRunner.open(other, sets), prefixes=PrefixCache({}))
     for name in sets:
         near(
-            with_kept.measurement(name, intervention(neurons, **knobs)),
-            without.measurement(name, intervention(neurons, **knobs)),
+            with_kept.measurement(name, intervention(neurons, **overrides)),
+            without.measurement(name, intervention(neurons, **overrides)),
         )
 
 

@@ -12,7 +12,7 @@ from safety_neurons.report import RunResults
 from safety_neurons.report import clouds as planes
 
 # The traces of the figure: first the ways, then these.
-TRACES = ("harmful_pushed", "benign_pushed", "harmful", "benign")
+TRACES = ("harmful_calibrated", "benign_calibrated", "harmful", "benign")
 
 
 def clouded(**options: int) -> dict[str, Any]:

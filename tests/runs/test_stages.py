@@ -108,6 +108,6 @@ def test_clouds_are_those_of_the_calibration_and_leave_with_it(given: dict[str, 
     assert again["alpha"]["rejection"] == 0.5
     for before, after in zip(clouds["layers"], again["layers"], strict=True):
         kept = {name: before["points"][name] == after["points"][name] for name in before["points"]}
-        assert kept == {"harmful": True, "benign": True, "harmful_pushed": True, "benign_pushed": False}
+        assert kept == {"harmful": True, "benign": True, "harmful_calibrated": True, "benign_calibrated": False}
     assert run(tmp_path / "run", {"find": {"percent": 20}}, until="find").clouds is None
     assert "clouds" not in results_of(tmp_path / "run")

@@ -36,7 +36,7 @@ def read_clouds(
     prompts: Mapping[str, Sequence[str]],
     *,
     alphas: Mapping[Toward, float],
-    knobs: CalibrationConfig,
+    config: CalibrationConfig,
     seed: int = 0,
     batch_size: int = 8,
     advance: Advance = ignore,
@@ -63,9 +63,9 @@ def read_clouds(
     both = {side: last_token_activations(model, joined, texts[side], batch_size, advance) for side in AWAY}
     clouds = {side: values[:, mine] for side, values in both.items()}
     for side, toward in AWAY.items():
-        with calibrate(model, neurons, knobs, toward=toward, alpha=alphas[toward]):
+        with calibrate(model, neurons, config, toward=toward, alpha=alphas[toward]):
             # These hooks come after those of the calibration: they see what the write matrix sees.
-            clouds[pushed(side)] = last_token_activations(model, found, texts[side], batch_size, advance)
+            clouds[calibrated_name(side)] = last_token_activations(model, found, texts[side], batch_size, advance)
     if not all(bool(values.isfinite().all()) for values in (*both.values(), *clouds.values())):
         raise SafetyNeuronsError(
             f"Some activations of {model.name} at the end of the prompt are not finite. Choose another dtype (float32 "
@@ -96,9 +96,9 @@ def read_clouds(
     return entries
 
 
-def pushed(side: str) -> str:
+def calibrated_name(side: str) -> str:
     """The name of the cloud of a side's calibrated prompts."""
-    return f"{side}_pushed"
+    return f"{side}_calibrated"
 
 
 def plane(clouds: Mapping[str, Array]) -> tuple[tuple[float, float], dict[str, Array]]:

@@ -49,7 +49,7 @@ class Guard:
     layer: int
     false_positive_rate: float
     alpha: float
-    knobs: CalibrationConfig
+    calibration: CalibrationConfig
     origin: str = ""
 
     def at(self, false_positive_rate: float) -> Self:
@@ -100,7 +100,7 @@ class Guard:
             "layer": self.layer,
             "false_positive_rate": self.false_positive_rate,
             "alpha": self.alpha,
-            "knobs": self.knobs.but_alphas(),
+            "calibration": self.calibration.but_alphas(),
             "bias": self.detector.bias,
             "auroc": self.detector.auroc,
             "penalty": self.detector.penalty,
@@ -123,11 +123,11 @@ class Guard:
             neurons = NeuronSet.load(path)
             numbers = range(len(neurons.widths))
             directions = Directions(*(tuple(tensors[f"{side}.{number}"] for number in numbers) for side in _SIDES))
-            knobs = CalibrationConfig.checked(about["knobs"])
+            calibration = CalibrationConfig.checked(about["calibration"])
             weight, ordinary = tensors["detector.weight"], tensors["detector.ordinary"]
             detector = Detector(weight, about["bias"], ordinary, about["auroc"], about["penalty"])
             own = {name: about[name] for name in ("layer", "false_positive_rate", "alpha", "origin")}
-            return cls(replace(neurons, directions=directions), detector, knobs=knobs, **own)
+            return cls(replace(neurons, directions=directions), detector, calibration=calibration, **own)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise SafetyNeuronsError(
                 f"{path} is not a guard ({error!r}). Fit one: safety-neurons guard RUN."
@@ -167,11 +167,11 @@ def fit_guard(
     config = config.override(options)
     directions = directions_of(model, neurons)
     check_rate(config.false_positive_rate, len(benign))
-    knobs = calibration.override({"generated_tokens": config.generated_tokens})
-    open_window(PromptPositions(), model, directions, knobs)
-    if knobs.prompt_positions == "template":
+    calibration = calibration.override({"generated_tokens": config.generated_tokens})
+    open_window(PromptPositions(), model, directions, calibration)
+    if calibration.prompt_positions == "template":
         # A number needs no tokenizer, so that the guard can be used on a plain transformers model.
-        knobs = knobs.override({"prompt_positions": model.template_tail})
+        calibration = calibration.override({"prompt_positions": model.template_tail})
     texts = [prompt if rendered else model.render(prompt) for prompt in (*harmful, *benign, *borderline)]
     features = last_token_activations(model, neurons.both, texts, batch_size, advance)
     by_site = zip(neurons.layers, neurons.both, strict=True)
@@ -196,8 +196,8 @@ def fit_guard(
             f"A guard cannot decide in layer {layer}: it needs safety neurons up to it and after it, and they are in "
             f"the layers {int(layer_of.min())} to {int(layer_of.max())}."
         )
-    alpha = knobs.alpha_rejection if config.alpha is None else config.alpha
-    return Guard(neurons, fitted(layer), layer, config.false_positive_rate, alpha, knobs)
+    alpha = calibration.alpha_rejection if config.alpha is None else config.alpha
+    return Guard(neurons, fitted(layer), layer, config.false_positive_rate, alpha, calibration)
 
 
 @dataclass
@@ -227,8 +227,8 @@ def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisio
             f"{model.name}: its rates may not hold.",
             stacklevel=3,
         )
-    first, last = fitted.knobs.layers or (0, max(fitted.neurons.layers))
-    knobs = fitted.knobs.override({"layers": (max(first, fitted.layer + 1), max(last, fitted.layer + 1))})
+    first, last = fitted.calibration.layers or (0, max(fitted.neurons.layers))
+    calibration = fitted.calibration.override({"layers": (max(first, fitted.layer + 1), max(last, fitted.layer + 1))})
     directions = directions_of(model, fitted.neurons)
     decisions = Decisions(torch.empty(0), torch.empty(0, dtype=torch.bool))
 
@@ -239,10 +239,10 @@ def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisio
 
     # Deferred to the first calibrated layer: by then all deciding neurons have been read.
     with follow_positions(model.model, at_prompt=lambda: window.defer(decide)) as where:
-        window = open_window(where, model, directions, knobs)
+        window = open_window(where, model, directions, calibration)
         gathered = LastTokens(where, fitted.deciding)
         with (
             activation_hooks(gathered.hooks(model.hook_points)),
-            activation_hooks(shifts(model, fitted.neurons, window, "rejection", fitted.alpha, knobs)),
+            activation_hooks(shifts(model, fitted.neurons, window, "rejection", fitted.alpha, calibration)),
         ):
             yield decisions

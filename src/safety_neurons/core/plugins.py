@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import functools
-import hashlib
 import importlib
 import importlib.util
 import pkgutil
@@ -17,6 +16,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import file_sha256
 
 M = TypeVar("M")
 N = TypeVar("N")
@@ -99,7 +99,7 @@ class Family(Generic[M]):
             )
         if not path.is_file():
             raise SafetyNeuronsError(f"The file {path} of the {self.kind} does not exist.")
-        digest = file_digest(path)
+        digest = file_sha256(path)
         member = getattr(_module(path.resolve(), digest), attribute, None)
         if not attribute or member is None:
             raise SafetyNeuronsError(
@@ -146,7 +146,7 @@ def trusted(settings: Any) -> bool:
 
 def digests(settings: Any) -> list[str]:
     """Content hashes of the files that settings name members in; empty for a file that does not exist."""
-    return [file_digest(path) if path.is_file() else "" for path in _files(settings)]
+    return [file_sha256(path) if path.is_file() else "" for path in _files(settings)]
 
 
 def _files(settings: Any) -> Iterator[Path]:
@@ -159,11 +159,6 @@ def _files(settings: Any) -> Iterator[Path]:
     elif isinstance(settings, list | tuple):
         for value in settings:
             yield from _files(value)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def discover(package: ModuleType, attribute: str) -> dict[str, Any]:

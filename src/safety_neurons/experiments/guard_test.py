@@ -65,11 +65,11 @@ def guard_run(
             "false_positive_rate": fitted.false_positive_rate,
             "threshold": fitted.threshold,
             "penalty": fitted.detector.penalty,
-            "learnt": {name: len(requests) for name, requests in vars(learned).items()},
+            "fitted_on": {name: len(requests) for name, requests in vars(learned).items()},
             "neurons": len(fitted.neurons),
             "alpha": fitted.alpha,
             "doses": [dose._asdict() for dose in doses],
-            "knobs": fitted.knobs.but_alphas(),
+            "calibration": fitted.calibration.but_alphas(),
             "detectors": _compare_detectors(run, fitted, learned, tests),
             "rows": _compare_answers(run, fitted, tests) if answers else [],
         }

@@ -133,7 +133,7 @@ def search(
                 {
                     "toward": direction.toward,
                     "chosen": best,
-                    "push": setup.size(one),
+                    "size": setup.size(one),
                     "trials": tried,
                     "tests": [
                         _test(setup, InterventionRunner.open(run, sets), name, one, direction)

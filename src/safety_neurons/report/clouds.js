@@ -1,4 +1,4 @@
-// Moves the two clouds from layer to layer, and to and fro between the prompts as they are and pushed.
+// Moves the two clouds from layer to layer, and to and fro between the uncalibrated and the calibrated prompts.
 const slider = document.getElementById("clouds-layer");
 const push = document.getElementById("clouds-push");
 const plot = document.querySelector('[data-figure="data-clouds"]');
@@ -12,7 +12,7 @@ function move() {
   document.getElementById("clouds-said").textContent = said;
   draw(plot);
   draw(beside);
-  // Without the push, the pushed prompts lie where they came from, and their ways have no length.
+  // Without calibration, the calibrated prompts lie where they came from, and their paths have no length.
   const [ways, , , ...base] = places;
   const home = (ends) => ends.map((end, number) => (number % 3 === 1 ? ends[number - 1] : end));
   const data = push.checked

@@ -110,7 +110,7 @@ def _clouds(section: Clouds, drawn: list[CloudLayer]) -> Figure:
 def _scaled(one: CloudLayer) -> list[dict[str, list[float | None]]]:
     """Where each trace's points are in the frame, from 0 to 1: first the ways from base to calibrated prompts."""
     assert one.points is not None
-    clouds = [one.points[name] for name in (*(f"{side}_pushed" for side in SIDES), *SIDES)]
+    clouds = [one.points[name] for name in (*(f"{side}_calibrated" for side in SIDES), *SIDES)]
     placed: list[dict[str, list[float | None]]] = [{} for _ in range(5)]
     for axis in "xy":
         values = [getattr(cloud, axis)[:_MOST_PROMPTS] for cloud in clouds]

@@ -363,7 +363,7 @@ class GuardTest(Section):
     layer: int
     deciding_neurons: int
     false_positive_rate: float
-    learnt: dict[str, int]
+    fitted_on: dict[str, int]
     alpha: float
     doses: list[GuardAlpha]
     detectors: list[DetectorRow]

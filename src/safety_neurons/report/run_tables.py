@@ -154,7 +154,7 @@ def clouds(results: RunResults) -> Table:
     """How well each layer's neurons tell harmful from benign prompts, and what calibration changes."""
     rows = []
     for one in results.clouds.layers[:MOST_LAYERS] if results.clouds else []:
-        half = [one.harmful_half.get(name) for name in ("harmful", "harmful_pushed", "benign", "benign_pushed")]
+        half = [one.harmful_half.get(name) for name in ("harmful", "harmful_calibrated", "benign", "benign_calibrated")]
         cells = [
             layer_name(one),
             text.count(one.neurons),

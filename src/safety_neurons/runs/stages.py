@@ -164,7 +164,7 @@ def two_clouds(run: RunContext, random: NeuronSet) -> dict[str, Any]:
             random,
             {side: [prompt.text for prompt in own] for side, own in prompts.items()},
             alphas=alphas,
-            knobs=settings.calibrate,
+            config=settings.calibrate,
             seed=settings.seed,
             batch_size=settings.batch_size,
             advance=advance,

@@ -190,18 +190,18 @@ def test_safedecoding_without_steering_is_the_model_and_shows_it(
 def test_the_expert_learns_refusals_alone(
     make_bench: Callable[..., EvaluationContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learnt: list[Corpus] = []
+    learned: list[Corpus] = []
 
     def noted(_folder: Any, _model: Any, corpus: Corpus, training: Any, **_: Any) -> Any:
-        learnt.append(corpus)
+        learned.append(corpus)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("safety_neurons.evaluation.defenses.safedecoding.cached_lora", noted)
     for name in ("safedecoding:pairs=5", "safedecoding:pairs=5", "safedecoding"):
         with pytest.raises(KeyboardInterrupt):
             answered(make_bench(), name)
-    assert learnt[0] == learnt[1]
-    assert [one.counts() for one in learnt] == [{"refusal": 5}, {"refusal": 5}, {"refusal": 8}]
+    assert learned[0] == learned[1]
+    assert [one.counts() for one in learned] == [{"refusal": 5}, {"refusal": 5}, {"refusal": 8}]
 
 
 @pytest.mark.parametrize(

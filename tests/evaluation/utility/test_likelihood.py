@@ -161,15 +161,19 @@ def written(model: ChatModel, texts: list[str], tokens: int) -> tuple[list[str],
     return answers, logits, ids
 
 
-@pytest.mark.parametrize(("knobs", "kept"), CASES, ids=str)
+@pytest.mark.parametrize(("overrides", "kept"), CASES, ids=str)
 @pytest.mark.parametrize("name", ["llama", "bloom", "qwen2_moe"])
 def test_calibration_meets_a_read_answer_where_it_meets_a_generated_one(
-    name: str, knobs: dict[str, Any], kept: bool, make_model: Callable[..., ChatModel], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    overrides: dict[str, Any],
+    kept: bool,
+    make_model: Callable[..., ChatModel],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = make_model(name)
     texts = rendered(model, sorted(PROMPTS, key=len))
     neurons, cache = neurons_of(model), caches(model, texts, kept)
-    with calibrate(model, neurons, toward="rejection", alpha=6, **knobs):
+    with calibrate(model, neurons, toward="rejection", alpha=6, **overrides):
         _, logits, ids = written(model, texts, 4)
         answers = [f"answer {number}" for number in range(len(ids))]
         # Bytes that are no text would not come back as the same tokens.
