@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,7 @@ class Counting(Defense):
         self.events.append("closed")
 
 
-def about(name: str) -> dict[str, str]:
+def about(name: str) -> dict[str, Any]:
     return {"name": name, "source": "this test", "description": "-"}
 
 

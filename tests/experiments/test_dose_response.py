@@ -86,7 +86,8 @@ def test_alpha_zero_is_the_base_model(found: Path, make_model: Callable[..., Cha
         verdicts.append("unscored" if how > intervention_module.NLL_LIMIT else by_hash(answer))
     (row,) = [row for row in rows if row["alpha"] == 0 and row["prompts"] == "harmful"]
     assert (row["subject"], row["alpha_used"], row["kl_divergence"]["value"]) == ("base", 0, 0)
-    for name, verdict in (("refused", "refused"), ("answered", "complied"), ("broken", "unscored")):
+    counted: dict[str, Verdict] = {"refused": "refused", "answered": "complied", "broken": "unscored"}
+    for name, verdict in counted.items():
         assert row[name]["value"] == verdicts.count(verdict) / 3
 
 

@@ -283,11 +283,7 @@ def test_a_model_beside_the_target_is_an_error(beside: dict[str, Any], model_fol
     assert not (tmp_path / "out").exists()
 
 
-def test_a_judge_without_a_model_is_an_error_before_any_work(
-    run_it: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known, asking = judges.get, judges.get("jailbreakbench")
-    monkeypatch.setattr(judges, "get", lambda name: asking if name == "jailbreakbench" else known(name))
+def test_a_judge_without_a_model_is_an_error_before_any_work(run_it: Run, tmp_path: Path) -> None:
     with pytest.raises(SafetyNeuronsError, match="jailbreakbench:model=NAME"):
         run_it(judges=("jailbreakbench",))
     assert not (tmp_path / "out").exists()

@@ -73,8 +73,8 @@ class JudgeErrors:
             every = TypeAdapter(list[JudgeErrors]).validate_python(content["judges"])
         except (KeyError, TypeError, ValidationError) as error:
             raise SafetyNeuronsError(
-                f"{path} does not hold a judge's counts. `safety-neurons judge check LABELED.jsonl --out {path.name}` "
-                "writes such a file."
+                f"{path} does not contain a judge's counts. `safety-neurons judge check LABELED.jsonl --out "
+                f"{path.name}` writes such a file."
             ) from error
         matching = [errors for errors in every if errors.judge == judge]
         if not matching:
