@@ -100,7 +100,7 @@ def test_a_killed_benchmark_goes_on_to_the_same_results(
     monkeypatch.setattr(benchmark, "train", train)
     first = benchmark.benchmark(tmp_path / "run", given, options)
     monkeypatch.setattr(benchmark, "train", lambda *_: pytest.fail("trained again"))
-    assert benchmark.benchmark(tmp_path / "run", None, options) == first
+    assert benchmark.benchmark(tmp_path / "run", {}, options) == first
     written = json.loads((tmp_path / "run" / "tuning.json").read_text())
     assert written["rows"] == json.loads(json.dumps(first["rows"]))
 
@@ -210,7 +210,7 @@ def test_all_neurons_as_slices_are_full_fine_tuning(
 def test_bad_input_is_an_error_before_any_work(
     copies: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    usual = {"data_dir": copies, "attack_files": ("please",), "methods": ("found",)}
+    usual: dict[str, Any] = {"data_dir": copies, "attack_files": ("please",), "methods": ("found",)}
     options = benchmark.Options(**(usual | changes))
     with pytest.raises(SafetyNeuronsError, match=message):
         benchmark.benchmark(tmp_path / "run", {}, options)
