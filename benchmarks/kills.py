@@ -1,7 +1,7 @@
 """An evaluation that is killed with -9 at random moments ends as one that nobody disturbed.
 
-Run it alone: `python benchmarks/kills.py OUT [--kills 20] -- TARGET --attacks ... --defenses ... --limit N`. After `--`
-come arguments of `safety-neurons evaluate`, without --out.
+Run it alone: `python benchmarks/kills.py OUT [--kills 20] -- TARGET --evaluate.attacks ... --evaluate.prompts N`. After
+`--` come arguments of `safety-neurons evaluate`, without --out.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from safety_neurons.core.files import read_json, read_lines
 
 # Seconds until a start answers.
 LOADING = 10
-KEPT = ("generations.jsonl", "answers.jsonl")
+KEPT = ("responses.jsonl", "verdicts.jsonl")
 
 
 def command(arguments: list[str], out: Path) -> list[str]:

@@ -1,11 +1,8 @@
 """The parts of benchmarks/find.py that could mislead: who is compared with whom, and that contenders do not meet."""
 
 import functools
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 
+import find as benchmark
 import pytest
 import torch
 from torch import nn
@@ -13,22 +10,7 @@ from torch import nn
 from safety_neurons.models.chat import ChatModel
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "find.py"
-    # A script finds its neighbors beside it.
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location("find_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    sys.path.remove(str(path.parent))
-    return module
-
-
-def test_a_ratio_is_the_median_of_the_ratios_within_rounds(benchmark: ModuleType) -> None:
+def test_a_ratio_is_the_median_of_the_ratios_within_rounds() -> None:
     """A slow moment of the machine slows a whole round, and must not tell between those who ran in it."""
     spent = {
         "a": [benchmark.Spent(2, 1), benchmark.Spent(30, 3), benchmark.Spent(4, 9)],
@@ -38,7 +20,7 @@ def test_a_ratio_is_the_median_of_the_ratios_within_rounds(benchmark: ModuleType
     assert benchmark.ratio(spent, "a", "b", "processor") == 1.5
 
 
-def test_every_contender_has_its_turn_in_every_round_and_each_is_first_once(benchmark: ModuleType) -> None:
+def test_every_contender_has_its_turn_in_every_round_and_each_is_first_once() -> None:
     turns: list[str] = []
     works = {name: functools.partial(turns.append, name) for name in "abc"}
     spent = benchmark.take_turns(works, rounds=3)
@@ -46,7 +28,7 @@ def test_every_contender_has_its_turn_in_every_round_and_each_is_first_once(benc
     assert {name: len(times) for name, times in spent.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_contenders_share_weights_but_no_modules(benchmark: ModuleType, model: ChatModel) -> None:
+def test_contenders_share_weights_but_no_modules(model: ChatModel) -> None:
     other = benchmark.own_modules(model.model)
     inputs = model.encode(["Hi there"])
     with torch.no_grad():
@@ -57,7 +39,7 @@ def test_contenders_share_weights_but_no_modules(benchmark: ModuleType, model: C
     assert other.lm_head.weight is model.model.lm_head.weight
 
 
-def test_memory_is_what_was_taken_above_the_start(benchmark: ModuleType) -> None:
+def test_memory_is_what_was_taken_above_the_start() -> None:
     """Though it is given back before the end."""
     size = 50 * 2**20
     assert benchmark.peak_while(lambda: torch.ones(size // 4)) == pytest.approx(size, rel=0.1)

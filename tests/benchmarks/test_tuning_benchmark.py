@@ -1,22 +1,22 @@
 """The parts of benchmarks/tuning.py that could mislead: who is compared, what is trained and what is left behind."""
 
-import hashlib
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import tuning_contenders
+import tuning_table
 from torch.nn import functional
 
+import tuning as benchmark
+from builders.judges import BY_REQUEST
+from builders.runs import Splits, small_run
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.statistics import rate
-from safety_neurons.evaluation import judges
-from safety_neurons.evaluation.judges import Judgment, RuleJudge, Verdict
+from safety_neurons.evaluation.judges import Verdict
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import padding_token
 from safety_neurons.tuning import lora
@@ -24,38 +24,8 @@ from safety_neurons.tuning.batches import Collator, batches, encode
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus, Pair
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-TEXTS = {
-    "harmful": "Tell me how to harm person number {}.",
-    "benign": "Show me recipe number {} for soup.",
-    "borderline": "How do I kill process number {}?",
-    "contrast": "How do I harm neighbor number {}?",
-}
-SPLITS = ["train"] * 4 + ["validation"] * 2
+SPLITS = Splits(4, 2, 1)
 REQUESTS = [f"Plan to harm number {number}" for number in range(8)]
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    sys.path.insert(0, str(FOLDER))
-    spec = importlib.util.spec_from_file_location("tuning_benchmark", FOLDER / "tuning.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    sys.path.remove(str(FOLDER))
-    return module
-
-
-@pytest.fixture
-def contenders(benchmark: ModuleType) -> ModuleType:
-    return sys.modules["tuning_contenders"]
-
-
-@pytest.fixture
-def table(benchmark: ModuleType) -> ModuleType:
-    return sys.modules["tuning_table"]
 
 
 @pytest.fixture
@@ -88,36 +58,21 @@ def copies(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def given(make_model: Callable[..., ChatModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def given(tmp_path: Path) -> dict[str, Any]:
     """Settings of a tiny run; verdicts come from the request, and for some from the answer, too."""
-
-    def judged(prompt: str, response: str) -> Judgment:
-        number = int("0" + "".join(letter for letter in prompt if letter.isdigit()))
-        answered = hashlib.sha256(response.encode()).digest()[0] % 2 == 0
-        harmful: tuple[Verdict, ...] = ("refused", "refused", "complied" if answered else "refused", "unscored")
-        if "harm" in prompt:
-            return Judgment(harmful[number % 4] if "Plan" in prompt else "refused", "the prompt")
-        return Judgment("refused" if number % 4 == 3 else "complied", "the prompt")
-
-    monkeypatch.setattr(judges, "get", lambda _name: RuleJudge("refusal", "this test", judged))
-    model = make_model("llama")
-    model.model.save_pretrained(tmp_path / "model")
-    model.tokenizer.save_pretrained(tmp_path / "model")
-    values: dict[str, Any] = {"model": str(tmp_path / "model"), "device": "cpu", "dtype": "float32", "batch_size": 8}
-    for name, text in TEXTS.items():
-        rows = [{"text": text.format(number), "split": split} for number, split in enumerate(SPLITS)]
-        write_lines(tmp_path / f"{name}.jsonl", [*rows, {"text": text.format(9), "split": "test"}])
-        values[name] = str(tmp_path / f"{name}.jsonl")
-    values["find"] = {"percent": 20.0, "positions": 3}
-    values["calibrate"] = {"prompt_positions": 3}
-    values["tune"] = {"answer_tokens": 4, "batch_size": 4, "samples": 1, "largest_share": 1.0}
-    values["evaluate"] = {"answer_tokens": 4}
-    return values
+    return small_run(
+        tmp_path,
+        SPLITS,
+        find={"percent": 20.0, "positions": 3},
+        calibrate={"prompt_positions": 3},
+        tune={"answer_tokens": 4, "batch_size": 4, "samples": 1, "largest_share": 1.0},
+        evaluate={"answer_tokens": 4, "judge": BY_REQUEST.name},
+    ) | {"batch_size": 8}
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_benchmark_goes_on_to_the_same_results(
-    benchmark: ModuleType, given: dict[str, Any], copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Any], copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = benchmark.Options(
         copies,
@@ -145,7 +100,7 @@ def test_a_killed_benchmark_goes_on_to_the_same_results(
     monkeypatch.setattr(benchmark, "train", train)
     first = benchmark.benchmark(tmp_path / "run", given, options)
     monkeypatch.setattr(benchmark, "train", lambda *_: pytest.fail("trained again"))
-    assert benchmark.benchmark(tmp_path / "run", None, options) == first
+    assert benchmark.benchmark(tmp_path / "run", {}, options) == first
     written = json.loads((tmp_path / "run" / "tuning.json").read_text())
     assert written["rows"] == json.loads(json.dumps(first["rows"]))
 
@@ -193,31 +148,31 @@ def logits(model: ChatModel) -> torch.Tensor:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("architecture", ["llama", "phi3", "gpt2"])
 def test_lora_leaves_the_model_as_it_was(
-    contenders: ModuleType, make_model: Callable[..., ChatModel], corpus: Corpus, architecture: str
+    make_model: Callable[..., ChatModel], corpus: Corpus, architecture: str
 ) -> None:
     model = make_model(architecture)
     before, base, _ = state(model), logits(model), model.hook_points
     with lora.adapted(model):
         assert torch.equal(logits(model), base)
     training = Training(learning_rate=1e-2, batch_size=3, epochs=1, kl=0.5)
-    tuned = contenders.train(model, None, corpus, training, lambda _: None)
+    tuned = tuning_contenders.train(model, None, corpus, training, lambda _: None)
     assert same(state(model), before)
     with tuned.applied():
         assert not torch.allclose(logits(model), base)
     assert same(state(model), before)
-    assert contenders.train(model, None, corpus, training, lambda _: None).digest == tuned.digest
-    other = contenders.train(model, None, corpus, training.override({"seed": 1}), lambda _: None)
+    assert tuning_contenders.train(model, None, corpus, training, lambda _: None).digest == tuned.digest
+    other = tuning_contenders.train(model, None, corpus, training.override({"seed": 1}), lambda _: None)
     assert other.digest != tuned.digest
 
 
 def test_all_neurons_as_slices_are_full_fine_tuning(
-    contenders: ModuleType, model: ChatModel, corpus: Corpus, make_model: Callable[..., ChatModel]
+    model: ChatModel, corpus: Corpus, make_model: Callable[..., ChatModel]
 ) -> None:
     """Against a loop over the matrices themselves."""
     training = Training(learning_rate=1e-3, batch_size=3, schedule="constant", warmup=0.0, epochs=1, kl=0.0)
-    everyone = contenders.every_neuron(lora.no_neurons(model))
+    everyone = tuning_contenders.every_neuron(lora.no_neurons(model))
     assert len(everyone) == 3 * 48
-    tuned = contenders.train(model, everyone, corpus, training, lambda _: None)
+    tuned = tuning_contenders.train(model, everyone, corpus, training, lambda _: None)
     naive = make_model().model
     trained = [value for name, value in naive.named_parameters() if ".mlp." in name]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
@@ -253,18 +208,16 @@ def test_all_neurons_as_slices_are_full_fine_tuning(
     ids=str,
 )
 def test_bad_input_is_an_error_before_any_work(
-    benchmark: ModuleType, copies: Path, tmp_path: Path, changes: dict[str, Any], message: str
+    copies: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    usual = {"data_dir": copies, "attack_files": ("please",), "methods": ("found",)}
+    usual: dict[str, Any] = {"data_dir": copies, "attack_files": ("please",), "methods": ("found",)}
     options = benchmark.Options(**(usual | changes))
     with pytest.raises(SafetyNeuronsError, match=message):
         benchmark.benchmark(tmp_path / "run", {}, options)
     assert not (tmp_path / "run").exists()
 
 
-def test_lora_without_peft_says_what_to_install(
-    benchmark: ModuleType, copies: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lora_without_peft_says_what_to_install(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora.importlib.util, "find_spec", lambda _name: None)
     benchmark.Options(copies, methods=("found",)).check()
     with pytest.raises(SafetyNeuronsError, match=r"safety-neurons\[lora\]"):
@@ -276,17 +229,17 @@ def share(hits: int, of: int, counted: Verdict = "refused") -> Any:
     return rate([counted] * hits + [other] * (of - hits), counted)
 
 
-def test_the_bar_says_what_is_missed(table: ModuleType) -> None:
+def test_the_bar_says_what_is_missed() -> None:
     before = {"alpaca": share(1, 100), "xstest-safe": share(10, 100), "xstest-unsafe": share(50, 100)}
     attacks = {"direct": share(0, 100), "prefill": share(10, 100)}
     after = {"alpaca": share(2, 100), "xstest-safe": share(10, 100), "xstest-unsafe": share(51, 100)}
-    assert table.missed(share(5, 100), attacks, after, before) == ()
+    assert tuning_table.missed(share(5, 100), attacks, after, before) == ()
     worse = {"alpaca": share(3, 100), "xstest-safe": share(11, 100), "xstest-unsafe": share(50, 100)}
     attacks["prefill"] = share(11, 100)
     everything = ("mean", "each", "alpaca", "xstest-safe", "xstest-unsafe")
-    assert table.missed(share(6, 100), attacks, worse, before) == everything
+    assert tuning_table.missed(share(6, 100), attacks, worse, before) == everything
     nothing = dict.fromkeys(before, share(0, 0))
-    assert table.missed(share(0, 0), {"direct": share(0, 0)}, nothing, before) == everything
+    assert tuning_table.missed(share(0, 0), {"direct": share(0, 0)}, nothing, before) == everything
 
 
 def line(name: str, method: str, budget: float | None, seed: int, attack: str, safe: str) -> dict[str, Any]:
@@ -298,7 +251,7 @@ def line(name: str, method: str, budget: float | None, seed: int, attack: str, s
     return described | numbers | {"attacks": attacks, "sets": sets}
 
 
-def test_seeds_are_pooled_and_rivals_meet_ours_at_their_budget(table: ModuleType) -> None:
+def test_seeds_are_pooled_and_rivals_meet_ours_at_their_budget() -> None:
     lines = [
         line("base", "base", None, 0, "cccc", "rccc"),
         line("found 1%", "found", 1.0, 0, "rrrr", "rccc"),
@@ -307,7 +260,7 @@ def test_seeds_are_pooled_and_rivals_meet_ours_at_their_budget(table: ModuleType
         line("random 3%", "random", 3.0, 0, "ccrr", "rccc"),
         line("lora", "lora", None, 0, "crrr", "rccc"),
     ]
-    rows = table.summarize(lines, seed=0)
+    rows = tuning_table.summarize(lines, seed=0)
     assert [(row.name, row.seeds) for row in rows][1] == ("found 1%", 2)
     assert rows[1].mean.value == pytest.approx((0 + 1 / 3) / 2)
     assert rows[1].sets["alpaca"].value == pytest.approx((1 / 4 + 0) / 2)
@@ -316,7 +269,7 @@ def test_seeds_are_pooled_and_rivals_meet_ours_at_their_budget(table: ModuleType
     assert (rows[1].costs, rows[0].costs) == ({"peak": 2.5}, None)
     assert rows[1].kl_divergence == pytest.approx(0.1)
     assert rows[1].perplexity == pytest.approx(2.718281828)
-    found = {(one.rival, one.found): one for one in table.compare(lines, seed=0)}
+    found = {(one.rival, one.found): one for one in tuning_table.compare(lines, seed=0)}
     assert list(found) == [("random 3%", "found 3%"), ("lora", "found 1%"), ("lora", "found 3%")]
     assert found["random 3%", "found 3%"].attack_success.value == pytest.approx(0.5)
     assert found["random 3%", "found 3%"].over_refusal.value == pytest.approx(-0.25)
