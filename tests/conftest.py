@@ -15,7 +15,7 @@ os.environ.pop("COLUMNS", None)
 # Threads over tensors this small only wait for each other, for many times as long where the cores are shared.
 torch.set_num_threads(1)
 # Files that wait for processes of their own, or that tune models.
-SLOW = ("test_processes.py", "test_tune_processes.py", "test_workers.py", "test_auto_tune.py")
+SLOW = ("test_processes.py", "test_safetune_processes.py", "test_workers.py", "test_auto_tune.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
