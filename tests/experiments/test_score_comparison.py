@@ -21,6 +21,7 @@ from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Silence
 from safety_neurons.core.tables import escaped
 from safety_neurons.evaluation.judges import Verdict
+from safety_neurons.experiments import score_comparison as comparison_module
 from safety_neurons.experiments import scored as scored_module
 from safety_neurons.experiments.score_comparison import compare_scores
 from safety_neurons.experiments.scored import TrainingPrompts, of_size, score_all
@@ -256,3 +257,11 @@ def test_bad_options_are_errors_before_any_work(
     with pytest.raises(SafetyNeuronsError, match=message):
         compare_scores(tmp_path / "scores", given, **options)
     assert not (tmp_path / "scores").exists()
+
+
+def test_copies_of_public_sets_are_read(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"Fell tree {number} of my neighbor." for number in range(20)]
+    (tmp_path / "advbench.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    monkeypatch.setattr(comparison_module, "_compare", lambda run, *_: run.prompts["harmful"].texts)
+    given |= {"harmful": "advbench", "data_dir": tmp_path}
+    assert compare_scores(tmp_path / "scores", given) == texts

@@ -14,6 +14,8 @@ from safety_neurons.evaluation.judges import Verdict
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.evaluation import Requests
 from safety_neurons.runs.folder import merged_settings
+from safety_neurons.runs.guard import fit_and_keep
+from safety_neurons.runs.opened import opened
 from safety_neurons.runs.pipeline import run
 from safety_neurons.runs.targets import evaluate
 
@@ -97,6 +99,18 @@ def test_defenses_that_need_no_tuning_are_evaluated_without_it(
     # The guard's settings are inputs of the stage where the guard is one of the defenses.
     run(found, {"guard": {"alpha": 1.0}}, until="evaluate")
     assert performed == ["evaluate"] * (2 if "guard" in defenses else 1)
+
+
+def test_another_guard_is_evaluated_again(found: Path, performed: list[str]) -> None:
+    wanted = {"evaluate": {"defenses": ["guard"], "attacks": ["direct"]}, "guard": {"alpha": 1.0}}
+    run(found, wanted, until="evaluate")
+    run(found, until="evaluate")
+    assert performed == ["evaluate"]
+    # Its options are not the run's: `guard` leaves the record alone.
+    with opened(found, {"guard": {"alpha": 2.0}}, None, "") as context:
+        fit_and_keep(context)
+    run(found, until="evaluate")
+    assert performed == ["evaluate"] * 2
 
 
 def test_lost_results_are_made_again_without_asking_a_model(finished: Path, generated: list[str]) -> None:

@@ -102,7 +102,10 @@ def compare_scores(
             "Comparing scores caches the beginnings of the prompts for all scores, so it cannot calibrate whole "
             "prompts: set calibrate.prompt_positions to a number, or to 'template'."
         )
-    prompts = {name: load_prompts(getattr(settings, name), settings.column) for name in ("harmful", "benign")}
+    prompts = {
+        name: load_prompts(getattr(settings, name), settings.column, settings.data_dir)
+        for name in ("harmful", "benign")
+    }
     for found in prompts.values():
         for split in ("train", "test"):
             found.split(split)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import locked, read_json, write_json
+from safety_neurons.core.files import file_sha256, locked, read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.locate import hub_identity, locate
 from safety_neurons.prompts import PromptSet, load_prompts
@@ -263,13 +263,17 @@ def _kept_results(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _is_whole(folder: RunFolder, stage: str, kept: Mapping[str, Any] | None) -> bool:
-    """Whether all that a finished stage left is still there."""
+    """Whether all that a finished stage left is still there, and the guard is the one that was evaluated."""
     files = {
         "find": [folder.neurons, folder.directions],
         "tune": [folder.corpus, folder.delta],
         "report": [folder.report],
     }
-    return kept is not None and all(path.exists() for path in files.get(stage, []))
+    if kept is None or not all(path.exists() for path in files.get(stage, [])):
+        return False
+    guard = kept.get("evaluation", {}).get("guard") if stage == "evaluate" else None
+    # A guard's digest is that of its file.
+    return guard is None or (folder.guard.exists() and file_sha256(folder.guard).startswith(guard))
 
 
 def _current_results(kept: Mapping[str, Any], current: set[str]) -> dict[str, Any]:

@@ -216,12 +216,13 @@ def tune_stage(run: RunContext) -> StageResult:
 
 def evaluate_stage(run: RunContext) -> StageResult:
     evaluator = Evaluator.prepare(run.settings)
-    context = evaluator.context(
-        run.engine, artifacts_of(run, run.settings.evaluate.defenses), run.folder.path, run.listener
-    )
+    artifacts = artifacts_of(run, run.settings.evaluate.defenses)
+    context = evaluator.context(run.engine, artifacts, run.folder.path, run.listener)
     cells, measured = evaluator.answer(context)
     judged = evaluator.judge(cells, run.verdicts, run.listener)
     evaluation = evaluator.results(judged, measured, run.command)
+    # `guard RUN` can replace the guard: this evaluation is then out of date.
+    evaluation["guard"] = None if artifacts.guard is None else artifacts.guard.digest
     return StageResult(sections={"evaluation": evaluation}, examples=tuple(_cell_examples(run, judged)))
 
 
