@@ -283,6 +283,16 @@ def test_a_model_beside_the_target_is_an_error(beside: dict[str, Any], model_fol
     assert not (tmp_path / "out").exists()
 
 
+def test_options_of_a_comparison_leave_the_settings_of_a_run_alone(
+    found: Path, beside: dict[str, Any], model_folder: str, tmp_path: Path
+) -> None:
+    before = read_json(found / "run.json")["settings"]["evaluate"]
+    options: dict[str, Any] = {"attacks": ("direct",), "defenses": ("none", "safetuning"), "prompts": 1}
+    evaluate([str(found), model_folder], beside, out=tmp_path / "out", **options)
+    assert (found / "delta.safetensors").exists()
+    assert read_json(found / "run.json")["settings"]["evaluate"] == before
+
+
 def test_a_judge_without_a_model_is_an_error_before_any_work(run_it: Run, tmp_path: Path) -> None:
     with pytest.raises(SafetyNeuronsError, match="jailbreakbench:model=NAME"):
         run_it(judges=("jailbreakbench",))

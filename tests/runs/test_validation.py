@@ -174,7 +174,7 @@ def test_a_run_with_patience_ends_with_the_best_weights(found: Path) -> None:
     with opened(found, None, None, "", until="tune") as run:
         validator, delta = Validator.open(run), NeuronDelta.load(run.folder.delta)
         with delta.apply(run.model):
-            best = validator.measure(delta.digest)
+            best = validator.measure_tuned(delta.digest)
     assert best.attack_success + best.over_refusal == pytest.approx(min(harms))
     # These very weights were measured already.
     assert (found / "responses.jsonl").read_bytes() == before

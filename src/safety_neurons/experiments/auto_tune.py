@@ -272,5 +272,5 @@ def _try(
 def _measure(context: RunContext, validator: Validator, delta: NeuronDelta) -> Objectives:
     divergence = validator.kl_divergence(lambda: delta.apply(context.model))
     with delta.apply(context.model):
-        found = validator.measure(delta.digest)
+        found = validator.measure_tuned(delta.digest)
     return Objectives(found.attack_success, found.over_refusal, divergence)

@@ -181,7 +181,7 @@ def tune_stage(run: RunContext) -> StageResult:
     model, neurons = run.model, run.neurons
     before = outside_digest(model, neurons)
     started = time.monotonic()
-    validate = None if settings.patience is None else Validator.open(run).measure
+    validate = None if settings.patience is None else Validator.open(run).measure_tuned
     steps = training_steps(corpus, settings.batch_size, settings.epochs)
     with run.listener.task(f"tuning {len(neurons):,} neurons", steps) as advance:
         delta = tune_together(

@@ -179,7 +179,8 @@ def _open_target(
         needed = {one.partition(":")[0] for one in settings.evaluate.defenses}
         until = "tune" if TUNED & needed else "find"
         # The options are those of this evaluation: the run keeps its own.
-        with opened(Path(name), given, listener, command, until=until, alone=False) as context:
+        own = {section: values for section, values in given.items() if section != "evaluate"}
+        with opened(Path(name), own, listener, command, until=until, alone=False) as context:
             engine = engine_of(context.model, settings, responses)
             artifacts = artifacts_of(context, settings.evaluate.defenses)
             yield evaluator.context(engine, artifacts, folder, listener)

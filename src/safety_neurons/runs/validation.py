@@ -78,6 +78,10 @@ class Validator:
         """
         return self._measure(self.run.engine.under(change))
 
+    def measure_tuned(self, digest: str) -> Validation:
+        """The rates of the model while the delta with this digest is applied."""
+        return self.measure(f"safetuning {digest}")
+
     def measure_base(self) -> Validation:
         """The rates of the base model."""
         return self._measure(self.run.engine)
