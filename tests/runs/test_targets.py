@@ -22,6 +22,7 @@ from safety_neurons.engines.engine import InProcess
 from safety_neurons.evaluation import defenses, judges
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defended, Defense, Response
+from safety_neurons.evaluation.judge_errors import JudgeErrors, corrected
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.report.results import Evaluation
 from safety_neurons.runs import targets as targets_module
