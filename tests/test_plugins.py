@@ -157,7 +157,7 @@ THEIRS = Sized("any name")
 def mark(tmp_path: Path) -> tuple[Path, Path]:
     """A file with a judge, and another that is written when its code is executed."""
     file, executed = tmp_path / "theirs.py", tmp_path / "executed"
-    builder = Path(__file__).parent / "builders" / "by_hash.py"
+    builder = Path(__file__).parent / "builders" / "judges.py"
     file.write_text(f"{builder.read_text()}\nopen({str(executed)!r}, 'a').close()\n")
     return file, executed
 
@@ -165,7 +165,7 @@ def mark(tmp_path: Path) -> tuple[Path, Path]:
 def test_code_that_a_record_names_runs_only_when_it_is_named_again(mark: tuple[Path, Path]) -> None:
     """A run folder of somebody else's must not execute anything."""
     file, executed = mark
-    recorded = {"evaluate": {"judge": f"{file}:JUDGE"}}
+    recorded = {"evaluate": {"judge": f"{file}:BY_HASH"}}
     settings = merged_settings(recorded, {})
     with pytest.raises(SafetyNeuronsError, match=r"name code in a file: .*theirs\.py.*name the judge again"):
         judges.rules(settings.evaluate.judge)

@@ -1,11 +1,12 @@
 """Models and runs side by side: what is asked, what is kept, what is claimed."""
 
 import contextlib
+import json
 import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safety_neurons.engines.engine import InProcess
 from safety_neurons.evaluation import defenses, judges
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defended, Defense, Response
+from safety_neurons.evaluation.judge_errors import JudgeErrors, corrected
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.report.results import Evaluation
 from safety_neurons.runs import targets as targets_module
@@ -181,6 +183,19 @@ def test_differences_from_the_undefended_model_are_paired(run_it: Run, monkeypat
     [row] = [row for row in results["summary"] if row["defense"] == "shouting"]
     values = [cells["shouting", attack, "harmful"]["value"] for attack in ATTACKS]
     assert row["attack_success"]["value"] == pytest.approx(sum(values) / len(values))
+
+
+def test_rates_are_corrected_for_the_errors_of_a_judge_that_was_measured(run_it: Run) -> None:
+    results = run_it(judges=("refusal", BY_HASH.name))
+    errors = JudgeErrors.bundled("refusal")
+    assert results["judge_errors"] == {"refusal": json.loads(json.dumps(errors.to_json()))}
+    for cell in results["cells"]:
+        judged = cell["judges"]["refusal"]
+        counted: judges.Verdict = "complied" if cell["prompts"] == "harmful" else "refused"
+        expected = corrected(rate([one for one in judged["verdicts"] if one is not None], counted), errors, counted)
+        assert judged["corrected"] == json.loads(json.dumps(asdict(expected)))
+        assert cell["judges"][BY_HASH.name]["corrected"] is None
+    assert [row["corrected"] is None for row in results["summary"]] == [False, True]
 
 
 def test_two_targets_whose_models_are_called_alike_are_told_apart(
