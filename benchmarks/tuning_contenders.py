@@ -1,7 +1,6 @@
 """The contenders of benchmarks/tuning.py: how each of them is trained, and the model as each leaves it."""
 
 import contextlib
-import ctypes
 import itertools
 import statistics
 import tempfile
@@ -143,22 +142,15 @@ def train(model: ChatModel, neurons: NeuronSet | None, corpus: Corpus, training:
         if neurons is None:
             made.append(_lora(model, corpus, training, step))
         else:
-            made.append(_slices(model, neurons, corpus, training, step))
+            made.append(_neuron_deltas(model, neurons, corpus, training, step))
 
-    peak = peak_of(run)
+    peak = peak_while(run)
     steps = [later - earlier for earlier, later in itertools.pairwise(times)]
     # The first step waits for what is prepared.
     return replace(made[0], peak=peak, seconds_per_step=statistics.median(steps[1:] or steps))
 
 
-def peak_of(run: Callable[[], Any]) -> int:
-    """`peak_while`, after memory that was freed is given back to the system, where it can be: it would hide some."""
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    return peak_while(run)
-
-
-def _slices(model: ChatModel, neurons: NeuronSet, corpus: Corpus, training: Training, advance: Advance) -> Tuned:
+def _neuron_deltas(model: ChatModel, neurons: NeuronSet, corpus: Corpus, training: Training, advance: Advance) -> Tuned:
     delta = tune(model, neurons, corpus, training, seed=training.seed, advance=advance)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "delta.safetensors"

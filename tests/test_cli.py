@@ -15,10 +15,12 @@ import pytest
 from pydantic import BaseModel
 from rich.console import Console
 
+from builders import report
 from safety_neurons import cli
 from safety_neurons.cli.app import COMMON, commands
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.prompts.named import PUBLIC
+from safety_neurons.report.results import RunResults
 from safety_neurons.settings import Settings
 
 pipeline_module = importlib.import_module("safety_neurons.runs.pipeline")
@@ -64,11 +66,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """The runs that would have been started."""
     made: list[Call] = []
 
-    def run(folder: Path, given: dict[str, Any], **options: Any) -> dict[str, Any]:
+    def run(folder: Path, given: dict[str, Any], **options: Any) -> RunResults:
         call = Call()
         call.folder, call.given, call.options = folder, given, options
         made.append(call)
-        return {"schema": 3, "run": {}, "rows": []}
+        return RunResults.of(report.whole_run())
 
     monkeypatch.setattr(pipeline_module, "run", run)
     return made

@@ -122,4 +122,4 @@ def test_what_is_done_is_neither_computed_nor_yielded(engine: Watched, tmp_path:
 def test_progress_is_told_for_each_answer(engine: Watched, tmp_path: Path) -> None:
     heard: list[int] = []
     answers(CachedEngine(engine, JsonlCache.read(tmp_path / "answers"), heard.append), ASKED, max_new_tokens=4)
-    assert heard == [1] * len(ASKED)
+    assert [count for count in heard if count] == [1] * len(ASKED)

@@ -115,7 +115,7 @@ def test_offloaded_models_are_tuned_to_the_same(
             assert not torch.equal(offloaded.model(**text).logits, before)
             assert outside_digest(offloaded, neurons) == digest
         assert torch.equal(offloaded.model(**text).logits, before)
-    with pytest.raises(SafetyNeuronsError, match="not in memory, so nothing can be merged"):
+    with pytest.raises(SafetyNeuronsError, match="not in memory, so a delta cannot be merged"):
         merge(expected, offloaded, Path("merged"), "")
 
 

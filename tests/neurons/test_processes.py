@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from builders.judges import ALWAYS_REFUSED
 from builders.quick import find
 from safety_neurons.core.distributed import all_gather, owns, process_count, sync_errors
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.evaluation import judges
-from safety_neurons.evaluation.judges import Judgment, RuleJudge
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.runs.pipeline import run
@@ -141,7 +140,7 @@ def folder(model: ChatModel, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path) -> None:
     """Process 0 alone writes and speaks; both find and tune what one process finds and tunes."""
     given = {
         "model": str(folder),
@@ -151,26 +150,13 @@ def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path, monkeypat
         "find": {"percent": 5, "prompts": 12},
         "explain": {"random_sets": 10, "lens_prompts": 0},
         "tune": {"refusals": 7, "contrast": 0, "benign": 0, "borderline": 0, "answer_tokens": 2},
-        "evaluate": {"prompts": 2, "answer_tokens": 2},
+        "evaluate": {"prompts": 2, "answer_tokens": 2, "judge": ALWAYS_REFUSED.name},
     }
     (tmp_path / "settings.toml").write_text(toml(given))
-    script = tmp_path / "script.py"
-    script.write_text(
-        """
-import sys
-import safety_neurons.evaluation.judges as judges
-from safety_neurons.cli import main
-from safety_neurons.evaluation.judges import RuleJudge, Judgment
-
-judges.get = lambda name: RuleJudge(name, "this test", lambda prompt, response: Judgment("refused", "always"))
-main()
-"""
-    )
-    both = torchrun(str(script), "tune", str(tmp_path / "two"), "--config", str(tmp_path / "settings.toml"))
+    both = torchrun("-m", "safety_neurons", "tune", str(tmp_path / "two"), "--config", str(tmp_path / "settings.toml"))
     assert both.returncode == 0, both.stdout
     assert both.stdout.count("3/3 layers, 144 neurons") == 1
     assert not (tmp_path / "two" / ".checkpoint.safetensors").exists()
-    monkeypatch.setattr(judges, "get", lambda name: RuleJudge(name, "test", lambda *_: Judgment("refused", "always")))
     run(tmp_path / "one", given, until="tune")
     for name in ("neurons.safetensors", "directions.safetensors", "corpus.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
@@ -179,9 +165,11 @@ main()
     assert all(torch.allclose(two[name], value, rtol=0, atol=2e-6) for name, value in one.items())
     assert any(bool(value.any()) for value in two.values())
     # The base in parts gives the same; what follows is done by the first alone.
-    both = torchrun(str(script), "run", "--out", str(tmp_path / "two"), "--tune.shard")
+    again = ("--out", str(tmp_path / "two"), "--tune.shard", "--evaluate.judge", ALWAYS_REFUSED.name)
+    both = torchrun("-m", "safety_neurons", "run", *again)
     assert both.returncode == 0, both.stdout
-    assert both.stdout.count("Only find and tune are shared among the 2 processes: the first goes on alone") == 1
+    shared = "Only evaluate, find, tune are shared among the 2 processes: the first continues alone"
+    assert both.stdout.count(shared) == 1
     assert (tmp_path / "two" / "report.html").exists()
     parts = NeuronDelta.load(tmp_path / "two" / "delta.safetensors").tensors
     assert all(torch.allclose(parts[name], value, rtol=0, atol=2e-6) for name, value in one.items())
@@ -207,6 +195,7 @@ def test_a_helper_that_dies_ends_the_run(tmp_path: Path) -> None:
         f"""{MODELS}
 import os
 from pathlib import Path
+from safety_neurons.core.distributed import join_processes
 from safety_neurons.runs import workers
 from safety_neurons.settings import Settings
 
@@ -219,10 +208,10 @@ def load_model(settings):
     return tiny_model()
 
 workers.load_model = load_model
-with workers.join_processes() as owner:
+with join_processes() as owner:
     assert owner
     for number in range(2):
-        workers.find_as_set(tiny_model(), Settings(find={{"percent": 5}}, seed=3), HARMFUL, BENIGN)
+        workers.find_together(tiny_model(), Settings(find={{"percent": 5}}, seed=3), HARMFUL, BENIGN)
         Path({str(tmp_path)!r}, f"done.{{number}}").touch()
 """
     )

@@ -84,4 +84,8 @@ def test_indices_are_the_neurons(side: str) -> None:
     neurons = neuron_set()
     entries = neurons.indices()
     assert [entry[side] for entry in entries] == [hook_point.tolist() for hook_point in getattr(neurons, side)]
-    assert [(entry["layer"], entry["site"], entry["width"]) for entry in entries] == [(0, 0, 8), (1, 1, 8), (1, 2, 6)]
+    assert [(entry["layer"], entry["hook_point"], entry["width"]) for entry in entries] == [
+        (0, 0, 8),
+        (1, 1, 8),
+        (1, 2, 6),
+    ]

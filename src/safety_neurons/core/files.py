@@ -151,7 +151,9 @@ def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            # Copies, as tensors within the file are not aligned, and sums over them are rounded differently.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
     except FileNotFoundError as error:
         raise SafetyNeuronsError(f"{path} does not exist. Run the stage that writes it first.") from error
     except SafetensorError as error:

@@ -235,7 +235,7 @@ def _go_on_alone(stage: str, listener: Listener) -> None:
 
     if process_count() > 1:
         listener.say(
-            f"Only {' and '.join(sorted(SHARED))} are shared among the {process_count()} processes: the first goes on "
+            f"Only {', '.join(sorted(SHARED))} are shared among the {process_count()} processes: the first continues "
             f"alone ({stage})."
         )
         release_workers()

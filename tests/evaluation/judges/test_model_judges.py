@@ -266,7 +266,7 @@ def test_a_judge_without_a_model_says_how_to_name_one() -> None:
 
 
 def test_an_invalid_url_fails_before_any_work() -> None:
-    with pytest.raises(SafetyNeuronsError, match="The server's url has to be"):
+    with pytest.raises(SafetyNeuronsError, match="The URL of the server must look like"):
         judges.get("strongreject:endpoint=nowhere,model=one").check()
 
 
