@@ -201,10 +201,8 @@ def test_further_defenses_and_judges(tmp_path: Path) -> None:
 def test_an_evaluation_without_the_tuned_model_says_what_is_missing(tmp_path: Path) -> None:
     section = evaluation({"direct": (0.3, 0.2)}, (0.3, 0.2), {"benign": (0.1, 0.1)}, ("none", "icd"))
     shown = page(tmp_path, whole_run() | {"evaluation": section})
-    assert (
-        "This evaluation is without “safetuning”: safety-neurons evaluate RUN_DIR --evaluate.defenses none safetuning"
-        in (shown.text)
-    )
+    command = "safety-neurons evaluate RUN_DIR --evaluate.defenses none safetuning"
+    assert f"This evaluation is without “safetuning”: {command}" in shown.text
     assert "after tuning is not measured yet" in shown.text
 
 
