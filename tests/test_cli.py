@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from builders import report
+from builders.commands import inside, one_paragraph
 from safety_neurons import cli
 from safety_neurons.cli.app import COMMON, commands
 from safety_neurons.models.presets import PRESETS
@@ -51,16 +52,6 @@ class Call:
         self.options: dict[str, Any] = {}
 
 
-def inside(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
-    """The command in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["safety-neurons", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """The runs that would have been started."""
@@ -74,10 +65,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
     monkeypatch.setattr(pipeline_module, "run", run)
     return made
-
-
-def one_paragraph(text: str) -> bool:
-    return bool(text.strip()) and "Traceback" not in text and "\n\n" not in text.strip()
 
 
 def test_help_names_every_command() -> None:

@@ -1,16 +1,15 @@
 """The search for tuning's settings on a tiny run: what it tries and takes, and that it can be killed."""
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from builders.commands import inside
 from builders.listeners import Recorder
 from builders.runs import lines_of, section_of
-from safety_neurons import cli
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.files import read_json
 from safety_neurons.experiments import auto_tune as auto_tune_module
@@ -256,16 +255,6 @@ def test_bad_options_are_errors_before_anything_is_done(
 def test_bad_spaces_are_errors(options: dict[str, Any], told: str) -> None:
     with pytest.raises(SafetyNeuronsError, match=told):
         Space(**options)
-
-
-def inside(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
-    """The command in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["safety-neurons", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 @pytest.mark.parametrize(

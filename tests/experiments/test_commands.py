@@ -1,31 +1,16 @@
 """The commands of experiments, and guard: what arrives, what is shown, and how they fail."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from safety_neurons import cli
+from builders.commands import inside, one_paragraph
 from safety_neurons.core.files import read_json
 from safety_neurons.experiments import dose_response as dose_response_module
 from safety_neurons.experiments import guard_test as guard_test_module
 from safety_neurons.experiments import smallest_intervention as search_module
 from safety_neurons.runs import pipeline as pipeline_module
-
-
-def inside(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
-    """The command in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["safety-neurons", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def one_paragraph(text: str) -> bool:
-    return bool(text.strip()) and "Traceback" not in text and "\n\n" not in text.strip()
 
 
 @pytest.mark.parametrize(
