@@ -6,7 +6,7 @@ from pydantic import Field
 
 from safety_neurons.core.config import Config
 
-TokenChoice = Literal["last", "prompt", "response"]
+Tokens = Literal["last", "prompt", "response"]
 
 
 class FindConfig(Config):
@@ -22,7 +22,7 @@ class FindConfig(Config):
     selection: Literal["difference", "none"] = "difference"
     """difference: the top neurons on harmful prompts minus those on benign ones, and the reverse. none: the top on
     harmful prompts alone."""
-    tokens: TokenChoice | None = None
+    tokens: Tokens | None = None
     """Tokens whose activations count: the last of the prompt, the whole prompt, or the response. Default: the score's
     own choice."""
     last_tokens: int = Field(1, ge=1, le=64)

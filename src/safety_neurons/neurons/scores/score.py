@@ -10,10 +10,10 @@ from torch import Tensor
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.capture import ActivationStatistics
+from safety_neurons.neurons.config import Tokens
 
 # One tensor per hook point, usually float32 [neurons].
 NeuronValues = list[Tensor]
-Tokens = Literal["last", "prompt", "response"]
 
 
 class WriteNorms(NamedTuple):
