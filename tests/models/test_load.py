@@ -209,9 +209,18 @@ def test_a_device_that_is_not_there_is_an_error(folder: Path) -> None:
 
 def test_dtype_where_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    assert choose_dtype(torch.device("cuda")) == torch.bfloat16
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert choose_dtype(cpu) == torch.bfloat16
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert choose_dtype(torch.device("mps")) == torch.bfloat16
+    for native in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**33, 2**34))
+        assert choose_dtype(torch.device("cuda"), 0.5) == (torch.bfloat16 if native else torch.float32)
+        assert choose_dtype(torch.device("cuda"), 8) == torch.bfloat16
+    tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    for supported in tests:
+        for test in tests:
+            monkeypatch.setattr(torch.cpu, test, lambda same=test == supported: same, raising=False)
+        assert choose_dtype(cpu) == torch.bfloat16
+    for test in tests:
+        monkeypatch.setattr(torch.cpu, test, lambda: False, raising=False)
     assert choose_dtype(cpu, 0.001) == torch.float32
     assert choose_dtype(cpu, 1e6) == torch.bfloat16

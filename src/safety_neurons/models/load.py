@@ -59,15 +59,23 @@ def _device(name: str | None) -> torch.device:
 
 
 def choose_dtype(device: torch.device, parameters: float | None = None) -> torch.dtype:
-    """bfloat16 on GPUs and on CPUs with matrix units (AMX); elsewhere float32, which is faster there, if it fits.
+    """bfloat16 where the hardware multiplies it natively; elsewhere float32, which is faster there, if it fits.
 
     `parameters` is the size of the model in billions, if known.
     """
-    if device.type != "cpu":
+    if _multiplies_bfloat16(device):
         return torch.bfloat16
-    has_matrix_units = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    too_large = parameters is not None and parameters * 4e9 > psutil.virtual_memory().available * 0.6
-    return torch.bfloat16 if has_matrix_units or too_large else torch.float32
+    free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    too_large = parameters is not None and parameters * 4e9 > free * 0.6
+    return torch.bfloat16 if too_large else torch.float32
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products are native: on CPUs with AMX or AVX512-BF16, NVIDIA GPUs from Ampere on, and others."""
+    if device.type == "cpu":
+        tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, test, lambda: False)() for test in tests)
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def load(
