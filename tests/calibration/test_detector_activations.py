@@ -153,12 +153,13 @@ def test_progress_counts_every_prompt_and_a_full_memory_halves_the_batch(model: 
         if sizes[-1] > 2:
             raise MemoryError
 
-    expected = last_token_activations(model, chosen, TEXTS, 1)
+    expected = last_token_activations(model, chosen, TEXTS, 2)
     handle = model.model.base_model.register_forward_pre_hook(full, with_kwargs=True)
     found = last_token_activations(model, chosen, TEXTS, 4, seen.append)
     handle.remove()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    assert (sizes, seen) == ([4, 2, 2, 1], [4, 1])
+    # Prefixes, which are read alone, do not count.
+    assert ([size for size in sizes if size > 1], seen) == ([4, 2, 2], [4, 1])
 
 
 def test_no_hook_is_left_also_after_an_exception(one_of_each: ChatModel) -> None:

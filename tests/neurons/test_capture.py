@@ -191,7 +191,7 @@ def test_progress_counts_every_prompt_once(model: ChatModel) -> None:
 
 
 def test_no_hook_is_left_also_after_an_exception(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_args: Any) -> None:
+    def broken(*_args: Any, **_options: Any) -> None:
         raise ZeroDivisionError
 
     capture(model, TEXTS)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import Activations, DenseHookPoint, activation_hooks
 from safety_neurons.neurons.capture import ActivationStatistics
-from safety_neurons.neurons.read import write_norms
+from safety_neurons.neurons.read import measure, write_norms
 from safety_neurons.neurons.scores import Evidence, Reading, get
 from safety_neurons.neurons.scores import gradient as gradient_module
-from safety_neurons.neurons.scores.gradient import first_tokens, loss, measure
+from safety_neurons.neurons.scores.gradient import SCORE, first_tokens, loss
 
 PROMPTS = ["Hi", "Tell me about the sea.", "What is a very long question about nothing at all?"]
 
@@ -55,7 +56,7 @@ def naive(model: ChatModel, text: str, refusing: Sequence[int]) -> list[Tensor]:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox"])
 def test_mean_gradients_are_those_of_autograd(name: str, positions: int, make_model: Callable[..., ChatModel]) -> None:
     model = make_model(name)
-    found = measure(reading(model, positions))
+    found = measure(reading(model, positions), SCORE)
     refusing = first_tokens(model, model.render(PROMPTS[0])).tolist()
     each = [naive(model, model.render(prompt), refusing) for prompt in PROMPTS]
     for hook_point, gradient in enumerate(found):
@@ -69,7 +70,7 @@ def test_experts_too_by_finite_differences(make_model: Callable[..., ChatModel])
     mixture.model.double()
     # Grouped matrix products know no float64.
     mixture.model.set_experts_implementation("eager")
-    found = measure(reading(mixture, 1))
+    found = measure(reading(mixture, 1), SCORE)
     refusing = first_tokens(mixture, mixture.render(PROMPTS[0])).tolist()
     # Hooked experts add up in float32, so smaller steps would drown in its rounding.
     step = 1e-2
@@ -118,7 +119,7 @@ def test_refusals_begin_with_these_tokens(model: ChatModel) -> None:
 
 def test_batches_change_nothing_and_parameters_want_no_gradient(model: ChatModel) -> None:
     wanting = [parameter.requires_grad for parameter in model.model.parameters()]
-    one, other = (measure(reading(model, 2, batch_size)) for batch_size in (1, 3))
+    one, other = (measure(reading(model, 2, batch_size), SCORE) for batch_size in (1, 3))
     for mine, theirs in zip(one, other, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
     assert all(parameter.grad is None for parameter in model.model.parameters())
@@ -126,17 +127,17 @@ def test_batches_change_nothing_and_parameters_want_no_gradient(model: ChatModel
 
 
 def test_full_memory_halves_the_batch(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, sizes = measure(reading(model, 1)), list[int]()
+    expected, sizes = measure(reading(model, 1), SCORE), list[int]()
     original = gradient_module.forward
 
-    def forward(network: object, inputs: dict[str, Tensor]) -> object:
+    def forward(network: object, inputs: dict[str, Tensor], **options: Any) -> object:
         sizes.append(len(inputs["input_ids"]))
         if sizes[-1] > 1:
             raise torch.OutOfMemoryError("full")
-        return original(network, inputs)
+        return original(network, inputs, **options)
 
     monkeypatch.setattr(gradient_module, "forward", forward)
-    for mine, theirs in zip(measure(reading(model, 1)), expected, strict=True):
+    for mine, theirs in zip(measure(reading(model, 1), SCORE), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
     assert max(sizes) > 1
     assert all(parameter.requires_grad for parameter in model.model.parameters())

@@ -89,20 +89,22 @@ def save(name, neurons):
 
 from safety_neurons.neurons import capture
 original = capture.forward
-capture.forward = lambda model, inputs: (read.append(len(inputs["input_ids"])), original(model, inputs))[1]
+capture.forward = lambda model, inputs, **options: (
+    read.append(len(inputs["input_ids"])), original(model, inputs, **options)
+)[1]
 {cases}
 # Each text of the three models was read by one of the two.
 Path({str(tmp_path)!r}, f"read.{{rank}}").write_text(str(sum(read)))
 
 # One process fails: both do, and neither waits.
-def broken(model, inputs):
+def broken(model, inputs, **options):
     if rank == 1:
         raise torch.OutOfMemoryError
-    return original(model, inputs)
+    return original(model, inputs, **options)
 
 capture.forward = broken
 try:
-    sn.find(tiny_model(), HARMFUL, BENIGN, batch_size=2)
+    sn.find(tiny_model(), HARMFUL, BENIGN, batch_size=2, score="write-contrast")
 except sn.SafetyNeuronsError as error:
     Path({str(tmp_path)!r}, f"error.{{rank}}").write_text(str(error))
 distributed.destroy_process_group()

@@ -47,7 +47,7 @@ def calibrate(
     """
     config = config.override(options)
     directions = directions_of(model, neurons)
-    with follow_positions(model.model) as where:
+    with follow_positions(model.model, reach=reach_of(model, config)) as where:
         window = open_window(where, model, directions, config)
         strength = config.alpha(toward) if alpha is None else alpha
         with activation_hooks(shifts(model, neurons, window, toward, strength, config)):
@@ -74,15 +74,21 @@ def open_window(
     Raises:
         SafetyNeuronsError: the config needs directions for more positions than are known.
     """
-    known = directions.positions
-    reach = model.template_tail if config.prompt_positions == "template" else config.prompt_positions
-    if isinstance(reach, int) and reach > known and config.direction == "position":
+    known, reach = directions.positions, reach_of(model, config)
+    if reach is not None and reach > known and config.direction == "position":
         raise SafetyNeuronsError(
             f"Directions are known for the last {known} prompt positions, not for {reach}. Run find with more "
             "positions, or pool the directions."
         )
     answer = None if config.generated_tokens == "all" else config.generated_tokens
-    return TokenWindow(where, known, None if reach == "all" else reach, answer)
+    return TokenWindow(where, known, reach, answer)
+
+
+def reach_of(model: ChatModel, config: CalibrationConfig) -> int | None:
+    """Number of tokens at the end of the prompt to calibrate; None means all."""
+    if config.prompt_positions == "all":
+        return None
+    return model.template_tail if config.prompt_positions == "template" else config.prompt_positions
 
 
 def shifts(

@@ -21,6 +21,7 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, follow_positions, forward
 from safety_neurons.models.generate import batches_by_length, halve_when_full
 from safety_neurons.models.neurons.hook_points import ActivationHook, Activations, HookPoint, activation_hooks
+from safety_neurons.models.shared_prefix import share_prefix
 
 
 class LastTokens:
@@ -88,11 +89,12 @@ def last_token_activations(
         return found
 
     def run(batch: list[int]) -> None:
-        with torch.inference_mode(), follow_positions(model.model) as where:
+        with torch.inference_mode(), follow_positions(model.model, reach=1) as where:
+            prompts = share_prefix(model.model, model.encode([texts[index] for index in batch]))
             gathered = LastTokens(where, chosen)
             with activation_hooks(gathered.hooks(model.hook_points)):
                 # The head is skipped: no neuron depends on logits.
-                forward(model.model.base_model, model.encode([texts[index] for index in batch]))
+                forward(model.model.base_model, prompts.inputs, cache=prompts.cache)
             found[batch] = gathered.values.cpu()
 
     for batch in batches_by_length(texts, batch_size):

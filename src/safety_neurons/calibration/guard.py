@@ -18,7 +18,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_neurons.calibration.calibration import directions_of, open_window, shifts
+from safety_neurons.calibration.calibration import directions_of, open_window, reach_of, shifts
 from safety_neurons.calibration.config import CalibrationConfig, GuardConfig
 from safety_neurons.calibration.detector import Detector, LastTokens, check_rate, fit_detector, last_token_activations
 from safety_neurons.core.errors import SafetyNeuronsError
@@ -238,7 +238,10 @@ def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisio
         return decisions.flagged
 
     # Deferred to the first calibrated layer: by then all deciding neurons have been read.
-    with follow_positions(model.model, at_prompt=lambda: window.defer(decide)) as where:
+    reach = reach_of(model, calibration)
+    # The last token decides, also where no token of the prompt is calibrated.
+    reach = reach and max(reach, 1)
+    with follow_positions(model.model, at_prompt=lambda: window.defer(decide), reach=reach) as where:
         window = open_window(where, model, directions, calibration)
         gathered = LastTokens(where, fitted.deciding)
         with (

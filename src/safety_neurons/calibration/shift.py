@@ -59,6 +59,8 @@ class TokenWindow:
 
     def tokens(self) -> CalibratedTokens | None:
         """The calibrated tokens of the current pass, or None without any."""
+        if self.where.paused:
+            return None
         if self._decide is not None:
             decide, self._decide = self._decide, None
             self.choose(decide())

@@ -15,6 +15,7 @@ from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import BATCH_SIZE, run_batches
 from safety_neurons.models.neurons.hook_points import has_plain_weight, is_matrix
 from safety_neurons.models.neurons.trace import decoder_layers
+from safety_neurons.models.shared_prefix import share_prefix
 
 # Number of writes that are projected on the whole vocabulary at once.
 ROWS = 128
@@ -156,9 +157,10 @@ def _means(model: ChatModel, prompts: Sequence[str], batch_size: int, advance: A
             seen.append(stream[:, -1].float().cpu().double().sum(0))
 
         with contextlib.ExitStack() as stack, torch.inference_mode():
+            prompts = share_prefix(model.model, model.encode([texts[index] for index in batch]))
             for layer in decoder_layers(model.model):
                 stack.callback(layer.register_forward_hook(note).remove)
-            forward(model.model, model.encode([texts[index] for index in batch]))
+            forward(model.model, prompts.inputs, cache=prompts.cache)
         return torch.stack(seen)
 
     parts = list(run_batches(texts, batch_size, run, advance=advance))

@@ -2,8 +2,9 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,23 +22,28 @@ def forward(
 ) -> Any:
     """Run left-padded inputs, with the last `last_logits` logits only if the model supports it.
 
-    With a `cache`, the input ids are the tokens after the cached ones, and the attention mask covers both.
+    `inputs` are token ids, their attention mask and, if it does not follow from the mask, their position_ids.
+    With a `cache`, the attention mask covers the cached tokens and those to run; the input ids may cover both.
     """
     extra: dict[str, Any] = {}
     accepted = inspect.signature(model.forward).parameters
-    mask = inputs["attention_mask"]
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    assert isinstance(ids, Tensor)
     assert isinstance(mask, Tensor)
-    if "position_ids" in accepted:
+    if cache is not None:
+        ids = ids[:, int(cache.get_seq_length()) - mask.shape[1] :]
+        extra[cache_argument(model)] = cache
+    if "position_ids" in inputs:
+        extra["position_ids"] = inputs["position_ids"]
+    elif "position_ids" in accepted:
         # Otherwise models with absolute positions would count the padding.
         positions = (mask.long().cumsum(1) - 1).clamp_min(0)
-        extra["position_ids"] = positions[:, positions.shape[1] - inputs["input_ids"].shape[1] :]
-    if cache is not None:
-        extra[cache_argument(model)] = cache
+        extra["position_ids"] = positions[:, positions.shape[1] - ids.shape[1] :]
     # Models whose last layers share keys and values (Gemma 4) would run those on the kept positions only.
     if "logits_to_keep" in accepted and not getattr(model.config.get_text_config(), "num_kv_shared_layers", 0):
         extra["logits_to_keep"] = last_logits
     with _contiguous_input(model.get_output_embeddings()):
-        return model(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=use_cache, **extra)
+        return model(input_ids=ids, attention_mask=mask, use_cache=use_cache or cache is not None, **extra)
 
 
 @contextlib.contextmanager
@@ -79,10 +85,13 @@ class PromptPositions:
     key-value cache, or, without a cache, with an input that extends the last input. `generated` is the number of
     tokens between the prompt and a pass that continues from a cache, and None for a pass that reads the prompt; it is
     known without reading tensors, so a GPU need not synchronize. `at_prompt` is called when such a pass begins.
+
+    `reach` is the number of tokens at the end of the prompt that matter to those who follow; None means all. While
+    `paused` is above 0, all tokens count as padding: they are read ahead of the prompt that they belong to.
     """
 
-    def __init__(self, at_prompt: Callable[[], None] = lambda: None) -> None:
-        self.at_prompt = at_prompt
+    def __init__(self, at_prompt: Callable[[], None] = lambda: None, reach: int | None = None) -> None:
+        self.at_prompt, self.reach, self.paused = at_prompt, reach, 0
         self.offsets: Tensor = torch.empty(0, 0, dtype=torch.long)
         self.generated: int | None = None
         self._prompt: Tensor = torch.empty(0, 0, dtype=torch.long)
@@ -94,6 +103,9 @@ class PromptPositions:
         inputs: Tensor | None = kwargs.get("input_ids", args[0] if args else None)
         shape = inputs.shape if inputs is not None else kwargs["inputs_embeds"].shape[:2]
         device = inputs.device if inputs is not None else kwargs["inputs_embeds"].device
+        if self.paused:
+            self.offsets, self.generated = torch.full(shape, PADDING, device=device), None
+            return
         # transformers 5.24 calls it "cache".
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         cached = int(cache.get_seq_length()) if cache is not None else 0
@@ -134,16 +146,30 @@ class PromptPositions:
         )
 
 
+# Those who follow a model, in the order in which they began.
+_followers: WeakKeyDictionary[nn.Module, list[PromptPositions]] = WeakKeyDictionary()
+
+
+def followers(model: PreTrainedModel) -> Sequence[PromptPositions]:
+    """The positions of all who follow the model at present."""
+    return tuple(_followers.get(model.base_model, ()))
+
+
 @contextlib.contextmanager
-def follow_positions(model: PreTrainedModel, at_prompt: Callable[[], None] = lambda: None) -> Iterator[PromptPositions]:
-    """Follow `model` while the context is open; `at_prompt` is called before each pass that reads a prompt."""
-    positions = PromptPositions(at_prompt)
+def follow_positions(
+    model: PreTrainedModel, at_prompt: Callable[[], None] = lambda: None, reach: int | None = None
+) -> Iterator[PromptPositions]:
+    """Follow `model` while the context is open; see `PromptPositions` for `at_prompt` and `reach`."""
+    positions = PromptPositions(at_prompt, reach)
     # The base model can run without the head; when both run, the second call changes nothing.
     handles = [
         module.register_forward_pre_hook(positions.enter, with_kwargs=True) for module in {model, model.base_model}
     ]
+    active = _followers.setdefault(model.base_model, [])
+    active.append(positions)
     try:
         yield positions
     finally:
+        active.remove(positions)
         for handle in handles:
             handle.remove()

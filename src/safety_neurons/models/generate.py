@@ -12,6 +12,7 @@ from torch import Tensor
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.forward import cache_argument
+from safety_neurons.models.shared_prefix import Prompts, share_prefix
 
 if TYPE_CHECKING:
     from safety_neurons.models.chat import ChatModel
@@ -95,10 +96,14 @@ class Completion(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """Sampled instead of greedy answers; reproducible for the same seed and the same batch."""
+    """Sampled instead of greedy answers; reproducible for the same seed and the same batch.
+
+    Tokens less likely than `min_p` times the likeliest are not sampled (Nguyen et al. 2024, arXiv 2407.01082).
+    """
 
     temperature: float
     seed: int
+    min_p: float = 0.0
 
 
 def generate(
@@ -145,18 +150,19 @@ def complete(
     sampling: Sampling | None = None,
 ) -> list[Completion]:
     """Answer one batch of rendered texts; `cache` may hold their prefixes."""
-    inputs = model.encode(texts)
-    cached = {} if cache is None else {cache_argument(model.model): cache}
+    prompts = Prompts(dict(model.encode(texts)), cache)
     with torch.inference_mode(), drawing(sampling, texts):
+        if cache is None and use_cache:
+            prompts = share_prefix(model.model, prompts.inputs, new_tokens=max_new_tokens)
         output = model.model.generate(
-            **inputs,
-            **cached,
+            **prompts.inputs,
+            **({} if prompts.cache is None else {cache_argument(model.model): prompts.cache}),
             max_new_tokens=max_new_tokens,
             use_cache=use_cache,
             pad_token_id=padding_token(model),
             **decoding(sampling),
         )
-    return completions(model, output[:, inputs["input_ids"].shape[1] :])
+    return completions(model, output[:, prompts.inputs["input_ids"].shape[1] :])
 
 
 def decoding(sampling: Sampling | None) -> dict[str, Any]:
@@ -167,6 +173,7 @@ def decoding(sampling: Sampling | None) -> dict[str, Any]:
         # The full distribution: the generation config of a model may truncate it.
         "top_p": None if sampling is None else 1.0,
         "top_k": None if sampling is None else 0,
+        "min_p": None if sampling is None else sampling.min_p,
     }
 
 

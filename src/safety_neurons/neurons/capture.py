@@ -15,6 +15,7 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, forward
 from safety_neurons.models.generate import BATCH_SIZE, run_batches
 from safety_neurons.models.neurons.hook_points import Activations, HookPoint, activation_hooks
+from safety_neurons.models.shared_prefix import Prompts, read_ahead, share_prefix
 
 # Number of rows converted to float64 at once. Fewer would fit into a CPU's cache, but each call synchronizes threads,
 # which is slow if other programs use the cores too.
@@ -113,10 +114,11 @@ class Sums:
 
 @dataclass(frozen=True)
 class CapturedSums:
-    """The sums of one prompt set, one entry per hook point."""
+    """The sums of one prompt set, one entry per hook point; `measured` are those of the `MeasurePass`, if any."""
 
     prompts: int
     sums: tuple[Sums, ...]
+    measured: tuple[Tensor, ...] = ()
 
     @classmethod
     def merged(cls, parts: Sequence[Self]) -> Self:
@@ -125,7 +127,8 @@ class CapturedSums:
         for part in parts[1:]:
             for total, more in zip(merged, part.sums, strict=True):
                 total.add(more)
-        return cls(sum(part.prompts for part in parts), merged)
+        measured = tuple(torch.stack(each).sum(0) for each in zip(*(part.measured for part in parts), strict=True))
+        return cls(sum(part.prompts for part in parts), merged, measured)
 
     def statistics(self) -> ActivationStatistics:
         """The means of the sums."""
@@ -134,6 +137,17 @@ class CapturedSums:
         if not len(self.sums[0].by_position):
             by_name["by_position"] = None
         return ActivationStatistics(self.prompts, **by_name)
+
+
+class MeasurePass(NamedTuple):
+    """Measures prompts in the pass that captures their activations.
+
+    `run` runs a batch, with a graph if it needs one, and returns sums over its prompts: [positions, neurons] per hook
+    point.
+    """
+
+    positions: int
+    run: Callable[[Prompts], list[Tensor]]
 
 
 class _TopNeurons:
@@ -219,6 +233,7 @@ def capture_sums(
     *,
     tail: int | Sequence[int] | None = 1,
     positions: int = 0,
+    measure: MeasurePass | None = None,
     batch_size: int = BATCH_SIZE,
     advance: Advance = ignore,
 ) -> CapturedSums:
@@ -229,15 +244,16 @@ def capture_sums(
     Args:
         tail: number of tokens at the end of each text that count (one number, or one per text); None counts all.
         positions: number of positions at the end of the prompt with separate means.
+        measure: runs each batch, instead of a plain pass. It gets the counted tokens and positions; those before are
+            read already, without a graph.
     """
     widths = [point.width for point in model.hook_points]
     neurons = sum(widths)
     sums = [Sums(point, positions) for point in model.hook_points]
 
-    def run(batch: list[int]) -> dict[int, Sums]:
+    def run(batch: list[int]) -> tuple[dict[int, Sums], list[Tensor]]:
         inputs = model.encode([texts[index] for index in batch])
-        mask = inputs["attention_mask"]
-        assert isinstance(mask, Tensor)
+        tails = tails_of(tail, batch).to(model.device)
         # Sums of this batch alone, so that a batch that runs out of memory leaves no trace.
         part: dict[int, Sums] = {}
 
@@ -245,11 +261,16 @@ def capture_sums(
             if number not in part:
                 part[number] = Sums(model.hook_points[number], positions, activations.values.device)
             rows = tokens.rows(activations)
-            part[number].take(activations, rows)
-            top.offer(rows.prompt, activations.values[rows.last], first + activations.first)
+            with torch.no_grad():
+                part[number].take(activations, rows)
+                top.offer(rows.prompt, activations.values[rows.last], first + activations.first)
 
-        with torch.inference_mode():
-            tokens = _TokenRoles(mask, tails_of(tail, batch).to(mask.device), positions)
+        own = max(positions, int(tails.max()))
+        # Tensors of inference mode cannot be part of a graph.
+        with torch.inference_mode(measure is None), torch.no_grad():
+            prompts = (share_prefix if measure is None else read_ahead)(model.model, inputs, own=own)
+            mask = prompts.unread
+            tokens = _TokenRoles(mask, tails, positions)
             top = _TopNeurons(len(batch), max(1, round(TOP_SHARE * neurons)), mask.device)
             hooks = [
                 (point, functools.partial(gather, number=number, first=sum(widths[:number])))
@@ -257,15 +278,22 @@ def capture_sums(
             ]
             # Without the head, as no statistic needs logits.
             with activation_hooks(hooks):
-                forward(model.model.base_model, inputs)
+                if measure is None:
+                    forward(model.model.base_model, prompts.inputs, cache=prompts.cache)
+                measured = [] if measure is None else measure.run(prompts)
             counts = top.counts(neurons).split(widths)
             for number, added in part.items():
                 added.top += counts[number].to(added.top.device)
-        return part
+        return part, measured
 
-    for part in stream(texts, run, batch_size, advance):
-        for number, more in part.items():
-            sums[number].add(more)
-    for total in sums:
-        add_over_processes(vars(total).values())
-    return CapturedSums(len(texts), tuple(sums))
+    rows = 0 if measure is None else measure.positions
+    totals = [torch.zeros(rows, width, dtype=torch.float64) for width in widths if rows]
+    for part, measured in stream(texts, run, batch_size, advance):
+        for number, added in part.items():
+            sums[number].add(added)
+        for total, more in zip(totals, measured, strict=True):
+            total += more
+    for each in sums:
+        add_over_processes(vars(each).values())
+    add_over_processes(totals)
+    return CapturedSums(len(texts), tuple(sums), tuple(totals))

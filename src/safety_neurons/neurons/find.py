@@ -194,6 +194,7 @@ def score_neurons(
         response_tokens=response_tokens,
         batch_size=batch_size,
         other=other,
+        score=chosen,
         advance=advance,
     )
     return compute_score([sides], [measure_both(sides, chosen)], chosen, counted, config.positions, seed)

@@ -112,16 +112,26 @@ def read_both(
     response_tokens: int,
     batch_size: int,
     other: ChatModel | None = None,
+    score: Score | None = None,
     advance: Advance = ignore,
 ) -> BothSides:
-    """Read both prompt sets once, and again with responses if these count."""
+    """Read both prompt sets once, and again with responses if these count.
+
+    `score` is measured in the same pass if it can be.
+    """
 
     def read(prompts: Sequence[str], own_answers: bool) -> SideReading:
         texts = [model.render(prompt) for prompt in prompts]
         tail = None if tokens == "prompt" else last_tokens
         reading = Reading(model, texts, tail, norms, other, batch_size, advance)
         end = capture_sums(
-            model, texts, tail=tail, positions=max(positions, last_tokens), batch_size=batch_size, advance=advance
+            model,
+            texts,
+            tail=tail,
+            positions=max(positions, last_tokens),
+            measure=score.measure_pass(reading) if score is not None and score.measure_pass is not None else None,
+            batch_size=batch_size,
+            advance=advance,
         )
         if tokens != "response":
             return SideReading(reading, end, end)
@@ -161,9 +171,32 @@ def _respond(model: ChatModel, texts: Sequence[str], tokens: int, batch_size: in
 
 def measure_both(sides: BothSides, score: Score) -> tuple[NeuronValues, NeuronValues] | None:
     """The score's own measurement on harmful and on benign prompts, if it has one."""
-    if score.measure is None:
+    if score.measure is None and score.measure_pass is None:
         return None
-    return score.measure(sides.harmful.reading), score.measure(sides.benign.reading)
+    return _measured(sides.harmful, score), _measured(sides.benign, score)
+
+
+def _measured(side: SideReading, score: Score) -> NeuronValues:
+    """What was measured with the statistics, or is now."""
+    captured = side.prompt_end
+    if not captured.measured:
+        return measure(side.reading, score)
+    return [(total / captured.prompts).float() for total in captured.measured]
+
+
+def measure(reading: Reading, score: Score) -> NeuronValues:
+    """The score's own measurement of one prompt set, in a pass of its own."""
+    if score.measure is not None:
+        return score.measure(reading)
+    assert score.measure_pass is not None
+    captured = capture_sums(
+        reading.model,
+        reading.texts,
+        tail=reading.tail,
+        measure=score.measure_pass(reading),
+        batch_size=reading.batch_size,
+    )
+    return [(total / captured.prompts).float() for total in captured.measured]
 
 
 def gather(

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from safety_neurons.core.distributed import add_over_processes
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, follow_positions, forward
 from safety_neurons.models.neurons.hook_points import Activations, HookPoint, activation_hooks
-from safety_neurons.neurons.capture import stream, tails_of
+from safety_neurons.models.shared_prefix import Prompts
+from safety_neurons.neurons.capture import MeasurePass, tails_of
 from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Reading, Score, by_side
 
 # Beginnings of refusals.
@@ -49,8 +49,8 @@ class _Gradients:
         return values
 
 
-def measure(reading: Reading) -> NeuronValues:
-    """Mean gradient of L over the prompts at their last positions: float32 [positions, neurons] per hook point.
+def measure_pass(reading: Reading) -> MeasurePass:
+    """The gradient of L at the last positions.
 
     The gradient of a routed expert's neurons is 0 on tokens that do not reach it.
     """
@@ -58,21 +58,15 @@ def measure(reading: Reading) -> NeuronValues:
     positions = int(tails_of(reading.tail, [0]))
     refusing = first_tokens(model, reading.texts[0])
 
-    def run(batch: list[int]) -> NeuronValues:
-        inputs = model.encode([reading.texts[index] for index in batch])
-        with _frozen(model.model), torch.enable_grad(), follow_positions(model.model) as where:
+    def run(prompts: Prompts) -> NeuronValues:
+        with _frozen(model.model), torch.enable_grad(), follow_positions(model.model, reach=positions) as where:
             sums = [_Gradients(point, where, positions) for point in model.hook_points]
             with activation_hooks(zip(model.hook_points, sums, strict=True)):
-                logits = forward(model.model, inputs).logits[:, -1].float()
+                logits = forward(model.model, prompts.inputs, cache=prompts.cache).logits[:, -1].float()
                 loss(logits, refusing).sum().backward()
         return [hook.total for hook in sums]
 
-    total = [torch.zeros(positions, point.width, dtype=torch.float64) for point in model.hook_points]
-    for part in stream(reading.texts, run, reading.batch_size, reading.advance):
-        for point_total, more in zip(total, part, strict=True):
-            point_total += more
-    add_over_processes(total)
-    return [(point_total / len(reading.texts)).float() for point_total in total]
+    return MeasurePass(positions, run)
 
 
 def loss(logits: Tensor, refusing: Tensor) -> Tensor:
@@ -130,6 +124,6 @@ SCORE = Score(
     scope="model",
     contrastive=True,
     compute=compute,
-    measure=measure,
+    measure_pass=measure_pass,
     allowed=("last",),
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 from safety_neurons.core.distributed import max_over_processes
 from safety_neurons.models.forward import PromptPositions, follow_positions, forward
 from safety_neurons.models.neurons.hook_points import Activations, activation_hooks
+from safety_neurons.models.shared_prefix import share_prefix
 from safety_neurons.neurons.capture import counted_rows, prompts_of_rows, stream, tails_of
 from safety_neurons.neurons.scores.score import Evidence, NeuronValues, Reading, Score
 
@@ -42,12 +43,13 @@ def measure(reading: Reading) -> NeuronValues:
     layers = [point.layer for point in model.hook_points]
 
     def run(batch: list[int]) -> NeuronValues:
-        inputs = model.encode([reading.texts[index] for index in batch])
+        encoded = model.encode([reading.texts[index] for index in batch])
         tails = tails_of(reading.tail, batch)
-        with torch.inference_mode(), follow_positions(model.model) as where:
+        with torch.inference_mode(), follow_positions(model.model, reach=int(tails.max())) as where:
+            prompts = share_prefix(model.model, encoded)
             sums = [_Squares(where, tails, point.width) for point in model.hook_points]
             with activation_hooks(zip(model.hook_points, sums, strict=True)):
-                forward(model.model, inputs)
+                forward(model.model.base_model, prompts.inputs, cache=prompts.cache)
         worst = []
         for layer in dict.fromkeys(layers):
             members = [number for number, other in enumerate(layers) if other == layer]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.neurons.capture import ActivationStatistics
+from safety_neurons.neurons.capture import ActivationStatistics, MeasurePass
 from safety_neurons.neurons.config import Tokens
 
 # One tensor per hook point, usually float32 [neurons].
@@ -43,7 +43,7 @@ class Reading:
 class Evidence:
     """The inputs of a score, float32 [neurons] per hook point.
 
-    The norms are those of the write vectors; `measured` holds the results of `Score.measure` on harmful and on benign
+    The norms are those of the write vectors; `measured` holds the score's own measurements on harmful and on benign
     prompts.
     """
 
@@ -76,6 +76,7 @@ class Score:
             the two top-k sets separates them (the paper's selection).
         compute: returns (score on harmful, score on benign), each float32 [neurons] per hook point.
         measure: measures one prompt set in a separate pass, if the score needs more than the statistics.
+        measure_pass: measures one prompt set in the pass that captures its statistics.
         merge: merges the measurements of several prompt sets, given their sizes.
         allowed: the tokens that the score supports.
         own_answers: whether the responses to harmful prompts are the model's own answers instead of a fixed refusal.
@@ -91,6 +92,7 @@ class Score:
     contrastive: bool
     compute: Callable[[Evidence], tuple[NeuronValues, NeuronValues]]
     measure: Callable[[Reading], NeuronValues] | None = None
+    measure_pass: Callable[[Reading], MeasurePass] | None = None
     merge: Callable[[Sequence[NeuronValues], Sequence[int]], NeuronValues] = weighted_mean
     allowed: tuple[Tokens, ...] = ("last", "prompt", "response")
     own_answers: bool = False
