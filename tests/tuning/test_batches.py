@@ -89,15 +89,15 @@ def test_memory_that_runs_out_halves_the_batch(
     head = model.model.get_output_embeddings()
 
     def small(_module: object, args: tuple[torch.Tensor, ...]) -> None:
-        rows = len(args[0])
+        tokens = args[0].shape[:2].numel()
 
         def backward(_gradient: torch.Tensor) -> None:
-            if rows > 2:
-                failed.append(rows)
+            if tokens > (failed or [tokens])[0] / 3:
+                failed.append(tokens)
                 raise torch.OutOfMemoryError
 
-        if embedded := first_layer_input:
-            embedded.pop().register_hook(backward)
+        if first_layer_input and (embedded := first_layer_input.pop()).requires_grad:
+            embedded.register_hook(backward)
 
     first_layer_input: list[torch.Tensor] = []
     layer = model.model.model.layers[1]
@@ -106,7 +106,7 @@ def test_memory_that_runs_out_halves_the_batch(
     found = tune(model, neuron_set(model), corpus, learning_rate=0.01)
     one.remove()
     two.remove()
-    assert {8, 4} <= set(failed)
+    assert len(set(failed)) > 1
     assert_close(found, expected)
 
 
@@ -123,7 +123,7 @@ def test_layers_that_are_computed_again_give_the_same(
     once = len(ran)
     again = tune(model, neuron_set(model), corpus, **options, gradient_checkpointing=True)
     handle.remove()
-    # Three backward passes of eight, eight and one pair, and one forward pass that looks for the layers.
+    # The backward passes of eight, eight and one pair run the layers again, and one forward pass looks for them.
     assert len(ran) - once == once + 3 + 1
     assert_close(again, kept)
     assert all("forward" not in module.__dict__ for module in model.model.modules())
@@ -137,7 +137,7 @@ def test_divergence_is_zero_at_first_and_holds_the_model_back(
 
     def kl_divergence(delta: NeuronDelta) -> float:
         """KL(base || tuned) of the completion, from the whole texts."""
-        tokens, labels, _ = encode(model, pair)
+        tokens, labels, *_ = encode(model, pair)
         found = []
         for context in (None, delta):
             with torch.no_grad():

@@ -16,21 +16,30 @@ IGNORED = -100
 
 
 class TokenizedPair(NamedTuple):
-    """Token ids of prompt and response, labels (-100 for the prompt), and whether the KL penalty applies."""
+    """Token ids of prompt and response, labels (-100 for the prompt), and whether the KL penalty applies.
+
+    `number` is the pair's place in the corpus; -1 for a pair outside one.
+    """
 
     input_ids: list[int]
     labels: list[int]
     keep: bool
+    number: int = -1
 
 
-def encode(model: ChatModel, pair: Pair) -> TokenizedPair:
+def encode(model: ChatModel, pair: Pair, number: int = -1) -> TokenizedPair:
     """A pair as tokens; a response that is not cut off ends with the end-of-turn token."""
     tokenizer = model.tokenizer
     prompt = tokenizer(model.render(pair.user, pair.prefill), add_special_tokens=False)["input_ids"]
     response = tokenizer(pair.response, add_special_tokens=False)["input_ids"]
     if not pair.cut_off:
         response = [*response, tokenizer.eos_token_id]
-    return TokenizedPair([*prompt, *response], [IGNORED] * len(prompt) + list(response), pair.kind == "benign")
+    return TokenizedPair([*prompt, *response], [IGNORED] * len(prompt) + list(response), pair.kind == "benign", number)
+
+
+def encode_all(model: ChatModel, corpus: Corpus) -> list[TokenizedPair]:
+    """All pairs of a corpus as tokens."""
+    return [encode(model, pair, number) for number, pair in enumerate(corpus.pairs)]
 
 
 def steps_per_epoch(corpus: Corpus, batch_size: int) -> int:
@@ -90,5 +99,5 @@ class Collator:
             "input_ids": torch.tensor(ids),
             "attention_mask": torch.tensor(masks),
             "labels": torch.tensor(labels),
-            "keep": torch.tensor([example.keep for example in examples]),
+            "pairs": torch.tensor([example.number for example in examples]),
         }

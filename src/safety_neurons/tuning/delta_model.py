@@ -2,37 +2,40 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
+from safety_neurons.models.generate import halve_when_full
 from safety_neurons.models.neurons.trace import decoder_layers
+from safety_neurons.models.packing import pack
 from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.tuning.batches import IGNORED, Collator, TokenizedPair
 from safety_neurons.tuning.neuron_deltas import DeltaTensors, deltas_added, empty_delta
 
 
 class DeltaModel(nn.Module):
     """Returns {"loss": ...}: the mean of -log p over the completions' tokens, plus a KL penalty.
 
-    Each completion token of the pairs marked `keep` adds kl * KL(base || tuned).
+    Each completion token of the pairs that `read_base` has read adds kl * KL(base || tuned).
     """
 
     # The trainer passes the number of tokens over all processes and micro batches.
     accepts_loss_kwargs = True
 
-    def __init__(self, model: ChatModel, neurons: NeuronSet, kl: float = 0.0, sharded: bool = False) -> None:
+    def __init__(self, model: ChatModel, neurons: NeuronSet, kl: float = 0.0) -> None:
         super().__init__()
         # In a list, so that the base's weights are not moved, saved or counted with this module's.
         self._base = [model]
         self.neurons = neurons
         self.kl = kl
-        self.sharded = sharded
+        # The base model's states for the KL penalty, by pair: [completion tokens, hidden].
+        self.base_states: dict[int, Tensor] = {}
         self.delta = nn.ParameterDict(
             {name: nn.Parameter(value) for name, value in empty_delta(model, neurons).items()}
         )
@@ -49,50 +52,111 @@ class DeltaModel(nn.Module):
         """The base computes with the deltas while the context is open."""
         return deltas_added(self.base, self.neurons, self.delta)
 
+    def as_base(self) -> contextlib.AbstractContextManager[None]:
+        """The base computes without any change while the context is open."""
+        return contextlib.nullcontext()
+
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
-        keep: Tensor | None = None,
+        pairs: Tensor | None = None,
         num_items_in_batch: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`labels` [batch, kept] are those of the last `kept` tokens; -100 is not part of the loss.
 
-        `keep` [batch] marks the pairs with the KL penalty. `num_items_in_batch` divides the sum over tokens. Default:
-        the number of tokens in this batch.
+        `pairs` [batch] are the numbers of the pairs in the corpus; those that `read_base` has read have the KL penalty.
+        `num_items_in_batch` divides the sum over tokens. Default: the number of tokens in this batch.
         """
         # The trainer chooses the device of the inputs.
-        device, kept = self.base.device, labels.shape[1]
+        device = self.base.device
         inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+        rows = (labels != IGNORED).nonzero().to(device)
+        kept = [] if pairs is None else [place for place, pair in enumerate(pairs.tolist()) if pair in self.base_states]
+        states = [self.base_states[int(pairs[place])] for place in kept] if pairs is not None else []
         with self.active():
-            logits = self._logits(inputs, kept)
-        labels = labels.to(logits.device)
-        loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
-        if self.kl and keep is not None:
-            loss = loss + self.kl * self._kl_divergence(inputs, logits, labels, keep.to(logits.device))
-        count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch.to(loss.device)
+            logits = completion_logits(self.base, inputs, rows, labels.shape[1], torch.cat(states) if states else None)
+        tuned = logits[: len(rows)].float().log_softmax(-1)
+        targets = labels[labels != IGNORED].to(tuned.device)
+        loss = -tuned.gather(1, targets[:, None]).sum()
+        if states:
+            base = logits[len(rows) :].detach().float().log_softmax(-1)
+            chosen = torch.isin(rows[:, 0], torch.tensor(kept, device=device)).to(tuned.device)
+            loss = loss + self.kl * (base.exp() * (base - tuned[chosen])).sum()
+        count = len(targets) if num_items_in_batch is None else num_items_in_batch.to(loss.device)
         # Experts without a routed token must have a gradient, too: zero.
         every = sum(value.sum() for value in self.delta.values())
         return {"loss": (loss / count).to(input_ids.device) + 0 * every}
 
-    def _logits(self, inputs: dict[str, Tensor], kept: int) -> Tensor:
-        """The logits for the last `kept` tokens: float32 [batch, kept, vocabulary]."""
-        logits: Tensor = forward(self.base.model, inputs, last_logits=kept + 1).logits[:, -kept - 1 : -1]
-        return logits.float()
+    def read_base(self, examples: Sequence[TokenizedPair], padding: int, batch_size: int) -> None:
+        """Read the base model's final states on the completions with the KL penalty, for all steps of the training.
 
-    def _kl_divergence(self, inputs: dict[str, Tensor], logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        """KL(base || tuned) of the pairs in `keep`, summed over their completions' tokens."""
-        # Processes that share the base must run it equally often.
-        rows = torch.ones_like(keep) if self.sharded else keep
-        if not rows.any():
-            return logits.new_zeros(())
-        with torch.no_grad():
-            some = {name: value[rows.to(value.device)] for name, value in inputs.items()}
-            base = self._logits(some, labels.shape[1]).log_softmax(-1)
-        tuned = logits[rows].log_softmax(-1)
-        nats = functional.kl_div(tuned, base, reduction="none", log_target=True).sum(-1)
-        return (nats * ((labels != -100) & keep[:, None])[rows]).sum()
+        The batches do not depend on the training's, so resumed training reads the same bytes.
+        """
+        if not self.kl:
+            return
+        collate = Collator(padding)
+        wanted = sorted((each for each in examples if each.keep), key=lambda each: (len(each.input_ids), each.number))
+
+        def read(batch: list[int]) -> None:
+            tensors = collate([wanted[place] for place in batch])
+            inputs = {name: tensors[name].to(self.base.device) for name in ("input_ids", "attention_mask")}
+            labels = tensors["labels"]
+            with torch.no_grad():
+                states = completion_states(self.base, inputs, (labels != IGNORED).nonzero(), labels.shape[1])
+            counts = (labels != IGNORED).sum(1).tolist()
+            self.base_states |= dict(zip(tensors["pairs"].tolist(), states.split(counts), strict=True))
+
+        places = list(range(len(wanted)))
+        for start in range(0, len(places), batch_size):
+            halve_when_full(read, places[start : start + batch_size])
+
+
+def completion_logits(
+    model: ChatModel, inputs: dict[str, Tensor], rows: Tensor, kept: int, more: Tensor | None = None
+) -> Tensor:
+    """Logits [rows, vocabulary] that predict the labels at `rows` [rows, 2] of [batch, kept].
+
+    The head reads one flat matrix of the tokens that predict, with the states `more` [states, hidden] after them.
+    """
+
+    def joined(states: Tensor) -> Tensor:
+        return states if more is None else torch.cat([states, more.to(states)])
+
+    return _through_head(model, inputs, rows, kept, joined)
+
+
+def completion_states(model: ChatModel, inputs: dict[str, Tensor], rows: Tensor, kept: int) -> Tensor:
+    """The head's input [rows, hidden] for `completion_logits`."""
+    seen: list[Tensor] = []
+
+    def note(states: Tensor) -> Tensor:
+        seen.append(states.detach().clone())
+        # Logits are not needed.
+        return states[:0]
+
+    _through_head(model, inputs, rows, kept, note)
+    return seen[0]
+
+
+def _through_head(
+    model: ChatModel, inputs: dict[str, Tensor], rows: Tensor, kept: int, change: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The model's logits where the head reads `change(states)` of the states [rows, hidden] that predict the rows."""
+    packed = pack(model.model, inputs)
+    predicting = packed.places[rows[:, 0], rows[:, 1] - kept - 1 + inputs["input_ids"].shape[1]]
+
+    def select(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        flat = args[0].flatten(0, -2)
+        return (change(flat.index_select(0, predicting.to(flat.device)))[None], *args[1:])
+
+    handle = model.model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        logits: Tensor = forward(model.model, packed.inputs, last_logits=0).logits[0]
+    finally:
+        handle.remove()
+    return logits
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from safety_neurons.core.distributed import process_count
 from safety_neurons.core.errors import CannotRunError, DivergedError, SafetyNeuronsError
@@ -23,7 +23,7 @@ from safety_neurons.core.progress import Advance, Listener, Silence, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import DenseHookPoint, has_plain_weight
 from safety_neurons.neurons.neuron_set import NeuronSet, Provenance
-from safety_neurons.tuning.batches import encode, training_steps
+from safety_neurons.tuning.batches import encode_all, training_steps
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta_model import DeltaModel
@@ -194,9 +194,9 @@ class AdapterModel(DeltaModel):
             # Adapters stay with their layers: the trainer does not move a module that is on several devices.
             self.hf_device_map = places
 
-    def _kl_divergence(self, *arguments: Any) -> Tensor:
-        with self._changed[0].disable_adapter():
-            return super()._kl_divergence(*arguments)
+    def as_base(self) -> contextlib.AbstractContextManager[None]:
+        without: contextlib.AbstractContextManager[None] = self._changed[0].disable_adapter()
+        return without
 
 
 def no_neurons(model: ChatModel) -> NeuronSet:
@@ -234,7 +234,7 @@ def train_lora(
         raise SafetyNeuronsError("LoRA cannot be trained on a sharded base. Set shard=False.")
     if not corpus.pairs:
         raise SafetyNeuronsError("The corpus is empty: there is nothing to train LoRA on.")
-    examples = [encode(model, pair) for pair in corpus.pairs]
+    examples = encode_all(model, corpus)
     with adapted(model, rank, alpha, seed=training.seed) as changed:
         try:
             trained(
@@ -295,5 +295,5 @@ def cached_lora(
 
 def _fingerprint(model: ChatModel, corpus: Corpus, training: Training, rank: int, alpha: float) -> str:
     """Hash of everything that determines the adapters."""
-    examples = [encode(model, pair) for pair in corpus.pairs]
+    examples = encode_all(model, corpus)
     return fingerprint(training_fingerprint(model, no_neurons(model), examples, training, False), rank, alpha)

@@ -16,12 +16,13 @@ from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import padding_token
+from safety_neurons.models.packing import can_pack
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.batches import (
     IGNORED,
     TokenizedPair,
     batches,
-    encode,
+    encode_all,
     micro_batches,
     steps_per_epoch,
     training_steps,
@@ -72,11 +73,11 @@ def tune(
         raise SafetyNeuronsError("There are no neurons to tune. Raise find.percent.")
     if training.patience is not None and validate is None:
         raise SafetyNeuronsError("patience counts validations, and there are none: give validate, too.")
-    examples = [encode(model, pair) for pair in corpus.pairs]
+    examples = encode_all(model, corpus)
     device = shard_device() if training.shard else model.device
     with frozen(model):
         trainer = trained(
-            DeltaModel(model, neurons, training.kl, sharded=training.shard).to(device),
+            DeltaModel(model, neurons, training.kl).to(device),
             corpus,
             training,
             examples=examples,
@@ -113,6 +114,10 @@ def trained(
     model = delta_model.base
     resumed = resumable(checkpoint, fingerprint)
     transformers.set_seed(training.seed)
+    # Tried now: processes that share the base must run it equally often.
+    can_pack(model.model, 0)
+    with delta_model.as_base():
+        delta_model.read_base(examples, padding_token(model), training.batch_size)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if resumed is not None:
@@ -150,7 +155,7 @@ def _shares(examples: list[TokenizedPair], training: Training) -> list[list[Toke
         for part in parts[mine * training.accumulate : (mine + 1) * training.accumulate]:
             # A process without a pair computes one without labels: the others wait for its gradients.
             first = examples[batch[0]]
-            nothing = first._replace(labels=[IGNORED] * len(first.labels), keep=False)
+            nothing = first._replace(labels=[IGNORED] * len(first.labels), keep=False, number=-1)
             shares.append([examples[index] for index in part] or [nothing])
     return shares
 
