@@ -82,4 +82,4 @@ def test_refusals_are_varied(given: dict[str, Any], tmp_path: Path, replace_gene
     run(tmp_path / "run", given, until="tune")
     refusals = [pair for pair in Corpus.load(tmp_path / "run" / "corpus.jsonl").pairs if pair.kind == "refusal"]
     assert [pair.response for pair in refusals] == ["No."]
-    assert asked == [(8, False), (7, True), (7, True)]
+    assert asked == [(8, True), (7, True)]

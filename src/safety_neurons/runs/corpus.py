@@ -10,6 +10,9 @@ from safety_neurons.tuning.augmentation import augment
 from safety_neurons.tuning.config import CorpusConfig
 from safety_neurons.tuning.corpus import Corpus, Pair, PairKind, varied
 
+# The least likely token to sample, relative to the likeliest: others would break the answers at a high temperature.
+LIKELY = 0.05
+
 
 def corpus_of(run: RunContext, settings: CorpusConfig | None = None) -> Corpus:
     """The corpus that the settings name, or one that the model makes: refusals, and helpful answers to what is safe.
@@ -29,9 +32,8 @@ def corpus_of(run: RunContext, settings: CorpusConfig | None = None) -> Corpus:
 def _refusals(run: RunContext, settings: CorpusConfig) -> list[Pair]:
     """Refusals by the model calibrated toward rejection.
 
-    They are made for the plain request and learned for its augmented form. The greedy answer is tried first. Prompts
-    for which it is not a refusal, or repeats one that is over-represented, are sampled up to `tune.samples` times;
-    answers that end by themselves are preferred.
+    They are made for the plain request and learned for its augmented form. Up to `tune.samples` answers are sampled,
+    until one is a refusal that does not repeat an over-represented one; those that end by themselves are preferred.
     """
     harmful = run.split("harmful", "train", settings.refusals)
     # The unsafe counterparts of borderline prompts stay plain: only their wording tells them apart.
@@ -42,7 +44,7 @@ def _refusals(run: RunContext, settings: CorpusConfig) -> list[Pair]:
     drawn: list[list[JudgedAnswer]] = [[] for _ in prompts]
     chosen: list[int | None] = [None] * len(prompts)
     with run.calibrated("rejection", run.neurons) as engine:
-        for number in range(settings.samples + 1):
+        for number in range(settings.samples):
             missing = [place for place, choice in enumerate(chosen) if choice is None]
             if not missing:
                 break
@@ -51,7 +53,7 @@ def _refusals(run: RunContext, settings: CorpusConfig) -> list[Pair]:
                 "corpus: refusals of harmful prompts",
                 engine=engine,
                 tokens=settings.answer_tokens,
-                sampling=Sampling(settings.temperature, run.settings.seed + number) if number else None,
+                sampling=Sampling(settings.temperature, run.settings.seed + number, LIKELY),
             )
             for place, answer in zip(missing, answers, strict=True):
                 if answer.verdict == "refused":

@@ -26,11 +26,11 @@ class CorpusConfig(Config):
     borderline: int = Field(56, ge=0)
     """Number of borderline training prompts to answer; those that the base model refuses are answered calibrated toward
     conformity."""
-    samples: int = Field(8, ge=0)
-    """Maximum number of sampled retries when the greedy answer is not a refusal, or repeats one that is
-    over-represented."""
-    temperature: float = Field(0.7, gt=0)
-    """Sampling temperature of these retries."""
+    samples: int = Field(2, ge=1)
+    """Maximum number of sampled answers per harmful prompt: another one if the last is not a refusal, or repeats one
+    that is over-represented."""
+    temperature: float = Field(1.2, gt=0)
+    """Sampling temperature of these answers. A cooler model repeats one refusal."""
     largest_share: float = Field(0.1, gt=0, le=1)
     """Maximum fraction of refusals that may share a sentence."""
     plain_refusals: float = Field(0.43, ge=0, le=1)
