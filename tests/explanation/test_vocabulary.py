@@ -12,8 +12,9 @@ from torch import Tensor
 
 from builders.quick import explain, find
 from safety_neurons.explanation.lexicon import LEXICONS, separation
-from safety_neurons.explanation.readout import ResidualMeans, mean_residuals
+from safety_neurons.explanation.readout import Readout, ResidualMeans, mean_residuals
 from safety_neurons.explanation.vocabulary import permutation_p, vocabulary_test
+from safety_neurons.explanation.writes import SIDES, WEIGHTINGS, layer_writes
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import Directions, NeuronSet
 
@@ -135,6 +136,11 @@ def test_separation_counts_pairs_and_ties() -> None:
         assert found.auroc[row] == pytest.approx(statistic / (4 * 200))
         above = [(others[row] < value).double().mean().item() >= 0.99 for value in lexicon[row]]
         assert found.top[row] == pytest.approx(sum(above) / 4)
+        under = [(others[row] > value).double().mean().item() >= 0.99 for value in lexicon[row]]
+        assert found.bottom[row] == pytest.approx(sum(under) / 4)
+    opposite = separation(-lexicon, (-others).sort(1).values)
+    for values, expected in zip(found.negated, opposite, strict=True):
+        np.testing.assert_allclose(values, expected, atol=1e-12)
     # A write that says nothing at all is at chance.
     assert separation(torch.zeros(1, 4), torch.zeros(1, 200)).auroc == pytest.approx([0.5])
 
@@ -305,6 +311,41 @@ def test_residual_means_are_those_of_the_prompts_one_by_one(
         last = model.model(input_ids=inputs, output_hidden_states=True, use_cache=False).hidden_states[-1][0, -1]
         normed = model.model.get_submodule(NORMS[name])(alone.harmful[-1:])[0]
     torch.testing.assert_close(normed, last, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "phi3", "qwen2_moe", "gpt_oss"])
+def test_random_sets_are_read_like_each_alone(
+    name: str, dtype: torch.dtype, harmful: list[str], benign: list[str], make_worded: Callable[..., ChatModel]
+) -> None:
+    """Set by set through the model's own norm and unembedding."""
+    model = make_worded(name)
+    model.model.to(dtype)
+    neurons = find(model, harmful, benign, percent=10)
+    test = vocabulary_test(model, neurons, random_sets=25, seed=3)
+    tokens, readout = tokens_of(model), Readout.of(model)
+    generator = torch.Generator().manual_seed(3)
+    torch.randperm(len(tokens["others"]), generator=generator)
+    scores = {(score.layer, *score.key): score for score in test.scores}
+    checked = 0
+    for layer in layer_writes(model, neurons):
+        torch.randperm(len(layer.vectors), generator=generator)
+        for side in SIDES:
+            count = len(layer.found(side))
+            drawn = [torch.randperm(len(layer.vectors), generator=generator)[:count] for _ in range(25) if count]
+            for weighting in WEIGHTINGS:
+                writes = [layer.write(indices, side, weighting) for indices in drawn]
+                logits = [readout.unembedding(readout.normed(write[None]))[0].double() for write in writes]
+                for lexicon in ("refusal", "compliance") if count else ():
+                    random = [auroc(values, tokens, lexicon) for values in logits]
+                    score = scores[layer.layer, weighting, side, lexicon]
+                    assert score.random == pytest.approx(np.mean(random), abs=0.005)
+                    assert score.random_low == pytest.approx(np.quantile(random, 0.025), abs=0.02)
+                    assert score.random_high == pytest.approx(np.quantile(random, 0.975), abs=0.02)
+                    above, below = (np.mean(np.array(random) >= score.together + shift) for shift in (-0.01, 0.01))
+                    assert below - 0.05 <= score.p <= above + 0.05
+                    checked += 1
+    assert checked == len(scores) > 4
 
 
 def test_random_sets_are_weighted_like_the_set(worded: ChatModel, harmful: list[str], benign: list[str]) -> None:

@@ -5,6 +5,7 @@ about: "illegal" is a judgment of refusals, "theft" is only a topic. Words that 
 "assist", "I", "not") are in neither list.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from safety_neurons.explanation.readout import Readout
+from safety_neurons.explanation.readout import Readout, TokenReadout
 
 _REFUSAL = """
 sorry apology apologies apologize apologise apologizes unfortunately regret regrets regrettably afraid pardon
@@ -39,8 +40,8 @@ LEXICONS = {"refusal": tuple(_REFUSAL.split()), "compliance": tuple(_COMPLIANCE.
 REFERENCE = 2000
 # A lexicon's token is among the top words of a write if its logit is above that of this share of other words.
 TOP = 0.99
-# Number of writes that are measured at once.
-ROWS = 1000
+# Number of writes that are measured at once, at most.
+ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ def vocabulary_words(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]
     """The text of tokens 0 to `size` - 1, lowercase and stripped; "" for special tokens."""
     count = min(len(tokenizer), size)
     special = set(tokenizer.all_special_ids)
-    texts = tokenizer.batch_decode([[token] for token in range(count)])
-    words = ["" if token in special else text.strip().lower() for token, text in enumerate(texts)]
+    words = ["" if token in special else tokenizer.decode([token]).strip().lower() for token in range(count)]
     return words + [""] * (size - count)
 
 
@@ -81,31 +81,55 @@ class Separation(NamedTuple):
     """How far writes separate a lexicon from other words: float64 [writes] each.
 
     `auroc` is the probability that a token of the lexicon has a higher logit than another word (ties count half); 0.5
-    is chance. `top` is the share of the lexicon's tokens with a logit above at least 99% of the other words; 0.01 is
-    chance.
+    is chance. `top` is the share of the lexicon's tokens with a logit above at least 99% of the other words, and
+    `bottom` below; 0.01 is chance.
     """
 
     auroc: np.ndarray
     top: np.ndarray
+    bottom: np.ndarray
+
+    @property
+    def negated(self) -> "Separation":
+        """That of the negated logits."""
+        return Separation(1 - self.auroc, self.bottom, self.top)
 
 
 def separation(lexicon: Tensor, others: Tensor) -> Separation:
     """Compare logits [writes, lexicon tokens] with [writes, other words]; `others` is sorted along each row."""
     count = others.shape[1]
+    # The search dominates the time of the whole test: it is faster in order, and ties are rare.
+    lexicon = sort_rows(lexicon)
     below = torch.searchsorted(others, lexicon)
-    # Ties are rare, and the search dominates the time of the whole test.
     tied = (others.gather(1, below.clamp_max(count - 1)) == lexicon).any(1)
-    upto = below.clone()
-    upto[tied] = torch.searchsorted(others[tied], lexicon[tied], right=True)
-    auroc = (below + upto).double().mean(1) / (2 * count)
-    return Separation(auroc.cpu().numpy(), (below >= TOP * count).double().mean(1).cpu().numpy())
+    wins = below.sum(1)
+    ties = torch.zeros_like(wins)
+    ties[tied] = torch.searchsorted(others[tied], lexicon[tied], right=True).sum(1) - wins[tied]
+    most = math.ceil(TOP * count)
+    found = (
+        (2 * wins + ties).double() / (2 * count * lexicon.shape[1]),
+        (lexicon > others[:, most - 1, None]).double().mean(1),
+        (lexicon < others[:, count - most, None]).double().mean(1),
+    )
+    return Separation(*(values.cpu().numpy() for values in found))
+
+
+def sort_rows(values: Tensor) -> Tensor:
+    """Values [rows, columns], sorted along each row."""
+    if values.device.type != "cpu":
+        return values.sort(1).values
+    # On CPUs numpy sorts many times faster than torch.
+    return torch.from_numpy(np.sort(values.numpy(), 1))
 
 
 @dataclass(frozen=True)
 class VocabularyMeter:
-    """Measures writes with lexicons against the other words `reference`, drawn once from `reference_tokens`."""
+    """Measures writes with lexicons against the other words `reference`, drawn once from `reference_tokens`.
 
-    readout: Readout
+    `readout` has the tokens of the reference and of the lexicons, in this order.
+    """
+
+    readout: TokenReadout
     lexicons: tuple[MatchedLexicon, ...]
     reference: tuple[int, ...]
 
@@ -117,7 +141,9 @@ class VocabularyMeter:
         words = vocabulary_words(readout.model.tokenizer, weight.shape[0])
         others = reference_tokens(words)
         drawn = torch.randperm(len(others), generator=generator)[:reference].tolist()
-        return cls(readout, tuple(match(name, words) for name in LEXICONS), tuple(sorted(others[n] for n in drawn)))
+        lexicons, chosen = tuple(match(name, words) for name in LEXICONS), tuple(sorted(others[n] for n in drawn))
+        tokens = [*chosen, *(token for lexicon in lexicons for token in lexicon.tokens)]
+        return cls(readout.of_tokens(tokens), lexicons, chosen)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,18 +152,25 @@ class VocabularyMeter:
 
     def measure(self, writes: Tensor) -> dict[str, Separation]:
         """The separation of every write [writes, hidden] for each lexicon."""
+        parts = [self._measured(part) for part in writes.chunk(math.ceil(len(writes) / ROWS))]
+        return {
+            name: Separation(*map(np.concatenate, zip(*(part[name] for part in parts), strict=True)))
+            for name in self.names
+        }
+
+    def measure_both(self, writes: Tensor) -> tuple[dict[str, Separation], dict[str, Separation]]:
+        """The separation of every write and of every negated write."""
+        up = self.measure(writes)
+        if self.readout.is_odd(writes):
+            return up, {name: found.negated for name, found in up.items()}
+        return up, self.measure(-writes)
+
+    def _measured(self, writes: Tensor) -> dict[str, Separation]:
         sizes = [len(self.reference), *(len(lexicon.tokens) for lexicon in self.lexicons)]
-        tokens = torch.tensor([*self.reference, *(token for lexicon in self.lexicons for token in lexicon.tokens)])
-        found: dict[str, list[Separation]] = {name: [] for name in self.names}
-        for part in writes.split(ROWS):
-            others, *listed = self.readout.logits(part, tokens).split(sizes, 1)
-            # On CPUs numpy sorts floats many times faster than torch.
-            others = (
-                torch.from_numpy(np.sort(others.cpu().numpy(), 1))
-                if others.device.type == "cpu"
-                else others.sort(1).values
-            )
-            for lexicon, logits in zip(self.lexicons, listed, strict=True):
-                if lexicon.name in found:
-                    found[lexicon.name].append(separation(logits.contiguous(), others))
-        return {name: Separation(*map(np.concatenate, zip(*parts, strict=True))) for name, parts in found.items()}
+        others, *listed = self.readout.logits(writes).split(sizes, 1)
+        others = sort_rows(others)
+        return {
+            lexicon.name: separation(logits, others)
+            for lexicon, logits in zip(self.lexicons, listed, strict=True)
+            if lexicon.name in self.names
+        }

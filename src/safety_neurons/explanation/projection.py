@@ -5,16 +5,28 @@ unembedding (the paper, section 3.2; the logit lens of the field); see `writes` 
 much of that is more than chance and more than single neurons say.
 """
 
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.explanation.config import ExplainConfig
 from safety_neurons.explanation.explanation import Explanation, NeuronWords, SideWords, WriteShare
-from safety_neurons.explanation.readout import Readout, ResidualMeans
-from safety_neurons.explanation.vocabulary import vocabulary_test
-from safety_neurons.explanation.writes import SIDES, WEIGHTINGS, LayerWrites, Side, Weighting, layer_writes
+from safety_neurons.explanation.readout import Readout, ResidualMeans, Words
+from safety_neurons.explanation.vocabulary import compare_layers
+from safety_neurons.explanation.writes import (
+    SIDES,
+    WEIGHTINGS,
+    LayerWrites,
+    NeuronAddress,
+    Side,
+    Weighting,
+    layer_writes,
+)
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
 
@@ -44,62 +56,77 @@ def explain(
     """
     config = config.override(options)
     readout = Readout.of(model)
-    words: list[SideWords] = []
+    sides: list[_Side] = []
     shares: list[WriteShare] = []
-    for layer in layer_writes(model, neurons):
-        words += [
-            _side_words(readout, layer, side, config.weighting, config.words, config.neurons)
-            for side in SIDES
-            if len(layer.found(side))
-        ]
-        shares += [_share(layer, each) for each in WEIGHTINGS]
-        if not config.random_sets:
-            advance(1)
+
+    def layers() -> Iterator[LayerWrites]:
+        for layer in layer_writes(model, neurons):
+            sides.extend(
+                _Side.of(layer, side, config.weighting, config.neurons) for side in SIDES if len(layer.found(side))
+            )
+            shares.extend(_share(layer, each) for each in WEIGHTINGS)
+            yield layer
+
     vocabulary = None
     if config.random_sets:
-        vocabulary = vocabulary_test(
-            model,
-            neurons,
-            random_sets=config.random_sets,
-            residuals=residuals,
-            seed=seed,
-            advance=advance,
-            readout=readout,
-        )
-    return Explanation(tuple(words), config.weighting, tuple(shares), vocabulary)
+        vocabulary = compare_layers(readout, layers(), config.random_sets, residuals, seed, advance)
+    else:
+        for _ in layers():
+            advance(1)
+    words = _words(readout, sides, config.words)
+    return Explanation(words, config.weighting, tuple(shares), vocabulary)
 
 
-def _side_words(
-    readout: Readout, layer: LayerWrites, side: Side, weighting: Weighting, top: int, strongest: int
-) -> SideWords:
-    found = layer.found(side)
-    weights = layer.weights(side, weighting)[found]
-    strengths = weights.abs() * layer.vectors[found].norm(dim=1)
-    best = strengths.topk(min(strongest, len(found))).indices
-    single = weights[best].sign()[:, None] * layer.vectors[found[best]]
-    (promoted, suppressed), *read = readout.words(torch.cat([layer.write(found, side, weighting)[None], single]), top)
-    neurons = tuple(
-        NeuronWords(
+@dataclass(frozen=True)
+class _Side:
+    """One side of a layer before it is read in words: `writes` [1 + single neurons, hidden], the set's write first.
+
+    `single` holds the address, weight and strength of each single neuron, strongest first.
+    """
+
+    layer: int
+    side: Side
+    writes: Tensor
+    single: tuple[tuple[NeuronAddress, float, float], ...]
+
+    @classmethod
+    def of(cls, layer: LayerWrites, side: Side, weighting: Weighting, strongest: int) -> "_Side":
+        found = layer.found(side)
+        weights, vectors = layer.weights(side, weighting)[found], layer.vectors[found]
+        strengths = weights.abs() * vectors.norm(dim=1)
+        best = strengths.topk(min(strongest, len(found))).indices
+        single = zip(found[best].tolist(), weights[best].tolist(), strengths[best].tolist(), strict=True)
+        return cls(
             layer.layer,
             side,
-            *layer.address(int(found[index])),
-            float(weights[index]),
-            float(strengths[index]),
-            up.words,
-            down.words,
+            torch.cat([(weights @ vectors)[None], weights[best].sign()[:, None] * vectors[best]]),
+            tuple((layer.address(index), weight, strength) for index, weight, strength in single),
         )
-        for index, (up, down) in zip(best.tolist(), read, strict=True)
-    )
-    return SideWords(layer.layer, side, *promoted, *suppressed, neurons)
+
+    def words(self, read: Sequence[tuple[Words, Words]]) -> SideWords:
+        """With what `Readout.words` says of `writes`."""
+        (promoted, suppressed), *alone = read
+        neurons = tuple(
+            NeuronWords(self.layer, self.side, *address, weight, strength, up.words, down.words)
+            for (address, weight, strength), (up, down) in zip(self.single, alone, strict=True)
+        )
+        return SideWords(self.layer, self.side, *promoted, *suppressed, neurons)
+
+
+def _words(readout: Readout, sides: Sequence[_Side], top: int) -> tuple[SideWords, ...]:
+    """Read all layers at once, since every projection reads the whole unembedding."""
+    if not sides:
+        return ()
+    read = iter(readout.words(torch.cat([each.writes.to(readout.model.device) for each in sides]), top))
+    return tuple(each.words(list(itertools.islice(read, len(each.writes)))) for each in sides)
 
 
 def _share(layer: LayerWrites, weighting: Weighting) -> WriteShare:
-    everyone = torch.arange(len(layer.vectors), device=layer.vectors.device)
     both = torch.cat([layer.rejection, layer.conformity])
     # Neurons of both sides get the same weights; "rejection" sets the sign of the difference.
-    part, whole = (layer.write(indices, "rejection", weighting).double() for indices in (both, everyone))
+    part, whole = (layer.write(indices, "rejection", weighting).double() for indices in (both, None))
     small, large = float(part.norm()), float(whole.norm())
-    share = len(both) / len(everyone)
+    share = len(both) / len(layer.vectors)
     if not small or not large:
         return WriteShare(layer.layer, weighting, share, 0.0, 0.0, 0.0)
     product = float(part @ whole)

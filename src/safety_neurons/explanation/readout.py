@@ -18,7 +18,7 @@ from safety_neurons.models.neurons.trace import decoder_layers
 from safety_neurons.models.shared_prefix import share_prefix
 
 # Number of writes that are projected on the whole vocabulary at once.
-ROWS = 128
+ROWS = 32
 
 
 class Words(NamedTuple):
@@ -49,8 +49,8 @@ class Readout:
         return cls(model, final_norm(model), unembedding)
 
     @torch.no_grad()
-    def logits(self, writes: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Logits of writes [rows, hidden]: float32 [rows, vocabulary], or [rows, tokens] for chosen tokens.
+    def normed(self, writes: Tensor) -> Tensor:
+        """What the unembedding reads of writes [rows, hidden]: the final norm's output, in the model's precision.
 
         Writes are scaled to a mean square of 1 first, so that neither their length nor the norm's epsilon matters.
         """
@@ -59,15 +59,26 @@ class Readout:
         weight = self.unembedding.weight
         assert isinstance(weight, Tensor)
         device = self.model.device if weight.is_meta else weight.device
-        normed = self.norm(scaled.to(device, self.model.model.dtype))
-        if tokens is None or not is_matrix(self.unembedding) or not has_plain_weight(self.unembedding):
-            logits: Tensor = self.unembedding(normed).float()
-            return logits if tokens is None else logits[:, tokens.to(logits.device)]
-        tokens = tokens.to(device)
-        bias = self.unembedding.bias
+        normed: Tensor = self.norm(scaled.to(device, self.model.model.dtype))
+        return normed
+
+    @torch.no_grad()
+    def logits(self, writes: Tensor) -> Tensor:
+        """Logits of writes [rows, hidden] for the whole vocabulary: float32 [rows, vocabulary]."""
+        logits: Tensor = self.unembedding(self.normed(writes)).float()
+        return logits
+
+    def of_tokens(self, tokens: Sequence[int]) -> "TokenReadout":
+        """The same for chosen tokens, whose rows of the unembedding are copied once."""
+        chosen = torch.tensor(tokens, dtype=torch.int64)
+        if not is_matrix(self.unembedding) or not has_plain_weight(self.unembedding):
+            return TokenReadout(self, chosen)
+        weight, bias = self.unembedding.weight, self.unembedding.bias
+        assert isinstance(weight, Tensor)
         assert bias is None or isinstance(bias, Tensor)
-        logits = normed.float() @ weight[tokens].float().T
-        return logits if bias is None else logits + bias[tokens].float()
+        chosen = chosen.to(weight.device)
+        rows = weight.detach()[chosen].float()
+        return TokenReadout(self, chosen, rows, None if bias is None else bias.detach()[chosen].float())
 
     def words(self, writes: Tensor, top: int) -> list[tuple[Words, Words]]:
         """The `top` tokens that each write [rows, hidden] promotes and suppresses."""
@@ -83,6 +94,42 @@ class Readout:
     def _words(self, best: "torch.return_types.topk") -> Words:
         words = tuple(self.model.tokenizer.decode([token]) for token in best.indices.tolist())
         return Words(words, tuple(best.values.tolist()))
+
+
+@dataclass(frozen=True)
+class TokenReadout:
+    """Turns writes into the logits of chosen tokens.
+
+    `rows` float32 [tokens, hidden] and `bias` [tokens] are the unembedding's; without `rows`, for example in a
+    quantized model, the logits of the whole vocabulary are computed.
+    """
+
+    readout: Readout
+    tokens: Tensor
+    rows: Tensor | None = None
+    bias: Tensor | None = None
+
+    def logits(self, writes: Tensor) -> Tensor:
+        """Logits of writes [rows, hidden]: float32 [rows, tokens]."""
+        if self.rows is None:
+            logits = self.readout.logits(writes)
+            return logits[:, self.tokens.to(logits.device)]
+        normed = self.readout.normed(writes).float()
+        logits = _product(normed, self.rows.T)
+        return logits if self.bias is None else logits.add_(self.bias)
+
+    def is_odd(self, writes: Tensor) -> bool:
+        """Whether the logits of the negated writes are the negated logits."""
+        if self.rows is None or self.bias is not None:
+            return False
+        return torch.equal(self.readout.normed(-writes), -self.readout.normed(writes))
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    if left.device.type != "cpu":
+        return left @ right
+    # numpy's matrix product is faster than torch's on AMD processors.
+    return torch.from_numpy(left.numpy() @ right.numpy())
 
 
 def readable(token: str) -> str:

@@ -12,7 +12,7 @@ lexicon's tokens among other words, by logit) and compared with
 P-values are adjusted over the layers of one side, weighting and lexicon (Benjamini-Hochberg).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from safety_neurons.core.progress import Advance, ignore
-from safety_neurons.explanation.lexicon import LEXICONS, MatchedLexicon, VocabularyMeter
+from safety_neurons.explanation.lexicon import LEXICONS, MatchedLexicon, VocabularyMeter, sort_rows
 from safety_neurons.explanation.readout import Readout, ResidualMeans
 from safety_neurons.explanation.writes import SIDES, WEIGHTINGS, LayerWrites, Side, Weighting, layer_writes
 from safety_neurons.models.chat import ChatModel
@@ -210,7 +210,6 @@ def vocabulary_test(
     residuals: ResidualMeans | None = None,
     seed: int = 0,
     advance: Advance = ignore,
-    readout: Readout | None = None,
 ) -> VocabularyTest:
     """Measure the set, its single neurons and the residual stream with the lexicons, compared with random neurons.
 
@@ -223,10 +222,22 @@ def vocabulary_test(
     Raises:
         SafetyNeuronsError: the neurons have no directions or fit another model, or there is no unembedding.
     """
+    return compare_layers(Readout.of(model), layer_writes(model, neurons), random_sets, residuals, seed, advance)
+
+
+def compare_layers(
+    readout: Readout,
+    layers: Iterable[LayerWrites],
+    random_sets: int,
+    residuals: ResidualMeans | None,
+    seed: int,
+    advance: Advance,
+) -> VocabularyTest:
+    """`vocabulary_test` of layers that are read once, one at a time."""
     generator = torch.Generator().manual_seed(seed)
-    meter = VocabularyMeter.of(readout or Readout.of(model), generator)
+    meter = VocabularyMeter.of(readout, generator)
     measured: list[_Measured] = []
-    for layer in layer_writes(model, neurons):
+    for layer in layers:
         if meter.names:
             measured += _measure_layer(meter, layer, random_sets, generator)
         advance(1)
@@ -258,6 +269,8 @@ def _measure_layer(
 ) -> Iterator[_Measured]:
     width = len(layer.vectors)
     drawn = torch.randperm(width, generator=generator)[:random_sets].to(layer.vectors.device)
+    if not len(layer.rejection) and not len(layer.conformity):
+        return
     random_single = _Singles(meter, layer, drawn)
     for side in SIDES:
         found = layer.found(side)
@@ -265,12 +278,12 @@ def _measure_layer(
             continue
         sets = torch.stack([torch.randperm(width, generator=generator)[: len(found)] for _ in range(random_sets)])
         # Sorted, so that the same neurons always add up to the same sum.
-        sets = torch.cat([found.cpu()[None], sets]).sort(1).values.to(layer.vectors.device)
+        sets = sort_rows(torch.cat([found.cpu()[None], sets])).to(layer.vectors.device)
         single = _Singles(meter, layer, found)
         for weighting in WEIGHTINGS:
             weights = layer.weights(side, weighting)
             sums = functional.embedding_bag(sets, layer.vectors, per_sample_weights=weights[sets], mode="sum")
-            for lexicon, (auroc, top) in meter.measure(sums).items():
+            for lexicon, (auroc, top, _) in meter.measure(sums).items():
                 own, own_top = single.scores(lexicon, weights)
                 others, _ = random_single.scores(lexicon, weights)
                 limit = float(np.quantile(others, 0.95))
@@ -304,8 +317,8 @@ class _Singles:
     """Neurons of a layer measured one by one, in both directions."""
 
     def __init__(self, meter: VocabularyMeter, layer: LayerWrites, neurons: Tensor) -> None:
-        vectors = layer.vectors[neurons]
-        self.neurons, self.up, self.down = neurons, meter.measure(vectors), meter.measure(-vectors)
+        self.neurons = neurons
+        self.up, self.down = meter.measure_both(layer.vectors[neurons])
 
     def scores(self, lexicon: str, weights: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """AUROC and share of top words of every neuron, times the sign of its weight."""
@@ -359,7 +372,7 @@ def _lens(meter: VocabularyMeter, residuals: ResidualMeans) -> list[LensScore]:
             if side == "conformity":
                 own, other = other, own
             measured = meter.measure(own - other if weighting == "difference" else own)
-            for lexicon, (auroc, top) in measured.items():
+            for lexicon, (auroc, top, _) in measured.items():
                 found += [
                     LensScore(weighting, side, lexicon, layer, float(auroc[layer]), float(top[layer]))
                     for layer in range(len(auroc))

@@ -56,9 +56,10 @@ class LayerWrites:
         own, other = (self.harmful, self.benign) if side == "rejection" else (self.benign, self.harmful)
         return own - other if weighting == "difference" else own
 
-    def write(self, indices: Tensor, side: Side, weighting: Weighting) -> Tensor:
-        """The write of these neurons together, the sum of w_i * r_i: float32 [hidden]."""
-        return self.weights(side, weighting)[indices] @ self.vectors[indices]
+    def write(self, indices: Tensor | None, side: Side, weighting: Weighting) -> Tensor:
+        """The write of these neurons together, or of the whole layer, the sum of w_i * r_i: float32 [hidden]."""
+        weights = self.weights(side, weighting)
+        return weights @ self.vectors if indices is None else weights[indices] @ self.vectors[indices]
 
     def address(self, index: int) -> NeuronAddress:
         """The address of a neuron of the layer."""
