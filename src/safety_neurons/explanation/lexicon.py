@@ -57,7 +57,7 @@ def vocabulary_words(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]
     """The text of tokens 0 to `size` - 1, lowercase and stripped; "" for special tokens."""
     count = min(len(tokenizer), size)
     special = set(tokenizer.all_special_ids)
-    words = ["" if token in special else tokenizer.decode([token]).strip().lower() for token in range(count)]
+    words = ["" if token in special else tokenizer.decode(token).strip().lower() for token in range(count)]
     return words + [""] * (size - count)
 
 
