@@ -388,7 +388,7 @@ def test_name_that_no_hub_would_take_is_told(
 def test_command_line_starts_without_torch() -> None:
     heavy = python(
         "import sys, safety_neurons, safety_neurons.cli;"
-        "print([name for name in ('torch', 'transformers', 'scipy', 'plotly') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'scipy', 'numpy', 'plotly') if name in sys.modules])"
     )
     assert heavy == "[]"
 

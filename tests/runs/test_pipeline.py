@@ -4,6 +4,8 @@ A random model writes gibberish, so the verdicts come from the prompts alone; wh
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,18 @@ def test_second_run_does_nothing(finished: Path, given: dict[str, Any], monkeypa
     assert run(finished, given, listener=notes) == run(finished, {}, listener=notes) == found
     assert contents(finished) == before
     assert notes.tasks == []
+
+
+def test_finished_run_answers_without_the_slow_imports(finished: Path) -> None:
+    code = (
+        "import atexit, sys; from safety_neurons.cli import main\n"
+        "slow = {'torch', 'transformers', 'scipy', 'numpy', 'plotly'}\n"
+        "atexit.register(lambda: print(sorted(slow & sys.modules.keys())))\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", code, "run", "--out", str(finished)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_two_runs_with_one_seed_are_the_same(whole: Path, given: dict[str, Any], tmp_path: Path) -> None:

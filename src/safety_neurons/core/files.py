@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import filelock
 from safetensors import SafetensorError, safe_open
 
 from safety_neurons.core.errors import SafetyNeuronsError
@@ -79,6 +78,8 @@ def locked(folder: Path, advice: str) -> Iterator[None]:
     Raises:
         SafetyNeuronsError: another process holds the lock, or the folder cannot be written.
     """
+    import filelock
+
     with disk_errors(folder):
         try:
             lock = filelock.FileLock(folder / ".lock").acquire(timeout=0)

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import numpy
-from scipy.stats import binomtest
+if TYPE_CHECKING:
+    import numpy
 
 Verdict = Literal["refused", "complied", "unscored"]
 # By prompt id, the verdicts of one judge on the answers under one attack.
 VerdictsById = Mapping[str, Verdict]
 # One sequence for each attack, over the same requests in the same order; None: the attack does not make this request.
 VerdictGroups = Sequence[Sequence[Verdict | None]]
-Array = numpy.ndarray[Any, Any]
+Array: TypeAlias = "numpy.ndarray[Any, Any]"
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -82,6 +82,8 @@ def mean(values: Sequence[float | None], seed: int, bounds: tuple[float, float] 
     With `bounds`, the smallest and the largest possible value, the half-width of the interval of equal values is the
     upper Wilson limit for zero hits in n prompts, scaled to the range. Without, a single value has no interval.
     """
+    import numpy
+
     scored = numpy.array([value for value in values if value is not None], dtype=float)
     n, unscored = len(scored), len(values) - len(scored)
     if not n:
@@ -126,6 +128,8 @@ def paired_difference(one: VerdictGroups, other: VerdictGroups, counted: Verdict
     Raises:
         ValueError: the groups differ in length.
     """
+    import numpy
+
     if len({len(group) for group in (*one, *other)}) != 1:
         raise ValueError("All groups must hold the same requests.")
     sides = [_hits(groups, counted) for groups in (one, other)]
@@ -142,19 +146,25 @@ def paired_difference(one: VerdictGroups, other: VerdictGroups, counted: Verdict
     return Difference(value, min(low, value), max(high, value))
 
 
-def percentile_interval(samples: Sequence[float] | Array) -> tuple[float, float]:
+def percentile_interval(samples: "Sequence[float] | Array") -> tuple[float, float]:
     """The 95% percentile interval of bootstrap samples."""
+    import numpy
+
     low, high = numpy.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
 def _wilson(hits: int, n: int) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
     interval = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def _hits(groups: VerdictGroups, counted: Verdict) -> tuple[Array, Array]:
     """Float [groups, requests]: 1 where the verdict is `counted`, and 1 where the answer is scored."""
+    import numpy
+
     hits = numpy.array([[verdict == counted for verdict in group] for group in groups], dtype=float)
     scored = numpy.array([[verdict not in (None, "unscored") for verdict in group] for group in groups], dtype=float)
     return hits, scored
@@ -166,11 +176,15 @@ def _group_rates(hits: Array, scored: Array) -> Array:
 
 def _resampled_indices(n: int, seed: int) -> Array:
     """The indices of each bootstrap sample: [resamples, n]."""
+    import numpy
+
     return numpy.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
 
 
 def _resampled_means(hits: Array, scored: Array, drawn: Array) -> Array:
     """The mean rate over the groups in each bootstrap sample: [resamples]."""
+    import numpy
+
     counts = scored[:, drawn].sum(axis=2)
     # A group without a scored answer in a sample keeps its overall rate.
     rates = hits[:, drawn].sum(axis=2) / counts.clip(min=1)
@@ -179,6 +193,8 @@ def _resampled_means(hits: Array, scored: Array, drawn: Array) -> Array:
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """The exact two-sided p-value of McNemar's test (1947) on paired outcomes."""
+    from scipy.stats import binomtest
+
     gained = sum(one and not other for one, other in zip(first, second, strict=True))
     lost = sum(other and not one for one, other in zip(first, second, strict=True))
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

@@ -21,7 +21,7 @@ BASE, TUNED = "none", "safetuning"
 class Section(BaseModel):
     """A part of the results."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, defer_build=True)
 
 
 def _counted(value: Any) -> Any:
