@@ -9,6 +9,7 @@ import torch
 
 from builders.quick import tune
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.models import packing
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.batches import Collator, TokenizedPair, batches, encode, micro_batches, training_steps
@@ -80,6 +81,25 @@ def assert_close(found: NeuronDelta, expected: NeuronDelta) -> None:
         torch.testing.assert_close(found.tensors[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
+def test_packed_batches_give_the_delta_of_padded_ones(
+    one_of_each: ChatModel, neuron_set: Callable[..., NeuronSet], corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, neurons = one_of_each, neuron_set(one_of_each)
+    # Tiny models have so few weights that their padding costs less than attention over one row.
+    monkeypatch.setattr(packing, "_attention_is_cheap", lambda *_: True)
+    rows: list[int] = []
+    handle = model.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    options: dict[str, Any] = {"batch_size": 4, "learning_rate": 0.01, "kl": 0.5}
+    packed = tune(model, neurons, corpus, **options)
+    # A batch beyond the attention window of gpt_oss is not packed.
+    assert 1 in rows[-4:]
+    monkeypatch.setattr(packing, "_attention_is_cheap", lambda *_: False)
+    padded = tune(model, neurons, corpus, **options)
+    handle.remove()
+    assert 4 in rows[-4:]
+    assert_close(padded, packed)
+
+
 def test_memory_that_runs_out_halves_the_batch(
     model: ChatModel, neuron_set: Callable[..., NeuronSet], corpus: Corpus
 ) -> None:
@@ -114,6 +134,7 @@ def test_layers_that_are_computed_again_give_the_same(
     one_of_each: ChatModel, neuron_set: Callable[..., NeuronSet], corpus: Corpus
 ) -> None:
     model = one_of_each
+    packing.can_pack(model.model, 1)
     ran: list[int] = []
     hook_point = model.hook_points[0]
     # Before it runs: a layer is computed again only as far as its gradients need it.

@@ -34,11 +34,18 @@ def pack(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Packed:
         return padded
     shared = common_prefix(ids, mask.sum(1))
     length = shared + int(mask.sum()) - count * shared
-    # Weights cost in proportion to the tokens, attention to their square: one row is not worth it for long sequences.
-    width = 6 * int(model.get_input_embeddings().weight.shape[1])
-    if length * (width + length) > count * tokens * (width + tokens) or not can_pack(model, length):
+    if not _attention_is_cheap(model, length, count, tokens) or not can_pack(model, length):
         return padded
     return _pack(model, ids, mask, shared)
+
+
+def _attention_is_cheap(model: PreTrainedModel, length: int, count: int, tokens: int) -> bool:
+    """Whether one row of this length costs less than `count` rows of `tokens` tokens.
+
+    Weights cost in proportion to the tokens, and attention in proportion to their square.
+    """
+    width = 6 * int(model.get_input_embeddings().weight.shape[1])
+    return length * (width + length) <= count * tokens * (width + tokens)
 
 
 def _pack(model: PreTrainedModel, ids: Tensor, mask: Tensor, shared: int) -> Packed:
