@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/safety-neurons run --out $(OUT)
+	$(BIN)/safety-neurons run --profile quick --out $(OUT)
 
 test: $(VENV)/.installed lint types
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

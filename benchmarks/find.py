@@ -38,8 +38,8 @@ METHOD = """\
 Time: all contenders take turns in every round, in a changing order, on the same batches; a cell is the median over the
 rounds of the ratio within a round. Processor time is that of all threads, and is less disturbed by other programs.
 Memory: the peak above what the loaded model takes after one short warm-up, each contender in a process of its own.
-All run the same forward pass with logits for the last token alone, except capture, which needs none, and the row that
-says that nnsight stops.
+The rivals run forward passes over whole prompts with logits for the last token alone; one row stops nnsight after the
+last activation. find and capture need no logits, and read what the prompts share once, except for all tokens.
 """
 FEW, MANY = 64, 2048
 # What "flat" allows for: the interpreter's own small objects, among them the texts.
@@ -94,6 +94,11 @@ def bare(model: ChatModel) -> Work:
 def finding(model: ChatModel) -> Work:
     """All of `find` with a score that needs no gradients."""
     return lambda harmful, benign: find(model, harmful, benign, score="write-contrast")
+
+
+def finding_by_gradient(model: ChatModel) -> Work:
+    """All of `find` with the default score."""
+    return lambda harmful, benign: find(model, harmful, benign, score="gradient")
 
 
 def capturing(model: ChatModel, **options: Any) -> Work:
@@ -159,6 +164,7 @@ CONTENDERS: dict[str, Callable[[ChatModel], Work]] = {
     "forward pass": bare,
     "unrendered": unrendered,
     "find": finding,
+    "find by gradient": finding_by_gradient,
     "capture, last token": capturing,
     "capture, all tokens": lambda model: capturing(model, tail=None, positions=5),
     "nnsight": nnsight,
@@ -205,8 +211,9 @@ def compare(model_name: str, count: int, rounds: int, only: str | None) -> list[
         memory = peak[of] / peak[over] if peak else None
         return Row(of, over, bar, wall, processor, memory, mebibytes(peak[of], peak[over]) if peak else "")
 
-    rows = [row(of, "forward pass", 1.1) for of in ("find", "capture, last token", "capture, all tokens")]
-    rows += [row("capture, last token", rival, 1.0) for rival in RIVALS]
+    bars = {"find": 0.65, "find by gradient": 1.0, "capture, last token": 0.65, "capture, all tokens": 1.1}
+    rows = [row(of, "forward pass", bar) for of, bar in bars.items()]
+    rows += [row("capture, last token", rival, 0.65) for rival in RIVALS]
     if peak:
         # All of one length, so that nothing but their number differs.
         numbered = [f"Number {number:04}" for number in range(MANY)]

@@ -30,7 +30,7 @@ rival is transformers' `generate` on batches in the order in which the prompts c
 bundled sets, and two thirds that list 2 to 30 other questions first, as attacks with many examples do; in a random,
 fixed order.
 """
-BAR = 1.3
+BAR = 2.5
 OTHERS = (0, 2, 30, 0, 8, 16)
 
 

@@ -1,7 +1,8 @@
 """All settings of a run: the TOML file, the command line and the documentation are these fields."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -66,3 +67,25 @@ class Settings(Config):
     guard: GuardConfig = GuardConfig()
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluationConfig = EvaluationConfig()
+
+
+Profile = Literal["quick"]
+
+# Settings under a name. quick: as few prompts and steps as still show what tuning does.
+PROFILES: dict[Profile, dict[str, dict[str, Any]]] = {
+    "quick": {
+        "find": {"prompts": 50},
+        "explain": {"random_sets": 200, "lens_prompts": 20},
+        "tune": {"refusals": 96, "contrast": 24, "benign": 96, "borderline": 40, "learning_rate": 5e-4},
+        "evaluate": {"prompts": 30},
+    }
+}
+
+
+def profile_of(settings: Mapping[str, Any]) -> Profile | None:
+    """The profile that a run's settings, as in its record, agree with; None for the full run."""
+    for profile, sections in PROFILES.items():
+        found = [settings.get(name, {}).get(field) for name, section in sections.items() for field in section]
+        if found == [value for section in sections.values() for value in section.values()]:
+            return profile
+    return None

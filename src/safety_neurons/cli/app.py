@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from safety_neurons.cli.console import ConsoleListener, console, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.settings import Settings
+from safety_neurons.settings import PROFILES, Profile, Settings
 
 if TYPE_CHECKING:
     from safety_neurons.report import Part, RunResults
@@ -45,6 +45,10 @@ For example:
 SettingsArgument = Annotated[Settings | None, Parameter(name="*")]
 ConfigArgument = Annotated[Path | None, Parameter(help="A TOML file of settings; options override it.")]
 Count = Annotated[int, Parameter(validator=cyclopts.validators.Number(gte=1))]
+ProfileArgument = Annotated[
+    Profile | None,
+    Parameter(help="quick: fewer prompts and less training, for a first look. Default: the full run."),
+]
 RunFolderArgument = Annotated[Path, Parameter(help="The run's folder.")]
 
 # The settings that --help shows, of those that concern a command; --help-all shows all.
@@ -107,19 +111,25 @@ def commands(within: cyclopts.App = app, prefix: str = "") -> Iterator[tuple[str
 
 
 def perform(
-    function: Callable[..., R], *arguments: Any, settings: Settings | None, config: Path | None, **options: Any
+    function: Callable[..., R],
+    *arguments: Any,
+    settings: Settings | None,
+    config: Path | None,
+    profile: Profile | None = None,
+    **options: Any,
 ) -> R:
     """The results of a function of the library, called with what the user set, with progress bars."""
-    given = given_settings(settings, config)
+    given = given_settings(settings, config, profile)
     with ConsoleListener() as listener:
         return function(*arguments, given, **options, listener=listener, command=command_line())
 
 
-def given_settings(settings: Settings | None, config: Path | None) -> dict[str, Any]:
-    """The settings of the file, overridden by those of the command line."""
+def given_settings(settings: Settings | None, config: Path | None, profile: Profile | None = None) -> dict[str, Any]:
+    """The settings of the profile, overridden by those of the file, overridden by those of the command line."""
     from safety_neurons.runs.folder import overridden
 
-    given = {} if config is None else _read_config(config)
+    given: dict[str, Any] = {} if profile is None else dict(PROFILES[profile])
+    given = given if config is None else overridden(given, _read_config(config))
     return given if settings is None else overridden(given, settings.model_dump(mode="json", exclude_unset=True))
 
 

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from safety_neurons.cli.app import (
     ConfigArgument,
     Count,
+    ProfileArgument,
     RunFolderArgument,
     SettingsArgument,
     app,
@@ -18,7 +19,7 @@ from safety_neurons.cli.app import (
 )
 from safety_neurons.cli.console import console
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.settings import Settings
+from safety_neurons.settings import Profile, Settings
 
 if TYPE_CHECKING:
     from safety_neurons.report import Part, RunResults
@@ -34,7 +35,11 @@ GENERAL = ("model", "harmful", "benign", "seed", "device")
     )
 )
 def run(
-    *, out: RunFolderArgument = Path("runs/demo"), config: ConfigArgument = None, settings: SettingsArgument = None
+    *,
+    out: RunFolderArgument = Path("runs/demo"),
+    profile: ProfileArgument = None,
+    config: ConfigArgument = None,
+    settings: SettingsArgument = None,
 ) -> None:
     """Run all stages: find, explain, calibrate, tune, evaluate, report. Finished stages are not repeated.
 
@@ -43,16 +48,19 @@ def run(
     For example:
 
         safety-neurons run
+        safety-neurons run --profile quick
         safety-neurons run --model qwen3-0.6b --out runs/qwen3 --seed 1
         safety-neurons run --harmful advbench --benign alpaca --data-dir my-copies
     """
-    _run_until("report", out, settings, config)
+    _run_until("report", out, settings, config, profile)
 
 
-def _run_until(stage: str, out: Path, settings: Settings | None, config: Path | None) -> None:
+def _run_until(
+    stage: str, out: Path, settings: Settings | None, config: Path | None, profile: Profile | None = None
+) -> None:
     from safety_neurons.runs.pipeline import run
 
-    results = perform(run, out, settings=settings, config=config, until=stage)
+    results = perform(run, out, settings=settings, config=config, profile=profile, until=stage)
     parts: dict[str, tuple[Part, ...]] = {
         "calibrate": ("calibration",),
         "evaluate": ("before_after", "evaluation"),

@@ -12,6 +12,7 @@ from transformers import BatchEncoding, DynamicCache
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import padding_token
+from safety_neurons.models.shared_prefix import share_prefix
 
 # Logits of whole prompts are large, so they are computed for this many prompts and tokens at a time.
 READ_AT_ONCE = 4
@@ -76,13 +77,12 @@ def read_tokens(
     tokens = torch.tensor([[*one, *[padding] * (longest - len(one))] for one in ids], device=device)
     real = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in ids], device=device)
     with torch.inference_mode():
+        if cache is None:
+            prompts, cache = share_prefix(model.model, prompts, new_tokens=longest)
         # Created here, so that `PromptPositions` sees that both passes share one cache.
         cache = DynamicCache(config=model.model.config) if cache is None else cache
-        cached = int(cache.get_seq_length())
         mask = prompts["attention_mask"]
-        first = forward(
-            model.model, {"input_ids": prompts["input_ids"][:, cached:], "attention_mask": mask}, 1, True, cache
-        )
+        first = forward(model.model, {"input_ids": prompts["input_ids"], "attention_mask": mask}, 1, True, cache)
         logits = [first.logits[:, -1:]]
         if longest > 1:
             read = {"input_ids": tokens[:, :-1], "attention_mask": torch.cat([mask, real[:, :-1]], 1)}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from safety_neurons.core.statistics import Rate
 from safety_neurons.report import text
 from safety_neurons.report.results import BASE, HARMFUL, TUNED, CalibrationRow, Evaluation, FoundNeurons, RunResults
+from safety_neurons.settings import profile_of
 
 # What the page calls the run's own sets of safe prompts.
 _KINDS = {"benign": "ordinary", "borderline": "borderline"}
@@ -95,11 +96,18 @@ def partial(results: RunResults) -> str:
     return f"Partial: only {read} of {total} layers were searched for neurons." if read < total else ""
 
 
+def shortened(results: RunResults) -> str:
+    """What a run of the quick profile leaves open; else empty."""
+    if profile_of(results.run.settings) is None:
+        return ""
+    return "Quick profile: few prompts and little training, so the intervals are wide. Measure with the full run."
+
+
 def verdict(results: RunResults) -> Finding:
     """The run in one sentence: what tuning did, or how far the run has come."""
     found = _verdict(results)
-    warning = partial(results)
-    return replace(found, notes=(warning, *found.notes)) if warning else found
+    warnings = tuple(filter(None, (partial(results), shortened(results))))
+    return replace(found, notes=(*warnings, *found.notes))
 
 
 def _verdict(results: RunResults) -> Finding:

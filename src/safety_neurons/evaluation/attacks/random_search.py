@@ -18,6 +18,7 @@ from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationCont
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import in_batches
+from safety_neurons.models.shared_prefix import share_prefix
 
 TARGET = "Sure"
 START = " !"
@@ -103,7 +104,8 @@ def agreement(model: ChatModel, users: Sequence[str]) -> list[float]:
 
     def read(batch: list[int]) -> list[float]:
         with torch.inference_mode():
-            logits = forward(model.model, model.encode([texts[index] for index in batch])).logits[:, -1]
+            prompts = share_prefix(model.model, model.encode([texts[index] for index in batch]))
+            logits = forward(model.model, prompts.inputs, cache=prompts.cache).logits[:, -1]
         values: list[float] = logits.float().log_softmax(-1)[:, target].tolist()
         return values
 
