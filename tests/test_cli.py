@@ -22,7 +22,7 @@ from safety_neurons.cli.app import COMMON, commands
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.prompts.named import PUBLIC
 from safety_neurons.report.results import RunResults
-from safety_neurons.settings import Settings
+from safety_neurons.settings import PROFILES, Settings
 
 pipeline_module = importlib.import_module("safety_neurons.runs.pipeline")
 
@@ -249,6 +249,13 @@ def test_options_arrive_as_they_were_given_and_no_more(monkeypatch: pytest.Monke
     }
     assert calls[0].options["until"] == "report"
     assert "--find.percent 3" in calls[0].options["command"]
+
+
+def test_options_override_the_profile(monkeypatch: pytest.MonkeyPatch, calls: list[Call]) -> None:
+    assert inside(monkeypatch, "run", "--profile", "quick", "--tune.refusals", "7", "--seed", "2") == 0
+    quick = PROFILES["quick"]
+    assert calls[0].given == {**quick, "tune": quick["tune"] | {"refusals": 7}, "seed": 2}
+    assert inside(monkeypatch, "run", "--profile", "fast") not in (0, None)
 
 
 def test_run_without_options_gives_none(monkeypatch: pytest.MonkeyPatch, calls: list[Call]) -> None:

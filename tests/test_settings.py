@@ -15,7 +15,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation.config import EvaluationConfig
 from safety_neurons.explanation.config import ExplainConfig
 from safety_neurons.neurons.config import FindConfig
-from safety_neurons.settings import Settings
+from safety_neurons.settings import PROFILES, Settings
 from safety_neurons.tuning.config import TuningConfig
 
 
@@ -176,3 +176,11 @@ def test_problems_of_settings_name_the_section() -> None:
 def test_sections_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().find.percent = 50  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_are_settings_that_differ_from_the_defaults(profile: Any) -> None:
+    found, full = Settings.checked(PROFILES[profile]).model_dump(), Settings().model_dump()
+    for section, values in PROFILES[profile].items():
+        for field in values:
+            assert found[section][field] != full[section][field], (section, field)

@@ -1,6 +1,5 @@
 """All settings of a run: the TOML file, the command line and the documentation are these fields."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,12 +79,3 @@ PROFILES: dict[Profile, dict[str, dict[str, Any]]] = {
         "evaluate": {"prompts": 30},
     }
 }
-
-
-def profile_of(settings: Mapping[str, Any]) -> Profile | None:
-    """The profile that a run's settings, as in its record, agree with; None for the full run."""
-    for profile, sections in PROFILES.items():
-        found = [settings.get(name, {}).get(field) for name, section in sections.items() for field in section]
-        if found == [value for section in sections.values() for value in section.values()]:
-            return profile
-    return None

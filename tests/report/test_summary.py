@@ -202,3 +202,12 @@ def test_json_cannot_leave_its_script() -> None:
     encoded = script_json(value)
     assert not set("<>&\u2028\u2029\ud800") & set(encoded)
     assert json.loads(encoded) == value
+
+
+def test_a_short_run_says_so() -> None:
+    settings = {"find": {"prompts": 50}, "tune": {"refusals": 192, "benign": 300}, "evaluate": {"prompts": 30}}
+    verdict = summary.verdict(run((0.48, 0.06), (0.05, 0.03), run={"settings": settings}))
+    (note,) = verdict.notes
+    assert note == (
+        "A short run, whose intervals are wide: find.prompts 50 instead of 100, evaluate.prompts 30 instead of 40."
+    )

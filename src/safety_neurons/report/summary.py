@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from safety_neurons.core.statistics import Rate
 from safety_neurons.report import text
 from safety_neurons.report.results import BASE, HARMFUL, TUNED, CalibrationRow, Evaluation, FoundNeurons, RunResults
-from safety_neurons.settings import profile_of
+from safety_neurons.settings import Settings
 
 # What the page calls the run's own sets of safe prompts.
 _KINDS = {"benign": "ordinary", "borderline": "borderline"}
@@ -96,11 +96,18 @@ def partial(results: RunResults) -> str:
     return f"Partial: only {read} of {total} layers were searched for neurons." if read < total else ""
 
 
+# Settings that say how many prompts a run uses.
+_SIZES = (("find", "prompts"), ("tune", "refusals"), ("tune", "benign"), ("evaluate", "prompts"))
+
+
 def shortened(results: RunResults) -> str:
-    """What a run of the quick profile leaves open; else empty."""
-    if profile_of(results.run.settings) is None:
-        return ""
-    return "Quick profile: few prompts and little training, so the intervals are wide. Measure with the full run."
+    """Where a run, such as one of the quick profile, uses fewer prompts than the default; else empty."""
+    full, less = Settings(), []
+    for section, field in _SIZES:
+        count, default = results.run.settings.get(section, {}).get(field), getattr(getattr(full, section), field)
+        if count is not None and count < default:
+            less.append(f"{section}.{field} {count} instead of {default}")
+    return f"A short run, whose intervals are wide: {', '.join(less)}." if less else ""
 
 
 def verdict(results: RunResults) -> Finding:
