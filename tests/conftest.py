@@ -1,5 +1,6 @@
 """Fixtures of the whole suite; what they are made of is in the package `builders`."""
 
+import gc
 import os
 from collections.abc import Callable
 
@@ -21,6 +22,12 @@ SLOW = ("test_processes.py", "test_safetune_processes.py", "test_workers.py", "t
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow files first, so that the others fill the gaps when the tests are shared out among processes."""
     items.sort(key=lambda item: item.get_closest_marker("real") is None and item.path.name not in SLOW)
+
+
+def pytest_collection_finish() -> None:
+    """Each training ends with a garbage collection, most of which goes through what was imported and collected."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
