@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from builders.judges import ALWAYS_REFUSED
+from builders.processes import run_together
 from builders.quick import find
 from safety_neurons.core.distributed import all_gather, owns, process_count, sync_errors
 from safety_neurons.core.errors import SafetyNeuronsError
@@ -110,8 +111,8 @@ except sn.SafetyNeuronsError as error:
 distributed.destroy_process_group()
 """
     )
-    ran = torchrun(str(script))
-    assert ran.returncode == 0, ran.stdout
+    ran = run_together(str(script))
+    assert ran.codes == [0, 0], ran.output
     here: dict[str, Callable[[], ChatModel]] = {}
     exec(MODELS, here)
     for name, (model, options) in CASES.items():
@@ -168,10 +169,10 @@ def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path) -> None:
     assert any(bool(value.any()) for value in two.values())
     # The base in parts gives the same; what follows is done by the first alone.
     again = ("--out", str(tmp_path / "two"), "--tune.shard", "--evaluate.judge", ALWAYS_REFUSED.name)
-    both = torchrun("-m", "safety_neurons", "run", *again)
-    assert both.returncode == 0, both.stdout
+    forked = run_together("-m", "safety_neurons", "run", *again)
+    assert forked.codes == [0, 0], forked.output
     shared = "Only evaluate, find, tune are shared among the 2 processes: the first continues alone"
-    assert both.stdout.count(shared) == 1
+    assert forked.output.count(shared) == 1
     assert (tmp_path / "two" / "report.html").exists()
     parts = NeuronDelta.load(tmp_path / "two" / "delta.safetensors").tensors
     assert all(torch.allclose(parts[name], value, rtol=0, atol=2e-6) for name, value in one.items())
@@ -185,9 +186,10 @@ def toml(values: dict[str, Any]) -> str:
 
 
 def test_an_error_of_the_command_line_is_said_once_and_ends_all_processes(tmp_path: Path) -> None:
-    ran = torchrun("-m", "safety_neurons", "find", str(tmp_path / "run"), "--harmful", str(tmp_path / "nowhere.txt"))
-    assert ran.returncode != 0
-    assert ran.stdout.count("nowhere.txt") == 1
+    missing = str(tmp_path / "nowhere.txt")
+    ran = run_together("-m", "safety_neurons", "find", str(tmp_path / "run"), "--harmful", missing)
+    assert ran.codes == [2, 0], ran.output
+    assert ran.output.count("nowhere.txt") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -217,7 +219,9 @@ with join_processes() as owner:
         Path({str(tmp_path)!r}, f"done.{{number}}").touch()
 """
     )
-    assert torchrun(str(script)).returncode != 0
+    ran = run_together(str(script))
+    assert ran.codes[0] == 1, ran.output
+    assert ran.codes[1] == 9
     assert (tmp_path / "done.0").exists()
     assert not (tmp_path / "done.1").exists()
 

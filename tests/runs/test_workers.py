@@ -1,12 +1,10 @@
-"""Two processes of torchrun answer a grid as one does."""
+"""Two processes answer a grid as one does."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from builders.processes import run_together
 from safety_neurons.core.files import read_json, read_lines
 from safety_neurons.runs.targets import evaluate
 
@@ -40,21 +38,11 @@ def test_two_processes_answer_as_one_does(given: dict[str, Any], tmp_path: Path)
     (tmp_path / "settings.toml").write_text(f"{settings}[evaluate]\nanswer_tokens = 5\n")
     arguments = [model, "--config", str(tmp_path / "settings.toml"), "--out", str(tmp_path / "two")]
     arguments += ["--evaluate.attacks", *ATTACKS, "--evaluate.defenses", *DEFENSES]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "OMP"))}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     # Each process says how many answers it computed itself.
     (tmp_path / "script.py").write_text(SCRIPT)
-    ran = subprocess.run(
-        [*launcher, str(tmp_path / "script.py"), "evaluate", *arguments],
-        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout
-    counts = [ran.stdout.count(f"<process {rank}>") for rank in range(2)]
+    ran = run_together(str(tmp_path / "script.py"), "evaluate", *arguments)
+    assert ran.codes == [0, 0], ran.output
+    counts = [ran.output.count(f"<process {rank}>") for rank in range(2)]
     assert min(counts) > sum(counts) / 4
     assert sum(counts) == len(read_lines(tmp_path / "two" / "responses.jsonl"))
     evaluate(model, given, attacks=ATTACKS, defenses=DEFENSES, out=tmp_path / "one")

@@ -1,9 +1,6 @@
-"""Two processes train what one trains: real ones, started by torchrun, that talk over gloo."""
+"""Two processes train what one trains: real ones that talk over gloo."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from builders.processes import run_together
 from builders.quick import tune
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
@@ -43,29 +41,16 @@ def keep(name, delta):
 OPTIONS: dict[str, Any] = {"batch_size": 5, "epochs": 2, "learning_rate": 0.01, "kl": 0.3}
 
 
-def torchrun(folder: Path, body: str, seconds: int = 120) -> subprocess.CompletedProcess[str]:
-    """Two processes that run the body; their output, both streams together."""
-    script = folder / "script.py"
-    script.write_text(START.replace("TESTS", repr(str(TESTS))).replace("OUT", repr(str(folder))) + body)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "OMP"))}
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
-        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases in one pair of processes: they take longer to start than to train."""
     folder = tmp_path_factory.mktemp("two")
     tuning_corpus().save(folder / "corpus.jsonl")
-    ran = torchrun(folder, f"OPTIONS = {OPTIONS!r}\n" + CASES)
-    assert ran.returncode == 0, ran.stdout
+    script = folder / "script.py"
+    start = START.replace("TESTS", repr(str(TESTS))).replace("OUT", repr(str(folder)))
+    script.write_text(f"{start}OPTIONS = {OPTIONS!r}\n{CASES}")
+    ran = run_together(str(script))
+    assert ran.codes == [0, 0], ran.output
     return folder
 
 
