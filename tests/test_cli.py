@@ -1,5 +1,6 @@
 """The command line: what arrives at the run, and how it fails."""
 
+import functools
 import importlib
 import inspect
 import io
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docstring_parser.attrdoc import AttributeDocstrings
 from pydantic import BaseModel
 from rich.console import Console
 
@@ -116,6 +118,16 @@ def option_names(section: type[BaseModel], prefix: str = "--") -> Iterator[str]:
 SETTINGS = {*option_names(Settings)}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _docstrings_are_read_once() -> Iterator[None]:
+    """Read again for each help page, they take half of its time."""
+    original = AttributeDocstrings.get_attr_docs
+    read = functools.cache(lambda documented: original(AttributeDocstrings(), documented))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AttributeDocstrings, "get_attr_docs", lambda _, documented: read(documented))
+        yield
+
+
 def help_page(monkeypatch: pytest.MonkeyPatch, name: str, flag: str, width: int = 80) -> list[str]:
     """The lines of a command's help."""
     page = io.StringIO()
@@ -168,15 +180,19 @@ def test_members_are_listed(family: str, monkeypatch: pytest.MonkeyPatch, capsys
     assert [name for name in names if name not in shown] == []
 
 
-def test_unknown_model_is_told_in_one_paragraph(tmp_path: Path) -> None:
-    done = outside("run", "--model", "no-such-model", "--out", "new", cwd=tmp_path)
-    assert done.returncode == 2
-    assert one_paragraph(done.stderr)
-    assert "no-such-model" in done.stderr
+def test_unknown_model_is_told_in_one_paragraph(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert inside(monkeypatch, "run", "--model", "no-such-model", "--out", "new") == 2
+    shown = capsys.readouterr().err
+    assert one_paragraph(shown)
+    assert "no-such-model" in shown
     assert list(tmp_path.iterdir()) == []
 
 
 def test_model_that_cannot_be_fetched_is_told_and_the_folder_stays_usable(tmp_path: Path) -> None:
+    """In a process of its own, as a user starts it."""
     done = outside("run", "--model", "acme/no-such-model", "--out", "new", cwd=tmp_path)
     assert done.returncode == 2
     assert one_paragraph(done.stderr)
@@ -392,6 +408,19 @@ def test_name_that_no_hub_would_take_is_told(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """Nothing of the package is imported; what it imports is."""
+
+    def taken() -> dict[str, Any]:
+        return {name: sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] == "safety_neurons"}
+
+    before = taken()
+    yield
+    taken()
+    sys.modules.update(before)
+
+
 def test_command_line_starts_without_torch() -> None:
     heavy = python(
         "import sys, safety_neurons, safety_neurons.cli;"
@@ -400,16 +429,22 @@ def test_command_line_starts_without_torch() -> None:
     assert heavy == "[]"
 
 
-def test_functions_stay_functions_when_their_folders_are_imported() -> None:
-    shown = python(
-        "import safety_neurons as sn, safety_neurons.neurons.find, safety_neurons.explanation.projection\n"
-        "import safety_neurons.calibration.calibration, safety_neurons.tuning.safetune, safety_neurons.runs.pipeline\n"
-        "print([type(getattr(sn, name)).__name__ for name in ('find', 'explain', 'calibrate', 'tune', 'run')])\n"
-        "print(all(getattr(sn, name) is not None for name in sn.__all__))\n"
-        "from safety_neurons import find\n"
-        "print(type(find).__name__)"
-    )
-    assert shown.splitlines() == [str(["function"] * 5), "True", "function"]
+def test_functions_stay_functions_when_their_folders_are_imported(anew: None) -> None:
+    sn = importlib.import_module("safety_neurons")
+    for name in (
+        "neurons.find",
+        "explanation.projection",
+        "calibration.calibration",
+        "tuning.safetune",
+        "runs.pipeline",
+    ):
+        importlib.import_module(f"safety_neurons.{name}")
+    functions = ("find", "explain", "calibrate", "tune", "run")
+    assert [type(getattr(sn, name)).__name__ for name in functions] == ["function"] * 5
+    assert all(getattr(sn, name) is not None for name in sn.__all__)
+    found: dict[str, Any] = {}
+    exec("from safety_neurons import find", found)
+    assert type(found["find"]).__name__ == "function"
 
 
 def test_unknown_name_of_the_package_is_an_attribute_error() -> None:
