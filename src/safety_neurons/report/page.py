@@ -1,6 +1,7 @@
 """Results in, one page out. The page holds its style, its script and its data, and loads nothing."""
 
 import base64
+import functools
 import hashlib
 import json
 from dataclasses import replace
@@ -121,6 +122,7 @@ def write_comparison(runs: Runs, path: Path) -> None:
     write_text(path, page)
 
 
+@functools.cache
 def template(name: str) -> Any:
     # finalize is the last guard: a text that a template forgot to mark as untrusted still shows nothing hidden.
     environment = Environment(
