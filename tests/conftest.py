@@ -38,38 +38,38 @@ def cores() -> int:
 
 @pytest.fixture
 def make_model() -> Callable[..., ChatModel]:
-    return models.tiny_model
+    return models.copied_model
 
 
 @pytest.fixture
-def model() -> ChatModel:
-    return models.tiny_model()
+def model(make_model: Callable[..., ChatModel]) -> ChatModel:
+    return make_model()
 
 
 @pytest.fixture(params=models.ARCHITECTURES)
-def any_model(request: pytest.FixtureRequest) -> ChatModel:
-    return models.tiny_model(request.param)
+def any_model(request: pytest.FixtureRequest, make_model: Callable[..., ChatModel]) -> ChatModel:
+    return make_model(request.param)
 
 
 @pytest.fixture(params=models.MIXTURES)
-def mixture(request: pytest.FixtureRequest) -> ChatModel:
+def mixture(request: pytest.FixtureRequest, make_model: Callable[..., ChatModel]) -> ChatModel:
     """A mixture of experts."""
-    return models.tiny_model(request.param)
+    return make_model(request.param)
 
 
 @pytest.fixture(params=models.DENSE)
-def tunable_model(request: pytest.FixtureRequest) -> ChatModel:
-    return models.tiny_model(request.param)
+def tunable_model(request: pytest.FixtureRequest, make_model: Callable[..., ChatModel]) -> ChatModel:
+    return make_model(request.param)
 
 
 @pytest.fixture(params=models.ONE_OF_EACH)
-def one_of_each(request: pytest.FixtureRequest) -> ChatModel:
-    return models.tiny_model(request.param)
+def one_of_each(request: pytest.FixtureRequest, make_model: Callable[..., ChatModel]) -> ChatModel:
+    return make_model(request.param)
 
 
 @pytest.fixture(params=models.ONE_OF_EACH_DENSE)
-def one_of_each_tunable(request: pytest.FixtureRequest) -> ChatModel:
-    return models.tiny_model(request.param)
+def one_of_each_tunable(request: pytest.FixtureRequest, make_model: Callable[..., ChatModel]) -> ChatModel:
+    return make_model(request.param)
 
 
 @pytest.fixture

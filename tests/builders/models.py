@@ -1,6 +1,8 @@
 """Tiny models built from configs, and a tiny tokenizer: everything offline and in a second."""
 
 import copy
+import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -142,6 +144,25 @@ def tiny_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> Ch
     return ChatModel(model, tiny_tokenizer(), f"tiny-{architecture}", f"tiny-{architecture}-{seed}")
 
 
+def copied_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> ChatModel:
+    """A copy of the tiny model whose hook points are found already, which takes longer than all else about it.
+
+    For tests that do not change its modules before they use the hook points. The random numbers that follow are those
+    that follow `tiny_model`.
+    """
+    found, random_state = _found_once(architecture, seed, tuple(changes.items()))
+    torch.set_rng_state(random_state)
+    return copy.deepcopy(found)
+
+
+@functools.cache
+def _found_once(architecture: str, seed: int, changes: tuple[tuple[str, Any], ...]) -> tuple[ChatModel, Tensor]:
+    model = tiny_model(architecture, seed, **dict(changes))
+    random_state = torch.get_rng_state()
+    assert model.hook_points
+    return model, random_state
+
+
 class Packed(nn.Linear):
     """A weight in whole steps of one size, two of them in each byte: codes from -7 to 7."""
 
@@ -182,7 +203,8 @@ def pack(model: ChatModel) -> ChatModel:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and name != "lm_head":
                 setattr(module, name, Packed(child))
-    return model
+    # Without the hook points of the modules before.
+    return replace(model)
 
 
 def activations_by_hand(model: ChatModel, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:

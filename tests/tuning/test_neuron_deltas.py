@@ -554,6 +554,7 @@ def test_neurons_whose_rows_stand_in_another_order_are_not_tuned(model: ChatMode
     """Two rows feed each neuron, but not the ones that a fused matrix has: tuning would change others' weights."""
     for layer in decoder_layers(model.model):
         layer.mlp = GateAndUpTakeTurns()
+    model = replace(model)
     assert model.coverage.neurons == 3 * 48
     with pytest.raises(SafetyNeuronsError, match=r"layers\.0\.mlp\.down can be found, .*but not tuned"):
         DeltaModel(model, neuron_set(model))
