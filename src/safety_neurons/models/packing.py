@@ -13,6 +13,10 @@ from safety_neurons.models.forward import forward
 from safety_neurons.models.shared_prefix import DUMMY_LENGTHS, can_share, close, common_prefix, dummy_prompts
 
 
+# Rows are filled up to a multiple of this: for each new length, kernels are built and kept, and memory falls to pieces.
+MULTIPLE = 32
+
+
 class Packed(NamedTuple):
     """One row [1, packed tokens] for `forward`, and each token's place in it: [sequences, tokens], 0 for padding."""
 
@@ -55,8 +59,13 @@ def _pack(model: PreTrainedModel, ids: Tensor, mask: Tensor, shared: int) -> Pac
     places = torch.where(own, own.flatten().long().cumsum(0).view(count, tokens) - 1 + shared, positions.clamp_min(0))
     # The first sequence lends its prefix.
     first = mask[0].bool() & ~own[0]
+    filling = ids.new_zeros(-(shared + int(own.sum())) % MULTIPLE)
     sequence = torch.cat(
-        [ids.new_zeros(shared), torch.arange(1, count + 1, device=ids.device).repeat_interleave(own.sum(1))]
+        [
+            ids.new_zeros(shared),
+            torch.arange(1, count + 1, device=ids.device).repeat_interleave(own.sum(1)),
+            filling - 1,
+        ]
     )
     visible = (sequence == sequence[:, None]) | (sequence == 0)
     kind = model.get_input_embeddings().weight.dtype
@@ -64,8 +73,8 @@ def _pack(model: PreTrainedModel, ids: Tensor, mask: Tensor, shared: int) -> Pac
     hidden.masked_fill_(~visible.tril(), torch.finfo(kind).min)
     return Packed(
         {
-            "input_ids": torch.cat([ids[0][first], ids[own]])[None],
-            "position_ids": torch.cat([positions[0][first], positions[own]])[None],
+            "input_ids": torch.cat([ids[0][first], ids[own], filling])[None],
+            "position_ids": torch.cat([positions[0][first], positions[own], filling])[None],
             "attention_mask": hidden[None, None],
         },
         places,

@@ -81,9 +81,14 @@ class DeltaModel(nn.Module):
         targets = labels[labels != IGNORED].to(tuned.device)
         loss = -tuned.gather(1, targets[:, None]).sum()
         if states:
-            base = logits[len(rows) :].detach().float().log_softmax(-1)
+            with torch.no_grad():
+                base = logits[len(rows) :].float().log_softmax(-1)
+                probabilities = base.exp()
+                negative_entropy = base.mul_(probabilities).sum(-1)
+                del base
             chosen = torch.isin(rows[:, 0], torch.tensor(kept, device=device)).to(tuned.device)
-            loss = loss + self.kl * (base.exp() * (base - tuned[chosen])).sum()
+            # Each tensor over the vocabulary takes as much memory as a layer.
+            loss = loss + self.kl * (negative_entropy - (probabilities * tuned[chosen]).sum(-1)).sum()
         count = len(targets) if num_items_in_batch is None else num_items_in_batch.to(loss.device)
         # Experts without a routed token must have a gradient, too: zero.
         every = sum(value.sum() for value in self.delta.values())
