@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.shared_prefix import DUMMY_LENGTHS, can_share, close, common_prefix, dummy_prompts
 
-
 # Rows are filled up to a multiple of this: for each new length, kernels are built and kept, and memory falls to pieces.
 MULTIPLE = 32
 

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from safety_neurons.models.forward import cache_of, followers, forward
+from safety_neurons.models.neurons.hook_points import device_of
 
 # Below this number of tokens, a pass of their own takes longer than it saves.
 WORTHWHILE = 8
@@ -136,9 +137,9 @@ def _try(model: PreTrainedModel) -> tuple[bool, int | None]:
 
 def dummy_prompts(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Left-padded token ids and attention mask [2, tokens] of two prompts, the first a prefix of the second."""
-    embeddings = model.get_input_embeddings().weight
-    longest, device = max(DUMMY_LENGTHS), embeddings.device
-    tokens = torch.arange(longest, device=device) * 7 % int(embeddings.shape[0])
+    embeddings = model.get_input_embeddings()
+    longest, device = max(DUMMY_LENGTHS), device_of(embeddings)
+    tokens = torch.arange(longest, device=device) * 7 % int(embeddings.weight.shape[0])
     missing = [longest - length for length in DUMMY_LENGTHS]
     ids = torch.stack([tokens.roll(each) for each in missing])
     mask = torch.stack([(torch.arange(longest, device=device) >= each).long() for each in missing])
