@@ -1,6 +1,7 @@
 """Reading what prompts share once changes nothing beyond rounding."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from builders.models import BENIGN, HARMFUL
 from builders.quick import find
 from safety_neurons.calibration.calibration import calibrate
+from safety_neurons.calibration.guard import fit_guard, guard
 from safety_neurons.models import shared_prefix
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import follow_positions, forward
@@ -84,6 +86,23 @@ def test_calibration_is_that_of_whole_prompts(
     shared = logits()
     whole()
     torch.testing.assert_close(shared, logits(), rtol=1e-3, atol=1e-4)
+
+
+def test_guard_decides_as_on_whole_prompts(one_of_each_tunable: ChatModel, whole: Callable[[], None]) -> None:
+    model = one_of_each_tunable.with_system(SYSTEM)
+    neurons = find(model, HARMFUL, BENIGN, score="write-contrast", percent=30, positions=6)
+    fitted = replace(fit_guard(model, neurons, HARMFUL, BENIGN, false_positive_rate=0.3), alpha=8.0)
+    texts = [model.render(request) for request in (*HARMFUL, *BENIGN)]
+
+    def guarded() -> tuple[list[Any], Tensor]:
+        with guard(model, fitted) as decided:
+            return list(generate(model, texts, max_new_tokens=6, batch_size=len(texts))), decided.scores
+
+    answers, scores = guarded()
+    whole()
+    expected, expected_scores = guarded()
+    torch.testing.assert_close(scores, expected_scores, rtol=1e-3, atol=1e-5)
+    assert answers == expected
 
 
 @pytest.mark.parametrize("tail", [1, 4, None])

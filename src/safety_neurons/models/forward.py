@@ -110,6 +110,9 @@ class PromptPositions:
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         cached = int(cache.get_seq_length()) if cache is not None else 0
         if cached and cache is self._cache:
+            if cached == self._cached and inputs is self._inputs:
+                # The base model's part of the pass that the model with the head began.
+                return
             self.generated = cached - self._cached - self._prompt.shape[1]
             new = torch.arange(self.generated, self.generated + shape[1], device=device)
             self.offsets = new.expand(shape[0], -1)
