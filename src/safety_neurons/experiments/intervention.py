@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Self
 
+from safety_neurons.calibration.calibration import reach_of
 from safety_neurons.calibration.config import CalibrationConfig, Toward
 from safety_neurons.core.files import JsonlCache, fingerprint
 from safety_neurons.core.progress import Advance, Within, ignore
@@ -182,9 +183,8 @@ class InterventionRunner:
 
     def _keeps_prefixes(self, one: Intervention | None) -> bool:
         """Whether the intervention changes only positions after the cached prefixes."""
-        reach = 0 if one is None else one.config.prompt_positions
-        reach = self.run.model.template_tail if reach == "template" else reach
-        return reach != "all" and reach <= self.run.settings.find.positions
+        reach = 0 if one is None else reach_of(self.run.model, one.config)
+        return reach is not None and reach <= self.run.settings.find.positions
 
     def _measure(
         self,
