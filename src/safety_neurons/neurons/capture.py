@@ -120,15 +120,19 @@ class CapturedSums:
     sums: tuple[Sums, ...]
     measured: tuple[Tensor, ...] = ()
 
+    @property
+    def measurement(self) -> list[Tensor]:
+        """The means of what was measured: float32 [positions, neurons] per hook point."""
+        return [(total / self.prompts).float() for total in self.measured]
+
     @classmethod
     def merged(cls, parts: Sequence[Self]) -> Self:
-        """The sums of several prompt sets of one model together."""
+        """The activations' sums of several prompt sets of one model together."""
         merged = copy.deepcopy(parts[0].sums)
         for part in parts[1:]:
             for total, more in zip(merged, part.sums, strict=True):
                 total.add(more)
-        measured = tuple(torch.stack(each).sum(0) for each in zip(*(part.measured for part in parts), strict=True))
-        return cls(sum(part.prompts for part in parts), merged, measured)
+        return cls(sum(part.prompts for part in parts), merged)
 
     def statistics(self) -> ActivationStatistics:
         """The means of the sums."""
@@ -280,7 +284,9 @@ def capture_sums(
             with activation_hooks(hooks):
                 if measure is None:
                     forward(model.model.base_model, prompts.inputs, cache=prompts.cache)
-                measured = [] if measure is None else measure.run(prompts)
+                    measured: list[Tensor] = []
+                else:
+                    measured = measure.run(prompts)
             counts = top.counts(neurons).split(widths)
             for number, added in part.items():
                 added.top += counts[number].to(added.top.device)

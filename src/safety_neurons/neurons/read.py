@@ -178,10 +178,7 @@ def measure_both(sides: BothSides, score: Score) -> tuple[NeuronValues, NeuronVa
 
 def _measured(side: SideReading, score: Score) -> NeuronValues:
     """What was measured with the statistics, or is now."""
-    captured = side.prompt_end
-    if not captured.measured:
-        return measure(side.reading, score)
-    return [(total / captured.prompts).float() for total in captured.measured]
+    return side.prompt_end.measurement or measure(side.reading, score)
 
 
 def measure(reading: Reading, score: Score) -> NeuronValues:
@@ -189,14 +186,13 @@ def measure(reading: Reading, score: Score) -> NeuronValues:
     if score.measure is not None:
         return score.measure(reading)
     assert score.measure_pass is not None
-    captured = capture_sums(
+    return capture_sums(
         reading.model,
         reading.texts,
         tail=reading.tail,
         measure=score.measure_pass(reading),
         batch_size=reading.batch_size,
-    )
-    return [(total / captured.prompts).float() for total in captured.measured]
+    ).measurement
 
 
 def gather(

@@ -72,22 +72,24 @@ class DeltaModel(nn.Module):
         # The trainer chooses the device of the inputs.
         device = self.base.device
         inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
-        rows = (labels != IGNORED).nonzero().to(device)
-        kept = [] if pairs is None else [place for place, pair in enumerate(pairs.tolist()) if pair in self.base_states]
-        states = [self.base_states[int(pairs[place])] for place in kept] if pairs is not None else []
+        learned = labels != IGNORED
+        rows = learned.nonzero().to(device)
+        numbers = [] if pairs is None else pairs.tolist()
+        kept = [place for place, number in enumerate(numbers) if number in self.base_states]
+        states = [self.base_states[numbers[place]] for place in kept]
         with self.active():
             logits = completion_logits(self.base, inputs, rows, labels.shape[1], torch.cat(states) if states else None)
         tuned = logits[: len(rows)].float().log_softmax(-1)
-        targets = labels[labels != IGNORED].to(tuned.device)
+        targets = labels[learned].to(tuned.device)
         loss = -tuned.gather(1, targets[:, None]).sum()
         if states:
+            # Each tensor over the vocabulary takes as much memory as a layer.
             with torch.no_grad():
                 base = logits[len(rows) :].float().log_softmax(-1)
                 probabilities = base.exp()
                 negative_entropy = base.mul_(probabilities).sum(-1)
                 del base
             chosen = torch.isin(rows[:, 0], torch.tensor(kept, device=device)).to(tuned.device)
-            # Each tensor over the vocabulary takes as much memory as a layer.
             loss = loss + self.kl * (negative_entropy - (probabilities * tuned[chosen]).sum(-1)).sum()
         count = len(targets) if num_items_in_batch is None else num_items_in_batch.to(loss.device)
         # Experts without a routed token must have a gradient, too: zero.
@@ -107,10 +109,10 @@ class DeltaModel(nn.Module):
         def read(batch: list[int]) -> None:
             tensors = collate([wanted[place] for place in batch])
             inputs = {name: tensors[name].to(self.base.device) for name in ("input_ids", "attention_mask")}
-            labels = tensors["labels"]
+            learned = tensors["labels"] != IGNORED
             with torch.no_grad():
-                states = completion_states(self.base, inputs, (labels != IGNORED).nonzero(), labels.shape[1])
-            counts = (labels != IGNORED).sum(1).tolist()
+                states = completion_states(self.base, inputs, learned.nonzero(), learned.shape[1])
+            counts = learned.sum(1).tolist()
             self.base_states |= dict(zip(tensors["pairs"].tolist(), states.split(counts), strict=True))
 
         places = list(range(len(wanted)))
