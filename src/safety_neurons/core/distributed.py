@@ -6,6 +6,7 @@ As with every collective operation of torch.distributed, all processes of the gr
 
 import contextlib
 import datetime
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -106,14 +107,20 @@ def join_processes() -> Iterator[bool]:
     finally:
         # After any other failure the others notice that the connection is closed.
         if distributed.is_initialized():
-            distributed.destroy_process_group()
+            _leave()
+
+
+def _leave() -> None:
+    # What holds the group in a reference cycle, such as a trainer, would abort the process when it ends.
+    gc.collect()
+    distributed.destroy_process_group()
 
 
 def release_workers() -> None:
     """Let the other processes end; process 0 goes on like one that was started alone."""
     if process_count() > 1:
         _broadcast(None)
-        distributed.destroy_process_group()
+        _leave()
         for name in VARIABLES:
             os.environ.pop(name, None)
 
