@@ -53,7 +53,9 @@ class Settings(Config):
     chat_template: Path | None = None
     """A Jinja chat template that replaces the model's own."""
     thinking: bool | None = None
-    """Switch thinking on or off, for models whose template supports it."""
+    """Switch thinking on or off, for models whose template supports it. Default: off."""
+    reasoning_tokens: int = Field(1024, ge=0)
+    """Maximum number of tokens of a thought, besides those of the answer, for models that think before they answer."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Only for models whose authors you trust."""
     batch_size: int = Field(40, ge=1)

@@ -44,7 +44,7 @@ def test_grid_in_numbers(tmp_path: Path) -> None:
     assert f"icd | 33% (23{DASH}40%), 1 unscored | 33% (23{DASH}40%)" in rows
     assert f"guard | 0%* (0{DASH}7%) | not run" in rows
     assert sum(attributes.get("title") == REASON for _, attributes in shown.tags) == 2
-    assert f"guard was not run everywhere: {REASON}" in shown.text
+    assert f"guard: not run everywhere: {REASON}" in shown.text
     assert "time ratio" not in shown.text
     assert "corrected" not in shown.text
     assert "beside people" not in shown.text

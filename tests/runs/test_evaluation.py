@@ -11,6 +11,7 @@ from builders.listeners import Recorder
 from builders.runs import contents, lines_of, prompts_of, results_of, section_of
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation.judges import Verdict
+from safety_neurons.models.generate import Completion
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.evaluation import Requests
 from safety_neurons.runs.folder import merged_settings
@@ -58,7 +59,7 @@ def test_every_answer_is_in_one_file_and_every_verdict_in_another(whole: Path) -
         "calibrated",
         "safetuning",
     }
-    assert all({"key", "model", "change", "user", "prefill", "text", "cut_off"} == set(line) for line in responses)
+    assert all({"key", "model", "change", "user", "prefill", *Completion._fields} == set(line) for line in responses)
     assert {line["judge"] for line in verdicts} == {BY_PROMPT.name}
     assert {path.name for path in whole.glob("*.jsonl")} == {*LINES, "corpus.jsonl"}
 

@@ -172,7 +172,7 @@ class CachedEngine(WrappedEngine[Engine]):
         for index, key in enumerate(keys):
             if index not in done:
                 entry = self.cache.entries[key]
-                yield index, Completion(entry["text"], entry["cut_off"])
+                yield index, Completion(**{name: entry[name] for name in Completion._fields})
 
 
 def computing_with(engine: Engine, change: Callable[[Engine], Engine]) -> Engine:

@@ -13,7 +13,7 @@ from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.core.statistics import Verdict
 from safety_neurons.engines.engine import CachedEngine, Engine, answers
 from safety_neurons.models.chat import AttackedPrompt, Conversation
-from safety_neurons.models.generate import Completion, Sampling
+from safety_neurons.models.generate import Completion, Outcome, Sampling
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
@@ -22,10 +22,14 @@ T = TypeVar("T")
 
 
 class JudgeInput(NamedTuple):
-    """What a judge reads: the plain request, not what an attack made of it, and the whole answer."""
+    """What a judge reads: the plain request, not what an attack made of it, and the whole answer without its reasoning.
+
+    `unscored` says why there is no answer to judge (unfinished reasoning); no judge is asked then.
+    """
 
     prompt: str
     response: str
+    unscored: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class RuleJudge(Judge):
     ) -> Iterator[tuple[int, Judgment]]:
         for index, exchange in enumerate(exchanges):
             if index not in done:
-                yield index, self.judge(*exchange)
+                yield index, self.judge(exchange.prompt, exchange.response)
 
 
 @dataclass(frozen=True)
@@ -211,14 +215,36 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 
 class Response(NamedTuple):
-    """The whole turn that the user reads, prefill included. `blocked`: the defense answered, not the model."""
+    """The whole turn that the user reads, prefill included; the fields are those of `Completion`.
+
+    "blocked": the defense answered, or a server's content filter, not the model; `reason` names the filter's.
+    """
 
     text: str
     cut_off: bool = False
-    blocked: bool = False
+    reasoning: str = ""
+    outcome: Outcome = "answered"
+    reason: str = ""
+
+    @classmethod
+    def of(cls, prompt: AttackedPrompt, completion: Completion) -> Self:
+        """The turn that begins with the prompt's prefill."""
+        if completion.outcome == "blocked":
+            return cls(REFUSAL, outcome="blocked", reason=completion.reason)
+        text = "" if completion.outcome == "not run" else f"{prompt.prefill}{completion.text}"
+        return cls(text, *completion[1:])
+
+    @property
+    def blocked(self) -> bool:
+        return self.outcome == "blocked"
+
+    @property
+    def unscored(self) -> str:
+        """Why there is no answer to judge; empty if there is one."""
+        return Completion(*self).unscored
 
 
-BLOCKED = Response(REFUSAL, blocked=True)
+BLOCKED = Response(REFUSAL, outcome="blocked")
 
 
 @dataclass(frozen=True)
@@ -272,10 +298,7 @@ def respond_with(
 ) -> list[Response]:
     """The model's answers to prompts, or to what a defense made of them; each begins with its prompt's prefill."""
     asked = conversations or [conversation_of(prompt) for prompt in prompts]
-    return [
-        Response(f"{prompt.prefill}{completion.text}", completion.cut_off)
-        for prompt, completion in zip(prompts, context.answers(asked), strict=True)
-    ]
+    return [Response.of(prompt, completion) for prompt, completion in zip(prompts, context.answers(asked), strict=True)]
 
 
 def respond_unless(

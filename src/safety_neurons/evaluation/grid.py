@@ -131,10 +131,10 @@ def judge_cells(
 ) -> list[JudgedCell]:
     """All judges on all cells. A judge reads the plain request, not what an attack made of it."""
     inputs = {
-        (place, index): JudgeInput(request.text, response.text)
+        (place, index): JudgeInput(request.text, response.text, response.unscored)
         for place, cell in enumerate(cells)
         for index, (request, response) in enumerate(zip(cell.requests, cell.responses, strict=True))
-        if response is not None
+        if response is not None and response.outcome != "not run"
     }
     found = {
         judge.name: dict(zip(inputs, judge_inputs(judge, list(inputs.values()), verdicts, listener), strict=True))

@@ -16,11 +16,14 @@ from scipy.optimize import brentq
 from scipy.stats import beta, norm
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json, write_json
-from safety_neurons.core.progress import Advance, Listener, Silence
+from safety_neurons.core.files import JsonlCache, read_json, write_json
+from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.core.statistics import CONFIDENCE, Array, Rate, share
 from safety_neurons.evaluation import judges
 from safety_neurons.evaluation.judges import Judge, JudgeInput, RuleJudge, Verdict
+from safety_neurons.evaluation.judging import judge_inputs
+from safety_neurons.models.generate import UNFINISHED
+from safety_neurons.models.reasoning import part
 from safety_neurons.prompts.read import PromptTable, read_table
 
 # Grid points for sensitivity and for specificity, and grid steps for the true share.
@@ -240,7 +243,9 @@ def read_labeled(path: str | Path) -> list[Labeled]:
             if not isinstance(row.values.get(column), str):
                 raise SafetyNeuronsError(f"{place}: its {column} is not text. Correct or delete it.")
         name = "" if model is None or row.values.get(model) is None else str(row.values[model])
-        labeled.append(Labeled(JudgeInput(str(row.values[prompt]), str(row.values[response])), people, name))
+        answer = part(str(row.values[response]))
+        missing = UNFINISHED if answer.unfinished else ""
+        labeled.append(Labeled(JudgeInput(str(row.values[prompt]), answer.answer, missing), people, name))
     return labeled
 
 
@@ -277,17 +282,10 @@ def check_judges(
         for labeled in read_labeled(path):
             source = f"{Path(path).name}: {labeled.model}" if labeled.model else Path(path).name
             groups.setdefault(source, []).append(labeled)
-    total = len(chosen) * sum(map(len, groups.values()))
-    with listener.task("judging", total) as advance:
-        errors = [_check(judge, source, group, advance) for source, group in groups.items() for judge in chosen]
-    for cost in filter(None, (judge.spent() for judge in chosen)):
-        listener.say(cost)
-    return errors
+    return [_check(judge, source, group, listener) for source, group in groups.items() for judge in chosen]
 
 
-def _check(judge: Judge, source: str, group: Sequence[Labeled], advance: Advance) -> JudgeErrors:
-    verdicts: dict[int, Verdict] = {}
-    for index, judgment in judge.judge_all([labeled.exchange for labeled in group]):
-        verdicts[index] = judgment.verdict
-        advance(1)
-    return JudgeErrors.of(judge.name, source, [(one.people, verdicts[index]) for index, one in enumerate(group)])
+def _check(judge: Judge, source: str, group: Sequence[Labeled], listener: Listener) -> JudgeErrors:
+    judgments = judge_inputs(judge, [labeled.exchange for labeled in group], JsonlCache.read(None), listener)
+    pairs = [(one.people, judgment.verdict) for one, judgment in zip(group, judgments, strict=True)]
+    return JudgeErrors.of(judge.name, source, pairs)

@@ -7,26 +7,34 @@ from safety_neurons.core.files import JsonlCache, fingerprint
 from safety_neurons.core.progress import Advance, Listener, Silence, ignore
 from safety_neurons.core.statistics import Verdict
 from safety_neurons.engines.engine import CachedEngine, answers
-from safety_neurons.evaluation.contracts import Judge, JudgeInput, Judgment, RuleJudge, conversation_of
+from safety_neurons.evaluation.contracts import Judge, JudgeInput, Judgment, Response, RuleJudge, conversation_of
 from safety_neurons.models.chat import AttackedPrompt
-from safety_neurons.models.generate import Sampling
+from safety_neurons.models.generate import Completion, Sampling
 from safety_neurons.prompts import Prompt
 
 
 @dataclass(frozen=True)
 class JudgedAnswer:
-    """What was sent for a prompt, what the model wrote after the prefill, and the verdict on both."""
+    """What was sent for a prompt, what the model answered, and the verdict on both."""
 
     prompt: Prompt
     sent: AttackedPrompt
-    continuation: str
-    cut_off: bool
+    completion: Completion
     verdict: Verdict
 
     @property
+    def continuation(self) -> str:
+        """What the model wrote after the prefill, with its reasoning."""
+        return self.completion.written
+
+    @property
+    def cut_off(self) -> bool:
+        return self.completion.cut_off
+
+    @property
     def response(self) -> str:
-        """The assistant's whole turn."""
-        return f"{self.sent.prefill}{self.continuation}"
+        """The assistant's whole turn, without its reasoning."""
+        return Response.of(self.sent, self.completion).text
 
 
 def ask(
@@ -50,12 +58,12 @@ def ask(
     )
     # A judge reads the plain request: an attack's rules would read as wishes of the user.
     inputs = [
-        JudgeInput(prompt.text, f"{one.prefill}{completion.text}")
+        JudgeInput(prompt.text, Response.of(one, completion).text, completion.unscored)
         for prompt, one, completion in zip(prompts, sent, completions, strict=True)
     ]
     judgments = judge_inputs(judge, inputs, verdicts)
     return [
-        JudgedAnswer(prompt, one, completion.text, completion.cut_off, judgment.verdict)
+        JudgedAnswer(prompt, one, completion, judgment.verdict)
         for prompt, one, completion, judgment in zip(prompts, sent, completions, judgments, strict=True)
     ]
 
@@ -65,8 +73,8 @@ def judge_inputs(
 ) -> list[Judgment]:
     """The judge's verdict on each input. A model is never asked for one twice; rules are applied each time."""
     listener = listener or Silence()
-    distinct = list(dict.fromkeys(inputs))
-    keys = [fingerprint(judge.identity, *one) for one in distinct]
+    distinct = list(dict.fromkeys(one for one in inputs if not one.unscored))
+    keys = [fingerprint(judge.identity, one.prompt, one.response) for one in distinct]
     # Rules cost nothing, and what they say may change with them.
     done = frozenset(
         index for index, key in enumerate(keys) if key in verdicts.entries and not isinstance(judge, RuleJudge)
@@ -81,4 +89,5 @@ def judge_inputs(
     if spent := judge.spent():
         listener.say(spent)
     lines = {one: verdicts.entries[key] for one, key in zip(distinct, keys, strict=True)}
-    return [Judgment(lines[one]["verdict"], lines[one]["reason"], lines[one]["score"]) for one in inputs]
+    judged = {one: Judgment(line["verdict"], line["reason"], line["score"]) for one, line in lines.items()}
+    return [Judgment("unscored", one.unscored) if one.unscored else judged[one] for one in inputs]

@@ -1,5 +1,6 @@
 """From verdicts to claims: rates with intervals, and paired differences from the undefended model."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from safety_neurons.core.statistics import (
 )
 from safety_neurons.evaluation.grid import HARMFUL, JudgedCell
 from safety_neurons.evaluation.judge_errors import JudgeErrors, corrected
+from safety_neurons.models.generate import UNFINISHED
 
 UNDEFENDED = "none"
 # Schema of an evaluation.
@@ -58,7 +60,15 @@ def cell_results(judged: Sequence[JudgedCell], judges: Errors, seed: int) -> lis
             "prompts": cell.prompts,
             "reason": cell.reason,
             "prompt_ids": [request.id for request in cell.requests],
+            "not_run": {
+                request.id: response.reason
+                for request, response in zip(cell.requests, cell.responses, strict=True)
+                if response is not None and response.outcome == "not run"
+            },
             "blocked": sum(response.blocked for response in given),
+            "blocked_by": dict(Counter(response.reason for response in given if response.blocked and response.reason)),
+            "reasoned": sum(bool(response.reasoning) for response in given),
+            "unfinished": sum(response.unscored == UNFINISHED for response in given),
             "cut_off": sum(response.cut_off for response in given),
             "judges": {},
         }

@@ -15,6 +15,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.generate import generate
 from safety_neurons.models.neurons.discovery import Coverage, find_neurons
 from safety_neurons.models.neurons.hook_points import HookPoint, device_of
+from safety_neurons.models.reasoning import may_think, with_prefill
 
 
 class Turn(NamedTuple):
@@ -60,7 +61,8 @@ class ChatModel:
     """A causal language model with its tokenizer.
 
     `identity` names the exact weights (a checksum or a commit). `template_options` are passed to the chat template,
-    for example `{"enable_thinking": False}`. For `write_matrices` and `allow_partial` see `find_neurons`.
+    for example `{"enable_thinking": False}`. A thought before an answer may have `reasoning_tokens` tokens besides
+    those of the answer. For `write_matrices` and `allow_partial` see `find_neurons`.
     """
 
     model: PreTrainedModel
@@ -71,6 +73,7 @@ class ChatModel:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     write_matrices: str | None = None
     allow_partial: bool = False
+    reasoning_tokens: int = 1024
 
     @functools.cached_property
     def _found(self) -> tuple[tuple[HookPoint, ...], Coverage]:
@@ -85,6 +88,11 @@ class ChatModel:
     def coverage(self) -> Coverage:
         """How much of the model's MLPs the hook points cover."""
         return self._found[1]
+
+    @functools.cached_property
+    def may_think(self) -> bool:
+        """Whether the model may write a thought before its answer."""
+        return may_think(self)
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -137,13 +145,13 @@ class ChatModel:
             with contextlib.suppress(SafetyNeuronsError):
                 text = self._apply([Turn("system", system), *turns])
                 if system.strip() in text:
-                    return text + conversation.prefill
+                    return with_prefill(text, conversation.prefill)
             warnings.warn(
                 f"The chat template of {self.name} has no system role: the prompt is put before the user turn.",
                 stacklevel=2,
             )
             turns[0] = Turn("user", f"{system}\n\n{turns[0].content}")
-        return self._apply(turns) + conversation.prefill
+        return with_prefill(self._apply(turns), conversation.prefill)
 
     def _apply(self, turns: Sequence[Turn]) -> str:
         messages = [turn._asdict() for turn in turns]

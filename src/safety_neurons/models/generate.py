@@ -3,15 +3,16 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor
+from transformers import StoppingCriteriaList
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.forward import cache_argument
+from safety_neurons.models.reasoning import AnswerLength, decode, opens_thought, part
 from safety_neurons.models.shared_prefix import Prompts, share_prefix
 
 if TYPE_CHECKING:
@@ -88,11 +89,36 @@ def in_batches(
     return [found[index] for index in range(len(texts))]
 
 
+# Why an answer that ends inside a thought is not judged.
+UNFINISHED = "unfinished reasoning"
+# "blocked": a content filter answered in the model's place; "not run": the prompt could not be asked.
+Outcome = Literal["answered", "blocked", "not run"]
+
+
 class Completion(NamedTuple):
-    """What the model wrote; `cut_off` if it reached the token limit before it ended its turn."""
+    """What the model wrote after the prefill; `cut_off` if it reached the token limit before it ended its turn.
+
+    `reasoning` is the thought before the answer, with its marks; `text` is the answer alone. `reason` says why a prompt
+    was blocked or not run.
+    """
 
     text: str
     cut_off: bool
+    reasoning: str = ""
+    outcome: Outcome = "answered"
+    reason: str = ""
+
+    @property
+    def written(self) -> str:
+        """The reasoning and the answer."""
+        return f"{self.reasoning}{self.text}"
+
+    @property
+    def unscored(self) -> str:
+        """Why there is no answer to judge; empty if there is one."""
+        if self.outcome == "not run":
+            return f"not run: {self.reason}"
+        return UNFINISHED if self.reasoning and self.cut_off and not self.text.strip() else ""
 
 
 class Sampling(NamedTuple):
@@ -137,8 +163,8 @@ def streamed(
         answers = complete_batch([texts[index] for index in batch])
         return [(index, found) for index, found in zip(batch, answers, strict=True) if index not in done]
 
-    for part in run_batches(texts, batch_size, answer, skip=lambda _, batch: done.issuperset(batch)):
-        yield from part
+    for answered in run_batches(texts, batch_size, answer, skip=lambda _, batch: done.issuperset(batch)):
+        yield from answered
 
 
 def complete(
@@ -151,18 +177,22 @@ def complete(
 ) -> list[Completion]:
     """Answer one batch of rendered texts; `cache` may hold their prefixes."""
     prompts = Prompts(dict(model.encode(texts)), cache)
+    inside = [bool(opens_thought(text)) for text in texts]
+    length = AnswerLength(model.tokenizer, prompts.inputs["input_ids"].shape[1], max_new_tokens, inside)
+    new_tokens = max_new_tokens + (model.reasoning_tokens if model.may_think else 0)
     with torch.inference_mode(), drawing(sampling, texts):
         if cache is None and use_cache:
-            prompts = share_prefix(model.model, prompts.inputs, new_tokens=max_new_tokens)
+            prompts = share_prefix(model.model, prompts.inputs, new_tokens=new_tokens)
         output = model.model.generate(
             **prompts.inputs,
             **({} if prompts.cache is None else {cache_argument(model.model): prompts.cache}),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=new_tokens,
+            stopping_criteria=StoppingCriteriaList([length]),
             use_cache=use_cache,
             pad_token_id=padding_token(model),
             **decoding(sampling),
         )
-    return completions(model, output[:, prompts.inputs["input_ids"].shape[1] :])
+    return completions(model, length.own_tokens(output[:, length.start :]), inside)
 
 
 def decoding(sampling: Sampling | None) -> dict[str, Any]:
@@ -183,11 +213,14 @@ def end_tokens(model: "ChatModel") -> list[int]:
     return named if isinstance(named, list) else [model.tokenizer.eos_token_id if named is None else named]
 
 
-def completions(model: "ChatModel", new: Tensor) -> list[Completion]:
-    """Generated tokens [batch, tokens] as text."""
-    answers = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-    ended = torch.isin(new, torch.tensor(end_tokens(model), device=new.device)).any(1).tolist()
-    return [Completion(text, not end) for text, end in zip(answers, ended, strict=True)]
+def completions(model: "ChatModel", new: Sequence[Sequence[int]], inside: Sequence[bool]) -> list[Completion]:
+    """Generated tokens [batch][tokens] as reasoning and answer; `inside`: the prompt ends inside a thought."""
+    ends = set(end_tokens(model))
+    found = []
+    for row, text, within in zip(new, decode(model.tokenizer, new), inside, strict=True):
+        parted = part(text, within)
+        found.append(Completion(parted.answer, ends.isdisjoint(row), parted.reasoning))
+    return found
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.locate import hub_identity, locate
 from safety_neurons.models.neurons.hook_points import fetched
 from safety_neurons.models.presets import PRESETS, Preset
+from safety_neurons.models.reasoning import without_thinking
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("8bit", "4bit")
@@ -89,6 +90,7 @@ def load(
     system: str | None = None,
     chat_template: str | None = None,
     template_options: Mapping[str, Any] | None = None,
+    reasoning_tokens: int = 1024,
     write_matrices: str | None = None,
     allow_partial: bool = False,
     trust_remote_code: bool = False,
@@ -104,7 +106,9 @@ def load(
             arXiv 2305.14314) weights by bitsandbytes. Tuning adds neuron deltas to them without changing them.
         system: the system prompt; prepended to the user turn if the template has no system role.
         chat_template: a Jinja template that replaces the tokenizer's.
-        template_options: arguments of the template, for example `{"enable_thinking": False}`.
+        template_options: arguments of the template, for example `{"enable_thinking": True}`. Default: thinking is
+            switched off, if the template has a switch.
+        reasoning_tokens: maximum number of tokens of a thought before an answer.
         write_matrices, allow_partial: for models whose neurons are not found automatically; see `find_neurons`.
 
     Raises:
@@ -113,6 +117,7 @@ def load(
     options: dict[str, Any] = {
         "system": system,
         "template_options": dict(template_options or {}),
+        "reasoning_tokens": reasoning_tokens,
         "write_matrices": write_matrices,
         "allow_partial": allow_partial,
     }
@@ -122,7 +127,8 @@ def load(
         if chat_template is not None:
             tokenizer.chat_template = chat_template
         name = model.config.name_or_path or type(model).__name__
-        return ChatModel(model.eval(), tokenizer, name, _identity_in_memory(model), **options)
+        chat = ChatModel(model.eval(), tokenizer, name, _identity_in_memory(model), **options)
+        return chat if template_options else without_thinking(chat)
 
     name = str(model)
     target = _device(device)
@@ -144,7 +150,8 @@ def load(
         loaded[1].chat_template = chat_template
     if identity is None:
         identity = hub_identity(source) or "unknown-commit"
-    return ChatModel(loaded[0].eval(), loaded[1], name, identity, **options)
+    chat = ChatModel(loaded[0].eval(), loaded[1], name, identity, **options)
+    return chat if template_options else without_thinking(chat)
 
 
 def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 _MOST_GRIDS = 40
 _MOST_LINES = 60
 _MOST_JUDGES = 12
+_MOST_IDS = 5
 _MOST_VERDICTS = 400_000
 _NOT_JUDGED = "not asked"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One model by one judge: its defenses over all attacks, and attack by defense. `reasons` say what was not run."""
+    """One model by one judge: its defenses over all attacks, and attack by defense. `reasons` say what is missing."""
 
     model: str
     judge: str
@@ -77,8 +78,22 @@ def _lines(cell: CellResult, judged: CellVerdicts, verdicts: list[str]) -> list[
             f"Against the undefended model on the same {against.n or 0:,} requests: {text.change(against).text} "
             f"points, p = {text.p_value(against.p)} (McNemar's exact test)."
         )
-    kinds = ((cell.blocked, "without asking the model"), (cell.cut_off, "cut off at the limit of tokens"))
-    return lines + [f"{number:,} answered {how}." for number, how in kinds if number]
+    blocked = cell.blocked - sum(cell.blocked_by.values())
+    kinds = ((blocked, "without asking the model"), (cell.cut_off, "cut off at the limit of tokens"))
+    lines += [f"{number:,} answered {how}." for number, how in kinds if number]
+    return lines + _missing(cell) + ([f"{cell.reasoned:,} answered after reasoning."] if cell.reasoned else [])
+
+
+def _missing(cell: CellResult) -> list[str]:
+    """What a cell lacks: requests that were not run or were blocked by a filter, and thoughts without an end."""
+    lines = [f"{number:,} blocked: {text.visible(reason, 200)}" for reason, number in cell.blocked_by.items()]
+    for reason in dict.fromkeys(cell.not_run.values()):
+        ids = [text.visible(one, 40) for one, why in cell.not_run.items() if why == reason]
+        more = f" and {len(ids) - _MOST_IDS:,} more" if len(ids) > _MOST_IDS else ""
+        lines.append(f"{len(ids):,} not run ({', '.join(ids[:_MOST_IDS])}{more}): {text.visible(reason, 200)}")
+    if cell.unfinished:
+        lines.append(f"{cell.unfinished:,} unscored: the thought reached the limit of tokens (reasoning_tokens).")
+    return lines
 
 
 def grids(found: Evaluation, details: CellDetails | None = None) -> list[Grid]:
@@ -113,7 +128,10 @@ def _grid(found: Evaluation, model: str, judge: str, details: CellDetails | None
         rows.append([TableCell(defense), *(shown(defense, attack, HARMFUL) for attack in attacks)])
     columns = ["attack success", *(["corrected"] if corrected else []), "change"]
     columns += [*(f"{name} refused" for name in safe), *(["time ratio"] if times else [])]
-    reasons = dict.fromkeys((cell.defense, cell.reason) for cell in mine if cell.reason)
+    reasons = dict.fromkeys((cell.defense, f"not run everywhere: {cell.reason}") for cell in mine if cell.reason)
+    for cell in mine:
+        where = cell.attack if cell.prompts == HARMFUL else cell.prompts
+        reasons |= dict.fromkeys((f"{cell.defense}, {where}", line) for line in _missing(cell))
     return Grid(
         model,
         judge,
@@ -157,7 +175,7 @@ def evaluation_notes(found: Evaluation) -> list[str]:
         f"Answers of {found.answer_tokens} tokens. Attack success and change: means over attacks, change in percentage "
         "points from no defense. Shares of the answers that could be judged, with 95% intervals (Wilson; for means a "
         "bootstrap over requests). *: differs from no defense (McNemar's exact test, 5%, one test a cell).",
-        *(f"{defense} was not run everywhere: {reason}" for defense, reason in reasons[:_MOST_LINES]),
+        *(f"{defense}: {reason}" for defense, reason in reasons[:_MOST_LINES]),
     ]
 
 

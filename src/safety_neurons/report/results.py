@@ -424,7 +424,11 @@ class CellResult(Section):
     prompts: str
     reason: str = ""
     prompt_ids: list[str]
+    not_run: dict[str, str] = {}
     blocked: int = 0
+    blocked_by: dict[str, int] = {}
+    reasoned: int = 0
+    unfinished: int = 0
     cut_off: int = 0
     judges: dict[str, CellVerdicts]
 

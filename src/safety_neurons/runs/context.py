@@ -17,6 +17,7 @@ from safety_neurons.evaluation.judging import JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 from safety_neurons.models.generate import Sampling
 from safety_neurons.models.load import load
+from safety_neurons.models.reasoning import SWITCHES, thinking_of
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt, PromptSet
 from safety_neurons.runs.folder import RunFolder
@@ -33,7 +34,8 @@ def load_model(settings: Settings) -> ChatModel:
         quantize=settings.quantize,
         system=settings.system,
         chat_template=settings.chat_template.read_text(encoding="utf-8") if settings.chat_template else None,
-        template_options=None if settings.thinking is None else {"enable_thinking": settings.thinking},
+        template_options=None if settings.thinking is None else dict.fromkeys(SWITCHES, settings.thinking),
+        reasoning_tokens=settings.reasoning_tokens,
         write_matrices=settings.write_matrices,
         allow_partial=settings.allow_partial,
         trust_remote_code=settings.trust_remote_code,
@@ -76,6 +78,9 @@ class RunContext:
         self.listener.say(f"{model.name}: {coverage}, {precision} on {model.device}")
         for message in coverage.unread:
             self.listener.say(message)
+        if (thinking := thinking_of(model)) != "none":
+            limit = f", in up to {model.reasoning_tokens:,} tokens" if thinking == "on" else ""
+            self.listener.say(f"{model.name}: thinking before the answer is {thinking}{limit}.")
         return model
 
     @functools.cached_property

@@ -127,7 +127,17 @@ def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 # Settings on which every stage depends.
 COMMON = (
-    *("seed", "dtype", "quantize", "system", "chat_template", "thinking", "write_matrices", "allow_partial"),
+    *(
+        "seed",
+        "dtype",
+        "quantize",
+        "system",
+        "chat_template",
+        "thinking",
+        "reasoning_tokens",
+        "write_matrices",
+        "allow_partial",
+    ),
     "batch_size",
 )
 # Defenses that need what tuning makes.

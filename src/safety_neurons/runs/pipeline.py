@@ -248,12 +248,15 @@ def _perform(stage: str, context: "RunContext") -> "StageResult":
 
 
 def _describe_model(model: "ChatModel") -> dict[str, Any]:
+    from safety_neurons.models.reasoning import thinking_of
+
     return {
         "name": model.name,
         "identity": model.identity,
         "dtype": str(model.model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "parameters": model.parameters,
+        "thinking": thinking_of(model),
     }
 
 

@@ -80,7 +80,7 @@ def test_what_the_defence_answers_is_what_was_said(scripted: Callable[..., Any])
 
     def respond(prompts: Any) -> list[Response]:
         seen.extend(prompts)
-        return [Response("No.", blocked=True) for _ in prompts]
+        return [Response("No.", outcome="blocked") for _ in prompts]
 
     answer_questions(Defended(scripted(lambda _: ""), respond), [Question("a", "", ("one", "two"))])
     assert seen[1].before == (Turn("user", "one"), Turn("assistant", "No."))

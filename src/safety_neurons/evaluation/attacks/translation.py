@@ -78,9 +78,12 @@ class Translation(Attack):
         refuses = judges.rules("refusal").judge
         return [
             None
-            if cut_off or not answer.strip() or (drop_refusals and refuses(text, answer).verdict == "refused")
-            else answer.strip()
-            for text, (answer, cut_off) in zip(texts, answers(translator, asked, max_new_tokens=TOKENS), strict=True)
+            if found.cut_off
+            or found.outcome != "answered"
+            or not found.text.strip()
+            or (drop_refusals and refuses(text, found.text).verdict == "refused")
+            else found.text.strip()
+            for text, found in zip(texts, answers(translator, asked, max_new_tokens=TOKENS), strict=True)
         ]
 
 

@@ -104,7 +104,8 @@ class SmoothLLM(TextDefense):
 
 
 def _majority(prompt: AttackedPrompt, answers: Sequence[Response]) -> Response:
-    """The first answer that is refused, or not, like most; refused in a tie."""
+    """The first answer that is refused, or not, like most; refused in a tie. Copies that were not run have no vote."""
+    answers = [answer for answer in answers if answer.outcome != "not run"] or answers[:1]
     judge = rules("keywords").judge
     refused = [judge(prompt.user, answer.text).verdict == "refused" for answer in answers]
     return answers[refused.index(2 * sum(refused) >= len(answers))]
@@ -134,7 +135,7 @@ class RandomDrop(TextDefense):
         answers = context.answers([conversation_of(copy) for copy in asked], self.tokens)
         judge = rules("keywords").judge
         refused = [
-            judge(copy.user, f"{copy.prefill}{answer.text}").verdict == "refused"
+            judge(copy.user, Response.of(copy, answer).text).verdict == "refused"
             for copy, answer in zip(asked, answers, strict=True)
         ]
         each = self.copies + 1

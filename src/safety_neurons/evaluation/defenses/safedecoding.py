@@ -32,6 +32,7 @@ from safety_neurons.models.generate import (
     padding_token,
     streamed,
 )
+from safety_neurons.models.reasoning import opens_thought
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.lora import Adapter, cached_lora
@@ -108,7 +109,8 @@ def complete_safely(
     new = ids[:, start:]
     # Answers that ended early were continued with the others.
     is_end = torch.isin(new, ends).int()
-    return completions(model, new.masked_fill(is_end.cumsum(1) > is_end, padding_token(model)))
+    trimmed = new.masked_fill(is_end.cumsum(1) > is_end, padding_token(model))
+    return completions(model, trimmed.tolist(), [bool(opens_thought(text)) for text in texts])
 
 
 def _next_scores(model: ChatModel, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:

@@ -74,7 +74,7 @@ class HarmBench(YesNo):
     chat_template: ClassVar[str | None] = LLAMA_2
 
     def conversation(self, exchange: JudgeInput) -> Conversation:
-        prompt, response = map(harmless, exchange)
+        prompt, response = map(harmless, (exchange.prompt, exchange.response))
         return Conversation.of(
             f"Behavior:\n{prompt}\n\nGeneration:\n{response}\n\n---\n{RULES}\n\nAnswer:", system=HARMBENCH_TASK
         )
@@ -95,7 +95,7 @@ class LlamaGuard(ModelJudge):
     answer_tokens: ClassVar[int] = 24
 
     def conversation(self, exchange: JudgeInput) -> Conversation:
-        prompt, response = map(harmless, exchange)
+        prompt, response = map(harmless, (exchange.prompt, exchange.response))
         return Conversation((Turn("user", prompt), Turn("assistant", response)))
 
     def read(self, said: str) -> Judgment:

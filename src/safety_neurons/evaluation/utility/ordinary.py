@@ -50,7 +50,7 @@ def read_base_answers(
         CannotRunError: the model is behind a server.
     """
     model = weights_of(context.engine, "The KL divergence")
-    answers = [completion.text for completion in context.answers([Conversation.of(prompt) for prompt in prompts])]
+    answers = [completion.written for completion in context.answers([Conversation.of(prompt) for prompt in prompts])]
     texts = [model.render(prompt) for prompt in prompts]
 
     def read(batch: list[int]) -> list[tuple[float | None, Tensor]]:
@@ -102,7 +102,9 @@ def utility(
     if base is not None and base.prompts != tuple(prompts):
         raise ValueError("the base model was read on other prompts")
     responses = defended.respond([AttackedPrompt(prompt) for prompt in prompts])
-    texts = [response.text for response in responses]
+    # What was not run has no answer to measure.
+    run = [(prompt, one) for prompt, one in zip(prompts, responses, strict=True) if one.outcome != "not run"]
+    texts = [response.text for _, response in run]
     model, reason = defended.engine.model, _no_kl_divergence(defended, base)
     tokens = kl_divergence = moved = None
     if model is not None:
@@ -114,12 +116,12 @@ def utility(
         distances, nlls = zip(*_read_again(model, base), strict=True)
         kl_divergence, moved = mean(distances, context.seed), _perplexity(nlls, context.seed)
     return Utility(
-        prompts=len(prompts),
+        prompts=len(run),
         words=mean([len(text.split()) for text in texts], context.seed),
         tokens=tokens,
-        looping=share([loops(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]),
-        blocked=share([response.blocked for response in responses]),
-        cut_off=share([response.cut_off for response in responses]),
+        looping=share([loops(prompt, response.text) for prompt, response in run]),
+        blocked=share([response.blocked for _, response in run]),
+        cut_off=share([response.cut_off for _, response in run]),
         kl_divergence=kl_divergence,
         perplexity=moved,
         base_perplexity=None if base is None else _perplexity(base.nll, context.seed),

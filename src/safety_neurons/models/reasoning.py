@@ -1,0 +1,205 @@
+"""Reasoning before an answer: the marks of common model families, and how a thought is parted from the answer.
+
+A judge must read the answer alone: a thought weighs both sides, so it looks like a refusal and like compliance.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import BoolTensor, Tensor
+from transformers import PreTrainedTokenizerBase, StoppingCriteria
+
+if TYPE_CHECKING:
+    from safety_neurons.models.chat import ChatModel
+
+# The opening and the closing mark, with the families that write them.
+MARKS = (
+    ("<think>", "</think>"),  # Qwen3, QwQ, DeepSeek-R1, Phi-4-reasoning, Nemotron, GLM, MiniMax
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),  # EXAONE Deep
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<longcat_think>", "</longcat_think>"),
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThinker
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
+    ("Here is my thought process:", "Here is my response:"),  # Granite 3.2
+)
+# gpt-oss writes channels: analysis and commentary are thoughts, final is the answer.
+_CHANNEL = re.compile(
+    r"(?:<\|start\|>assistant)?<\|channel\|>(?P<name>\w+)[^<]*<\|message\|>(?P<said>.*?)"
+    r"(?P<end><\|(?:end|return|call)\|>|(?=<\|start\|>)|\Z)",
+    re.DOTALL,
+)
+# Marks around the answer, which are left out.
+_ANSWER_MARKS = re.compile(
+    r"\A\s*(?:<answer>|<response>|<\|begin_of_solution\|>|<\|START_RESPONSE\|>)\s*"
+    r"|\s*(?:</answer>|</response>|<\|end_of_solution\|>|<\|END_RESPONSE\|>)\s*\Z"
+)
+_CLOSING = {opening.lower(): closing for opening, closing in MARKS}
+_OPENS = re.compile(rf"\s*({'|'.join(re.escape(opening) for opening, _ in MARKS)})", re.IGNORECASE)
+_CLOSES = re.compile("|".join(re.escape(closing) for _, closing in MARKS), re.IGNORECASE)
+# A closing mark without an opening one counts where a line ends: an answer may mention the mark in passing.
+_CLOSES_LINE = re.compile(
+    rf"(?:{'|'.join(re.escape(closing) for _, closing in MARKS if not closing[0].isalpha())})[ \t]*(?=\n|\Z)",
+    re.IGNORECASE,
+)
+_FINAL = re.compile(r"<\|channel\|>final[^<]*<\|message\|>")
+# No mark is longer, in tokens.
+_LONGEST_MARK = 12
+_CHANNEL_TOKENS = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>")
+
+
+class Parted(NamedTuple):
+    """A text in two parts; `unfinished` if it ends inside the thought."""
+
+    reasoning: str
+    answer: str
+    unfinished: bool = False
+
+
+def part(text: str, inside: bool = False) -> Parted:
+    """Part the reasoning at the start of a text from the answer.
+
+    `inside`: the prompt ends with an opening mark, so the text begins inside a thought. The reasoning keeps its marks:
+    without marks around the answer, reasoning and answer together are the text.
+    """
+    if "<|channel|>" in text and (channels := list(_CHANNEL.finditer(text))):
+        return _part_channels(text, channels)
+    place = 0
+    if inside:
+        closing = _CLOSES.search(text)
+        if closing is None:
+            return Parted(text, "", unfinished=True)
+        place = closing.end()
+    while opening := _OPENS.match(text, place):
+        closes = re.compile(re.escape(_CLOSING[opening[1].lower()]), re.IGNORECASE)
+        closing = closes.search(text, opening.end())
+        if closing is None:
+            return Parted(text, "", unfinished=True)
+        place = closing.end()
+    if not place and (closing := _CLOSES_LINE.search(text)) and not _OPENS.search(text, 0, closing.start()):
+        # The server or the template kept the opening mark.
+        place = closing.end()
+    if not place:
+        return Parted("", text)
+    answer = text[place:].lstrip()
+    return Parted(text[: len(text) - len(answer)], _ANSWER_MARKS.sub("", answer))
+
+
+def _part_channels(text: str, channels: Sequence[re.Match[str]]) -> Parted:
+    final = next((one for one in channels if one["name"] == "final"), None)
+    if final is None:
+        return Parted(text, "", unfinished=not channels[-1]["end"])
+    return Parted(text[: final.start("said")], final["said"])
+
+
+def opens_thought(prompt: str) -> str:
+    """The closing mark of the thought that a rendered prompt leaves open at its end; empty if it opens none."""
+    end = prompt.rstrip()
+    return next((closing for opening, closing in MARKS if end.endswith(opening)), "")
+
+
+def with_prefill(prompt: str, prefill: str) -> str:
+    """The rendered prompt with the beginning of an answer; a thought that the prompt opens is closed before it."""
+    closing = opens_thought(prompt) if prefill else ""
+    return f"{prompt}{closing}\n\n{prefill}" if closing else f"{prompt}{prefill}"
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Texts of token ids [tokens] of any length, without special tokens but those that mark reasoning."""
+    special = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    # "<|end|>" and others are parts of a mark only in tokenizers that have channels.
+    channels = _CHANNEL_TOKENS if _CHANNEL_TOKENS[0] in special.values() else ()
+    marks = {index for index, token in special.items() if token in channels or _is_mark(token)}
+    if not marks:
+        return list(tokenizer.batch_decode(rows, skip_special_tokens=True))
+    kept = [[index for index in row if index not in special or index in marks] for row in rows]
+    return list(tokenizer.batch_decode(kept, skip_special_tokens=False))
+
+
+def _is_mark(token: str) -> bool:
+    """Whether a token is a mark, or the beginning of one ("<|channel>" of "<|channel>thought")."""
+    return bool(_CLOSES.fullmatch(token)) or any(opening.startswith(token) for opening, _ in MARKS if len(token) > 3)
+
+
+# Options of chat templates that turn thinking on and off: Qwen3, GLM and others; DeepSeek-V3.1, Granite.
+SWITCHES = ("enable_thinking", "thinking")
+Thinking = Literal["none", "off", "on"]
+
+
+def switch_of(model: "ChatModel") -> str | None:
+    """The option of the model's chat template that turns thinking on and off; None if there is none."""
+    return next((name for name in SWITCHES if _switched(model, name, True) != _switched(model, name, False)), None)
+
+
+def thinking_of(model: "ChatModel") -> Thinking:
+    """Whether the model thinks before it answers, as far as its chat template says: "none" if it says nothing."""
+    prompt = model.render("Hello")
+    if opens_thought(prompt) or _CHANNEL_TOKENS[0] in str(model.tokenizer.chat_template):
+        return "on"
+    switch = switch_of(model)
+    if switch is None:
+        return "none"
+    return "off" if prompt == _switched(model, switch, False) else "on"
+
+
+def may_think(model: "ChatModel") -> bool:
+    """Whether the model may write a thought: its template turns thinking on, or its tokenizer has marks for it."""
+    thinking = thinking_of(model)
+    if thinking != "none":
+        return thinking == "on"
+    return any(_is_mark(token.content) for token in model.tokenizer.added_tokens_decoder.values())
+
+
+def without_thinking(model: "ChatModel") -> "ChatModel":
+    """The model with thinking switched off, if its chat template has a switch for that."""
+    switch = switch_of(model) if model.tokenizer.chat_template else None
+    return model if switch is None else replace(model, template_options={**model.template_options, switch: False})
+
+
+def _switched(model: "ChatModel", switch: str, thinking: bool) -> str:
+    return replace(model, template_options={**model.template_options, switch: thinking}).render("Hello")
+
+
+class AnswerLength(StoppingCriteria):
+    """Ends a row `new_tokens` after its thought, or after its beginning if it holds none.
+
+    `start` is the length of the prompts; `inside[row]`: the prompt ends inside a thought.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int, new_tokens: int, inside: Sequence[bool]) -> None:
+        self.tokenizer, self.start, self.new_tokens = tokenizer, start, new_tokens
+        # By row, the number of new tokens up to the answer; None within a thought.
+        self.answer_starts: list[int | None] = [None if each else 0 for each in inside]
+        self.decided = min(_LONGEST_MARK, new_tokens)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> BoolTensor:
+        written = input_ids.shape[1] - self.start
+        for row, place in enumerate(self.answer_starts):
+            # A row opens a thought with its first tokens, or not at all.
+            if place is None or (written == self.decided and place == 0):
+                self.answer_starts[row] = self._answer_start(input_ids[row, self.start :].tolist(), place)
+        ends = [place is not None and written - place >= self.new_tokens for place in self.answer_starts]
+        return torch.tensor(ends, device=input_ids.device)  # type: ignore[return-value]
+
+    def own_tokens(self, new: Tensor) -> list[list[int]]:
+        """What each row wrote until it was ended, of the new tokens [rows, tokens]."""
+        ends = [None if place is None else place + self.new_tokens for place in self.answer_starts]
+        return [row[:end] for row, end in zip(new.tolist(), ends, strict=True)]
+
+    def _answer_start(self, new: list[int], before: int | None) -> int | None:
+        if before is None:
+            last = decode(self.tokenizer, [new[-_LONGEST_MARK:]])[0]
+            return len(new) if _CLOSES.search(last) or _FINAL.search(last) else None
+        text = decode(self.tokenizer, [new])[0]
+        parted = part(text)
+        if parted.unfinished:
+            return None
+        return len(new) if parted.reasoning else 0
