@@ -198,8 +198,8 @@ class AnswerLength(StoppingCriteria):
         if before is None:
             last = decode(self.tokenizer, [new[-_LONGEST_MARK:]])[0]
             return len(new) if _CLOSES.search(last) or _FINAL.search(last) else None
-        text = decode(self.tokenizer, [new])[0]
-        parted = part(text)
-        if parted.unfinished:
+        beginnings = [part(text) for text in decode(self.tokenizer, [new[:end] for end in range(len(new) + 1)])]
+        if beginnings[-1].unfinished:
             return None
-        return len(new) if parted.reasoning else 0
+        # The first beginning with a whole thought ends where the answer starts.
+        return next((end for end, one in enumerate(beginnings) if one.reasoning and not one.unfinished), 0)
