@@ -38,8 +38,9 @@ def test_places_are_those_of_the_tokens(texts: list[str], model: ChatModel) -> N
     assert torch.equal(flat[packed.places[real]], inputs["input_ids"][real])
 
 
-def test_long_sequences_stay_apart(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_sequences_stay_apart(make_model: Callable[..., ChatModel]) -> None:
     """Attention over one row costs the square of all sequences together."""
+    model = make_model(max_position_embeddings=1024)
     texts = ["ab" * 300, "cd" * 300, "ef" * 299]
     assert pack(model.model, model.encode(texts)).inputs["input_ids"].shape == (3, 600)
 

@@ -12,6 +12,7 @@ import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.models.context import context_length, too_long
 from safety_neurons.models.generate import generate
 from safety_neurons.models.neurons.discovery import Coverage, find_neurons
 from safety_neurons.models.neurons.hook_points import HookPoint, device_of
@@ -165,12 +166,30 @@ class ChatModel:
         return text
 
     def encode(self, texts: Sequence[str]) -> BatchEncoding:
-        """Token ids and attention mask [batch, tokens] of rendered texts, left-padded, on the model's device."""
+        """Token ids and attention mask [batch, tokens] of rendered texts, left-padded, on the model's device.
+
+        Raises:
+            SafetyNeuronsError: a text is longer than the model's context.
+        """
+        for index, reason in self.too_long(texts).items():
+            raise SafetyNeuronsError(
+                f"A prompt is too long for {self.name}: {reason}. Leave it out or shorten it. It begins with "
+                f"{texts[index][:60]!r}."
+            )
         # The template has added the special tokens already; a second BOS would shift every activation.
         encoded = self.tokenizer(
             list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
         )
         return encoded.to(self.device)
+
+    def too_long(self, texts: Sequence[str], new_tokens: int = 0) -> dict[int, str]:
+        """By index, why a rendered text with an answer of `new_tokens` does not fit the model's context."""
+        context = context_length(self.model.config)
+        # A token holds at least one byte of what a tokenizer keeps of a text.
+        if context is None or all(len(text.encode(errors="replace")) + new_tokens <= context // 2 for text in texts):
+            return {}
+        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return too_long([len(row) for row in rows], new_tokens, context)
 
     def chat(self, user: str, max_new_tokens: int = 256) -> str:
         """The model's greedy answer to one user turn."""

@@ -147,23 +147,38 @@ def generate(
     def answer(chosen: Sequence[str]) -> list[Completion]:
         return complete(model, chosen, max_new_tokens, use_cache=use_cache, sampling=sampling)
 
-    return streamed(texts, answer, batch_size=batch_size, done=done)
+    return streamed(model, texts, answer, max_new_tokens=max_new_tokens, batch_size=batch_size, done=done)
 
 
 def streamed(
+    model: "ChatModel",
     texts: Sequence[str],
     complete_batch: Callable[[Sequence[str]], list[Completion]],
     *,
+    max_new_tokens: int,
     batch_size: int,
     done: frozenset[int],
 ) -> Iterator[tuple[int, Completion]]:
-    """Yield (index, answer) for every text that is not `done`; `complete_batch` answers one batch of texts."""
+    """Yield (index, answer) for every text that is not `done`; `complete_batch` answers one batch of texts.
+
+    A text that is too long for the model is not run.
+    """
+    unfit = model.too_long(texts, max_new_tokens)
+    for index, reason in unfit.items():
+        if index not in done:
+            yield index, Completion("", False, outcome="not run", reason=reason)
+    places = [index for index in range(len(texts)) if index not in unfit]
+    fitting = [texts[place] for place in places]
 
     def answer(batch: list[int]) -> list[tuple[int, Completion]]:
-        answers = complete_batch([texts[index] for index in batch])
-        return [(index, found) for index, found in zip(batch, answers, strict=True) if index not in done]
+        answers = complete_batch([fitting[index] for index in batch])
+        chosen = zip((places[index] for index in batch), answers, strict=True)
+        return [(place, found) for place, found in chosen if place not in done]
 
-    for answered in run_batches(texts, batch_size, answer, skip=lambda _, batch: done.issuperset(batch)):
+    def skip(_: int, batch: list[int]) -> bool:
+        return done.issuperset(places[index] for index in batch)
+
+    for answered in run_batches(fitting, batch_size, answer, skip=skip):
         yield from answered
 
 

@@ -48,7 +48,7 @@ class PrefixCache:
             answers = dict(generate(model, group, max_new_tokens=max_new_tokens, batch_size=half))
             return [answers[index] for index in range(len(group))]
 
-        return streamed(texts, answer, batch_size=batch_size, done=done)
+        return streamed(model, texts, answer, max_new_tokens=max_new_tokens, batch_size=batch_size, done=done)
 
 
 def _prefix_cache(model: ChatModel, texts: Sequence[str], positions: int) -> Any:

@@ -82,6 +82,7 @@ class ExampleAnswer(Section):
     attack: str
     prompt: str
     response: str | None
+    reasoning: str = ""
     verdict: str
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from safety_neurons.calibration.calibration import calibrate, digest
 from safety_neurons.calibration.config import CalibrationConfig, Toward
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import JsonlCache, fingerprint
 from safety_neurons.core.progress import Listener
 from safety_neurons.engines.engine import CachedEngine, InProcess
@@ -66,6 +67,7 @@ class RunContext:
     listener: Listener
     given: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    said: set[str] = field(default_factory=set, compare=False)
 
     @functools.cached_property
     def model(self) -> ChatModel:
@@ -112,8 +114,28 @@ class RunContext:
         return judges.rules(self.settings.evaluate.judge)
 
     def split(self, name: str, split: str, count: int | None) -> list[Prompt]:
-        """At most `count` prompts of one split of one of the run's sets."""
-        return list(self.prompts[name].split(split).take(count))
+        """At most `count` prompts of one split of one of the run's sets that fit the model's context with an answer.
+
+        Raises:
+            SafetyNeuronsError: none of them does.
+        """
+        chosen = list(self.prompts[name].split(split).take(count))
+        tokens = self.settings.evaluate.answer_tokens
+        unfit = self.model.too_long([self.model.render(prompt.text) for prompt in chosen], tokens)
+        for index, reason in unfit.items():
+            self.said_once(f"Prompt {chosen[index].id} of {self.prompts[name].name} is left out: {reason}.")
+        if chosen and len(unfit) == len(chosen):
+            raise SafetyNeuronsError(
+                f"No {split} prompt of {self.prompts[name].name} fits the context of {self.model.name}: in "
+                f"{chosen[0].id}, {unfit[0]}. Use shorter prompts, or a model with a longer context."
+            )
+        return [prompt for index, prompt in enumerate(chosen) if index not in unfit]
+
+    def said_once(self, message: str) -> None:
+        """Say what holds for the whole run, and say it once."""
+        if message not in self.said:
+            self.said.add(message)
+            self.listener.say(message)
 
     def ask(
         self,
@@ -132,7 +154,7 @@ class RunContext:
         bar.
         """
         with (listener or self.listener).task(title, len(prompts)) as advance:
-            return judging.ask(
+            answers = judging.ask(
                 engine or self.engine,
                 self.judge,
                 prompts,
@@ -142,6 +164,10 @@ class RunContext:
                 sampling=sampling,
                 advance=advance,
             )
+        for answer in answers:
+            if answer.completion.outcome == "not run":
+                self.said_once(f"{title}: prompt {answer.prompt.id} was not run: {answer.completion.reason}.")
+        return answers
 
     @contextlib.contextmanager
     def calibrated(

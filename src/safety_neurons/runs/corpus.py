@@ -25,8 +25,18 @@ def corpus_of(run: RunContext, settings: CorpusConfig | None = None) -> Corpus:
     """
     settings = settings or run.settings.tune
     if settings.corpus is not None:
-        return Corpus.load(settings.corpus)
-    return Corpus((*_refusals(run, settings), *_benign(run, settings), *_borderline(run, settings)))
+        return _fitting(run, Corpus.load(settings.corpus))
+    return _fitting(run, Corpus((*_refusals(run, settings), *_benign(run, settings), *_borderline(run, settings))))
+
+
+def _fitting(run: RunContext, corpus: Corpus) -> Corpus:
+    """The pairs that fit the model's context, with the end of the turn."""
+    texts = [run.model.render(pair.user, pair.prefill) + pair.response for pair in corpus.pairs]
+    unfit = run.model.too_long(texts, new_tokens=1)
+    for index, reason in unfit.items():
+        named = corpus.pairs[index].prompt_id or f"number {index + 1}"
+        run.said_once(f"Pair {named} of the corpus is left out: {reason}.")
+    return Corpus(tuple(pair for index, pair in enumerate(corpus.pairs) if index not in unfit))
 
 
 def _refusals(run: RunContext, settings: CorpusConfig) -> list[Pair]:

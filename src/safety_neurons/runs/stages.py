@@ -10,7 +10,7 @@ from safety_neurons.calibration.config import Toward
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.statistics import Row, Verdict, rate, row
 from safety_neurons.engines.engine import CachedEngine
-from safety_neurons.evaluation.contracts import RunArtifacts
+from safety_neurons.evaluation.contracts import Response, RunArtifacts
 from safety_neurons.evaluation.grid import JudgedCell
 from safety_neurons.explanation.projection import explain
 from safety_neurons.explanation.readout import mean_residuals
@@ -135,7 +135,10 @@ def calibrate_stage(run: RunContext) -> StageResult:
         }
         found = rate([answer.verdict for answer in answers], "refused")
         rows.append(row(found, **names, defense="none", judge=run.judge.name, metric="refused"))
-        shown = [(answer.prompt.text, answer.response, answer.verdict) for answer in answers[:EXAMPLES]]
+        shown = [
+            (answer.prompt.text, Response.of(answer.sent, answer.completion), answer.verdict)
+            for answer in answers[:EXAMPLES]
+        ]
         examples.extend(_examples(run, names, shown))
 
     for name in test:
@@ -249,7 +252,7 @@ def _cell_examples(run: RunContext, judged: Sequence[JudgedCell]) -> Iterator[di
         subject, condition = _CONDITIONS.get(cell.defense, (cell.defense, cell.defense))
         verdicts = one.verdicts(next(iter(one.judgments)))
         shown = [
-            (request.text, response.text, verdict)
+            (request.text, response, verdict)
             for request, response, verdict in zip(cell.requests, cell.responses, verdicts, strict=True)
             if response is not None and verdict is not None
         ]
@@ -264,15 +267,20 @@ def _cell_examples(run: RunContext, judged: Sequence[JudgedCell]) -> Iterator[di
 
 
 def _examples(
-    run: RunContext, names: Mapping[str, str], shown: Sequence[tuple[str, str, Verdict]]
+    run: RunContext, names: Mapping[str, str], shown: Sequence[tuple[str, Response, Verdict]]
 ) -> list[dict[str, Any]]:
-    """Answers for the report. Those that comply with a harmful prompt are redacted unless show_responses is set."""
+    """Answers for the report, with the thoughts before them.
+
+    Unless show_responses is set, answers that comply with a harmful prompt are redacted, and so is what a model thinks
+    about one.
+    """
     hidden = names["prompts"] == "harmful" and not run.settings.show_responses
     return [
         {
             **names,
             "prompt": prompt,
-            "response": None if hidden and verdict != "refused" else response,
+            "response": None if hidden and verdict != "refused" else response.text,
+            "reasoning": "" if hidden else response.reasoning,
             "verdict": verdict,
         }
         for prompt, response, verdict in shown

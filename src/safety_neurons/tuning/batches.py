@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.context import context_length
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus, Pair
 
@@ -28,12 +30,22 @@ class TokenizedPair(NamedTuple):
 
 
 def encode(model: ChatModel, pair: Pair, number: int = -1) -> TokenizedPair:
-    """A pair as tokens; a response that is not cut off ends with the end-of-turn token."""
+    """A pair as tokens; a response that is not cut off ends with the end-of-turn token.
+
+    Raises:
+        SafetyNeuronsError: the pair is longer than the model's context.
+    """
     tokenizer = model.tokenizer
     prompt = tokenizer(model.render(pair.user, pair.prefill), add_special_tokens=False)["input_ids"]
     response = tokenizer(pair.response, add_special_tokens=False)["input_ids"]
     if not pair.cut_off:
         response = [*response, tokenizer.eos_token_id]
+    context = context_length(model.model.config)
+    if context is not None and len(prompt) + len(response) > context:
+        raise SafetyNeuronsError(
+            f"A pair of the corpus (prompt {pair.prompt_id or pair.user[:60]!r}) has {len(prompt) + len(response):,} "
+            f"tokens, more than the context of {model.name} ({context:,}). Leave it out or shorten it."
+        )
     return TokenizedPair([*prompt, *response], [IGNORED] * len(prompt) + list(response), pair.kind == "benign", number)
 
 

@@ -52,6 +52,11 @@ class RandomSearch(Attack):
         sent = []
         with context.listener.task(self.name, len(requests)) as advance:
             for request in requests:
+                if self._is_too_long(model, request):
+                    # It is sent to be counted as not run.
+                    sent.append(AttackedPrompt(request + START * self.suffix_tokens))
+                    advance(1)
+                    continue
                 key = fingerprint(
                     defended.engine.identity, request, self.steps, self.suffix_tokens, self.candidates, context.seed
                 )
@@ -61,6 +66,10 @@ class RandomSearch(Attack):
                 sent.append(AttackedPrompt(request + suffixes.entries[key]["suffix"]))
                 advance(1)
         return sent
+
+    def _is_too_long(self, model: ChatModel, request: str) -> bool:
+        """Whether no suffix can be searched, as pieces of the vocabulary may be longer than they were as tokens."""
+        return bool(model.too_long([model.render(request + START * self.suffix_tokens)], self.suffix_tokens))
 
     def search(self, model: ChatModel, pieces: Sequence[str], request: str, seed: int) -> Iterator[tuple[str, float]]:
         """The best suffix so far and its log-probability of the target, at the start and after each step."""

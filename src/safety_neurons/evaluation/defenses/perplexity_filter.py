@@ -63,16 +63,19 @@ class PerplexityFilter(Defense):
         return max(read)
 
     def nll(self, model: ChatModel, texts: Sequence[str]) -> list[float | None]:
-        """The log-perplexity of each text, or of its least likely window; None without tokens."""
+        """The log-perplexity of each text, or of its least likely window; None without tokens, or with too many."""
+        unfit = model.too_long(texts, new_tokens=1)
 
         def read(batch: list[int]) -> list[float | None]:
             # Read as a plain text, with the tokenizer's own special tokens.
             encoded = model.tokenizer(
-                [texts[index] for index in batch], return_tensors="pt", padding=True, padding_side="left"
+                [fitting[index] for index in batch], return_tensors="pt", padding=True, padding_side="left"
             )
             return [self._summary(nats) for nats in nll_by_token(model, encoded.to(model.device))]
 
-        return in_batches(texts, READ_AT_ONCE, read)
+        fitting = [text for index, text in enumerate(texts) if index not in unfit]
+        found = iter(in_batches(fitting, READ_AT_ONCE, read))
+        return [None if index in unfit else next(found) for index in range(len(texts))]
 
     def _summary(self, nats: Tensor) -> float | None:
         if not len(nats):

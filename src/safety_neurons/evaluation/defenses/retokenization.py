@@ -30,6 +30,7 @@ from safety_neurons.evaluation.contracts import (
 )
 from safety_neurons.evaluation.defenses.prompting import seeded
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
+from safety_neurons.models.context import context_length, too_long
 from safety_neurons.models.generate import padding_token
 
 
@@ -157,8 +158,19 @@ class Retokenization(Defense):
             text, start, end = rendered(model, prompt)
             numbers = seeded(context.seed, "retokenization", prompt.user)
             ids[text] = pairs.encode(text, start, end, self.dropout, numbers)
+        # Split words are more tokens than the tokenizer's own.
+        limit = context_length(model.model.config)
+        lengths = [len(row) for row in ids.values()]
+        unfit = {} if limit is None else too_long(lengths, context.answer_tokens, limit)
+        not_run = {text: unfit[index] for index, text in enumerate(ids) if index in unfit}
+        texts = [rendered(model, prompt)[0] for prompt in prompts]
+        fitting = [prompt for prompt, text in zip(prompts, texts, strict=True) if text not in not_run]
         with encoded_as(model, ids):
-            return respond_with(context, prompts)
+            answered = iter(respond_with(context, fitting))
+        return [
+            Response("", outcome="not run", reason=not_run[text]) if text in not_run else next(answered)
+            for text in texts
+        ]
 
 
 def rendered(model: ChatModel, prompt: AttackedPrompt) -> tuple[str, int, int]:

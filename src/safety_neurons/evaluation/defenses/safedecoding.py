@@ -154,11 +154,13 @@ class SafelyDecoded(WrappedEngine[InProcess]):
         sampling: Sampling | None = None,
         done: frozenset[int] = frozenset(),
     ) -> Iterator[tuple[int, Completion]]:
-        def complete(texts: Sequence[str]) -> list[Completion]:
-            return complete_safely(self.engine.model, self.expert, texts, max_new_tokens, self.steering, sampling)
+        model, batch_size = self.engine.model, self.engine.batch_size
 
-        texts = [self.engine.model.render_conversation(conversation) for conversation in conversations]
-        return streamed(texts, complete, batch_size=self.engine.batch_size, done=done)
+        def complete(texts: Sequence[str]) -> list[Completion]:
+            return complete_safely(model, self.expert, texts, max_new_tokens, self.steering, sampling)
+
+        texts = [model.render_conversation(conversation) for conversation in conversations]
+        return streamed(model, texts, complete, max_new_tokens=max_new_tokens, batch_size=batch_size, done=done)
 
 
 @dataclass(frozen=True, kw_only=True)
