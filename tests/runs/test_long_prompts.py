@@ -51,5 +51,5 @@ def test_a_set_of_which_nothing_fits_is_an_error(settings: dict[str, Any], tmp_p
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     long = [line | {"text": f"{LONG} {number}"} for number, line in enumerate(lines)]
     path.write_text("".join(json.dumps(line) + "\n" for line in long), encoding="utf-8")
-    with pytest.raises(SafetyNeuronsError, match="No train prompt of harmful fits the context of .*512 tokens"):
+    with pytest.raises(SafetyNeuronsError, match=r"No train prompt of harmful fits the context of .*512 tokens"):
         run(tmp_path / "run", settings)
