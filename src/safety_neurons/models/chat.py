@@ -13,6 +13,7 @@ from safety_neurons.models.generate import generate
 from safety_neurons.models.neurons.discovery import Coverage, find_neurons
 from safety_neurons.models.neurons.hook_points import HookPoint, device_of
 from safety_neurons.models.template import ChatTemplate, Turn
+from safety_neurons.models.tokens import left_padded, padding_token
 
 __all__ = ["AttackedPrompt", "ChatModel", "Conversation", "Turn"]
 
@@ -147,10 +148,15 @@ class ChatModel:
     def encode(self, texts: Sequence[str]) -> BatchEncoding:
         """Token ids and attention mask [batch, tokens] of rendered texts, left-padded, on the model's device."""
         # The template has added the special tokens already; a second BOS would shift every activation.
-        encoded = self.tokenizer(
-            list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-        )
-        return encoded.to(self.device)
+        return self._padded(texts, add_special_tokens=False)
+
+    def encode_plain(self, texts: Sequence[str]) -> BatchEncoding:
+        """Like `encode`, of texts outside the chat template, with the tokenizer's own special tokens."""
+        return self._padded(texts, add_special_tokens=True)
+
+    def _padded(self, texts: Sequence[str], *, add_special_tokens: bool) -> BatchEncoding:
+        rows = self.tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"] if texts else []
+        return left_padded(rows, padding_token(self)).to(self.device)
 
     def chat(self, user: str, max_new_tokens: int = 256) -> str:
         """The model's greedy answer to one user turn."""

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
+from transformers import GenerationConfig
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.forward import cache_argument
 from safety_neurons.models.shared_prefix import Prompts, share_prefix
+from safety_neurons.models.tokens import end_tokens, padding_token
 
 if TYPE_CHECKING:
     from safety_neurons.models.chat import ChatModel
@@ -154,33 +156,35 @@ def complete(
     with torch.inference_mode(), drawing(sampling, texts):
         if cache is None and use_cache:
             prompts = share_prefix(model.model, prompts.inputs, new_tokens=max_new_tokens)
-        output = model.model.generate(
-            **prompts.inputs,
-            **({} if prompts.cache is None else {cache_argument(model.model): prompts.cache}),
-            max_new_tokens=max_new_tokens,
-            use_cache=use_cache,
-            pad_token_id=padding_token(model),
-            **decoding(sampling),
-        )
+        output = decode(model, prompts, sampling, max_new_tokens=max_new_tokens, use_cache=use_cache)
     return completions(model, output[:, prompts.inputs["input_ids"].shape[1] :])
 
 
-def decoding(sampling: Sampling | None) -> dict[str, Any]:
-    """The sampling arguments of transformers' `generate`."""
-    return {
-        "do_sample": sampling is not None,
-        "temperature": None if sampling is None else sampling.temperature,
-        # The full distribution: the generation config of a model may truncate it.
-        "top_p": None if sampling is None else 1.0,
-        "top_k": None if sampling is None else 0,
-        "min_p": None if sampling is None else sampling.min_p,
-    }
+def decode(model: "ChatModel", prompts: Prompts, sampling: Sampling | None, **settings: Any) -> Any:
+    """The output of transformers' `generate` under the settings given here alone: greedy, or sampled."""
+    cache = {} if prompts.cache is None else {cache_argument(model.model): prompts.cache}
+    drawn = (
+        {}
+        if sampling is None
+        # The full distribution; transformers' own default is the 50 likeliest tokens.
+        else {"temperature": sampling.temperature, "min_p": sampling.min_p, "top_p": 1.0, "top_k": 0}
+    )
+    with only_settings(model, do_sample=sampling is not None, **drawn, **settings) as config:
+        return model.model.generate(**prompts.inputs, **cache, generation_config=config)
 
 
-def end_tokens(model: "ChatModel") -> list[int]:
-    """The tokens that end the model's turn."""
-    named = model.model.generation_config.eos_token_id
-    return named if isinstance(named, list) else [model.tokenizer.eos_token_id if named is None else named]
+@contextlib.contextmanager
+def only_settings(model: "ChatModel", **settings: Any) -> Iterator[GenerationConfig]:
+    """The generation settings of the model are these, its end tokens and its padding while the context is open.
+
+    A model's own generation config (beams, penalties, stop strings ...) fills whatever an argument leaves out.
+    """
+    config = GenerationConfig(eos_token_id=end_tokens(model) or None, pad_token_id=padding_token(model), **settings)
+    before, model.model.generation_config = model.model.generation_config, config
+    try:
+        yield config
+    finally:
+        model.model.generation_config = before
 
 
 def completions(model: "ChatModel", new: Tensor) -> list[Completion]:
@@ -200,11 +204,3 @@ def drawing(sampling: Sampling | None, texts: Sequence[str]) -> Iterator[None]:
         digest = hashlib.sha256("\0".join([str(sampling.seed), *texts]).encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:7]))
         yield
-
-
-def padding_token(model: "ChatModel") -> int:
-    """The padding token; by default the end-of-sequence token."""
-    tokenizer = model.tokenizer
-    token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    assert isinstance(token, int)
-    return token

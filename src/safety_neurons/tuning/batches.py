@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.tokens import answer_end
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus, Pair
 
@@ -28,12 +29,12 @@ class TokenizedPair(NamedTuple):
 
 
 def encode(model: ChatModel, pair: Pair, number: int = -1) -> TokenizedPair:
-    """A pair as tokens; a response that is not cut off ends with the end-of-turn token."""
+    """A pair as tokens; a response that is not cut off ends with the end-of-turn token, if the model has one."""
     tokenizer = model.tokenizer
     prompt = tokenizer(model.render(pair.user, pair.prefill), add_special_tokens=False)["input_ids"]
     response = tokenizer(pair.response, add_special_tokens=False)["input_ids"]
     if not pair.cut_off:
-        response = [*response, tokenizer.eos_token_id]
+        response = [*response, *answer_end(model)]
     return TokenizedPair([*prompt, *response], [IGNORED] * len(prompt) + list(response), pair.kind == "benign", number)
 
 
