@@ -19,8 +19,9 @@ from turns import ratio, take_turns
 import safety_neurons
 from safety_neurons.engines.engine import InProcess, answers
 from safety_neurons.models.chat import ChatModel, Conversation
-from safety_neurons.models.generate import batches_by_length, padding_token
+from safety_neurons.models.generate import batches_by_length
 from safety_neurons.models.presets import DEFAULT_MODEL
+from safety_neurons.models.tokens import padding_token
 from safety_neurons.prompts import load_prompts
 
 METHOD = """\

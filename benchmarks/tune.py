@@ -25,8 +25,8 @@ import safety_neurons
 from safety_neurons.cli.console import errors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
-from safety_neurons.models.generate import padding_token
 from safety_neurons.models.presets import DEFAULT_MODEL
+from safety_neurons.models.tokens import padding_token
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import load_prompts
 from safety_neurons.tuning.batches import Collator, encode

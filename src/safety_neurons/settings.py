@@ -51,7 +51,7 @@ class Settings(Config):
     system: str | None = None
     """A system prompt."""
     chat_template: Path | None = None
-    """A Jinja chat template that replaces the model's own."""
+    """A file with a Jinja chat template that replaces the model's own, or the name of one of the model's templates."""
     thinking: bool | None = None
     """Switch thinking on or off, for models whose template supports it. Default: off."""
     reasoning_tokens: int = Field(1024, ge=0)

@@ -18,7 +18,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.statistics import rate
 from safety_neurons.evaluation.judges import Verdict
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import padding_token
+from safety_neurons.models.tokens import padding_token
 from safety_neurons.tuning import lora
 from safety_neurons.tuning.batches import Collator, batches, encode
 from safety_neurons.tuning.config import Training

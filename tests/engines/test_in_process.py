@@ -84,8 +84,10 @@ def test_another_template_or_system_prompt_is_another_engine(model: ChatModel) -
     before = InProcess(model).identity
     assert InProcess(model).identity == before
     assert InProcess(model.with_system("Be brief.")).identity != before
-    model.tokenizer.chat_template = template.replace("<|end|>", "<|end|> ")
+    # The last one renders the same single turn.
+    others = [template.replace("<|end|>", "<|end|> "), template + "{% if messages | length > 2 %}!{% endif %}"]
     try:
-        assert InProcess(model).identity != before
+        for model.tokenizer.chat_template in others:
+            assert InProcess(model).identity != before
     finally:
         model.tokenizer.chat_template = template

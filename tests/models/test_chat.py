@@ -106,6 +106,7 @@ def test_no_special_token_is_added_to_what_the_template_wrote(model: ChatModel) 
     assert torch.equal(model.encode(["ab"])["input_ids"], plain)
 
 
+@pytest.mark.filterwarnings("ignore:The chat template")
 @pytest.mark.parametrize("system", [None, SYSTEM])
 @pytest.mark.parametrize("added", [[], ["[answer]"], ["[ans", "wer]"]])
 @pytest.mark.parametrize("end", ["", "\n", "<|end|><|assistant|>", "[/user]\n[answer]", " {{ messages | length }}: "])

@@ -8,7 +8,8 @@ import torch
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import Sampling, batches_by_length, generate, halve_when_full, padding_token
+from safety_neurons.models.generate import Sampling, batches_by_length, generate, halve_when_full
+from safety_neurons.models.tokens import padding_token
 
 PROMPTS = ["Hi", "Tell me about the sea, please.", "A prompt of middle length", "Why?", "And one more to answer"]
 

@@ -101,3 +101,21 @@ def test_availability(monkeypatch: pytest.MonkeyPatch) -> None:
     assert availability(packaged) == ("yes", f"unpacked in the cache ({packaged.hub_id})")
     monkeypatch.setattr(locating, "hub_identity", lambda hub_id: "0123abc")
     assert availability(gated) == ("yes", f"in the hub's cache ({gated.hub_id})")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "generation_config.json", "chat_template.jinja", "additional_chat_templates/rag.jinja"),
+        *("tokenizer_config.json", "merges.txt", "tokenizer.model", "modeling_own.py", "adapter_model.safetensors"),
+    ],
+)
+def test_identity_of_a_folder_depends_on_all_that_decides_its_answers(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("one")
+    first = locating.folder_identity(tmp_path)
+    path.write_text("two")
+    second = locating.folder_identity(tmp_path)
+    path.write_text("one")
+    assert locating.folder_identity(tmp_path) == first != second

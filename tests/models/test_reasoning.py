@@ -11,7 +11,7 @@ from builders.models import SPECIAL, TEMPLATE, tiny_model, tiny_tokenizer
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import UNFINISHED, Completion, complete
 from safety_neurons.models.load import load
-from safety_neurons.models.reasoning import MARKS, decode, opens_thought, part, thinking_of, with_prefill
+from safety_neurons.models.reasoning import MARKS, opens_thought, part, texts_of, thinking_of, with_prefill
 
 THOUGHT = "They want a cake. I must not refuse, though I can't say why."
 SWITCHED = TEMPLATE.replace(
@@ -80,11 +80,11 @@ def test_marks_that_are_special_tokens_are_read() -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
     ids = tokenizer("<|user|><think>Hm</think>Bake.<|end|><pad>", add_special_tokens=False)["input_ids"]
     assert len(ids) < len(plain)
-    assert decode(tokenizer, [ids, plain, []]) == ["<think>Hm</think>Bake."] * 2 + [""]
+    assert texts_of(tokenizer, [ids, plain, []]) == ["<think>Hm</think>Bake."] * 2 + [""]
     # "<|end|>" is a part of a mark only in tokenizers that have channels.
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|channel|>", "<|message|>"]})
     text = "<|channel|>final<|message|>Bake.<|end|>"
-    assert decode(tokenizer, [tokenizer(text, add_special_tokens=False)["input_ids"]]) == [text]
+    assert texts_of(tokenizer, [tokenizer(text, add_special_tokens=False)["input_ids"]]) == [text]
 
 
 def thinker(template: str = TEMPLATE, marks: bool = True) -> ChatModel:

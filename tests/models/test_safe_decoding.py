@@ -99,15 +99,6 @@ def test_the_model_alone_is_base(model: ChatModel, texts: list[str], sampling: S
         assert complete_safely(model, nothing, texts, TOKENS, Steering(3.0, TOKENS, 1)) == alone
 
 
-def test_the_models_own_settings_hold_for_all_tokens(model: ChatModel, texts: list[str]) -> None:
-    """A penalty for repeating is in the scores of the steered tokens and goes on over them."""
-    model.model.generation_config.repetition_penalty = 5.0
-    alone = complete(model, texts, TOKENS)
-    assert complete_safely(model, nothing, texts, TOKENS, Steering(3.0, 3, 1)) == alone
-    model.model.generation_config.repetition_penalty = 1.0
-    assert complete(model, texts, TOKENS) != alone
-
-
 def test_an_answer_that_ends_early_stays_as_it_is(model: ChatModel, texts: list[str]) -> None:
     """The token that one text begins its answer with is made an end; the others go on."""
     expert, steering = expert_of(model), Steering(first=2)

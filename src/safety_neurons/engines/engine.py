@@ -10,6 +10,7 @@ from safety_neurons.core.files import JsonlCache, fingerprint
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel, Conversation
 from safety_neurons.models.generate import BATCH_SIZE, Completion, Sampling, generate
+from safety_neurons.models.tokens import end_tokens
 
 if TYPE_CHECKING:
     from safety_neurons.engines.endpoint import Endpoint
@@ -111,10 +112,10 @@ class InProcess:
     @property
     def identity(self) -> str:
         model = self.model
-        # A rendered turn depends on the template, its options and the system prompt. The batch size matters too, as the
-        # composition of a batch affects rounding.
-        turn = model.render("Hello")
-        return fingerprint(model.identity, str(model.model.dtype), turn, self.batch_size, self.change)
+        # The batch size matters too, as the composition of a batch affects rounding.
+        limit = model.reasoning_tokens if model.may_think else 0
+        parts = (model.identity, str(model.model.dtype), model.rendering, end_tokens(model), limit)
+        return fingerprint(*parts, self.batch_size, self.change)
 
     def under(self, change: str) -> Self:
         return replace(self, change=f"{self.change}+{change}" if self.change else change)

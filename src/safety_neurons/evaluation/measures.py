@@ -25,6 +25,7 @@ from safety_neurons.evaluation.utility.preferences import (
     read_questions,
 )
 from safety_neurons.models.chat import AttackedPrompt
+from safety_neurons.models.locate import path_identity
 
 MEASURES = ("overhead", "utility", "tasks", "preferences")
 # Measures that compare a defense with none.
@@ -85,6 +86,7 @@ def measures(
             [
                 config.preference_judge,
                 config.preference_endpoint,
+                path_identity(config.preference_judge) if config.preference_endpoint is None else None,
                 QUESTION_TOKENS,
                 file_sha256(config.questions or BUNDLED) if config.preference_judge else None,
             ],

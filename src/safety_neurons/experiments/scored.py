@@ -89,7 +89,7 @@ def score_all(
         training.harmful,
         training.benign,
         (settings.seed, training.seeds, settings.find.positions, settings.batch_size),
-        (settings.system, settings.thinking, settings.chat_template),
+        model.rendering,
     )
     found: dict[str, ResampledScore] = {}
     # Scores that read the same tokens share the passes over the prompts.

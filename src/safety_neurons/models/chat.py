@@ -1,29 +1,24 @@
 """A model with its tokenizer and chat template, and the conversations it answers."""
 
-import contextlib
 import functools
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
-import jinja2
 import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import fingerprint
 from safety_neurons.models.context import context_length, too_long
 from safety_neurons.models.generate import generate
 from safety_neurons.models.neurons.discovery import Coverage, find_neurons
 from safety_neurons.models.neurons.hook_points import HookPoint, device_of
 from safety_neurons.models.reasoning import may_think, with_prefill
+from safety_neurons.models.template import ChatTemplate, Turn
+from safety_neurons.models.tokens import left_padded, padding_token
 
-
-class Turn(NamedTuple):
-    """One message."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
+__all__ = ["AttackedPrompt", "ChatModel", "Conversation", "Turn"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +110,27 @@ class ChatModel:
             same += 1
         return same
 
+    @functools.cached_property
+    def turn_end(self) -> int | None:
+        """The token that the chat template ends the assistant's turn with; None if that is not a token of its own."""
+        after = self.template.turn_end().strip()
+        ids = self.tokenizer(after, add_special_tokens=False)["input_ids"]
+        return ids[0] if ids and ids[0] in self.tokenizer.added_tokens_decoder else None
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template with its options."""
+        return ChatTemplate(self.tokenizer, self.name, self.template_options)
+
+    @property
+    def rendering(self) -> str:
+        """Hash of all that prompts are rendered with: the template, its options and the system prompt.
+
+        Raises:
+            SafetyNeuronsError: the tokenizer has no chat template, or the template cannot render a user turn.
+        """
+        return fingerprint(self.template.text, dict(self.template_options), self.system, self.render("Hello"))
+
     def with_system(self, system: str | None) -> Self:
         """The same model with another system prompt."""
         return replace(self, system=system)
@@ -131,39 +147,13 @@ class ChatModel:
         """Render a conversation with the chat template; without a system turn, `self.system` is used.
 
         Raises:
-            SafetyNeuronsError: the tokenizer has no chat template, or the template cannot render these turns.
+            SafetyNeuronsError: the tokenizer has no chat template, or the template cannot render these turns (see
+                `ChatTemplate.render`).
         """
-        if not self.tokenizer.chat_template:
-            raise SafetyNeuronsError(
-                f"{self.name} has no chat template: it is a base model, or its tokenizer was saved without one. Choose "
-                "the instruction-tuned version, or pass a template (chat_template)."
-            )
-        turns, system = list(conversation.turns), self.system
-        if turns[0].role == "system":
-            system = turns.pop(0).content
-        if system is not None:
-            # Templates without a system role raise an error or ignore the turn.
-            with contextlib.suppress(SafetyNeuronsError):
-                text = self._apply([Turn("system", system), *turns])
-                if system.strip() in text:
-                    return with_prefill(text, conversation.prefill)
-            warnings.warn(
-                f"The chat template of {self.name} has no system role: the prompt is put before the user turn.",
-                stacklevel=2,
-            )
-            turns[0] = Turn("user", f"{system}\n\n{turns[0].content}")
-        return with_prefill(self._apply(turns), conversation.prefill)
-
-    def _apply(self, turns: Sequence[Turn]) -> str:
-        messages = [turn._asdict() for turn in turns]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self.template_options
-            )
-        except jinja2.TemplateError as error:
-            raise SafetyNeuronsError(f"The chat template of {self.name} cannot be rendered: {error}") from error
-        assert isinstance(text, str)
-        return text
+        turns = conversation.turns
+        if self.system is not None and turns[0].role != "system":
+            turns = (Turn("system", self.system), *turns)
+        return with_prefill(self.template.render(turns), conversation.prefill)
 
     def encode(self, texts: Sequence[str]) -> BatchEncoding:
         """Token ids and attention mask [batch, tokens] of rendered texts, left-padded, on the model's device.
@@ -177,10 +167,15 @@ class ChatModel:
                 f"{texts[index][:60]!r}."
             )
         # The template has added the special tokens already; a second BOS would shift every activation.
-        encoded = self.tokenizer(
-            list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-        )
-        return encoded.to(self.device)
+        return self._padded(texts, add_special_tokens=False)
+
+    def encode_plain(self, texts: Sequence[str]) -> BatchEncoding:
+        """Like `encode`, of texts outside the chat template, with the tokenizer's own special tokens."""
+        return self._padded(texts, add_special_tokens=True)
+
+    def _padded(self, texts: Sequence[str], *, add_special_tokens: bool) -> BatchEncoding:
+        rows = self.tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"] if texts else []
+        return left_padded(rows, padding_token(self)).to(self.device)
 
     def too_long(self, texts: Sequence[str], new_tokens: int = 0) -> dict[int, str]:
         """By index, why a rendered text with an answer of `new_tokens` does not fit the model's context."""

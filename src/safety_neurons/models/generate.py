@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from transformers import StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.forward import cache_argument
-from safety_neurons.models.reasoning import AnswerLength, decode, opens_thought, part
+from safety_neurons.models.reasoning import AnswerLength, opens_thought, part, texts_of
 from safety_neurons.models.shared_prefix import Prompts, share_prefix
+from safety_neurons.models.tokens import end_tokens, padding_token
 
 if TYPE_CHECKING:
     from safety_neurons.models.chat import ChatModel
@@ -198,41 +199,50 @@ def complete(
     with torch.inference_mode(), drawing(sampling, texts):
         if cache is None and use_cache:
             prompts = share_prefix(model.model, prompts.inputs, new_tokens=new_tokens)
-        output = model.model.generate(
-            **prompts.inputs,
-            **({} if prompts.cache is None else {cache_argument(model.model): prompts.cache}),
-            max_new_tokens=new_tokens,
-            stopping_criteria=StoppingCriteriaList([length]),
-            use_cache=use_cache,
-            pad_token_id=padding_token(model),
-            **decoding(sampling),
-        )
+        output = decode(model, prompts, sampling, [length], max_new_tokens=new_tokens, use_cache=use_cache)
     return completions(model, length.own_tokens(output[:, length.start :]), inside)
 
 
-def decoding(sampling: Sampling | None) -> dict[str, Any]:
-    """The sampling arguments of transformers' `generate`."""
-    return {
-        "do_sample": sampling is not None,
-        "temperature": None if sampling is None else sampling.temperature,
-        # The full distribution: the generation config of a model may truncate it.
-        "top_p": None if sampling is None else 1.0,
-        "top_k": None if sampling is None else 0,
-        "min_p": None if sampling is None else sampling.min_p,
-    }
+def decode(
+    model: "ChatModel",
+    prompts: Prompts,
+    sampling: Sampling | None,
+    stopping: Sequence[StoppingCriteria] = (),
+    **settings: Any,
+) -> Any:
+    """The output of transformers' `generate` under the settings given here alone: greedy, or sampled."""
+    cache = {} if prompts.cache is None else {cache_argument(model.model): prompts.cache}
+    drawn = (
+        {}
+        if sampling is None
+        # The full distribution; transformers' own default is the 50 likeliest tokens.
+        else {"temperature": sampling.temperature, "min_p": sampling.min_p, "top_p": 1.0, "top_k": 0}
+    )
+    with only_settings(model, do_sample=sampling is not None, **drawn, **settings) as config:
+        return model.model.generate(
+            **prompts.inputs, **cache, generation_config=config, stopping_criteria=StoppingCriteriaList(stopping)
+        )
 
 
-def end_tokens(model: "ChatModel") -> list[int]:
-    """The tokens that end the model's turn."""
-    named = model.model.generation_config.eos_token_id
-    return named if isinstance(named, list) else [model.tokenizer.eos_token_id if named is None else named]
+@contextlib.contextmanager
+def only_settings(model: "ChatModel", **settings: Any) -> Iterator[GenerationConfig]:
+    """The generation settings of the model are these, its end tokens and its padding while the context is open.
+
+    A model's own generation config (beams, penalties, stop strings ...) fills whatever an argument leaves out.
+    """
+    config = GenerationConfig(eos_token_id=end_tokens(model) or None, pad_token_id=padding_token(model), **settings)
+    before, model.model.generation_config = model.model.generation_config, config
+    try:
+        yield config
+    finally:
+        model.model.generation_config = before
 
 
 def completions(model: "ChatModel", new: Sequence[Sequence[int]], inside: Sequence[bool]) -> list[Completion]:
     """Generated tokens [batch][tokens] as reasoning and answer; `inside`: the prompt ends inside a thought."""
     ends = set(end_tokens(model))
     found = []
-    for row, text, within in zip(new, decode(model.tokenizer, new), inside, strict=True):
+    for row, text, within in zip(new, texts_of(model.tokenizer, new), inside, strict=True):
         parted = part(text, within)
         found.append(Completion(parted.answer, ends.isdisjoint(row), parted.reasoning))
     return found
@@ -248,11 +258,3 @@ def drawing(sampling: Sampling | None, texts: Sequence[str]) -> Iterator[None]:
         digest = hashlib.sha256("\0".join([str(sampling.seed), *texts]).encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:7]))
         yield
-
-
-def padding_token(model: "ChatModel") -> int:
-    """The padding token; by default the end-of-sequence token."""
-    tokenizer = model.tokenizer
-    token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    assert isinstance(token, int)
-    return token

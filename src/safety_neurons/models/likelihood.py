@@ -11,8 +11,8 @@ from transformers import BatchEncoding, DynamicCache
 
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
-from safety_neurons.models.generate import padding_token
 from safety_neurons.models.shared_prefix import share_prefix
+from safety_neurons.models.tokens import padding_token
 
 # Logits of whole prompts are large, so they are computed for this many prompts and tokens at a time.
 READ_AT_ONCE = 4

@@ -1,5 +1,6 @@
 """`load`: turn a preset, hub id, folder, .gguf file or transformers model into a `ChatModel`."""
 
+import copy
 import hashlib
 import importlib.util
 import logging
@@ -30,6 +31,7 @@ from safety_neurons.models.locate import hub_identity, locate
 from safety_neurons.models.neurons.hook_points import fetched
 from safety_neurons.models.presets import PRESETS, Preset
 from safety_neurons.models.reasoning import without_thinking
+from safety_neurons.models.template import check_syntax, chosen_template, named_or_read
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("8bit", "4bit")
@@ -88,7 +90,7 @@ def load(
     device_map: str | Mapping[str, Any] | None = None,
     quantize: str | None = None,
     system: str | None = None,
-    chat_template: str | None = None,
+    chat_template: str | Path | None = None,
     template_options: Mapping[str, Any] | None = None,
     reasoning_tokens: int = 1024,
     write_matrices: str | None = None,
@@ -105,7 +107,8 @@ def load(
         quantize: "8bit" (LLM.int8(), Dettmers et al. 2022, arXiv 2208.07339) or "4bit" (NF4, Dettmers et al. 2023,
             arXiv 2305.14314) weights by bitsandbytes. Tuning adds neuron deltas to them without changing them.
         system: the system prompt; prepended to the user turn if the template has no system role.
-        chat_template: a Jinja template that replaces the tokenizer's.
+        chat_template: a Jinja template that replaces the tokenizer's, a file with one, or the name of one of the
+            tokenizer's templates.
         template_options: arguments of the template, for example `{"enable_thinking": True}`. Default: thinking is
             switched off, if the template has a switch.
         reasoning_tokens: maximum number of tokens of a thought before an answer.
@@ -121,11 +124,16 @@ def load(
         "write_matrices": write_matrices,
         "allow_partial": allow_partial,
     }
+    template = None if chat_template is None else named_or_read(chat_template)
+    if chat_template is not None and template is not None:
+        check_syntax(template, chat_template)
     if isinstance(model, PreTrainedModel):
         if tokenizer is None:
             raise SafetyNeuronsError("A transformers model needs its tokenizer: load(model, tokenizer).")
-        if chat_template is not None:
-            tokenizer.chat_template = chat_template
+        if template is not None:
+            # The caller's tokenizer keeps its own.
+            tokenizer = copy.copy(tokenizer)
+            tokenizer.chat_template = chosen_template(tokenizer, template, str(model.config.name_or_path))
         name = model.config.name_or_path or type(model).__name__
         chat = ChatModel(model.eval(), tokenizer, name, _identity_in_memory(model), **options)
         return chat if template_options else without_thinking(chat)
@@ -144,10 +152,10 @@ def load(
     loaded = _from_pretrained(source, name, preset, arguments)
     if arguments["device_map"] is None:
         loaded[0].to(target)
-    if chat_template is None and preset is not None:
-        chat_template = preset.chat_template
-    if chat_template is not None:
-        loaded[1].chat_template = chat_template
+    if template is None and preset is not None:
+        template = preset.chat_template
+    if template is not None:
+        loaded[1].chat_template = chosen_template(loaded[1], template, name)
     if identity is None:
         identity = hub_identity(source) or "unknown-commit"
     chat = ChatModel(loaded[0].eval(), loaded[1], name, identity, **options)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, cache_folder, disk_errors, file_sha256
+from safety_neurons.core.files import atomic_path, cache_folder, disk_errors, file_sha256, fingerprint
 from safety_neurons.core.plugins import did_you_mean
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.presets import PRESETS, Preset, WeightsPackage
@@ -142,8 +142,9 @@ def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:
 def folder_identity(folder: Path) -> str:
     """Identity of a folder of weights: a hash of the names, sizes and samples of the bytes of its files."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.suffix not in (".json", ".safetensors", ".jinja", ".model"):
+    # Chat templates with names lie in a folder of their own.
+    for path in [*sorted(folder.glob("*")), *sorted(folder.glob("*/*.jinja"))]:
+        if path.suffix not in (".json", ".safetensors", ".jinja", ".model", ".txt", ".py") or not path.is_file():
             continue
         size = path.stat().st_size
         digest.update(f"{path.name}:{size};".encode())
@@ -152,6 +153,19 @@ def folder_identity(folder: Path) -> str:
                 file.seek(start)
                 digest.update(file.read(1 << 16))
     return digest.hexdigest()
+
+
+def path_identity(name: str | Path | None) -> str | None:
+    """Content hash of the file, or of the folder with a model or other files, that `name` is; None for other names."""
+    path = Path(os.path.expanduser(name or ""))
+    if not name or not os.path.exists(path):
+        return None
+    if path.is_file():
+        return file_sha256(path)
+    if (path / "config.json").is_file():
+        return folder_identity(path)
+    files = sorted(inside for inside in path.rglob("*") if inside.is_file())
+    return fingerprint([[str(inside.relative_to(path)), file_sha256(inside)] for inside in files])
 
 
 def _chunks(paths: list[Path]) -> Iterator[bytes]:

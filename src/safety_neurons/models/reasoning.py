@@ -111,7 +111,7 @@ def with_prefill(prompt: str, prefill: str) -> str:
     return f"{prompt}{closing}\n\n{prefill}" if closing else f"{prompt}{prefill}"
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
+def texts_of(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
     """Texts of token ids [tokens] of any length, without special tokens but those that mark reasoning."""
     special = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
@@ -141,6 +141,8 @@ def switch_of(model: "ChatModel") -> str | None:
 
 def thinking_of(model: "ChatModel") -> Thinking:
     """Whether the model thinks before it answers, as far as its chat template says: "none" if it says nothing."""
+    if not model.tokenizer.chat_template:
+        return "none"
     prompt = model.render("Hello")
     if opens_thought(prompt) or _CHANNEL_TOKENS[0] in str(model.tokenizer.chat_template):
         return "on"
@@ -196,9 +198,9 @@ class AnswerLength(StoppingCriteria):
 
     def _answer_start(self, new: list[int], before: int | None) -> int | None:
         if before is None:
-            last = decode(self.tokenizer, [new[-_LONGEST_MARK:]])[0]
+            last = texts_of(self.tokenizer, [new[-_LONGEST_MARK:]])[0]
             return len(new) if _CLOSES.search(last) or _FINAL.search(last) else None
-        beginnings = [part(text) for text in decode(self.tokenizer, [new[:end] for end in range(len(new) + 1)])]
+        beginnings = [part(text) for text in texts_of(self.tokenizer, [new[:end] for end in range(len(new) + 1)])]
         if beginnings[-1].unfinished:
             return None
         # The first beginning with a whole thought ends where the answer starts.

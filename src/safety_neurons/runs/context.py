@@ -34,7 +34,7 @@ def load_model(settings: Settings) -> ChatModel:
         device_map=settings.device_map,
         quantize=settings.quantize,
         system=settings.system,
-        chat_template=settings.chat_template.read_text(encoding="utf-8") if settings.chat_template else None,
+        chat_template=settings.chat_template,
         template_options=None if settings.thinking is None else dict.fromkeys(SWITCHES, settings.thinking),
         reasoning_tokens=settings.reasoning_tokens,
         write_matrices=settings.write_matrices,

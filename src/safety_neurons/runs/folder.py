@@ -1,7 +1,7 @@
 """The run folder: its files, its record, and which of its stages are up to date."""
 
-import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from safety_neurons.core import plugins
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import fingerprint, read_json, write_json
+from safety_neurons.models.locate import path_identity
 from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.report.results import SCHEMA
 from safety_neurons.settings import Settings
@@ -127,17 +128,7 @@ def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 # Settings on which every stage depends.
 COMMON = (
-    *(
-        "seed",
-        "dtype",
-        "quantize",
-        "system",
-        "chat_template",
-        "thinking",
-        "reasoning_tokens",
-        "write_matrices",
-        "allow_partial",
-    ),
+    *("seed", "dtype", "quantize", "system", "thinking", "reasoning_tokens", "write_matrices", "allow_partial"),
     "batch_size",
 )
 # Defenses that need what tuning makes.
@@ -170,28 +161,47 @@ def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, 
             found = found[part]
         return found
 
-    common = [identity, {name: prompts[name].sha256 for name in PROMPT_SETS}, [value(name) for name in COMMON]]
+    sets = {name: prompts[name].sha256 for name in PROMPT_SETS}
+    common = [identity, sets, [value(name) for name in COMMON], _template(settings)]
     # Files of the user's count by what is in them.
     own_sets = [] if settings.evaluate.on is None else settings.evaluate.on.split(":")
-    files = {
-        "tune": [_content(settings.tune.corpus)],
+    config = settings.evaluate
+    files: dict[str, list[str | None]] = {
+        "find": [path_identity(settings.find.other_model)],
+        "tune": [path_identity(settings.tune.corpus)],
         "evaluate": [
-            _content(settings.evaluate.judge_errors),
-            _content(settings.evaluate.questions),
+            *map(path_identity, (config.judge_errors, config.questions, config.task_folder, config.preference_judge)),
             *(load_prompts(name, settings.column, settings.data_dir).sha256 for name in own_sets if name),
         ],
     }
     prints: dict[str, str] = {}
     for stage, (earlier, own) in inputs_of(settings).items():
         inputs = [value(path) for path in own]
-        contents = [*plugins.digests(inputs), *files.get(stage, [])]
+        options = map(path_identity, _options_with_paths(inputs))
+        contents = [*plugins.digests(inputs), *options, *files.get(stage, [])]
         prints[stage] = fingerprint(stage, common, [prints[name] for name in earlier], inputs, contents)
     prints["report"] = fingerprint(prints)
     return prints
 
 
-def _content(path: Path | None) -> str | None:
-    return None if path is None or not path.is_file() else hashlib.sha256(path.read_bytes()).hexdigest()
+def _template(settings: Settings) -> str | None:
+    """The text of the chat template that replaces the model's, or its name."""
+    if settings.chat_template is None:
+        return None
+    # Imported late, with Jinja.
+    from safety_neurons.models.template import named_or_read
+
+    return named_or_read(settings.chat_template)
+
+
+def _options_with_paths(inputs: Any) -> Iterator[str]:
+    """The values of members' options that are files or folders: `attack.jsonl` of `file:path=attack.jsonl`."""
+    if isinstance(inputs, str):
+        values = (part.partition("=")[2].strip() for part in inputs.partition(":")[2].split(","))
+        yield from (value for value in values if value and os.path.exists(os.path.expanduser(value)))
+    elif isinstance(inputs, Mapping | list | tuple):
+        for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
+            yield from _options_with_paths(value)
 
 
 def needed_for(until: str, settings: Settings) -> list[str]:

@@ -130,8 +130,6 @@ def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
             prompts[name].split("train")
     if settings.tune.corpus is not None and not Corpus.load(settings.tune.corpus).pairs:
         raise SafetyNeuronsError(f"The corpus {settings.tune.corpus} holds no pairs to learn from.")
-    if settings.chat_template is not None and not settings.chat_template.is_file():
-        raise SafetyNeuronsError(f"The chat template {settings.chat_template} does not exist.")
 
 
 def _check_names(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.context import context_length
+from safety_neurons.models.tokens import answer_end
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus, Pair
 
@@ -30,7 +31,7 @@ class TokenizedPair(NamedTuple):
 
 
 def encode(model: ChatModel, pair: Pair, number: int = -1) -> TokenizedPair:
-    """A pair as tokens; a response that is not cut off ends with the end-of-turn token.
+    """A pair as tokens; a response that is not cut off ends with the end-of-turn token, if the model has one.
 
     Raises:
         SafetyNeuronsError: the pair is longer than the model's context.
@@ -39,7 +40,7 @@ def encode(model: ChatModel, pair: Pair, number: int = -1) -> TokenizedPair:
     prompt = tokenizer(model.render(pair.user, pair.prefill), add_special_tokens=False)["input_ids"]
     response = tokenizer(pair.response, add_special_tokens=False)["input_ids"]
     if not pair.cut_off:
-        response = [*response, tokenizer.eos_token_id]
+        response = [*response, *answer_end(model)]
     context = context_length(model.model.config)
     if context is not None and len(prompt) + len(response) > context:
         raise SafetyNeuronsError(

@@ -15,8 +15,8 @@ from safety_neurons.core.distributed import owns, process_count
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import padding_token
 from safety_neurons.models.packing import can_pack
+from safety_neurons.models.tokens import padding_token
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.tuning.batches import (
     IGNORED,

@@ -11,9 +11,9 @@ from torch import Tensor
 from builders.quick import find
 from safety_neurons.calibration.calibration import calibrate
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import padding_token
 from safety_neurons.models.likelihood import kl_divergence, nll, read_answers
 from safety_neurons.models.prefix_cache import PrefixCache
+from safety_neurons.models.tokens import padding_token
 from safety_neurons.neurons.neuron_set import NeuronSet
 
 # Bloom takes no position ids.

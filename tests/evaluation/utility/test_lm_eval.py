@@ -18,7 +18,7 @@ from safety_neurons.calibration.calibration import calibrate
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.evaluation.utility.lm_eval import lm_eval
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import padding_token
+from safety_neurons.models.tokens import padding_token
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the extra is not installed")
 

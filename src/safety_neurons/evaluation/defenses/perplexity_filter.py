@@ -68,10 +68,8 @@ class PerplexityFilter(Defense):
 
         def read(batch: list[int]) -> list[float | None]:
             # Read as a plain text, with the tokenizer's own special tokens.
-            encoded = model.tokenizer(
-                [fitting[index] for index in batch], return_tensors="pt", padding=True, padding_side="left"
-            )
-            return [self._summary(nats) for nats in nll_by_token(model, encoded.to(model.device))]
+            encoded = model.encode_plain([fitting[index] for index in batch])
+            return [self._summary(nats) for nats in nll_by_token(model, encoded)]
 
         fitting = [text for index, text in enumerate(texts) if index not in unfit]
         found = iter(in_batches(fitting, READ_AT_ONCE, read))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Self
 
-import torch
 from tokenizers import Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
@@ -31,7 +30,7 @@ from safety_neurons.evaluation.contracts import (
 from safety_neurons.evaluation.defenses.prompting import seeded
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 from safety_neurons.models.context import context_length, too_long
-from safety_neurons.models.generate import padding_token
+from safety_neurons.models.tokens import left_padded, padding_token
 
 
 @dataclass(frozen=True)
@@ -195,14 +194,7 @@ def encoded_as(model: ChatModel, ids: Mapping[str, Sequence[int]]) -> Iterator[N
     """While the context is open, the model encodes these rendered texts as these ids, and can encode no others."""
 
     def encode(texts: Sequence[str]) -> BatchEncoding:
-        longest = max(len(ids[text]) for text in texts)
-        empty = [longest - len(ids[text]) for text in texts]
-        padding = padding_token(model)
-        encoded = {
-            "input_ids": [[padding] * gap + list(ids[text]) for text, gap in zip(texts, empty, strict=True)],
-            "attention_mask": [[0] * gap + [1] * (longest - gap) for gap in empty],
-        }
-        return BatchEncoding({name: torch.tensor(rows) for name, rows in encoded.items()}).to(model.device)
+        return left_padded([ids[text] for text in texts], padding_token(model)).to(model.device)
 
     # An attribute of the instance takes precedence over the method of its class.
     vars(model)["encode"] = encode

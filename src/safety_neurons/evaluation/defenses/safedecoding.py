@@ -21,18 +21,10 @@ from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.engines.engine import Engine, InProcess, WrappedEngine, computing_with, weights_of
 from safety_neurons.evaluation.contracts import Defended, Defense, EvaluationContext, required, respond_with
 from safety_neurons.models.chat import ChatModel, Conversation
-from safety_neurons.models.forward import cache_argument
-from safety_neurons.models.generate import (
-    Completion,
-    Sampling,
-    completions,
-    decoding,
-    drawing,
-    end_tokens,
-    padding_token,
-    streamed,
-)
+from safety_neurons.models.generate import Completion, Sampling, completions, decode, drawing, streamed
 from safety_neurons.models.reasoning import opens_thought
+from safety_neurons.models.shared_prefix import Prompts
+from safety_neurons.models.tokens import end_tokens, padding_token
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.lora import Adapter, cached_lora
@@ -89,8 +81,7 @@ def complete_safely(
 ) -> list[Completion]:
     """The answers to one batch of rendered texts.
 
-    The model is its expert while `expert()` is open. Each of the two has its own cache, and the model's generation
-    settings apply to the scores of both.
+    The model is its expert while `expert()` is open. Each of the two has its own cache.
     """
     inputs = model.encode(texts)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -105,7 +96,7 @@ def complete_safely(
         left = max_new_tokens - (ids.shape[1] - start)
         ended = torch.isin(ids[:, start:], ends).any(1)
         if left and not ended.all():
-            ids = _generate(model, ids, mask, own, max_new_tokens=left, **decoding(sampling)).sequences
+            ids = decode(model, _prompts(ids, mask, own), sampling, max_new_tokens=left)
     new = ids[:, start:]
     # Answers that ended early were continued with the others.
     is_end = torch.isin(new, ends).int()
@@ -115,20 +106,14 @@ def complete_safely(
 
 def _next_scores(model: ChatModel, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """The scores of the next token [batch, vocabulary]."""
-    output = _generate(model, ids, mask, cache, max_new_tokens=1, output_scores=True, **decoding(None))
+    prompts = _prompts(ids, mask, cache)
+    output = decode(model, prompts, None, max_new_tokens=1, output_scores=True, return_dict_in_generate=True)
     scores: Tensor = output.scores[0]
     return scores
 
 
-def _generate(model: ChatModel, ids: Tensor, mask: Tensor, cache: Any, **options: Any) -> Any:
-    return model.model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        **{cache_argument(model.model): cache},
-        pad_token_id=padding_token(model),
-        return_dict_in_generate=True,
-        **options,
-    )
+def _prompts(ids: Tensor, mask: Tensor, cache: Any) -> Prompts:
+    return Prompts({"input_ids": ids, "attention_mask": mask}, cache)
 
 
 def _chosen(weights: Tensor, sampling: Sampling | None) -> Tensor:

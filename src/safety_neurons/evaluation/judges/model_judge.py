@@ -12,6 +12,7 @@ from safety_neurons.engines.engine import engine_for, served
 from safety_neurons.evaluation.contracts import Judge, JudgeInput, Judgment
 from safety_neurons.evaluation.judges.readability import unscored_reason
 from safety_neurons.models.chat import Conversation
+from safety_neurons.models.locate import path_identity
 from safety_neurons.models.quoting import key_of, quoted
 from safety_neurons.models.reasoning import part
 
@@ -69,7 +70,8 @@ class ModelJudge(Judge):
             if field.name not in ("name", "source", "version", "prompt_price", "completion_price")
         }
         asked = dataclasses.asdict(self.conversation(JudgeInput("request", "answer")))
-        parts = (self.version, options, asked, self.answer_tokens, self.chat_template)
+        weights = path_identity(self.model) if self.endpoint is None else None
+        parts = (self.version, options, asked, self.answer_tokens, self.chat_template, weights)
         return f"{type(self).__name__} {fingerprint(*parts)}"
 
     def spent(self) -> str | None:

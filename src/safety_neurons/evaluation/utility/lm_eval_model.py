@@ -4,12 +4,12 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lm_eval.models.huggingface import HFLM
 
-from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import in_batches, padding_token
+from safety_neurons.models.chat import ChatModel, Turn
+from safety_neurons.models.generate import in_batches, only_settings
 from safety_neurons.models.likelihood import read_tokens
+from safety_neurons.models.tokens import left_padded, padding_token
 
 # The source, the tokens of the context, and those of the continuation.
 LikelihoodRequest = tuple[Any, list[int], list[int]]
@@ -23,14 +23,22 @@ class InMemory(HFLM):
     """
 
     def __init__(self, chat: ChatModel, batch_size: int) -> None:
-        # Copied: the harness adds a padding token to the tokenizer.
-        super().__init__(
-            pretrained=chat.model,
-            tokenizer=copy.deepcopy(chat.tokenizer),
-            batch_size=batch_size,
-            chat_template_args=dict(chat.template_options),
-        )
+        # Copied: the harness adds a padding token where there is none, which the model has no embedding for.
+        tokenizer = copy.deepcopy(chat.tokenizer)
+        tokenizer.pad_token_id = padding_token(chat)
+        super().__init__(pretrained=chat.model, tokenizer=tokenizer, batch_size=batch_size)
         self.chat = chat
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The turns in the model's template; without a prompt to answer, the last one is how the answer begins."""
+        turns = [Turn(turn["role"], turn["content"]) for turn in chat_history]  # type: ignore[arg-type]
+        if add_generation_prompt:
+            return self.chat.template.render(turns)
+        return self.chat.template.render(turns[:-1]) + turns[-1].content
+
+    def _model_generate(self, *args: Any, **options: Any) -> Any:
+        with only_settings(self.chat):
+            return super()._model_generate(*args, **options)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[LikelihoodRequest], disable_tqdm: bool = False, override_bs: int | None = None
@@ -39,14 +47,7 @@ class InMemory(HFLM):
 
         def read(batch: list[int]) -> list[tuple[float, bool]]:
             pairs = [self._fitted(*requests[index][1:]) for index in batch]
-            longest = max(len(context) for context, _ in pairs)
-            missing = [longest - len(context) for context, _ in pairs]
-            padding = padding_token(self.chat)
-            prompts = {
-                "input_ids": torch.tensor([[padding] * n + one for n, (one, _) in zip(missing, pairs, strict=True)]),
-                "attention_mask": torch.tensor([[0] * n + [1] * (longest - n) for n in missing]),
-            }
-            prompts = {name: tensor.to(self.chat.device) for name, tensor in prompts.items()}
+            prompts = left_padded([context for context, _ in pairs], padding_token(self.chat)).to(self.chat.device)
             reading = read_tokens(self.chat, prompts, [continuation for _, continuation in pairs])
             likelihoods = []
             for logits, tokens, real in zip(*reading, strict=True):
