@@ -21,7 +21,8 @@ from safety_neurons.core.progress import Advance, Listener, Silence
 from safety_neurons.core.statistics import CONFIDENCE, Array, Rate, share
 from safety_neurons.evaluation import judges
 from safety_neurons.evaluation.judges import Judge, JudgeInput, RuleJudge, Verdict
-from safety_neurons.prompts.read import PromptTable, read_table
+from safety_neurons.prompts.read import read_table
+from safety_neurons.prompts.table import PromptTable
 
 # Grid points for sensitivity and for specificity, and grid steps for the true share.
 POINTS = 20

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ from safety_neurons.core.plugins import unknown_name
 SPLITS = ("train", "validation", "test")
 # Upper ends of the splits in the hash range: 60%, 15% and 25%.
 SPLIT_ENDS = (0.60, 0.75, 1.0)
+# What pandas, Excel and LibreOffice write for values that are missing or could not be computed.
+_MISSING = re.compile(
+    r"nan|null|none|nil|<na>|n/?a|nat|undefined|\[object object\]|err:\d+|"
+    r"#(n/a|null!|name\?|ref!|value!|num!|div/0!|calc!|spill!|error!|nv|wert!|bezug!)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class PromptSet:
     """Prompts in the order of their source, without duplicates.
 
     `source` is a path, a URL or a remark; `duplicates` is the number of dropped duplicates; `column` is the column of
-    the texts in a table, such as "goal" or "goal (guessed)".
+    the texts in a table, such as "goal", "goal (guessed)" or "messages (guessed), the user's first turn"; `notes` are
+    phrases on what else was found out or left out when its file was read.
     """
 
     name: str
@@ -38,6 +46,7 @@ class PromptSet:
     source: str
     duplicates: int = 0
     column: str = ""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -49,6 +58,13 @@ class PromptSet:
     def texts(self) -> list[str]:
         """The texts, in order."""
         return [prompt.text for prompt in self.prompts]
+
+    @property
+    def remarks(self) -> str:
+        """What a user should know about how the set was read; empty if there is nothing to say."""
+        guessed = [f"column {self.column}"] if self.column.endswith(("(guessed)", "first turn")) else []
+        dropped = [f"{self.duplicates} duplicate{'s' * (self.duplicates > 1)} left out"] if self.duplicates else []
+        return "; ".join([*guessed, *self.notes, *dropped])
 
     @property
     def sha256(self) -> str:
@@ -134,7 +150,14 @@ def split_of(text: str) -> str:
     return next(split for split, end in zip(SPLITS, SPLIT_ENDS, strict=True) if share < end)
 
 
-def assemble(name: str, entries: Sequence[Entry], source: str, unit: str = "line", column: str = "") -> PromptSet:
+def assemble(
+    name: str,
+    entries: Sequence[Entry],
+    source: str,
+    unit: str = "line",
+    column: str = "",
+    notes: tuple[str, ...] = (),
+) -> PromptSet:
     """Check entries and make a set: strip the texts, drop duplicates (all but the first), assign ids and splits.
 
     `unit` is what a place is called in messages (line or item).
@@ -163,14 +186,16 @@ def assemble(name: str, entries: Sequence[Entry], source: str, unit: str = "line
         places_of_ids[identity] = entry.place
         split = entry.split.strip().casefold() if own_splits else split_of(entry.text)
         prompts.append(Prompt(identity, entry.text.strip(), entry.category.strip(), split))
-    return PromptSet(name, tuple(prompts), source, duplicates=len(entries) - len(prompts), column=column)
+    return PromptSet(name, tuple(prompts), source, len(entries) - len(prompts), column, notes)
 
 
 def _check(entries: Sequence[Entry], source: str, unit: str) -> None:
-    blank = [entry.place for entry in entries if not entry.text.strip()]
+    marks = {entry.place: entry.text.strip() for entry in entries if _MISSING.fullmatch(entry.text.strip())}
+    blank = [entry.place for entry in entries if not entry.text.strip() or entry.place in marks]
     if blank:
+        mark = next((f" ({mark!r} stands for a missing value)" for mark in marks.values()), "")
         raise SafetyNeuronsError(
-            f"There are blank prompts in {source}, in {places(unit, blank)}. Fill them in or delete them."
+            f"There are blank prompts in {source}, in {places(unit, blank)}{mark}. Fill them in or delete them."
         )
     # JSON can hold lone surrogates and NUL, which tokenizers reject.
     broken = [entry.place for entry in entries if not _is_encodable(entry.text + entry.id + entry.category)]

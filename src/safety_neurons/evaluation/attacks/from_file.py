@@ -8,7 +8,8 @@ from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.prompts.prompt_set import normalized
-from safety_neurons.prompts.read import PromptRow, read_table
+from safety_neurons.prompts.read import read_table
+from safety_neurons.prompts.table import PromptRow
 
 
 def read_attack(path: Path, goal_column: str = "goal", prompt_column: str = "prompt") -> dict[str, AttackedPrompt]:

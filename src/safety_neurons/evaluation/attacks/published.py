@@ -16,7 +16,7 @@ from safety_neurons.evaluation.attacks.from_file import by_goal, matched, read_a
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.prompts.named import GITHUB
-from safety_neurons.prompts.read import PromptRow
+from safety_neurons.prompts.table import PromptRow
 
 HOME = f"{GITHUB}/JailbreakBench/artifacts"
 BUDGET = "one prompt a request, made beforehand for another model"
