@@ -159,7 +159,9 @@ def _forms(separators: Sequence[str], text: str) -> Iterator[_Form]:
     if all(len([name for name in _safe_header(text, separator) if name]) == 1 for separator in separators):
         yield _Form(_NONE)
     for separator in separators:
-        yield _Form(separator, escaped=True)
+        # Without doubled quotation marks csv is not strict: this form needs its sign.
+        if '\\"' in text or f"\\{separator}" in text:
+            yield _Form(separator, escaped=True)
         # Only tables with tabs are written without quotation marks by custom.
         if separator == "\t" and len(_safe_header(text, separator)) > 1:
             yield _Form(separator, literal=True)
@@ -224,7 +226,7 @@ def _table(reading: _Reading, source: str, usual: str, named: bool) -> PromptTab
     rows = [(place, values) for place, values in reading.rows if _stripped(values) != header]
     repeated = len(reading.rows) - len(rows)
     notes = []
-    if form.separator == _NONE:
+    if len(header) == 1 and form.separator != usual and not named and all(len(values) == 1 for _, values in rows):
         notes.append("one column, whose texts are taken with all their separators")
     elif len(header) > 1 and (form.separator != usual or named):
         notes.append(f"separated by {_NAMES.get(form.separator, repr(form.separator))}")

@@ -63,7 +63,9 @@ def parse_json_lines(text: str, source: str) -> PromptTable:
                 f"such as {_EXAMPLE}."
             ) from error
     alone = values[0][1] if len(values) == 1 else None
-    is_nested = isinstance(alone, dict) and any(isinstance(one, list | dict) for one in alone.values())
+    is_nested = isinstance(alone, dict) and any(
+        isinstance(one, list | dict) or name.isdigit() for name, one in alone.items()
+    )
     if isinstance(alone, list) or (is_nested and not _is_record(alone)):
         return _whole(alone, source, "one JSON text, not one object per line")
     return _lines(values, source)
@@ -188,8 +190,9 @@ def _is_record(value: Any) -> bool:
         inside = value[name]
         if isinstance(inside, str):
             return True
-        if name.strip().casefold() in CONVERSATION_COLUMNS and _is_messages(inside):
-            return True
+        if name.strip().casefold() in CONVERSATION_COLUMNS and isinstance(inside, list) and _is_dicts(inside):
+            # Or else a list of whole conversations.
+            return not any(looks_like_conversation(one) for one in inside)
         # A column of conversations is a list of lists.
         if isinstance(inside, list) and _is_messages(inside):
             return True

@@ -5,11 +5,12 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import unknown_name
+from safety_neurons.core.progress import Listener
 
 SPLITS = ("train", "validation", "test")
 # Upper ends of the splits in the hash range: 60%, 15% and 25%.
@@ -127,6 +128,17 @@ class PromptSet:
         return assemble(name, entries, source=f"{name} (texts from Python)", unit="item")
 
 
+def tell(prompts: Mapping[str, PromptSet], listener: Listener) -> None:
+    """Say how sets were read, by their role or name, where there is something to say; each file once."""
+    by_source: dict[tuple[str, str], list[str]] = {}
+    for name, found in prompts.items():
+        if found.remarks:
+            by_source.setdefault((found.source, found.remarks), []).append(name)
+    for (source, remarks), names in by_source.items():
+        role = "" if names == [source] else f" ({', '.join(names)})"
+        listener.say(f"{source}{role}: {remarks}.")
+
+
 @dataclass(frozen=True)
 class Entry:
     """An unchecked prompt. `place` is its line or its position in a list, from 1."""
@@ -141,6 +153,11 @@ class Entry:
 def normalized(text: str) -> str:
     """The text for comparison, without differences in case, spacing and Unicode composition."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def is_missing(text: str) -> bool:
+    """Whether a text is blank, or the mark of a value that is missing or could not be computed."""
+    return not text.strip() or _MISSING.fullmatch(text.strip()) is not None
 
 
 def split_of(text: str) -> str:
@@ -190,10 +207,10 @@ def assemble(
 
 
 def _check(entries: Sequence[Entry], source: str, unit: str) -> None:
-    marks = {entry.place: entry.text.strip() for entry in entries if _MISSING.fullmatch(entry.text.strip())}
-    blank = [entry.place for entry in entries if not entry.text.strip() or entry.place in marks]
+    blank = [entry.place for entry in entries if is_missing(entry.text)]
     if blank:
-        mark = next((f" ({mark!r} stands for a missing value)" for mark in marks.values()), "")
+        marks = [entry.text.strip() for entry in entries if is_missing(entry.text) and entry.text.strip()]
+        mark = f" ({marks[0]!r} stands for a missing value)" if marks else ""
         raise SafetyNeuronsError(
             f"There are blank prompts in {source}, in {places(unit, blank)}{mark}. Fill them in or delete them."
         )
