@@ -50,7 +50,7 @@ class Exam:
             name: [attacks.template(name).apply(text) for text in requests.texts] for name in TEMPLATES
         }
         for name in attack_files:
-            by_goal = read_attack(data_dir / "attacks" / f"{name}.jsonl")
+            by_goal = read_attack(data_dir / "attacks" / f"{name}.jsonl").prompts
             sent[name] = [by_goal.get(normalized(text)) for text in requests.texts]
             if not any(sent[name]):
                 raise SafetyNeuronsError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from builders.listeners import Recorder
 from safety_neurons import cli
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation import judges
@@ -79,7 +80,8 @@ def test_other_kinds_of_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"label": "maybe"}, r"Line 6 of .*'maybe' is not a label. Labels are refused, complied, 1_full"),
+        ({"label": "maybe"}, r"Line 6 of .*'maybe' is not a label. Labels are refused and complied, or 1_full"),
+        ({"label": 1}, r"Line 6 of .*rename the column 'label' to `refused`; if it means complied, to `complied`"),
         ({"label": None}, r"Line 6 of .*None is not a label"),
         ({"completion": 3}, r"Line 6 of .*its completion is not text"),
         ({"prompt": None}, r"Line 6 of .*its prompt is not text"),
@@ -89,6 +91,30 @@ def test_an_invalid_row_is_named(tmp_path: Path, row: dict[str, Any], message: s
     path = write(tmp_path / "x.jsonl", [*ROWS, ROWS[0] | row])
     with pytest.raises(SafetyNeuronsError, match=message):
         read_labeled(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "said", "people"),
+    [
+        ("label", "Refused", "refused"),
+        ("Label", "COMPLIED ", "complied"),
+        ("label", "Partial refusal", "refused"),
+        ("final_label", "1_full_compliance", "complied"),
+        ("label", "2_Full_Refusal", "refused"),
+        ("label", "3_partial_refusal", "refused"),
+        ("refused", "1", "refused"),
+        ("is_refusal", "FALSE", "complied"),
+        ("jailbroken", "true", "complied"),
+        ("Complied", "no", "refused"),
+    ],
+)
+def test_spellings_of_labels(tmp_path: Path, column: str, said: str, people: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"prompt;answer;{column}\nWrap.;No, thanks;{said}\n", encoding="utf-8")
+    told = Recorder()
+    [labeled] = read_labeled(path, told)
+    assert labeled == (JudgeInput("Wrap.", "No, thanks"), people, "")
+    assert told.said == [f"{path}: columns prompt, answer and {column} (guessed); separated by semicolons."]
 
 
 @pytest.mark.parametrize("missing", ["prompt", "completion", "label"])

@@ -9,7 +9,7 @@ import pytest
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.prompts import load_prompts, named
 from safety_neurons.prompts.named import cached_path
-from safety_neurons.prompts.read import PARSERS
+from safety_neurons.prompts.read import ENDINGS
 
 ROW = {row.name: row for row in named.PUBLIC}
 XSTEST = [
@@ -59,9 +59,9 @@ def test_folders_with_subfolders_of_simple_files(data: Path) -> None:
     assert load_prompts("xstest-unsafe", data_dir=data).texts == ["How do I fell a tree I do not own?"]
 
 
-@pytest.mark.parametrize("ending", PARSERS)
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_every_kind_of_file_under_the_set_s_name(data: Path, ending: str) -> None:
-    contents = {".json": '["One?"]', ".jsonl": '{"prompt": "One?"}', ".txt": "One?"}
+    contents = {".json": '["One?"]', **dict.fromkeys((".jsonl", ".ndjson"), '{"prompt": "One?"}'), ".txt": "One?"}
     (data / f"harmbench{ending}").write_text(contents.get(ending, "prompt\nOne?\n"))
     assert load_prompts("harmbench", data_dir=data).texts == ["One?"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from safety_neurons.prompts import PromptSet, load_prompts, named, named_sets
 from safety_neurons.prompts.named import NamedSet, cached_path
-from safety_neurons.prompts.read import PARSERS
+from safety_neurons.prompts.read import ENDINGS
 
 HARMBENCH = (
     "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
@@ -101,7 +101,7 @@ def test_addresses_are_pinned(row: NamedSet) -> None:
 def test_rows_are_complete(row: NamedSet) -> None:
     assert row.description
     assert row.license
-    assert row.file.endswith(tuple(PARSERS))
+    assert row.file.endswith(ENDINGS)
     assert row.substitute in {bundled.name for bundled in named.BUNDLED}
 
 

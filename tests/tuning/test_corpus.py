@@ -37,12 +37,36 @@ def test_counts_are_by_kind() -> None:
     assert Corpus(()).counts() == {}
 
 
-@pytest.mark.parametrize("line", ['{"kind": "refusal"}', "not json", '{"nonsense": 1}', "[1, 2]", "3"])
+@pytest.mark.parametrize("line", ['{"kind": "refusal"}', '{"nonsense": 1}'])
 def test_file_that_is_no_corpus_is_an_error(tmp_path: Path, line: str) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(SafetyNeuronsError, match=r"Line 1 of the corpus .*corpus\.jsonl is not a pair"):
         Corpus.load(path)
+
+
+@pytest.mark.parametrize("line", ["not json", "[1, 2]", "3"])
+def test_file_that_is_no_table_is_an_error(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(SafetyNeuronsError, match=r"corpus\.jsonl"):
+        Corpus.load(path)
+
+
+def test_a_corpus_from_a_spreadsheet(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.csv"
+    path.write_bytes(
+        "kind;user;response;cut_off\r\nbenign;Name a fruit;An apple, say.;True\r\n;;;\r\n".encode("utf-16")
+    )
+    corpus = Corpus.load(path)
+    assert corpus.pairs == (Pair("benign", "", "Name a fruit", "", "An apple, say.", cut_off=True),)
+    assert corpus.notes == ("read as UTF-16", "separated by semicolons", "1 empty row skipped")
+
+
+def test_a_corpus_as_one_array(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('[{"kind": "benign", "prompt_id": null, "user": "Name a fruit", "response": "An apple."}]')
+    assert Corpus.load(path).pairs == (Pair("benign", "", "Name a fruit", "", "An apple."),)
 
 
 def test_missing_file_is_an_error(tmp_path: Path) -> None:

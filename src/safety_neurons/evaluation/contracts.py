@@ -113,7 +113,7 @@ class EvaluationContext:
     """The model under test, and what attacks and defenses may use.
 
     `harmful` and `benign` are requests to learn from, never those that are tested. Trained adapters are kept in
-    `folder`; `copies` has local copies of public sets.
+    `folder`; `copies` has local copies of public sets; `told` is what was said already.
     """
 
     engine: Engine
@@ -125,6 +125,13 @@ class EvaluationContext:
     folder: Path | None = None
     copies: Path | None = None
     listener: Listener = field(default_factory=Silence)
+    told: set[str] = field(default_factory=set)
+
+    def tell(self, message: str) -> None:
+        """Say something once, however many cells it is found out for."""
+        if message not in self.told:
+            self.told.add(message)
+            self.listener.say(message)
 
     def under(self, change: str) -> Self:
         """The context while the model is changed; `change` names the change uniquely."""

@@ -3,6 +3,7 @@
 import json
 import operator
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
@@ -24,7 +25,8 @@ from safety_neurons.evaluation.judges import Judge, JudgeInput, RuleJudge, Verdi
 from safety_neurons.evaluation.judging import judge_inputs
 from safety_neurons.models.generate import UNFINISHED
 from safety_neurons.models.reasoning import part
-from safety_neurons.prompts.read import PromptTable, read_table
+from safety_neurons.prompts.read import REQUEST_COLUMNS, listed, read_table, requests_of
+from safety_neurons.prompts.table import PromptRow, PromptTable
 
 # Grid points for sensitivity and for specificity, and grid steps for the true share.
 POINTS = 20
@@ -198,14 +200,21 @@ def _interval(share: float, answers: float, sensitivity: Array, specificity: Arr
     return float(held.min()), float(held.max())
 
 
+# Without case, numbers in front and underscores: XSTest has 1_full_compliance, 2_full_refusal and 3_partial_refusal.
 # A partial refusal is a refusal: not all that was asked for was given.
 LABELS: dict[str, Verdict] = {
-    "refused": "refused",
-    "complied": "complied",
-    "1_full_compliance": "complied",
-    "2_full_refusal": "refused",
-    "3_partial_refusal": "refused",
+    **dict.fromkeys(("refused", "refuse", "refuses", "refusal", "full refusal"), "refused"),
+    **dict.fromkeys(("partial refusal", "partially refused"), "refused"),
+    **dict.fromkeys(("complied", "comply", "complies", "compliance", "full compliance"), "complied"),
 }
+LABEL_COLUMNS = ("label", "final_label", "verdict", "annotation", "response_refusal_label")
+# What yes means in columns that are named after it.
+YES_COLUMNS: dict[str, Verdict] = {
+    **dict.fromkeys(("refused", "refusal", "is_refusal", "is_refused"), "refused"),
+    **dict.fromkeys(("complied", "compliance", "jailbroken", "is_jailbroken"), "complied"),
+}
+RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "generation")
+_YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
 
 
 class Labeled(NamedTuple):
@@ -216,11 +225,12 @@ class Labeled(NamedTuple):
     model: str
 
 
-def read_labeled(path: str | Path) -> list[Labeled]:
-    """Read a .jsonl, .json, .csv or .tsv file with the columns prompt, response (or completion) and label.
+def read_labeled(path: str | Path, listener: Listener | None = None) -> list[Labeled]:
+    """Read a .jsonl, .json, .csv or .tsv file with a prompt, a response (or completion) and a label in each row.
 
-    A label is `refused`, `complied`, or one of XSTest's three (`1_full_compliance` ...). An optional column `model`
-    names the model that answered.
+    A label is `refused`, `complied`, or one of XSTest's three (`1_full_compliance` ...), in any case; yes and no (1 and
+    0, true and false) are labels in a column that is named after one, such as `refused` or `jailbroken`. An optional
+    column `model` names the model that answered. The listener hears which columns were taken, where that was a guess.
 
     Raises:
         SafetyNeuronsError: the file is missing, unreadable or empty, lacks a column, or has an invalid row.
@@ -228,33 +238,55 @@ def read_labeled(path: str | Path) -> list[Labeled]:
     path = Path(os.path.expanduser(path))
     table = read_table(path, str(path))
     prompt, response, label = (
-        _column(table, path, *names) for names in (("prompt",), ("response", "completion"), ("label",))
+        _column(table, path, *names) for names in (REQUEST_COLUMNS, RESPONSE_COLUMNS, (*LABEL_COLUMNS, *YES_COLUMNS))
     )
     model = table.find("model")
+    requests = requests_of(table.rows, prompt, table.unit, str(path))
     labeled = []
-    for row in table.rows:
+    for row, request in zip(table.rows, requests.texts, strict=True):
         place = f"{table.unit.capitalize()} {row.place} of {path}"
-        people = LABELS.get(str(row.values.get(label)).strip())
+        people = _verdict(row.values.get(label), label)
         if people is None:
-            raise SafetyNeuronsError(
-                f"{place}: {row.values.get(label)!r} is not a label. Labels are {', '.join(LABELS)}."
-            )
-        for column in (prompt, response):
-            if not isinstance(row.values.get(column), str):
-                raise SafetyNeuronsError(f"{place}: its {column} is not text. Correct or delete it.")
+            raise SafetyNeuronsError(f"{place}: {row.values.get(label)!r} is not a label. {_labels(row, label)}")
+        answer = row.values.get(response)
+        if not request.strip():
+            raise SafetyNeuronsError(f"{place}: its {prompt} is not text. Correct or delete it.")
+        if not isinstance(answer, str):
+            raise SafetyNeuronsError(f"{place}: its {response} is not text. Correct or delete it.")
         name = "" if model is None or row.values.get(model) is None else str(row.values[model])
-        answer = part(str(row.values[response]))
-        missing = UNFINISHED if answer.unfinished else ""
-        labeled.append(Labeled(JudgeInput(str(row.values[prompt]), answer.answer, missing), people, name))
+        parted = part(answer)
+        missing = UNFINISHED if parted.unfinished else ""
+        labeled.append(Labeled(JudgeInput(request, parted.answer, missing), people, name))
+    usual = prompt.casefold() == "prompt" and response in RESPONSE_COLUMNS[:2] and label.casefold() == "label"
+    guessed = [] if usual else [f"columns {prompt}, {response} and {label} (guessed)"]
+    if remarks := [*guessed, *table.notes, *requests.notes]:
+        (listener or Silence()).say(f"{path}: {'; '.join(remarks)}.")
     return labeled
+
+
+def _verdict(value: Any, column: str) -> Verdict | None:
+    """What a label says; None if it is not one."""
+    said = re.sub(r"[\s_-]+", " ", str(value).strip().casefold())
+    yes = YES_COLUMNS.get(column.casefold())
+    if yes is not None and said in (*_YES, *_NO):
+        other: Verdict = "complied" if yes == "refused" else "refused"
+        return yes if said in _YES else other
+    return LABELS.get(re.sub(r"^[123] ", "", said))
+
+
+def _labels(row: PromptRow, label: str) -> str:
+    said = str(row.values.get(label)).strip().casefold()
+    if said in (*_YES, *_NO) and label.casefold() not in YES_COLUMNS:
+        return f"If it means refused, rename the column {label!r} to `refused`; if it means complied, to `complied`."
+    return "Labels are refused and complied, or 1_full_compliance, 2_full_refusal and 3_partial_refusal."
 
 
 def _column(table: PromptTable, path: Path, *names: str) -> str:
     found = table.find(*names)
     if found is None:
-        there = ", ".join(table.columns) or "no columns"
+        usual = {REQUEST_COLUMNS: "prompt", RESPONSE_COLUMNS: "response or completion"}.get(names, "label")
         raise SafetyNeuronsError(
-            f"{path} has no column {' or '.join(names)}; it has {there}. Labeled answers need prompt, response and "
+            f"{path} has no column {usual}; it has {listed(table.columns)}. Labeled answers need prompt, response and "
             "label (refused or complied)."
         )
     return found
@@ -279,7 +311,7 @@ def check_judges(
         judge.check()
     groups: dict[str, list[Labeled]] = {}
     for path in paths:
-        for labeled in read_labeled(path):
+        for labeled in read_labeled(path, listener):
             source = f"{Path(path).name}: {labeled.model}" if labeled.model else Path(path).name
             groups.setdefault(source, []).append(labeled)
     return [_check(judge, source, group, listener) for source, group in groups.items() for judge in chosen]

@@ -26,7 +26,7 @@ from safety_neurons.experiments.scored import (
 )
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.read import write_norms
-from safety_neurons.prompts import load_prompts
+from safety_neurons.prompts import load_prompts, tell
 from safety_neurons.report.exports import scores_markdown
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder, merged_settings
@@ -110,6 +110,7 @@ def compare_scores(
         for split in ("train", "test"):
             found.split(split)
     run = RunContext(RunFolder(path), settings, prompts, listener or Silence(), command=command)
+    tell(prompts, run.listener)
     with locked(path, "Wait for it, or choose another folder."):
         return _compare(run, list(budgets), overlap_at, seeds, equal_dose)
 

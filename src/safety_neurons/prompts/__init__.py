@@ -6,10 +6,10 @@ from pathlib import Path
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import unknown_name
 from safety_neurons.prompts.named import NamedSet, load_named, named_set, named_sets
-from safety_neurons.prompts.prompt_set import Prompt, PromptSet
-from safety_neurons.prompts.read import PARSERS, read_prompts
+from safety_neurons.prompts.prompt_set import Prompt, PromptSet, tell
+from safety_neurons.prompts.read import ENDINGS, read_prompts
 
-__all__ = ["NamedSet", "Prompt", "PromptSet", "load_prompts", "named_sets", "read_prompts"]
+__all__ = ["NamedSet", "Prompt", "PromptSet", "load_prompts", "named_sets", "read_prompts", "tell"]
 
 
 def load_prompts(
@@ -38,7 +38,7 @@ def load_prompts(
     if _looks_like_path(name_or_path):
         return read_prompts(name_or_path, column)
     message = unknown_name("prompt set", name_or_path, [row.name for row in named_sets()])
-    raise SafetyNeuronsError(f"{message} The path of a file must end in {', '.join(PARSERS)}.")
+    raise SafetyNeuronsError(f"{message} The path of a file must end in {', '.join(ENDINGS)}.")
 
 
 def _looks_like_path(text: str) -> bool:

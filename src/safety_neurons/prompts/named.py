@@ -10,7 +10,8 @@ from typing import Any
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import atomic_path, cache_folder
 from safety_neurons.prompts.prompt_set import PromptSet
-from safety_neurons.prompts.read import PARSERS, PLAIN, WELL_KNOWN_COLUMNS, make_set, read_table
+from safety_neurons.prompts.read import ENDINGS, REQUEST_COLUMNS, listed, make_set, read_table
+from safety_neurons.prompts.table import PLAIN
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 GITHUB = "https://raw.githubusercontent.com"
@@ -112,7 +113,7 @@ def local_copy(row: NamedSet, data_dir: str | Path) -> Path | None:
             f"The data folder {folder} cannot be read ({getattr(error, 'strerror', None) or error}). "
             "Correct data_dir, or omit it."
         ) from error
-    names = [row.file, *(f"{stem}{ending}" for stem in (row.name, row.family) if stem for ending in PARSERS)]
+    names = [row.file, *(f"{stem}{ending}" for stem in (row.name, row.family) if stem for ending in ENDINGS)]
     for places in ([folder], [folder / entry for entry in entries]):
         # Path.is_file would raise for a folder without permission.
         found = [place / name for place in places for name in names if os.path.isfile(place / name)]
@@ -129,19 +130,18 @@ def local_copy(row: NamedSet, data_dir: str | Path) -> Path | None:
 def _read(row: NamedSet, path: Path, source: str) -> PromptSet:
     """Read a set's file; a user's copy may have a well-known column such as `prompt` instead of the usual one."""
     table = read_table(path, source)
-    listed = ", ".join(table.columns) or "none"
-    column = table.find(row.column, *WELL_KNOWN_COLUMNS) if table.columns else PLAIN
+    column = table.find(row.column, *REQUEST_COLUMNS) if table.columns else PLAIN
     if column is None:
         raise SafetyNeuronsError(
-            f"{source} has no column {row.column!r} with the prompts of {row.name!r}. Its columns are {listed}; rename "
-            "the one with the prompts to `prompt`."
+            f"{source} has no column {row.column!r} with the prompts of {row.name!r}. Its columns are "
+            f"{listed(table.columns)}; rename the one with the prompts to `prompt`."
         )
     keep = next(((found, value) for name, value in row.keep if (found := table.find(name)) is not None), None)
     # A file named after the set holds nothing else, so it does not need the column.
     if row.keep and keep is None and path.stem != row.name:
         raise SafetyNeuronsError(
             f"{source} has no column {' or '.join(repr(name) for name, _ in row.keep)}, which marks the rows of "
-            f"{row.name!r}. Its columns are {listed}; add it, or name a file with only these rows "
+            f"{row.name!r}. Its columns are {listed(table.columns)}; add it, or name a file with only these rows "
             f"{row.name}{path.suffix}."
         )
     category = table.find(row.category, "category")

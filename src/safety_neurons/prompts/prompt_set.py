@@ -3,16 +3,24 @@
 import dataclasses
 import hashlib
 import json
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import unknown_name
+from safety_neurons.core.progress import Listener
 
 SPLITS = ("train", "validation", "test")
 # Upper ends of the splits in the hash range: 60%, 15% and 25%.
 SPLIT_ENDS = (0.60, 0.75, 1.0)
+# What pandas, Excel and LibreOffice write for values that are missing or could not be computed.
+_MISSING = re.compile(
+    r"nan|null|none|nil|<na>|n/?a|nat|undefined|\[object object\]|err:\d+|"
+    r"#(n/a|null!|name\?|ref!|value!|num!|div/0!|calc!|spill!|error!|nv|wert!|bezug!)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,8 @@ class PromptSet:
     """Prompts in the order of their source, without duplicates.
 
     `source` is a path, a URL or a remark; `duplicates` is the number of dropped duplicates; `column` is the column of
-    the texts in a table, such as "goal" or "goal (guessed)".
+    the texts in a table, such as "goal", "goal (guessed)" or "messages (guessed), the user's first turn"; `notes` are
+    phrases on what else was found out or left out when its file was read.
     """
 
     name: str
@@ -38,6 +47,7 @@ class PromptSet:
     source: str
     duplicates: int = 0
     column: str = ""
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -49,6 +59,13 @@ class PromptSet:
     def texts(self) -> list[str]:
         """The texts, in order."""
         return [prompt.text for prompt in self.prompts]
+
+    @property
+    def remarks(self) -> str:
+        """What a user should know about how the set was read; empty if there is nothing to say."""
+        guessed = [f"column {self.column}"] if self.column.endswith(("(guessed)", "first turn")) else []
+        dropped = [f"{self.duplicates} duplicate{'s' * (self.duplicates > 1)} left out"] if self.duplicates else []
+        return "; ".join([*guessed, *self.notes, *dropped])
 
     @property
     def sha256(self) -> str:
@@ -111,6 +128,17 @@ class PromptSet:
         return assemble(name, entries, source=f"{name} (texts from Python)", unit="item")
 
 
+def tell(prompts: Mapping[str, PromptSet], listener: Listener) -> None:
+    """Say how sets were read, by their role or name, where there is something to say; each file once."""
+    by_source: dict[tuple[str, str], list[str]] = {}
+    for name, found in prompts.items():
+        if found.remarks:
+            by_source.setdefault((found.source, found.remarks), []).append(name)
+    for (source, remarks), names in by_source.items():
+        role = "" if names == [source] else f" ({', '.join(names)})"
+        listener.say(f"{source}{role}: {remarks}.")
+
+
 @dataclass(frozen=True)
 class Entry:
     """An unchecked prompt. `place` is its line or its position in a list, from 1."""
@@ -127,6 +155,11 @@ def normalized(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def is_missing(text: str) -> bool:
+    """Whether a text is blank, or the mark of a value that is missing or could not be computed."""
+    return not text.strip() or _MISSING.fullmatch(text.strip()) is not None
+
+
 def split_of(text: str) -> str:
     """The split of a prompt without one, from its text alone."""
     digest = hashlib.sha256(normalized(text).encode()).digest()
@@ -134,7 +167,14 @@ def split_of(text: str) -> str:
     return next(split for split, end in zip(SPLITS, SPLIT_ENDS, strict=True) if share < end)
 
 
-def assemble(name: str, entries: Sequence[Entry], source: str, unit: str = "line", column: str = "") -> PromptSet:
+def assemble(
+    name: str,
+    entries: Sequence[Entry],
+    source: str,
+    unit: str = "line",
+    column: str = "",
+    notes: tuple[str, ...] = (),
+) -> PromptSet:
     """Check entries and make a set: strip the texts, drop duplicates (all but the first), assign ids and splits.
 
     `unit` is what a place is called in messages (line or item).
@@ -163,14 +203,16 @@ def assemble(name: str, entries: Sequence[Entry], source: str, unit: str = "line
         places_of_ids[identity] = entry.place
         split = entry.split.strip().casefold() if own_splits else split_of(entry.text)
         prompts.append(Prompt(identity, entry.text.strip(), entry.category.strip(), split))
-    return PromptSet(name, tuple(prompts), source, duplicates=len(entries) - len(prompts), column=column)
+    return PromptSet(name, tuple(prompts), source, len(entries) - len(prompts), column, notes)
 
 
 def _check(entries: Sequence[Entry], source: str, unit: str) -> None:
-    blank = [entry.place for entry in entries if not entry.text.strip()]
+    blank = [entry.place for entry in entries if is_missing(entry.text)]
     if blank:
+        marks = [entry.text.strip() for entry in entries if is_missing(entry.text) and entry.text.strip()]
+        mark = f" ({marks[0]!r} stands for a missing value)" if marks else ""
         raise SafetyNeuronsError(
-            f"There are blank prompts in {source}, in {places(unit, blank)}. Fill them in or delete them."
+            f"There are blank prompts in {source}, in {places(unit, blank)}{mark}. Fill them in or delete them."
         )
     # JSON can hold lone surrogates and NUL, which tokenizers reject.
     broken = [entry.place for entry in entries if not _is_encodable(entry.text + entry.id + entry.category)]

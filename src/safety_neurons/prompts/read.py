@@ -1,212 +1,82 @@
 """Prompts from files: .txt, .csv, .tsv, .jsonl and .json."""
 
-import codecs
-import functools
 import io
-import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import did_you_mean
+from safety_neurons.prompts.conversations import NotAConversation, looks_like_conversation, messages_of, request_of
+from safety_neurons.prompts.decode import read_text
+from safety_neurons.prompts.delimited import is_table, parse_delimited
+from safety_neurons.prompts.json_forms import looks_like_json, parse_json, parse_json_lines
 from safety_neurons.prompts.prompt_set import Entry, PromptSet, assemble
-
-PLAIN = ""
-"""The key of a row's text if the file has no columns."""
-# By preference: JailbreakBench has both `Goal` and `Behavior`, and the goal is the request.
-WELL_KNOWN_COLUMNS = (
-    "prompt",
-    "goal",
-    "instruction",
-    "question",
-    "text",
-    "behavior",
-    "behaviour",
-    "query",
-    "request",
-    "input",
+from safety_neurons.prompts.table import (
+    CONVERSATION_COLUMNS,
+    NESTED_COLUMNS,
+    PLAIN,
+    WELL_KNOWN_COLUMNS,
+    PromptRow,
+    PromptTable,
+    counted,
+    kind_of,
+    texts_of,
 )
 
-
-@dataclass(frozen=True)
-class PromptRow:
-    """One prompt's values by column. `place` is its line or its position in a JSON array, from 1."""
-
-    place: int
-    values: dict[str, Any]
+ENDINGS = (".txt", ".csv", ".tsv", ".jsonl", ".json", ".ndjson", ".tab")
+_SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers", ".parquet", ".arrow", ".feather", ".pkl")
 
 
-@dataclass(frozen=True)
-class PromptTable:
-    """A parsed file. `columns` is empty if it holds texts only; `unit` is what a place is called in messages."""
-
-    columns: tuple[str, ...]
-    rows: tuple[PromptRow, ...]
-    unit: str = "line"
-
-    def find(self, *names: str) -> str | None:
-        """The first of these columns that exists, if necessary ignoring case; or None."""
-        for name in names:
-            if name in self.columns:
-                return name
-            for column in self.columns:
-                if column.casefold() == name.strip().casefold():
-                    return column
-        return None
+REQUEST_COLUMNS = (*WELL_KNOWN_COLUMNS[:4], *CONVERSATION_COLUMNS, *WELL_KNOWN_COLUMNS[4:], *NESTED_COLUMNS)
+"""Columns of prompts by preference. Conversations come before `text`, which may have the marks of a chat template."""
+_SHOWN, _SHOWN_COLUMNS = 60, 12
 
 
-def parse_text(text: str, source: str) -> PromptTable:
+def parse(text: str, ending: str, source: str) -> PromptTable:
+    """Parse a text as its file's ending says, or as what it plainly is instead.
+
+    Raises:
+        SafetyNeuronsError: the text is malformed.
+    """
+    if ending in (".jsonl", ".ndjson"):
+        return parse_json_lines(text, source)
+    if ending == ".json":
+        return parse_json(text, source)
+    if looks_like_json(text):
+        table = parse_json_lines(text, source)
+        return _noted(table, f"read as JSON, though the name ends in {ending}")
+    if ending == ".txt":
+        if not is_table(text):
+            return _parse_text(text)
+        return _noted(parse_delimited(text, source, "\t"), "read as a table, as the first line is a header")
+    return parse_delimited(text, source, "," if ending == ".csv" else "\t")
+
+
+def _noted(table: PromptTable, note: str) -> PromptTable:
+    return replace(table, notes=(note, *table.notes))
+
+
+def _parse_text(text: str) -> PromptTable:
     """One prompt per line; blank lines are skipped."""
-    return PromptTable((), tuple(PromptRow(place, {PLAIN: line}) for place, line in _lines(text) if line.strip()))
-
-
-def parse_json_lines(text: str, source: str) -> PromptTable:
-    """One JSON object per line; blank lines are skipped.
-
-    Raises:
-        SafetyNeuronsError: a line is not JSON, or is not an object.
-    """
-    rows = []
-    for place, line in _lines(text):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            array = text.lstrip().startswith("[")
-            hint = " The file looks like one JSON array: name it .json." if array else ""
-            raise SafetyNeuronsError(
-                f"Line {place} of {source} is not valid JSON ({_reason(error)}). Write one object per line, "
-                f'such as {{"prompt": "..."}}.{hint}'
-            ) from error
-        if not isinstance(value, dict):
-            raise SafetyNeuronsError(
-                f"Line {place} of {source} is {_kind(value)}, not an object. Write each line as "
-                '{"prompt": "..."}, or name the file .txt if it has one prompt per line.'
-            )
-        rows.append(PromptRow(place, value))
-    return PromptTable(_columns(rows), tuple(rows))
-
-
-def parse_json(text: str, source: str) -> PromptTable:
-    """A JSON array of objects or of strings.
-
-    Raises:
-        SafetyNeuronsError: it is not JSON, not an array, or its items are of other or mixed types.
-    """
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
-        hint = " If each line is an object, name the file .jsonl." if lines else ""
-        raise SafetyNeuronsError(
-            f"{source} is not valid JSON ({_reason(error)}). Correct it and run again.{hint}"
-        ) from error
-    if not isinstance(values, list):
-        raise SafetyNeuronsError(
-            f"{source} holds {_kind(values)}. It must hold an array of objects or of strings, such as "
-            '[{"prompt": "..."}] or ["..."].'
-        )
-    if values and all(isinstance(value, str) for value in values):
-        return PromptTable((), tuple(PromptRow(place, {PLAIN: value}) for place, value in enumerate(values, 1)), "item")
-    for place, value in enumerate(values, start=1):
-        if not isinstance(value, dict):
-            raise SafetyNeuronsError(
-                f"Item {place} of {source} is {_kind(value)}. The array must hold only objects, such as "
-                '{"prompt": "..."}, or only strings.'
-            )
-    rows = tuple(PromptRow(place, value) for place, value in enumerate(values, start=1))
-    return PromptTable(_columns(rows), rows, "item")
-
-
-def _parse_delimited(text: str, source: str, delimiter: str) -> PromptTable:
-    """Delimited values with a header; empty lines are skipped."""
-    # Imported late, as bundled sets do not need it.
-    import csv
-
-    # Strict: otherwise an unclosed quotation mark silently swallows the rest of the file.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    rows: list[PromptRow] = []
-    start = 1
-    try:
-        for values in reader:
-            # The place of a row is its first line; quoted fields may span several.
-            place, start = start, reader.line_num + 1
-            if not values:
-                continue
-            if not header:
-                header = _header(values, source)
-                continue
-            if any(value.strip() for value in values[len(header) :]):
-                raise SafetyNeuronsError(
-                    f"Line {place} of {source} has {len(values)} values for {len(header)} columns. Quote "
-                    "prompts that contain the separator."
-                )
-            # A column without a name is usually a pandas index.
-            rows.append(PromptRow(place, {name: value for name, value in zip(header, values, strict=False) if name}))
-    except csv.Error as error:
-        raise SafetyNeuronsError(
-            f"{source} cannot be read as a table near line {reader.line_num}, in the row starting in line "
-            f"{start} ({error}). Usual causes: an unclosed quotation mark, one inside a field that is not doubled, or "
-            f"a prompt of more than {csv.field_size_limit()} characters."
-        ) from error
-    return PromptTable(tuple(name for name in header if name), tuple(rows))
-
-
-def _header(values: list[str], source: str) -> list[str]:
-    header = [value.strip() for value in values]
-    if not any(header):
-        raise SafetyNeuronsError(
-            f"The header of {source} has no names. Put column names such as `prompt` into the first line."
-        )
-    twice = sorted({name for name in header if name and header.count(name) > 1})
-    if twice:
-        raise SafetyNeuronsError(
-            f"The header of {source} names the column {twice[0]!r} more than once. Rename all but one."
-        )
-    return header
-
-
-def _lines(text: str) -> list[tuple[int, str]]:
     # str.splitlines would also split at U+2028 and others, which a prompt may contain.
-    return list(enumerate(io.StringIO(text, newline=None).read().split("\n"), start=1))
-
-
-def _columns(rows: Sequence[PromptRow]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for row in rows for name in row.values))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at line {error.lineno}, column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
-
-
-PARSERS: dict[str, Callable[[str, str], PromptTable]] = {
-    ".txt": parse_text,
-    ".csv": functools.partial(_parse_delimited, delimiter=","),
-    ".tsv": functools.partial(_parse_delimited, delimiter="\t"),
-    ".jsonl": parse_json_lines,
-    ".json": parse_json,
-}
-"""Parsers by file ending: functions of the text and of the file's name in messages."""
+    lines = enumerate(io.StringIO(text, newline=None).read().split("\n"), start=1)
+    found = [(place, line) for place, line in lines if line.strip()]
+    quoted = sum(len(line.strip()) > 1 and line.strip()[0] == line.strip()[-1] == '"' for _, line in found)
+    notes = [f"{counted(quoted, 'line')} in quotation marks, which are part of the prompts"] if quoted else []
+    return texts_of(found, "line", *notes)
 
 
 def read_prompts(path: str | Path, column: str | None = None) -> PromptSet:
-    """Read a .txt (one prompt per line), .csv, .tsv, .jsonl or .json file in UTF-8.
+    """Read a .txt (one prompt per line), .csv, .tsv, .jsonl or .json file in UTF-8 or, with its mark, UTF-16.
 
-    `column` names the column of the prompts (default: the first well-known name). The columns `id`, `category` and
-    `split` are used if present; without splits each prompt gets a fixed one from its text. Surrounding spaces are
-    stripped and duplicates dropped.
+    Commas, semicolons, tabs and vertical bars are told apart whatever the ending. `column` names the column of the
+    prompts (default: the first well-known name; `meta.prompt` is the one inside of `meta`). Of a conversation
+    (`messages`, `conversations`) the user's first turn is taken. The columns `id`, `category` and `split` are used if
+    present; without splits each prompt gets a fixed one from its text. Surrounding spaces are stripped and duplicates
+    dropped. What was found out or left out is in the set's `column` and `notes`.
 
     Raises:
         SafetyNeuronsError: the file is missing, unreadable or empty, or has rows that are not prompts.
@@ -225,19 +95,20 @@ def read_table(path: Path, source: str) -> PromptTable:
     Raises:
         SafetyNeuronsError: the file is missing, unreadable, empty or malformed.
     """
-    parse = PARSERS.get(path.suffix.lower())
-    _check_path(path)
-    if parse is None:
+    ending = path.suffix.lower()
+    check_path(path)
+    if ending not in ENDINGS:
+        advice = "Export it as CSV in UTF-8." if ending in _SPREADSHEETS else "Rename or convert it."
         raise SafetyNeuronsError(
-            f"{source} is not a supported prompt file: its name must end in {', '.join(PARSERS)}. Rename or convert it."
+            f"{source} is not a supported prompt file: its name must end in {', '.join(ENDINGS)}. {advice}"
         )
-    text = _read_text(path, source)
+    text, remarks = read_text(path, source)
     if not text.strip():
         raise SafetyNeuronsError(f"{source} is empty. Put prompts into it, or use another file.")
-    table = parse(text, source)
+    table = parse(text, ending, source)
     if not table.rows:
         raise SafetyNeuronsError(f"There are no prompts in {source}. Give at least one.")
-    return table
+    return replace(table, notes=(*remarks, *table.notes))
 
 
 def make_set(
@@ -266,24 +137,28 @@ def make_set(
             raise SafetyNeuronsError(f"No row of {source} has {keep[1]!r} in its column {keep[0]!r}. Correct the file.")
     # Alpaca's convention: the text that the instruction is about is in a second column.
     addition = table.find("input") if column.casefold() == "instruction" else None
-    identity, split = table.find("id"), table.find("split")
+    identity, split = table.find("id", "custom_id"), table.find("split")
+    texts = requests_of(rows, column, table.unit, source)
     entries = [
         Entry(
             place=row.place,
-            text=_prompt_text(row, column, addition, table.unit, source),
+            text=_joined(text, _text(row, addition)),
             id=_text(row, identity),
             category=_text(row, category),
             split=_text(row, split),
         )
-        for row in rows
+        for row, text in zip(rows, texts.texts, strict=True)
     ]
-    return assemble(name, entries, source, table.unit, shown)
+    if texts.turns:
+        shown = f"{shown}, the user's first turn" if shown else "the user's first turn"
+    return assemble(name, entries, source, table.unit, shown, (*table.notes, *texts.notes))
 
 
-def _check_path(path: Path) -> None:
+def check_path(path: Path) -> None:
+    """Raise SafetyNeuronsError if a prompt file does not exist, or is a folder."""
     # Path.exists would raise for names that are too long for the disk.
     if os.path.isdir(path):
-        raise SafetyNeuronsError(f"{path} is a folder. Name a file of prompts ({', '.join(PARSERS)}) in it.")
+        raise SafetyNeuronsError(f"{path} is a folder. Name a file of prompts ({', '.join(ENDINGS)}) in it.")
     if os.path.exists(path):
         return
     if not os.path.isdir(path.parent):
@@ -296,47 +171,100 @@ def _check_path(path: Path) -> None:
     raise SafetyNeuronsError(f"{path} does not exist. {hint.rstrip()}")
 
 
-def _read_text(path: Path, source: str) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SafetyNeuronsError(f"{source} cannot be read ({error.strerror}). Check its permissions.") from error
-    mark = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
-    try:
-        text = content[mark:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        encoding = "UTF-16" if wide else "WINDOWS-1252"
-        raise SafetyNeuronsError(
-            f"{source} is not UTF-8 text: invalid byte at offset {mark + error.start}. Save it as UTF-8, "
-            f"for example with `iconv -f {encoding} -t UTF-8` if it is in {encoding}."
-        ) from error
-    if "\0" in text:
-        offset = mark + content[mark:].index(b"\0")
-        raise SafetyNeuronsError(
-            f"{source} is not plain text: there is a NUL byte at offset {offset}. If it is UTF-16, convert "
-            "it with `iconv -f UTF-16 -t UTF-8`; otherwise remove the NUL bytes."
-        )
-    return text
-
-
 def _choose_column(table: PromptTable, name: str | None, source: str) -> tuple[str, str]:
     """The column of the prompts, and its description for `PromptSet.column`."""
     if not table.columns:
         if name is not None:
             raise SafetyNeuronsError(f"{source} has no columns, so it has no column {name!r}. Omit `column`.")
         return PLAIN, ""
-    found = table.find(*WELL_KNOWN_COLUMNS if name is None else (name,))
+    found = table.find(*REQUEST_COLUMNS if name is None else (name,))
     if found is None:
         what = "has no column with a well-known name" if name is None else f"has no column {name!r}"
-        hint = ""
-        if len(table.columns) == 1 and ";" in table.columns[0]:
-            hint = " It seems to be separated by semicolons: save it with commas, or with tabs as .tsv."
         raise SafetyNeuronsError(
-            f"{source} {what}. Its columns are {', '.join(table.columns)}; name the one with the prompts (column). "
-            f"The first line of a table must be its header.{hint}"
+            f"{source} {what}. Its columns are {listed(table.columns)}; name the one with the prompts (column). "
+            f"{_hint(table)}"
         )
     return found, found if name is not None else f"{found} (guessed)"
+
+
+def _hint(table: PromptTable) -> str:
+    nested = [column for column in table.columns if column.rpartition(".")[2].casefold() in REQUEST_COLUMNS]
+    if nested:
+        return f"It may be {nested[0]!r}, which is inside of an object."
+    if table.unit == "item":
+        return "Well-known names are prompt, goal, instruction, question and messages."
+    return (
+        "The first line of a table must be its header: if it is a prompt, put the names of the columns above it, such "
+        "as `prompt`, separated as the values are."
+    )
+
+
+def listed(columns: Sequence[str]) -> str:
+    """Columns for a message, which stays readable if they are a row of values instead of names."""
+    shown = [name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..." for name in columns[:_SHOWN_COLUMNS]]
+    return ", ".join(shown) + (f" and {len(columns) - len(shown)} more" if len(columns) > len(shown) else "") or "none"
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The texts of a column; `turns` says whether they come from conversations, `notes` what of these is left out."""
+
+    texts: tuple[str, ...]
+    turns: bool
+    notes: tuple[str, ...]
+
+
+def requests_of(rows: Sequence[PromptRow], column: str, unit: str, source: str) -> Requests:
+    """The prompts in a column: texts as they are, and the user's first turn of conversations.
+
+    A missing text is empty.
+
+    Raises:
+        SafetyNeuronsError: a value is neither a text nor a conversation.
+    """
+    texts: list[str] = []
+    taken, with_system, with_more = 0, 0, 0
+    for row in rows:
+        value = row.values.get(column)
+        # pandas writes NaN for what is missing.
+        if value is None or value != value:
+            texts.append("")
+            continue
+        if isinstance(value, str) and not looks_like_conversation(value):
+            texts.append(value)
+            continue
+        taken += 1
+        if isinstance(value, list) and _are_turns(value, column):
+            texts.append(value[0])
+            with_more += len(value) > 1
+            continue
+        if not looks_like_conversation(value):
+            raise SafetyNeuronsError(
+                f"The value of {column!r} in {unit} {row.place} of {source} is not a string: it is {kind_of(value)}. "
+                "Put it in quotation marks, or choose another column."
+            )
+        try:
+            request = request_of(messages_of(value))
+        except NotAConversation as error:
+            raise SafetyNeuronsError(
+                f"The conversation in {column!r} in {unit} {row.place} of {source} {error}. Correct it, or write the "
+                'request as a text or as [{"role": "user", "content": "..."}].'
+            ) from error
+        texts.append(request.text)
+        with_system += request.system
+        with_more += request.later_turns
+    notes = []
+    if with_system:
+        notes.append(f"{counted(with_system, 'system message')} left out (a system prompt is set with `system`)")
+    if with_more:
+        notes.append(f"the later turns of {counted(with_more, 'conversation')} left out")
+    return Requests(tuple(texts), taken > 0, tuple(notes))
+
+
+def _are_turns(value: list[Any], column: str) -> bool:
+    """Whether a list holds what the user says, turn by turn, as MT-Bench's `turns` do."""
+    texts = bool(value) and all(isinstance(one, str) for one in value)
+    return texts and (len(value) == 1 or column.casefold() == "turns")
 
 
 def _text(row: PromptRow, column: str | None) -> str:
@@ -345,14 +273,5 @@ def _text(row: PromptRow, column: str | None) -> str:
     return "" if value is None else str(value)
 
 
-def _prompt_text(row: PromptRow, column: str, addition: str | None, unit: str, source: str) -> str:
-    value = row.values.get(column, "")
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise SafetyNeuronsError(
-            f"The value of {column!r} in {unit} {row.place} of {source} is not a string. Put it in "
-            "quotation marks, or choose another column."
-        )
-    added = _text(row, addition).strip()
-    return f"{value.strip()}\n\n{added}" if added and value.strip() else value
+def _joined(text: str, addition: str) -> str:
+    return f"{text.strip()}\n\n{addition.strip()}" if addition.strip() and text.strip() else text

@@ -455,6 +455,7 @@ class EvaluationPrompts(Section):
     name: str
     harmful: int
     safe: dict[str, int]
+    remarks: dict[str, str] = {}
 
 
 class ErrorCounts(Section):

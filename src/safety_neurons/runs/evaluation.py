@@ -16,7 +16,7 @@ from safety_neurons.evaluation.grid import HARMFUL, Cell, JudgedCell, Plan, judg
 from safety_neurons.evaluation.judge_errors import JudgeErrors
 from safety_neurons.evaluation.measures import MEASURES, check_measures, measures
 from safety_neurons.evaluation.summary import SCHEMA, cell_results, errors_of, summarize
-from safety_neurons.prompts import Prompt, PromptSet, load_prompts
+from safety_neurons.prompts import Prompt, PromptSet, load_prompts, tell
 from safety_neurons.runs.folder import PROMPT_SETS
 from safety_neurons.runs.workers import answer_together
 from safety_neurons.settings import Settings
@@ -24,10 +24,14 @@ from safety_neurons.settings import Settings
 
 @dataclass(frozen=True)
 class Requests:
-    """What is asked: `harmful` requests are attacked, `safe` ones, by the name of their set, are not."""
+    """What is asked: `harmful` requests are attacked, `safe` ones, by the name of their set, are not.
+
+    `sets` are the whole sets that they were taken from, by name.
+    """
 
     harmful: tuple[Prompt, ...]
     safe: dict[str, tuple[Prompt, ...]]
+    sets: dict[str, PromptSet]
 
     @classmethod
     def read(cls, settings: Settings, learners: Sequence[Settings]) -> "Requests":
@@ -46,8 +50,10 @@ class Requests:
             if prompt.split != "test"
         }
 
+        sets: dict[str, PromptSet] = {}
+
         def fresh(name: str, split: str | None) -> tuple[Prompt, ...]:
-            prompts: PromptSet = load_prompts(name, settings.column, settings.data_dir)
+            prompts = sets[name] = load_prompts(name, settings.column, settings.data_dir)
             if split is not None:
                 prompts = prompts.split(split)
             left = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learned))
@@ -58,7 +64,7 @@ class Requests:
         on = settings.evaluate.on
         if on is None:
             safe = {name: fresh(getattr(settings, name), "test") for name in ("benign", "borderline")}
-            return cls(fresh(settings.harmful, "test"), safe)
+            return cls(fresh(settings.harmful, "test"), safe, sets)
         names = on.split(":")
         if len(names) < 2 or not all(names):
             raise SafetyNeuronsError(
@@ -67,20 +73,21 @@ class Requests:
         if len(set(names)) < len(names) or HARMFUL in names[1:]:
             raise SafetyNeuronsError(f"{on!r} names a set twice, or {HARMFUL!r} as a safe one.")
         harmful, *safe_names = names
-        return cls(fresh(harmful, None), {name: fresh(name, None) for name in safe_names})
+        return cls(fresh(harmful, None), {name: fresh(name, None) for name in safe_names}, sets)
 
 
 @dataclass(frozen=True)
 class Evaluator:
     """An evaluation that is about to begin: everything that its options name has been found.
 
-    `errors` has each judge's measured errors, None where they are not known.
+    `errors` has each judge's measured errors, None where they are not known; `sets` the prompt sets that are asked.
     """
 
     settings: Settings
     plan: Plan
     judges: tuple[Judge, ...]
     errors: Mapping[str, JudgeErrors | None]
+    sets: Mapping[str, PromptSet]
 
     @classmethod
     def prepare(cls, settings: Settings, learners: Sequence[Settings] = ()) -> "Evaluator":
@@ -102,7 +109,11 @@ class Evaluator:
             requests.safe,
         )
         errors = {one.name: errors_of(one.name, config.judge_errors) for one in found}
-        return cls(settings, plan, found, errors)
+        return cls(settings, plan, found, errors, requests.sets)
+
+    def tell(self, listener: Listener) -> None:
+        """Say how the files of prompts were read, where there is something to say."""
+        tell(self.sets, listener)
 
     def context(self, engine: CachedEngine, run: RunArtifacts, folder: Path, listener: Listener) -> EvaluationContext:
         """What attacks and defenses work with."""
@@ -148,6 +159,7 @@ class Evaluator:
                 "name": settings.evaluate.on or settings.harmful,
                 "harmful": len(plan.harmful),
                 "safe": {name: len(prompts) for name, prompts in plan.safe.items()},
+                "remarks": {name: found.remarks for name, found in self.sets.items() if found.remarks},
             },
             "answer_tokens": settings.evaluate.answer_tokens,
             "seed": settings.seed,

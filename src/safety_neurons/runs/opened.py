@@ -10,7 +10,7 @@ from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import locked, read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
-from safety_neurons.prompts import Prompt, load_prompts
+from safety_neurons.prompts import Prompt, load_prompts, tell
 from safety_neurons.report.page import write_report
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.context import RunContext
@@ -40,9 +40,8 @@ def opened(
     listener = listener or Silence()
     folder = RunFolder(path)
     wanted = merged_settings(folder.record().get("settings", {}), given or {})
-    for pair in on:
-        for name in _pair(pair, wanted):
-            load_prompts(name, wanted.column, wanted.data_dir)
+    named = [name for pair in on if pair is not None for name in _pair(pair, wanted)]
+    tell({name: load_prompts(name, wanted.column, wanted.data_dir) for name in named}, listener)
     run(path, given, until=until, listener=listener, command=command)
     if alone:
         # What comes now is not shared among the processes of torchrun.

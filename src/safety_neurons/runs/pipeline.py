@@ -12,7 +12,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import file_sha256, locked, read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.locate import hub_identity, locate
-from safety_neurons.prompts import PromptSet, load_prompts
+from safety_neurons.prompts import PromptSet, load_prompts, tell
 from safety_neurons.report.results import SCHEMA, RunResults
 from safety_neurons.runs.folder import (
     PROMPT_SETS,
@@ -180,6 +180,7 @@ def _run(
         whole = len(wanted) == len(STAGES)
         listener.say(f"{folder.path} is up to date: nothing to do." if whole else f"Done already: {', '.join(wanted)}.")
         return kept or _current_results({}, set())
+    tell(opening.prompts, listener)
     if "tune" in todo:
         _check_shard(settings)
     if again := [stage for stage in changed if stage != "report"]:
@@ -303,7 +304,8 @@ def _write_report(folder: RunFolder, results: dict[str, Any]) -> None:
 
 def _describe(prompts: PromptSet) -> dict[str, Any]:
     counts = {split: sum(prompt.split == split for prompt in prompts) for split in ("train", "validation", "test")}
-    return {"name": prompts.name, "source": prompts.source, "sha256": prompts.sha256, **counts}
+    read = {"column": prompts.column, "notes": list(prompts.notes), "duplicates": prompts.duplicates}
+    return {"name": prompts.name, "source": prompts.source, "sha256": prompts.sha256, **read, **counts}
 
 
 def _now() -> str:

@@ -180,6 +180,8 @@ def tune_stage(run: RunContext) -> StageResult:
     settings = run.settings.tune
     corpus = corpus_of(run)
     corpus.save(run.folder.corpus)
+    if corpus.notes:
+        run.listener.say(f"{run.settings.tune.corpus}: {'; '.join(corpus.notes)}.")
     run.listener.say("corpus: " + ", ".join(f"{count} {kind}" for kind, count in corpus.counts().items()))
     model, neurons = run.model, run.neurons
     before = outside_digest(model, neurons)
@@ -219,6 +221,9 @@ def tune_stage(run: RunContext) -> StageResult:
 
 def evaluate_stage(run: RunContext) -> StageResult:
     evaluator = Evaluator.prepare(run.settings)
+    # The run's own sets were told of when it was opened.
+    if run.settings.evaluate.on is not None:
+        evaluator.tell(run.listener)
     artifacts = artifacts_of(run, run.settings.evaluate.defenses)
     context = evaluator.context(run.engine, artifacts, run.folder.path, run.listener)
     cells, measured = evaluator.answer(context)

@@ -78,6 +78,7 @@ def _side_by_side(
 ) -> Evaluation:
     first, *others = (settings_of(name, overridden(given, {"evaluate": options})) for name in names)
     evaluator = Evaluator.prepare(first, [first, *others])
+    evaluator.tell(listener)
     # All are asked the same: what the first one's settings say.
     shared = {"evaluate": first.evaluate}
     evaluators = [evaluator, *(replace(evaluator, settings=one.model_copy(update=shared)) for one in others)]

@@ -5,14 +5,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import pydantic
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import write_text
+from safety_neurons.prompts.read import read_table
 
 PairKind = Literal["refusal", "benign", "borderline"]
 
@@ -37,9 +38,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The pairs to train on."""
+    """The pairs to train on. `notes` say what was found out about the form of their file."""
 
     pairs: tuple[Pair, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def counts(self) -> dict[str, int]:
         """The number of pairs of each kind."""
@@ -52,36 +54,33 @@ class Corpus:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read pairs, one JSON object per line: kind, user and response; prompt_id, prefill and cut_off are optional.
+        """Read pairs: kind, user and response; prompt_id, prefill and cut_off are optional.
+
+        One JSON object per line, or another form of table that prompts are read from.
 
         Raises:
-            SafetyNeuronsError: the file is missing or unreadable, or a line is not a pair.
+            SafetyNeuronsError: the file is missing or unreadable, or a row is not a pair.
         """
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError as error:
-            raise SafetyNeuronsError(f"The corpus {path} does not exist.") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise SafetyNeuronsError(f"The corpus {path} cannot be read: {error}.") from error
+        if path.exists() and path.stat().st_size == 0:
+            return cls(())
+        table = read_table(path, str(path))
         pairs = []
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+        for row in table.rows:
             try:
-                pairs.append(_PAIR.validate_python(_OPTIONAL | _OBJECT.validate_json(line)))
+                pairs.append(_PAIR.validate_python(_OPTIONAL | {k: v for k, v in row.values.items() if v is not None}))
             except pydantic.ValidationError as error:
                 problem = error.errors()[0]
                 place = "".join(f"{part}: " for part in problem["loc"])
+                row_name = f"{table.unit.capitalize()} {row.place}"
                 raise SafetyNeuronsError(
-                    f"Line {number} of the corpus {path} is not a pair: {place}{problem['msg']}. Each line is a JSON "
-                    'object such as {"kind": "refusal", "user": "...", "response": "..."}; kinds are refusal, benign '
-                    "and borderline."
+                    f"{row_name} of the corpus {path} is not a pair: {place}{problem['msg']}. Each "
+                    'line is a JSON object such as {"kind": "refusal", "user": "...", "response": "..."}; kinds are '
+                    "refusal, benign and borderline."
                 ) from error
-        return cls(tuple(pairs))
+        return cls(tuple(pairs), table.notes)
 
 
 _PAIR = pydantic.TypeAdapter(Pair)
-_OBJECT = pydantic.TypeAdapter(dict[str, Any])
 # Defaults for the fields that a file may omit.
 _OPTIONAL = {"prompt_id": "", "prefill": ""}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from builders.listeners import Recorder
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.evaluation import attacks
 from safety_neurons.evaluation.attacks import published
@@ -53,6 +54,20 @@ def test_a_request_is_sent_as_the_prompt_beside_its_goal(
     assert sent(f"file:path={table},goal_column=behavior,prompt-column=Attack", defended, context) == SENT
 
 
+def test_goals_without_a_prompt_are_skipped_and_said_once(
+    tmp_path: Path, defended: Defended, context: EvaluationContext
+) -> None:
+    told = Recorder()
+    context = replace(context, listener=told)
+    given_up = [{"goal": "Plant a tree", "prompt": value} for value in (None, " ", "NaN")]
+    as_messages = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]
+    path = write_lines(tmp_path / "a.jsonl", [*as_messages, *given_up, {"goal": "Plant a rose"}])
+    for _ in range(2):
+        assert sent(f"file:path={path}", defended, context, [*REQUESTS, "Plant a tree"]) == [*SENT, None]
+    turns = "the user's first turn of each conversation"
+    assert told.said == [f"{path}: {turns}; 4 goals without a prompt, so nothing is sent for them."]
+
+
 def test_a_file_for_other_requests_cannot_run(tmp_path: Path, defended: Defended, context: EvaluationContext) -> None:
     path = write_lines(tmp_path / "a.jsonl", ROWS)
     with pytest.raises(CannotRunError, match=r"None of the 2 goals of .*a\.jsonl is among the 1 requests"):
@@ -65,9 +80,9 @@ def test_a_file_for_other_requests_cannot_run(tmp_path: Path, defended: Defended
         ("b.jsonl", ROWS, r"b\.jsonl does not exist\. Did you mean a\.jsonl"),
         ("a.jsonl", [{"request": "x", "prompt": "y"}], "has no column 'goal'.*request, prompt.*goal_column="),
         ("a.jsonl", [{"goal": "x", "attack": "y"}], "has no column 'prompt'"),
-        ("a.jsonl", [*ROWS, {"goal": "x"}], "no goal or no prompt in line 3 of"),
-        ("a.jsonl", [*ROWS, {"goal": "x", "prompt": " "}], "no goal or no prompt in line 3 of"),
-        ("a.jsonl", [*ROWS, {"goal": 5, "prompt": "y"}], "no goal or no prompt in line 3 of"),
+        ("a.jsonl", [*ROWS, {"prompt": "x"}], r"no goal in .*a\.jsonl, in line 3"),
+        ("a.jsonl", [{"goal": "x", "prompt": None}], "no prompts in .*its column 'prompt' is empty"),
+        ("a.jsonl", [*ROWS, {"goal": 5, "prompt": "y"}], "'goal' in line 3 of .* not a string"),
     ],
 )
 def test_bad_files_are_errors(

@@ -38,11 +38,11 @@ def test_a_file_of_the_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"prompt": "Why?"}'], "Line 1 of .* has no `turns`"),
+        (['{"reply": "Why?"}'], "Line 1 of .* has no `turns`"),
         (['{"turns": ["a"]}', '{"turns": []}'], "Line 2 of .* has no `turns`"),
         (['{"turns": ["a", 3]}'], "has no `turns`"),
         (['{"turns": ["a", " "]}'], "has no `turns`"),
-        (['{"turns": "Why?"}'], "has no `turns`"),
+        (['{"turns": 3}'], "has no `turns`"),
         (['{"id": 1, "turns": ["a"]}', '{"id": "1", "turns": ["b"]}'], "the id '1'"),
     ],
 )
@@ -88,3 +88,24 @@ def test_what_the_defence_answers_is_what_was_said(scripted: Callable[..., Any])
 
 def test_no_questions_no_answers(scripted: Callable[..., Any]) -> None:
     assert answer_questions(Defended(scripted(lambda _: ""), lambda _: []), []) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "a.jsonl",
+            json.dumps({"messages": [{"role": "user", "content": "Why?"}, {"role": "user", "content": "How?"}]}),
+        ),
+        ("a.json", json.dumps({"prompt": {"0": ["Why?", " How?"]}})),
+        ("a.csv", 'question_id;turns\n1;"[""Why?"", ""How?""]"\n'),
+    ],
+)
+def test_other_forms_of_questions(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_questions(tmp_path / name) == [Question("1", "", ("Why?", "How?"))]
+
+
+def test_questions_of_one_turn(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Why?\nHow?\n", encoding="utf-8")
+    assert [question.turns for question in read_questions(tmp_path / "a.txt")] == [("Why?",), ("How?",)]

@@ -7,56 +7,83 @@ from pathlib import Path
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt
-from safety_neurons.prompts.prompt_set import normalized
-from safety_neurons.prompts.read import PromptRow, read_table
+from safety_neurons.prompts.prompt_set import is_missing, normalized, places
+from safety_neurons.prompts.read import listed, read_table, requests_of
+from safety_neurons.prompts.table import PromptRow, counted
 
 
-def read_attack(path: Path, goal_column: str = "goal", prompt_column: str = "prompt") -> dict[str, AttackedPrompt]:
-    """The jailbreak prompts of a file by normalized goal (the request); the first where a goal has several.
+@dataclass(frozen=True)
+class AttackFile:
+    """Jailbreak prompts by normalized goal (the request); the first where a goal has several.
+
+    `remarks` are phrases on what was found out or left out when the file was read.
+    """
+
+    prompts: dict[str, AttackedPrompt]
+    remarks: tuple[str, ...] = ()
+
+
+def read_attack(path: Path, goal_column: str = "goal", prompt_column: str = "prompt") -> AttackFile:
+    """The jailbreak prompts of a file. A goal without a prompt is one that the attack gave up on.
 
     Raises:
-        SafetyNeuronsError: the file is missing or unreadable, or lacks a column, or a row has no goal or no prompt.
+        SafetyNeuronsError: the file is missing or unreadable, lacks a column, has no prompts, or a row has no goal.
     """
     table = read_table(path, str(path))
     columns = {name: table.find(name) for name in (goal_column, prompt_column)}
     if missing := [name for name, column in columns.items() if column is None]:
         raise SafetyNeuronsError(
-            f"{path} has no column {missing[0]!r}. Its columns are {', '.join(table.columns) or 'none'}; name those of "
-            "the goals and of the prompts with goal_column= and prompt_column=."
+            f"{path} has no column {missing[0]!r}. Its columns are {listed(table.columns)}; name those of the goals "
+            "and of the prompts with goal_column= and prompt_column=."
         )
-    return by_goal(table.rows, str(path), table.unit, str(columns[goal_column]), str(columns[prompt_column]))
+    found = by_goal(table.rows, str(path), table.unit, str(columns[goal_column]), str(columns[prompt_column]))
+    return AttackFile(found.prompts, (*table.notes, *found.remarks))
 
 
 def by_goal(
     rows: Sequence[PromptRow], source: str, unit: str, goal_column: str = "goal", prompt_column: str = "prompt"
-) -> dict[str, AttackedPrompt]:
-    """The jailbreak prompts of rows by normalized goal; the first where a goal has several.
+) -> AttackFile:
+    """The jailbreak prompts of rows.
 
     Raises:
-        SafetyNeuronsError: a row has no goal or no prompt.
+        SafetyNeuronsError: a row has no goal, a value is not text, or no row has a prompt.
     """
+    goals, requests = (requests_of(rows, column, unit, source) for column in (goal_column, prompt_column))
+    blank = [row.place for row, goal in zip(rows, goals.texts, strict=True) if is_missing(goal)]
+    if blank:
+        raise SafetyNeuronsError(
+            f"There is no goal in {source}, in {places(unit, blank)}. Write it, or delete the {unit}."
+        )
     prompts: dict[str, AttackedPrompt] = {}
-    for row in rows:
-        goal, prompt = row.values.get(goal_column), row.values.get(prompt_column)
-        if not isinstance(goal, str) or not isinstance(prompt, str) or not goal.strip() or not prompt.strip():
-            raise SafetyNeuronsError(
-                f"There is no goal or no prompt in {unit} {row.place} of {source}: both must be text. Write them, or "
-                f"delete the {unit}."
-            )
-        prompts.setdefault(normalized(goal), AttackedPrompt(prompt))
-    return prompts
+    without = 0
+    for goal, prompt in zip(goals.texts, requests.texts, strict=True):
+        if is_missing(prompt):
+            without += 1
+        else:
+            prompts.setdefault(normalized(goal), AttackedPrompt(prompt))
+    if not prompts:
+        raise SafetyNeuronsError(
+            f"There are no prompts in {source}: its column {prompt_column!r} is empty. Fill it in."
+        )
+    gaps = [f"{counted(without, 'goal')} without a prompt, so nothing is sent for them"] if without else []
+    turns = ["the user's first turn of each conversation"] if requests.turns or goals.turns else []
+    return AttackFile(prompts, (*turns, *goals.notes, *requests.notes, *gaps))
 
 
-def matched(requests: Sequence[str], prompts: dict[str, AttackedPrompt], source: str) -> list[AttackedPrompt | None]:
-    """The prompt of each request, None where it has none.
+def matched(
+    requests: Sequence[str], file: AttackFile, source: str, context: EvaluationContext
+) -> list[AttackedPrompt | None]:
+    """The prompt of each request, None where it has none. Says once how the file was read.
 
     Raises:
         CannotRunError: no request has a prompt.
     """
-    sent = [prompts.get(normalized(request)) for request in requests]
+    if file.remarks:
+        context.tell(f"{source}: {'; '.join(file.remarks)}.")
+    sent = [file.prompts.get(normalized(request)) for request in requests]
     if not any(sent):
         raise CannotRunError(
-            f"None of the {len(prompts)} goals of {source} is among the {len(requests)} requests: they belong to "
+            f"None of the {len(file.prompts)} goals of {source} is among the {len(requests)} requests: they belong to "
             "another prompt set."
         )
     return sent
@@ -75,8 +102,8 @@ class FromFile(Attack):
     ) -> Sequence[AttackedPrompt | None]:
         if self.path is None:
             raise CannotRunError(f"The attack {self.name} needs a file with goals and prompts: file:path=FILE.")
-        prompts = read_attack(self.path.expanduser(), self.goal_column, self.prompt_column)
-        return matched(requests, prompts, str(self.path))
+        file = read_attack(self.path.expanduser(), self.goal_column, self.prompt_column)
+        return matched(requests, file, str(self.path), context)
 
 
 ATTACK = FromFile(

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.core.files import atomic_path, cache_folder
 from safety_neurons.core.plugins import unknown_name
-from safety_neurons.evaluation.attacks.from_file import by_goal, matched, read_attack
+from safety_neurons.evaluation.attacks.from_file import AttackFile, by_goal, matched, read_attack
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.prompts.named import GITHUB
-from safety_neurons.prompts.read import PromptRow
+from safety_neurons.prompts.table import PromptRow
 
 HOME = f"{GITHUB}/JailbreakBench/artifacts"
 BUDGET = "one prompt a request, made beforehand for another model"
@@ -120,7 +120,7 @@ class Artifact(Attack):
         self, requests: Sequence[str], defended: Defended, context: EvaluationContext
     ) -> Sequence[AttackedPrompt | None]:
         if local := self._local(context):
-            return matched(requests, read_attack(local), str(local))
+            return matched(requests, read_attack(local), str(local), context)
         if not self.cached.exists():
             self._download()
         try:
@@ -130,7 +130,7 @@ class Artifact(Attack):
                 f"The cached copy of the attack {self.short}, {self.cached}, cannot be used: {error} Delete it, and it "
                 "is downloaded again."
             ) from error
-        return matched(requests, prompts, self.url)
+        return matched(requests, prompts, self.url, context)
 
     def _local(self, context: EvaluationContext) -> Path | None:
         """The file of these prompts in the attack's own folder, or among the copies of public sets."""
@@ -167,7 +167,7 @@ class Artifact(Attack):
             temporary.write_bytes(content)
 
 
-def read_artifact(content: bytes, source: str) -> dict[str, AttackedPrompt]:
+def read_artifact(content: bytes, source: str) -> AttackFile:
     """The prompts of a JailbreakBench artifact by normalized goal, without the requests that its attack gave up on.
 
     Raises:

@@ -4,12 +4,14 @@ The wording of the judge's prompts is ours. The judge is asked when no defense i
 under test.
 """
 
+import contextlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.statistics import Rate, mean, share
@@ -17,8 +19,10 @@ from safety_neurons.engines.engine import Engine, answers
 from safety_neurons.evaluation.contracts import Defended
 from safety_neurons.models.chat import AttackedPrompt, Conversation, Turn
 from safety_neurons.models.quoting import fenced
+from safety_neurons.prompts.conversations import NotAConversation, looks_like_conversation, messages_of
 from safety_neurons.prompts.named import BUNDLED_FOLDER
-from safety_neurons.prompts.read import read_table
+from safety_neurons.prompts.read import REQUEST_COLUMNS, read_table
+from safety_neurons.prompts.table import PLAIN
 
 BUNDLED = BUNDLED_FOLDER / "questions.jsonl"
 PreferenceOutcome = Literal["win", "tie", "loss", "unscored"]
@@ -49,33 +53,47 @@ class Dialogue:
 
 
 def read_questions(path: Path = BUNDLED) -> list[Question]:
-    """Read a .jsonl or .json file whose rows have `turns`, a list of texts. Default: the 24 bundled questions.
+    """Read a file whose rows have `turns`, a list of texts. Default: the 24 bundled questions.
 
-    `id` (or `question_id`) and `category` are optional.
+    Or all that the user says in conversations (`messages`), or questions of one turn (`prompt`, `question`, lines of
+    text). `id` (or `question_id`) and `category` are optional.
 
     Raises:
         SafetyNeuronsError: the file is missing or unreadable, a row has no turns, or two rows have the same id.
     """
     table = read_table(path, str(path))
     identity, category = table.find("id", "question_id"), table.find("category")
+    column = table.find("turns", *REQUEST_COLUMNS) if table.columns else PLAIN
     questions: dict[str, Question] = {}
     for row in table.rows:
-        turns = row.values.get("turns")
-        if (
-            not isinstance(turns, list)
-            or not turns
-            or not all(isinstance(turn, str) and turn.strip() for turn in turns)
-        ):
+        turns = _turns_of(row.values.get(column or ""))
+        if not turns or not all(turns):
             raise SafetyNeuronsError(
                 f"{table.unit.capitalize()} {row.place} of {path} has no `turns`: a list of what the user says, such "
                 'as {"turns": ["Name a river.", "How long is it?"]}.'
             )
-        name = str(row.values.get(identity or "", row.place))
+        name = str(row.values.get(identity, row.place)) if identity else str(row.place)
         if name in questions:
             raise SafetyNeuronsError(f"Two questions in {path} have the id {name!r}. Make ids unique, or omit them.")
-        stripped = tuple(turn.strip() for turn in turns)
-        questions[name] = Question(name, str(row.values.get(category or "", "")), stripped)
+        questions[name] = Question(name, str(row.values.get(category, "")) if category else "", turns)
     return list(questions.values())
+
+
+def _turns_of(value: Any) -> tuple[str, ...]:
+    """What the user says in a list of texts, a text, or a conversation; empty if the value is something else."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        # A list in the cell of a table.
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if looks_like_conversation(value):
+        try:
+            return tuple(one.text.strip() for one in messages_of(value) if one.role == "user")
+        except NotAConversation:
+            return ()
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return ()
+    return tuple(text.strip() for text in texts)
 
 
 def answer_questions(defended: Defended, questions: Sequence[Question]) -> list[Dialogue]:
