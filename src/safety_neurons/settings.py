@@ -18,7 +18,10 @@ class Settings(Config):
     """Everything that a run depends on."""
 
     model: str = DEFAULT_MODEL
-    """A preset (see `safety-neurons list models`), a hub id, a folder or a .gguf file."""
+    """A preset (see `safety-neurons list models`), a hub id, a folder or a .gguf file; or a PEFT adapter, which is
+    merged in memory into the base that it names."""
+    adapter: str | None = None
+    """The folder or hub id of a PEFT adapter to merge into the model in memory."""
     harmful: str = "harmful"
     """Harmful prompts: the bundled ones, a public set (advbench, jailbreakbench, harmbench, strongreject,
     malicious-instruct, xstest-unsafe), or a .txt, .csv, .json or .jsonl file."""

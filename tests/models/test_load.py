@@ -1,8 +1,7 @@
 """Loading: from a folder, from memory, from the hub that is not there, and from what is broken."""
 
 import json
-import urllib.error
-import urllib.request
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from safety_neurons.core.errors import SafetyNeuronsError
+from builders.listeners import Recorder
+from builders.models import ARCHITECTURES, WITH_VISION
+from safety_neurons.core.errors import NotFiniteError, SafetyNeuronsError
+from safety_neurons.models import hub
+from safety_neurons.models import load as load_module
 from safety_neurons.models import locate as locating
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import choose_dtype, load
@@ -22,12 +25,9 @@ TEXT = "Some text to read"
 
 @pytest.fixture(autouse=True)
 def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_args: Any, **_options: Any) -> None:
-        raise urllib.error.URLError("no network in tests")
-
     monkeypatch.setenv("SAFETY_NEURONS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(urllib.request, "urlopen", refused)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(locating, "installed_parts", lambda package: None)
 
 
@@ -162,31 +162,18 @@ def test_a_model_that_is_no_language_model_is_an_error(folder: Path) -> None:
 def test_a_model_that_cannot_be_fetched_is_an_error_with_both_ways_out(
     name: str, ways: list[str], answers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def lacks(_hub_id: str) -> None:
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(load_module, "fetch_adapter", lacks)
     if answers:
-        error = urllib.error.HTTPError("https://hub", 404, "not found", None, None)  # type: ignore[arg-type]
-
-        def answer(*_args: Any, **_options: Any) -> None:
-            raise error
-
-        monkeypatch.setattr(urllib.request, "urlopen", answer)
+        monkeypatch.setattr(load_module, "why_unreachable", lambda: None)
     with pytest.raises(SafetyNeuronsError) as caught:
         load(name)
     for part in [name, "With a network", "without one", *ways]:
         assert part in str(caught.value)
+    assert ("no such repository" if answers else "HF_HUB_OFFLINE") in str(caught.value)
     assert ("HF_TOKEN" in str(caught.value)) == (name == "llama-3.2-1b")
-
-
-def test_the_hubs_offline_switch_means_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[object] = []
-
-    def note(*args: object, **_options: object) -> None:
-        tried.append(args)
-        raise urllib.error.URLError("none")
-
-    monkeypatch.setattr(urllib.request, "urlopen", note)
-    with pytest.raises(SafetyNeuronsError):
-        load("nobody/nothing")
-    assert tried == []
 
 
 @pytest.mark.parametrize("name", ["a b/c", "owner/model?", "-x/y", "owner/" + "m" * 120])
@@ -224,3 +211,202 @@ def test_dtype_where_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cpu, test, lambda: False, raising=False)
     assert choose_dtype(cpu, 0.001) == torch.float32
     assert choose_dtype(cpu, 1e6) == torch.bfloat16
+
+
+def changed_weights(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path = folder / "model.safetensors"
+    save_file(change({name: value.clone() for name, value in load_file(path).items()}), path, {"format": "pt"})
+
+
+def test_a_layer_more_than_the_configuration_says_is_an_error(folder: Path) -> None:
+    def more(tensors: dict[str, Any]) -> dict[str, Any]:
+        return tensors | {name.replace("layers.2.", "layers.3."): value.clone() for name, value in tensors.items()}
+
+    changed_weights(folder, more)
+    with pytest.raises(SafetyNeuronsError, match=r"9 left over.*model\.layers\.3\."):
+        load_here(folder)
+
+
+def test_a_renamed_weight_is_named_as_missing_and_left_over(folder: Path) -> None:
+    def renamed(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {name.replace("layers.1.mlp.up_proj", "layers.1.mlp.upper"): value for name, value in tensors.items()}
+
+    changed_weights(folder, renamed)
+    with pytest.raises(SafetyNeuronsError, match=r"1 missing \(model.layers.1.mlp.up_proj.*1 left over.*upper"):
+        load_here(folder)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_missing_shard_is_an_error(number: int, model: ChatModel, tmp_path: Path) -> None:
+    model.model.save_pretrained(tmp_path, max_shard_size="40KB")
+    model.tokenizer.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_here(tmp_path)), logits(model))
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[number]
+    shard.unlink()
+    with pytest.raises(SafetyNeuronsError, match=f"{tmp_path} cannot be read.*{shard.name}"):
+        load_here(tmp_path)
+
+
+def test_tables_that_older_versions_saved_are_not_weights(make_model: Callable[..., ChatModel], folder: Path) -> None:
+    mask = torch.ones(8, 8).tril()[None, None]
+    before = logits(load_here(folder))
+    tables = {
+        "model.layers.0.self_attn.bias": mask,
+        "model.layers.0.self_attn.masked_bias": torch.tensor(-1e9),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.rand(4),
+        "model.position_ids": torch.arange(8)[None],
+    }
+    changed_weights(folder, lambda tensors: tensors | tables)
+    assert torch.equal(logits(load_here(folder)), before)
+    # What has such a name, and is learned, counts.
+    changed_weights(folder, lambda tensors: tensors | {"model.layers.0.self_attn.bias": mask * 2 + 1})
+    with pytest.raises(SafetyNeuronsError, match=r"1 left over.*self_attn\.bias"):
+        load_here(folder)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_in_the_file_of_a_tied_model(same: bool, make_model: Callable[..., ChatModel], tmp_path: Path) -> None:
+    model = make_model("qwen2", tie_word_embeddings=True)
+    model.model.tie_weights()
+    model.model.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    head = model.model.get_input_embeddings().weight.detach().clone()
+    changed_weights(tmp_path, lambda tensors: tensors | {"lm_head.weight": head if same else head + 1})
+    loaded = load_here(tmp_path)
+    assert torch.equal(loaded.model.get_output_embeddings().weight, head if same else head + 1)
+
+
+@pytest.mark.parametrize("name", sorted({*ARCHITECTURES} - {*WITH_VISION}))
+def test_a_saved_model_of_any_architecture_has_no_weight_too_many(
+    name: str, tmp_path: Path, make_model: Callable[..., ChatModel]
+) -> None:
+    model = make_model(name)
+    model.model.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    assert torch.allclose(logits(load_here(tmp_path)), logits(model), atol=1e-5)
+
+
+def test_a_model_in_memory_that_is_not_transformers_is_an_error(model: ChatModel) -> None:
+    with pytest.raises(SafetyNeuronsError, match="merge_and_unload"):
+        load(torch.nn.Linear(2, 2), model.tokenizer)
+    with pytest.raises(SafetyNeuronsError, match="with an adapter"):
+        load(model.model, model.tokenizer, adapter="somewhere")
+
+
+# The hub's cache.
+
+
+@pytest.fixture
+def cached(model: ChatModel, tmp_path: Path) -> Path:
+    """A model in the hub's cache."""
+    repository = tmp_path / "hub" / "models--owner--model"
+    path = repository / "snapshots" / "c0ffee"
+    model.model.save_pretrained(path, max_shard_size="40KB")
+    model.tokenizer.save_pretrained(path)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c0ffee")
+    return path
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A network that is looked for: what is asked of it."""
+    asked: list[Any] = []
+
+    def refuse(*args: Any, **_options: Any) -> None:
+        asked.append(args)
+        raise ConnectionError("no network in tests")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return asked
+
+
+def test_a_model_in_the_hubs_cache_is_loaded_without_the_network(
+    cached: Path, model: ChatModel, online: list[Any]
+) -> None:
+    loaded = load("owner/model", device="cpu", dtype="float32")
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.identity == "c0ffee"
+    assert loaded.name == "owner/model"
+    assert online == []
+
+
+def test_the_commit_in_the_hubs_cache_is_said(cached: Path) -> None:
+    notes = Recorder()
+    assert locating.locate("owner/model", notes) == locating.Located(str(cached), "c0ffee")
+    assert any("owner/model: commit c0ffee" in note for note in notes.said)
+
+
+@pytest.mark.parametrize(
+    "file", ["model-00002-of-*", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"]
+)
+def test_an_incomplete_download_without_a_network_is_an_error_at_once(
+    file: str, cached: Path, online: list[Any]
+) -> None:
+    path = next(cached.glob(file))
+    path.unlink()
+    with pytest.raises(SafetyNeuronsError, match=r"incomplete.*lacks.*no connection") as caught:
+        load("owner/model", device="cpu")
+    assert (path.name if "index" not in file else "model.safetensors") in str(caught.value)
+    assert len(online) <= 2
+    assert locating.locate("owner/model").identity is None
+
+
+def test_a_repository_without_tokenizer_config_is_complete(cached: Path) -> None:
+    (cached / "tokenizer_config.json").unlink()
+    nothing = cached.parent.parent / ".no_exist" / "c0ffee"
+    nothing.mkdir(parents=True)
+    (nothing / "tokenizer_config.json").touch()
+    assert locating.locate("owner/model").identity == "c0ffee"
+
+
+def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that is only reached through a proxy is reached."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        huggingface_hub.utils.close_session()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub, "TIMEOUT_SECONDS", 0.5)
+        server.settimeout(5)
+        assert hub.why_unreachable() is not None
+        connection, _ = server.accept()
+        assert connection.recv(100).startswith(b"CONNECT huggingface.co:443")
+        connection.close()
+    huggingface_hub.utils.close_session()
+
+
+# Numbers that are not finite.
+
+
+@pytest.fixture
+def overflowing(make_model: Callable[..., ChatModel], tmp_path: Path) -> Path:
+    model = make_model("llama")
+    with torch.no_grad():
+        for layer in model.model.model.layers:
+            layer.mlp.down_proj.weight *= 4000
+            layer.mlp.up_proj.weight *= 50
+    model.model.save_pretrained(tmp_path / "large")
+    model.tokenizer.save_pretrained(tmp_path / "large")
+    return tmp_path / "large"
+
+
+@pytest.mark.parametrize("use", ["coverage", "chat", "logits"])
+def test_numbers_that_are_not_finite_are_named_with_the_precision_to_take(use: str, overflowing: Path) -> None:
+    model = load_here(overflowing, dtype="float16")
+    with pytest.raises(NotFiniteError, match=r"not finite.*65504.*\"bfloat16\" or \"float32\""):
+        {"coverage": lambda: model.coverage, "chat": lambda: model.chat("Hi"), "logits": lambda: logits(model)}[use]()
+    for dtype in ("bfloat16", "float32"):
+        assert load_here(overflowing, dtype=dtype).coverage.layers == 3
+
+
+def test_damaged_weights_are_named_as_that(folder: Path) -> None:
+    def damaged(tensors: dict[str, Any]) -> dict[str, Any]:
+        tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+        return tensors
+
+    changed_weights(folder, damaged)
+    with pytest.raises(NotFiniteError, match=r"in float32\. Its weights are damaged"):
+        load_here(folder).chat("Hi")

@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import locate as locating
-from safety_neurons.models.locate import availability, locate
+from safety_neurons.models.locate import Located, availability, locate
 from safety_neurons.models.presets import DEFAULT_MODEL, PRESETS
 
 
 @pytest.fixture(autouse=True)
 def nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFETY_NEURONS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(locating, "installed_parts", lambda package: None)
 
 
@@ -20,7 +22,7 @@ def nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_presets_without_a_package_lead_to_the_hub(preset: object) -> None:
     assert preset in PRESETS.values()
     name = getattr(preset, "name", "")
-    assert locate(name) == (PRESETS[name].hub_id, None)
+    assert locate(name) == Located(PRESETS[name].hub_id, None)
     assert PRESETS[name].hub_id.count("/") == 1
 
 
@@ -29,7 +31,7 @@ def test_a_preset_that_was_unpacked_leads_to_its_folder() -> None:
     assert package is not None
     folder = locating.model_folder(package.sha256)
     folder.mkdir(parents=True)
-    assert locate(DEFAULT_MODEL) == (str(folder), package.sha256)
+    assert locate(DEFAULT_MODEL) == Located(str(folder), package.sha256)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +58,12 @@ def test_a_folder_without_configuration(tmp_path: Path) -> None:
 
 def test_a_folder_is_itself(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert locate(str(tmp_path)) == (str(tmp_path), locating.folder_identity(tmp_path))
+    assert locate(str(tmp_path)) == Located(str(tmp_path), locating.folder_identity(tmp_path))
 
 
 def test_a_folder_wins_over_a_hub_id_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert locate("owner/model") == ("owner/model", None)
+    assert locate("owner/model") == Located("owner/model", None)
     folder = tmp_path / "owner" / "model"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")

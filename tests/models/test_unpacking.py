@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
 import transformers
 
+from builders.gguf_files import write_gguf
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import locate as locating
 from safety_neurons.models.chat import ChatModel
@@ -20,22 +20,6 @@ from safety_neurons.models.load import load
 from safety_neurons.models.presets import Preset, WeightsPackage
 
 PARTS = (b"first part, ", b"second part, ", b"third part")
-# What the modules of a Qwen2 model are called in a GGUF file.
-GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "model.layers": "blk",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
 
 
 @pytest.fixture
@@ -80,12 +64,12 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What would have been unpacked."""
     seen: list[bytes] = []
 
-    def convert(path: Path, folder: Path) -> Path:
-        seen.append(path.read_bytes())
+    def convert(parts: list[Path], folder: Path, _name: str) -> Path:
+        seen.append(b"".join(path.read_bytes() for path in parts))
         folder.mkdir(parents=True)
         return folder
 
-    monkeypatch.setattr(locating, "_convert", convert)
+    monkeypatch.setattr(locating, "convert", convert)
     return seen
 
 
@@ -148,41 +132,6 @@ def test_a_package_that_lacks_a_part_is_as_good_as_none(
     assert not cache.exists()
 
 
-def write_gguf(model: ChatModel, path: Path) -> None:
-    """A tiny Qwen2 model with its byte tokenizer as a GGUF file."""
-    config, vocabulary = model.model.config, model.tokenizer.get_vocab()
-    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
-    # A file needs at least one merge; the token that it makes takes the place of a byte that no test uses.
-    tokens[-1] = "zz"
-    special = set(model.tokenizer.added_tokens_decoder)
-    writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if index in special else 1 for index in range(len(tokens))])
-    writer.add_token_merges(["z z"])
-    writer.add_eos_token_id(model.tokenizer.eos_token_id)
-    writer.add_pad_token_id(model.tokenizer.pad_token_id)
-    writer.add_chat_template(model.tokenizer.chat_template)
-    for name, value in model.model.state_dict().items():
-        for ours, theirs in GGUF_NAMES.items():
-            name = name.replace(ours + ".", theirs + ".")
-        writer.add_tensor(name, value.float().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.fixture
 def qwen2(make_model: Callable[..., ChatModel]) -> ChatModel:
     return make_model("qwen2")
@@ -209,12 +158,12 @@ def test_a_gguf_file_is_the_model_that_was_written(
     rounded = qwen2.model.to(torch.bfloat16).float()
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, rounded.state_dict()[name]), name
-    assert entries_in(cache / "models") == [loaded.identity[:16]]
+    assert entries_in(cache / "unpacked") == [loaded.identity[:16]]
 
     def unwanted(*_args: object) -> Path:
         raise AssertionError("unpacked twice")
 
-    monkeypatch.setattr(locating, "_convert", unwanted)
+    monkeypatch.setattr(locating, "convert", unwanted)
     again = load(gguf_file, device="cpu", dtype="float32")
     assert again.identity == loaded.identity
 
@@ -232,7 +181,7 @@ def test_a_gguf_file_that_was_cut_off_is_an_error_and_leaves_nothing(kept: int, 
     gguf_file.write_bytes(content[:kept])
     with pytest.raises(SafetyNeuronsError, match=r"tiny\.gguf is not a GGUF file"):
         load(gguf_file, device="cpu")
-    assert entries_in(cache / "models") == []
+    assert entries_in(cache / "unpacked") == []
 
 
 @pytest.mark.parametrize("start", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00"])
@@ -242,7 +191,7 @@ def test_random_bytes_are_an_error_and_leave_nothing(start: bytes, seed: int, tm
     path.write_bytes(start + random.Random(seed).randbytes(5000))
     with pytest.raises(SafetyNeuronsError, match=r"noise\.gguf is not a GGUF file"):
         load(path, device="cpu")
-    assert entries_in(cache / "models") == []
+    assert entries_in(cache / "unpacked") == []
 
 
 def test_a_gguf_file_whose_tokenizer_cannot_be_built_is_an_error(qwen2: ChatModel, tmp_path: Path, cache: Path) -> None:
@@ -252,7 +201,7 @@ def test_a_gguf_file_whose_tokenizer_cannot_be_built_is_an_error(qwen2: ChatMode
     path.write_bytes(path.read_bytes().replace(b"z z", b"q z"))
     with pytest.raises(SafetyNeuronsError, match=r"tiny\.gguf is not a GGUF file"):
         load(path, device="cpu")
-    assert entries_in(cache / "models") == []
+    assert entries_in(cache / "unpacked") == []
 
 
 def test_a_disk_that_is_full_while_unpacking_leaves_nothing(
@@ -264,7 +213,7 @@ def test_a_disk_that_is_full_while_unpacking_leaves_nothing(
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
     with pytest.raises(SafetyNeuronsError, match="No space left"):
         load(gguf_file, device="cpu")
-    assert entries_in(cache / "models") == []
+    assert entries_in(cache / "unpacked") == []
 
 
 def saved(model: ChatModel, folder: Path) -> Path:

@@ -18,6 +18,7 @@ from builders.runs import TEXTS, contents, lines_of, no_model, results_of, same_
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import load as load_module
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.locate import Located
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs import context as context_module
@@ -322,10 +323,12 @@ def test_model_that_was_fetched_in_the_run_is_known_the_next_time(
 ) -> None:
     """The first run of a hub's model learns its commit only when the model is loaded; the second must not redo all."""
     fetched: list[str] = []
-    monkeypatch.setattr(pipeline_module, "locate", lambda name, _listener: (name, None))
-    monkeypatch.setattr(load_module, "locate", lambda name: (name, None))
-    monkeypatch.setattr(pipeline_module, "hub_identity", lambda _name: fetched[-1] if fetched else None)
-    monkeypatch.setattr(load_module, "hub_identity", lambda _name: fetched[-1] if fetched else None)
+
+    def locate(name: str, *_args: Any, **_options: Any) -> Located:
+        return Located(name, fetched[-1] if fetched else None)
+
+    monkeypatch.setattr(pipeline_module, "locate", locate)
+    monkeypatch.setattr(load_module, "locate", locate)
     original = load_module._from_pretrained
 
     def fetch(*args: Any) -> Any:

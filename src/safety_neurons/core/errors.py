@@ -15,3 +15,7 @@ class DivergedError(SafetyNeuronsError):
 
 class CannotRunError(SafetyNeuronsError):
     """An attack, defense or judge needs something that this engine or run does not provide."""
+
+
+class NotFiniteError(SafetyNeuronsError):
+    """The model computes NaN or inf."""

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -183,6 +183,12 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """A question with the near names, and a space after it; empty where none is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
     return f"Did you mean {' or '.join(near)}? " if near else ""
+
+
+def listed(names: Collection[str], most: int = 3) -> str:
+    """The first names for a message, and how many there are besides."""
+    first = ", ".join(list(names)[:most])
+    return first if len(names) <= most else f"{first} and {len(names) - most} more"
 
 
 def options_of(member: Any) -> dict[str, Any]:

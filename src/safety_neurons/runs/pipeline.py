@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import file_sha256, locked, read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
-from safety_neurons.models.locate import hub_identity, locate
+from safety_neurons.models.locate import locate
 from safety_neurons.prompts import PromptSet, load_prompts, tell
 from safety_neurons.report.results import SCHEMA, RunResults
 from safety_neurons.runs.folder import (
@@ -74,9 +74,9 @@ def run(
     _check_inputs(settings, opening.prompts)
     if record.get("settings") != settings.model_dump(mode="json"):
         _check_names(settings)
-    source, identity = locate(settings.model, opening.listener)
+    identity = locate(settings.model, opening.listener, settings.adapter).identity
     context = None
-    if identity is None and (identity := hub_identity(source)) is None:
+    if identity is None:
         # Only a model that was fetched says which commit it is.
         context = opening.open()
         identity = context.model.identity

@@ -151,7 +151,8 @@ def check_target(name: str, given: Mapping[str, Any], listener: Listener) -> Non
             f"--model is for runs, and {name} is evaluated as it is: name each model to evaluate as a target."
         )
     if not is_address(name):
-        locate(settings_of(name, given).model, listener)
+        settings = settings_of(name, given)
+        locate(settings.model, listener, settings.adapter)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import distributed
 from transformers import TrainingArguments
 
 from safety_neurons.core.distributed import owns, process_count
-from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
+from safety_neurons.core.errors import DivergedError, NotFiniteError, SafetyNeuronsError
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.packing import can_pack
@@ -32,7 +32,7 @@ from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.delta_model import DeltaModel, frozen, recomputed_layers
 from safety_neurons.tuning.shard import shard_device, sharded
-from safety_neurons.tuning.trainer import DeltaTrainer, discard, resumable, training_fingerprint
+from safety_neurons.tuning.trainer import DIVERGED, DeltaTrainer, discard, resumable, training_fingerprint
 
 
 def tune(
@@ -89,7 +89,7 @@ def tune(
         )
     tensors = trainer.delta_model.tensors() if trainer.best is None else trainer.best
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise DivergedError("Training diverged (NaN or inf). Lower learning_rate.")
+        raise DivergedError(DIVERGED)
     if checkpoint is not None and owns(0):
         discard(checkpoint)
     return NeuronDelta(neurons, tensors, trainer.steps(), trainer.validations())
@@ -142,7 +142,11 @@ def trained(
             stack.enter_context(recomputed_layers(model, delta_model))
         if training.shard:
             stack.enter_context(sharded(model))
-        trainer.train(resume_from_checkpoint=None if resumed is None else str(scratch))
+        try:
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(scratch))
+        except NotFiniteError as error:
+            # The base was finite when it was read, above.
+            raise DivergedError(DIVERGED) from error
     return trainer
 
 

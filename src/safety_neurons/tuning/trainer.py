@@ -37,6 +37,8 @@ from safety_neurons.tuning.delta_model import DeltaModel
 from safety_neurons.tuning.neuron_deltas import DeltaTensors, digest
 from safety_neurons.tuning.shard import led_by_process_0
 
+DIVERGED = "Training diverged (NaN or inf). Lower learning_rate."
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -304,4 +306,4 @@ class _EachStep(TrainerCallback):
         self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise DivergedError("Training diverged (NaN or inf). Lower learning_rate.")
+            raise DivergedError(DIVERGED)
