@@ -111,10 +111,10 @@ class InProcess:
     @property
     def identity(self) -> str:
         model = self.model
-        # A rendered turn depends on the template, its options and the system prompt. The batch size matters too, as the
-        # composition of a batch affects rounding.
+        # A rendered turn depends on the template, its options and the system prompt. The batch size is left out: it
+        # changes answers by rounding alone, and they must not be asked again for that.
         turn = model.render("Hello")
-        return fingerprint(model.identity, str(model.model.dtype), turn, self.batch_size, self.change)
+        return fingerprint(model.identity, str(model.model.dtype), turn, self.change)
 
     def under(self, change: str) -> Self:
         return replace(self, change=f"{self.change}+{change}" if self.change else change)
