@@ -70,7 +70,9 @@ def main() -> None:
     chosen = [(name, known[name]) for name in known if {name, known[name]} & wanted]
     rows = [read(*pair) for pair in track(chosen, console=Console(stderr=True), transient=True)]
     if arguments.json:
-        arguments.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8"
+        )
     if arguments.markdown:
         arguments.markdown.write_text(markdown(rows), encoding="utf-8")
     console = Console()

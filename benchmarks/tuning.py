@@ -23,7 +23,8 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import JsonlCache, fingerprint, write_json, write_text
 from safety_neurons.core.plugins import unknown_name
 from safety_neurons.core.progress import Listener
-from safety_neurons.core.tables import markdown, rich_table
+from safety_neurons.core.tables import markdown
+from safety_neurons.core.terminal import TerminalTable
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.opened import opened
 from safety_neurons.runs.validation import Validator
@@ -139,7 +140,7 @@ def benchmark(
         found = tables(rows, differences)
         write_text(path / "tuning.md", markdown(found, [" ".join(METHOD.split())]))
         for table in found:
-            run.listener.say(rich_table(table))
+            run.listener.say(TerminalTable(table))
     return results
 
 

@@ -62,7 +62,8 @@ class Settings(Config):
     trust_remote_code: bool = False
     """Run code that comes with the model. Only for models whose authors you trust."""
     batch_size: int = Field(40, ge=1)
-    """Prompts per batch; halved when memory runs out."""
+    """Prompts per batch; halved when memory runs out. Changes speed, memory and rounding: a run that is finished stays
+    finished."""
     show_responses: bool = False
     """Keep compliant answers to harmful prompts in the report instead of redacting them."""
     find: FindConfig = FindConfig()

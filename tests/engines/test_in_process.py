@@ -52,8 +52,8 @@ def test_drawn_answers_follow_from_the_seed_and_what_is_asked(model: ChatModel) 
 def test_identities_are_those_of_what_answers_depend_on(model: ChatModel, make_model: Callable[..., ChatModel]) -> None:
     engine = InProcess(model)
     assert engine.identity == InProcess(make_model()).identity
+    assert engine.identity == InProcess(model, batch_size=3).identity
     others = [
-        InProcess(model, batch_size=3),
         InProcess(model.with_system("Be kind.")),
         InProcess(make_model(seed=1)),
         engine.under("guard"),

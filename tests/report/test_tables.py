@@ -10,7 +10,8 @@ from jinja2 import Environment
 from rich.console import Console
 
 from builders.report import PAYLOAD, extended_grid, full, mapped, poisoned
-from safety_neurons.core.tables import Table, TableCell, escaped, markdown, numbers, rich_table, row, visible, words
+from safety_neurons.core.tables import Table, TableCell, escaped, markdown, numbers, row, visible, words
+from safety_neurons.core.terminal import TerminalTable, split
 from safety_neurons.report import PARTS, RunResults, experiment_tables, run_tables, tables_of
 from safety_neurons.report.comparison import comparison_tables
 from safety_neurons.report.page import template
@@ -34,14 +35,10 @@ def tables() -> Iterator[Table]:
 
 
 def as_terminal(table: Table) -> Grid:
-    """Columns and cells as printed, without line breaks."""
-    console = Console(width=4000, file=io.StringIO(), record=True)
-    shown = rich_table(table)
-    # One cell after the other: what wraps in a line is the terminal's business.
-    columns = [str(column.header).replace("\n", " ") for column in shown.columns]
-    cells = [[str(cell).replace("\n", " ") for cell in column.cells] for column in shown.columns]
-    console.print(shown)
-    return [columns, *map(list, zip(*cells, strict=True))]
+    """Columns and cells as laid out, without line breaks."""
+    # One column after the other, in a terminal in which nothing has to be broken.
+    (columns,) = split(table, 4000)
+    return [[" ".join(lines) for lines in one] for one in zip(*(column.cells for column in columns), strict=True)]
 
 
 def as_markdown(table: Table) -> Grid:
@@ -80,7 +77,7 @@ def test_all_renderers_show_the_same_columns_and_cells(table: Table) -> None:
 def test_hostile_cells_are_text_in_the_terminal() -> None:
     console = Console(width=80, file=io.StringIO(), force_terminal=True)
     hostile = "[red]x[/red] \x1b[31m \u202e " + "W" * 5000
-    console.print(rich_table(Table.of(hostile, words(hostile), [[hostile]], hostile)))
+    console.print(TerminalTable(Table.of(hostile, words(hostile), [[hostile]], hostile)))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[red]x" in printed
     assert "\x1b[31m" not in printed
@@ -102,19 +99,8 @@ def test_rows_are_marked_where_the_medium_can() -> None:
     table = Table.of(
         "t", (*words("a"), *numbers("b")), [row(["x", "1"], "chosen"), row(["y", "2"], "mean"), ["z", "3"]]
     )
-    shown = rich_table(table)
-    assert [one.style for one in shown.rows] == ["bold", "bold", None]
-    assert [one.end_section for one in shown.rows] == [False, True, False]
-    assert [one.justify for one in shown.columns] == ["left", "right"]
-
-
-def test_tables_fit_a_terminal() -> None:
-    results = RunResults.of(full())
-    for table in tables_of(results, *PARTS).tables:
-        console = Console(width=80, file=io.StringIO())
-        console.print(rich_table(table))
-        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-        assert max(map(len, lines)) <= 80
-        # Nothing is cropped: every cell of the last column is there.
-        for one in table.rows:
-            assert all(word in "".join(lines) for word in one.cells[-1].value.split())
+    console = Console(width=80, file=io.StringIO(), force_terminal=True)
+    console.print(TerminalTable(table))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert "\x1b[1m" in next(line for line in lines if "x" in line)
+    assert ["z" in line for line in lines[-2:]] == [False, True], "the mean is set apart"

@@ -10,7 +10,7 @@ import cyclopts
 from cyclopts import Parameter
 from pydantic import BaseModel
 
-from safety_neurons.cli.console import ConsoleListener, console, print_tables
+from safety_neurons.cli.console import ConsoleListener, console, errors, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import PROFILES, Profile, Settings
 
@@ -35,6 +35,8 @@ For example:
     safety-neurons experiment scores runs/scores compare all neuron scores
     safety-neurons list models                   presets, and what each needs
 """,
+    console=console,
+    error_console=errors,
     help_format="markdown",
     help_flags=("--help", "-h", "--help-all"),
     version_flags=["--version"],

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,11 +17,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from safety_neurons.cli.streams import Stream
 from safety_neurons.core.progress import Advance
-from safety_neurons.core.tables import Table, rich_table, visible
+from safety_neurons.core.tables import Table, visible
+from safety_neurons.core.terminal import TerminalTable
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(file=cast(IO[str], Stream("stdout")), highlight=False)
+errors = Console(file=cast(IO[str], Stream("stderr")), stderr=True, highlight=False)
 # Bars of finished work that stay in sight.
 FINISHED_BARS = 12
 
@@ -71,9 +73,14 @@ class ConsoleListener:
 def print_tables(tables: Sequence[Table], notes: Sequence[str] = ()) -> None:
     """Tables with what a reader must know of them."""
     for table in tables:
-        console.print(Padding(rich_table(table), (1, 0, 0, 0)))
+        console.print(Padding(TerminalTable(table), (1, 0, 0, 0)))
     for note in notes:
         console.print(escape(visible(note)))
+
+
+def flush() -> None:
+    """Write what is left of standard output, so that a failure is told before the process ends."""
+    console.file.flush()
 
 
 def print_error(message: str) -> None:

@@ -1,4 +1,4 @@
-"""One typed table and its renderers: terminal, Markdown, and HTML (the macro `table` in report/macros.html.j2).
+"""One typed table and its renderers: terminal (core/terminal.py), Markdown, and HTML (report/macros.html.j2).
 
 Names, prompts and model output in a table are untrusted. A table holds them as they are; each renderer escapes them.
 """
@@ -9,21 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import rich.table
-from rich.box import SIMPLE_HEAD
-from rich.text import Text
-
 # Controls, formats (all bidirectional marks are among them), lone surrogates, private use, line separators.
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 _NAMED = {"\n": "↵", "\t": "→", "\r": "\\r"}
 # No language stacks more marks on one letter; they would climb over the lines above.
 _MARKS_ON_A_LETTER = 4
 _MARKUP = re.compile(r"([\\`*_{}\[\]>#|~$])")
-# Characters of a cell, a heading or a note; and of a word that the terminal keeps whole.
+# Characters of a cell, a heading or a note.
 LIMIT = 600
-_WORD = 12
-# Tables wider than this get narrower headings and gaps, and details on lines of their own.
-_TERMINAL = 80
 
 Mark = Literal["", "chosen", "mean", "section"]
 
@@ -119,40 +112,6 @@ def visible(text: Any, limit: int = LIMIT) -> str:
     if len(text) > limit:
         shown.append("…")
     return "".join(shown)
-
-
-def rich_table(table: Table) -> rich.table.Table:
-    """The table for the terminal."""
-    found = [
-        [visible(column.name), *(visible(one.cells[number].text) for one in table.rows)]
-        for number, column in enumerate(table.columns)
-    ]
-    wide = sum(max(map(len, cells)) + 2 for cells in found) > _TERMINAL
-    result = rich.table.Table(
-        title=Text(visible(table.title)),
-        title_justify="left",
-        caption=Text(visible(table.caption)) if table.caption else None,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 0 if wide else 1, 0, 0),
-        pad_edge=False,
-    )
-    for column, cells in zip(table.columns, found, strict=True):
-        heading = cells[0].replace(" ", "\n") if wide and column.number else cells[0]
-        # Short words of text are not broken to make room for other columns.
-        whole = max((len(word) for cell in cells for word in cell.split() if len(word) <= _WORD), default=1)
-        least = None if column.number else whole
-        result.add_column(Text(heading), justify="right" if column.number else "left", overflow="fold", min_width=least)
-    for one in table.rows:
-        parts = [
-            [visible(cell.value), visible(cell.detail)] if cell.detail else [visible(cell.value)] for cell in one.cells
-        ]
-        result.add_row(
-            *(Text(("\n" if wide else " ").join(part)) for part in parts),
-            style="bold" if one.mark in ("chosen", "mean") else None,
-            end_section=one.mark in ("section", "mean"),
-        )
-    return result
 
 
 def escaped(text: Any, limit: int = LIMIT) -> str:

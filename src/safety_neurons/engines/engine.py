@@ -112,10 +112,10 @@ class InProcess:
     @property
     def identity(self) -> str:
         model = self.model
-        # The batch size matters too, as the composition of a batch affects rounding.
+        # The batch size is left out: it changes answers by rounding alone, and they must not be asked again for that.
         limit = model.reasoning_tokens if model.may_think else 0
         parts = (model.identity, str(model.model.dtype), model.rendering, end_tokens(model), limit)
-        return fingerprint(*parts, self.batch_size, self.change)
+        return fingerprint(*parts, self.change)
 
     def under(self, change: str) -> Self:
         return replace(self, change=f"{self.change}+{change}" if self.change else change)

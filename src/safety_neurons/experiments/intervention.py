@@ -196,15 +196,16 @@ class InterventionRunner:
         """One number per answer: cached, or read from a batch of prompts and answers."""
         with self._intervened(one) as engine:
             identity = engine.identity
-        batch_size, cached = self.run.settings.batch_size, self.measured.entries
+        cached = self.measured.entries
         texts = [self.run.model.render(answer.prompt.text) for answer in answers]
-        keys = [fingerprint(name, identity, text, self.tokens, batch_size) for text in texts]
+        keys = [fingerprint(name, identity, text, self.tokens) for text in texts]
 
         def read_batch(batch: list[int]) -> list[float | None]:
             if not all(keys[index] in cached for index in batch):
                 values = read([texts[index] for index in batch], [answers[index].continuation for index in batch])
                 for index, value in zip(batch, values, strict=True):
-                    self.measured.add(keys[index], {"name": name, "value": value})
+                    if keys[index] not in cached:
+                        self.measured.add(keys[index], {"name": name, "value": value})
             return [cached[keys[index]]["value"] for index in batch]
 
-        return in_batches(texts, batch_size, read_batch)
+        return in_batches(texts, self.run.settings.batch_size, read_batch)

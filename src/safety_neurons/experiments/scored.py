@@ -88,7 +88,7 @@ def score_all(
         other and other.identity,
         training.harmful,
         training.benign,
-        (settings.seed, training.seeds, settings.find.positions, settings.batch_size),
+        (settings.seed, training.seeds, settings.find.positions),
         model.rendering,
     )
     found: dict[str, ResampledScore] = {}

@@ -115,8 +115,8 @@ def _grid(found: Evaluation, model: str, judge: str, details: CellDetails | None
         cell = named.get((defense, attack, prompts))
         return TableCell(text.NONE) if cell is None else _cell(cell, judge, details)
 
-    lines, rows = [], []
-    for defense in _unique(cell.defense for cell in mine):
+    lines, defenses = [], _unique(cell.defense for cell in mine)
+    for defense in defenses:
         one, time = summaries.get(defense), times.get(defense)
         line = [TableCell(defense), _shaded(one.attack_success if one else None)]
         line += [_shaded(one.corrected if one else None)] if corrected else []
@@ -125,7 +125,13 @@ def _grid(found: Evaluation, model: str, judge: str, details: CellDetails | None
             ends = Rate(time.ratio, time.low, time.high, 0, 0) if time else None
             line.append(text.mean(ends))
         lines.append(line)
-        rows.append([TableCell(defense), *(shown(defense, attack, HARMFUL) for attack in attacks)])
+    # The longer list goes down, which is narrower.
+    if len(attacks) >= len(defenses):
+        sides = ("attack", *defenses)
+        rows = [[attack, *(shown(defense, attack, HARMFUL) for defense in defenses)] for attack in attacks]
+    else:
+        sides = ("defense", *attacks)
+        rows = [[defense, *(shown(defense, attack, HARMFUL) for attack in attacks)] for defense in defenses]
     columns = ["attack success", *(["corrected"] if corrected else []), "change"]
     columns += [*(f"{name} refused" for name in safe), *(["time ratio"] if times else [])]
     reasons = dict.fromkeys((cell.defense, f"not run everywhere: {cell.reason}") for cell in mine if cell.reason)
@@ -136,7 +142,7 @@ def _grid(found: Evaluation, model: str, judge: str, details: CellDetails | None
         model,
         judge,
         Table.of(f"Defenses, {model}, judge {judge}", (*words("defense"), *numbers(*columns)), lines),
-        Table.of(f"Attack success, {model}, judge {judge}", (*words("defense"), *numbers(*attacks)), rows),
+        Table.of(f"Attack success, {model}, judge {judge}", (*words(sides[0]), *numbers(*sides[1:])), rows),
         tuple(reasons)[:_MOST_LINES],
     )
 

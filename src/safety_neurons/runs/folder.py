@@ -1,6 +1,7 @@
 """The run folder: its files, its record, and which of its stages are up to date."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from safety_neurons.core import plugins
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import fingerprint, read_json, write_json
+from safety_neurons.core.files import disk_errors, fingerprint, read_json, write_json
 from safety_neurons.models.locate import path_identity
 from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.report.results import SCHEMA
@@ -104,6 +105,38 @@ class RunFolder:
         """Replace the record in one step."""
         write_json(self.record_file, {"schema": SCHEMA, **record})
 
+    def keep_replaced(self) -> Path:
+        """Copy the run to the next folder `replaced/N`, a run folder like this one, before something is replaced.
+
+        Raises:
+            SafetyNeuronsError: the disk is full or the folder cannot be written.
+        """
+        above = self.path / "replaced"
+        with disk_errors(above):
+            above.mkdir(exist_ok=True)
+            target = above / str(1 + max((int(one.name) for one in above.iterdir() if one.name.isdecimal()), default=0))
+            # Renamed when it is whole, so that a kill leaves no half of a run.
+            partial = above / ".partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            for file in self.path.iterdir():
+                if file.is_file() and file.name != ".lock":
+                    _link_or_copy(file, partial / file.name)
+            partial.rename(target)
+        return target
+
+
+def _link_or_copy(file: Path, target: Path) -> None:
+    """Large files share their bytes where the file system can: they are only ever replaced, never changed in place."""
+    if file.suffix == ".safetensors":
+        try:
+            os.link(file, target)
+        except OSError:
+            # This file system has no hard links.
+            shutil.copy2(file, target)
+    else:
+        shutil.copy2(file, target)
+
 
 def merged_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
     """The folder's own settings, overridden by what was given now.
@@ -127,9 +160,11 @@ def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 # Settings on which every stage depends.
-COMMON = (
-    *("seed", "dtype", "quantize", "system", "thinking", "reasoning_tokens", "write_matrices", "allow_partial"),
-    "batch_size",
+COMMON = ("seed", "dtype", "quantize", "system", "thinking", "reasoning_tokens", "write_matrices", "allow_partial")
+# Settings for speed, memory and logging. They change results by rounding alone, so they are part of no fingerprint.
+SPEED = (
+    *("batch_size", "device", "device_map", "tune.accumulate", "tune.gradient_checkpointing", "tune.shard"),
+    *("tune.checkpoint_every", "tune.report_to"),
 )
 # Defenses that need what tuning makes.
 TUNED = frozenset({"safetuning", "lora", "safedecoding"})
@@ -154,6 +189,9 @@ def inputs_of(settings: Settings) -> dict[str, tuple[tuple[str, ...], tuple[str,
 def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, PromptSet]) -> dict[str, str]:
     """For each stage the fingerprint of all that its result depends on."""
     values = settings.model_dump(mode="json")
+    for path in SPEED:
+        section, _, name = path.rpartition(".")
+        del (values[section] if section else values)[name]
 
     def value(path: str) -> Any:
         found: Any = values
@@ -202,6 +240,24 @@ def _options_with_paths(inputs: Any) -> Iterator[str]:
     elif isinstance(inputs, Mapping | list | tuple):
         for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
             yield from _options_with_paths(value)
+
+
+def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """The settings that differ, by path, each with both values in words."""
+    changed: dict[str, str] = {}
+    for name, value in after.items():
+        old, path = before.get(name), f"{above}{name}"
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            changed |= changed_settings(old, value, f"{path}.")
+        elif old != value:
+            changed[path] = f"{path}: {_in_words(old)}, now {_in_words(value)}"
+    return changed
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return "not set" if value is None else str(value)
 
 
 def needed_for(until: str, settings: Settings) -> list[str]:

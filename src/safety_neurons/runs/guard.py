@@ -89,23 +89,14 @@ def guard_of(run: RunContext) -> Guard:
 
 
 def fit_and_keep(run: RunContext) -> Fitted:
-    """Fit the guard that the run's settings describe, and keep it in the run's folder."""
+    """Fit the guard that the run's settings describe, and keep it in the run's folder.
+
+    One that is there already is taken: fitted again, it would differ by rounding, and what was measured with it be out
+    of date.
+    """
     settings, learned = run.settings, DetectorRequests.of(run)
-    neurons = score_neurons_of(run).top(settings.guard.percent, settings.find.scope, settings.find.selection)
-    with run.listener.task("fitting the guard", len(learned.all)) as advance:
-        fitted = fit_guard(
-            run.model,
-            neurons,
-            learned.harmful,
-            learned.benign,
-            learned.borderline,
-            settings.guard,
-            calibration=settings.calibrate,
-            rendered=True,
-            batch_size=settings.batch_size,
-            advance=advance,
-        )
-    fitted = replace(fitted, origin=_origin(run))
+    kept = Guard.load(run.folder.guard) if run.folder.guard.exists() else None
+    fitted = kept if kept is not None and kept.origin == _origin(run) else _fit(run, learned)
     doses = () if settings.guard.alpha is not None else _tried(run, fitted)
     if doses:
         best = best_dose(doses)
@@ -120,8 +111,29 @@ def fit_and_keep(run: RunContext) -> Fitted:
                 "This guard stops no attack on the validation prompts. Try another guard.percent, find.score or "
                 "guard.generated-tokens."
             )
+    if kept is not None and kept.digest != fitted.digest:
+        run.listener.say(f"The guard is replaced. The run as it was is kept in {run.folder.keep_replaced()}.")
     fitted.save(run.folder.guard)
     return Fitted(fitted, learned, doses)
+
+
+def _fit(run: RunContext, learned: DetectorRequests) -> Guard:
+    settings = run.settings
+    neurons = score_neurons_of(run).top(settings.guard.percent, settings.find.scope, settings.find.selection)
+    with run.listener.task("fitting the guard", len(learned.all)) as advance:
+        fitted = fit_guard(
+            run.model,
+            neurons,
+            learned.harmful,
+            learned.benign,
+            learned.borderline,
+            settings.guard,
+            calibration=settings.calibrate,
+            rendered=True,
+            batch_size=settings.batch_size,
+            advance=advance,
+        )
+    return replace(fitted, origin=_origin(run))
 
 
 def best_dose(doses: Sequence[GuardDose]) -> GuardDose:

@@ -17,8 +17,10 @@ from safety_neurons.report.results import SCHEMA, RunResults
 from safety_neurons.runs.folder import (
     PROMPT_SETS,
     SHARED,
+    SPEED,
     STAGES,
     RunFolder,
+    changed_settings,
     merged_settings,
     needed_for,
     stage_fingerprints,
@@ -168,7 +170,6 @@ def _run(
 ) -> dict[str, Any]:
     folder, settings, listener = opening.folder, opening.settings, opening.listener
     stages: dict[str, Any] = dict(record.get("stages", {}))
-    changed = [stage for stage in wanted if stage in stages and stages[stage]["fingerprint"] != prints[stage]]
     kept = _kept_results(folder)
     current = {
         stage for stage in stages if stages[stage]["fingerprint"] == prints[stage] and _is_whole(folder, stage, kept)
@@ -183,14 +184,16 @@ def _run(
     tell(opening.prompts, listener)
     if "tune" in todo:
         _check_shard(settings)
-    if again := [stage for stage in changed if stage != "report"]:
-        listener.say(f"Settings changed, so these stages are redone: {', '.join(again)}.")
+    outdated = _say_changes(opening, record, todo, prints)
     if skipped := [stage for stage in wanted if stage not in todo]:
         listener.say(f"Done already: {', '.join(skipped)}.")
     if context is None and todo != ["report"]:
         context = opening.open()
+    model = record.get("model") if context is None else _describe_model(context.model)
+    if outdated:
+        listener.say(f"The run as it was is kept in {folder.keep_replaced()}.")
     record = {
-        "model": record.get("model") if context is None else _describe_model(context.model),
+        "model": model,
         "settings": settings.model_dump(mode="json"),
         "seed": settings.seed,
         "command": opening.command or record.get("command", ""),
@@ -216,6 +219,25 @@ def _run(
         write_json(folder.results, results)
         folder.write_record(record)
     return results
+
+
+def _say_changes(opening: _Opening, record: Mapping[str, Any], todo: Sequence[str], prints: Mapping[str, str]) -> bool:
+    """Say which settings changed and what follows; whether something that is finished, or trained so far, is lost."""
+    if not record:
+        return False
+    stages, say = record["stages"], opening.listener.say
+    changed = changed_settings(record["settings"], opening.settings.model_dump(mode="json"))
+    if speed := [said for path, said in changed.items() if path in SPEED]:
+        say(f"{'; '.join(speed)}. This changes speed, memory and rounding only: finished stages and answers are kept.")
+    others = [said for path, said in changed.items() if path not in SPEED]
+    outdated = [one for one in STAGES[:-1] if one in stages and stages[one]["fingerprint"] != prints[one]]
+    if outdated:
+        what = f"Settings changed ({'; '.join(others)})" if others else "The content of a file changed"
+        redone, later = (", ".join(one for one in outdated if (one in todo) is wanted) for wanted in (True, False))
+        follows = [f"these stages are redone: {redone}"] if redone else []
+        follows += [f"these are out of date until a command redoes them: {later}"] if later else []
+        say(f"{what}, so {'; '.join(follows)}.")
+    return bool(outdated or (others and "tune" in todo and opening.folder.checkpoint.exists()))
 
 
 def _check_shard(settings: Settings) -> None:
