@@ -83,6 +83,17 @@ def test_merged_folder_is_the_tuned_model(
     assert not torch.allclose(logits(model), expected, atol=1e-2)
 
 
+def test_generation_settings_are_kept_even_if_they_contradict_each_other(model: ChatModel, tmp_path: Path) -> None:
+    """Vicuna's have a temperature for greedy answers, which transformers refuses to write."""
+    settings = transformers.GenerationConfig(eos_token_id=[1, 2], temperature=0.9, top_p=0.6)
+    model.model.generation_config = settings
+    merge(random_delta(model), model, tmp_path / "merged", "")
+    assert model.model.generation_config is settings
+    written = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert written.pop("transformers_version") == transformers.__version__
+    assert written == {"eos_token_id": [1, 2], "temperature": 0.9, "top_p": 0.6}
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "qwen2_moe"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_merged_weights_have_the_dtype_of_the_checkpoint(

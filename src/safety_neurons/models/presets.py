@@ -6,8 +6,8 @@ from dataclasses import dataclass
 VICUNA_TEMPLATE = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the user's questions.{% endif %}{% for message in messages %}"
-    "{% if message['role'] == 'user' %} USER: {{ message['content'] }}{% elif message['role'] == 'assistant' %}"
+    "and polite answers to the user's questions.{% endif %}{{ ' ' }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER: {{ message['content'] }}{% elif message['role'] == 'assistant' %}"
     " ASSISTANT: {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
@@ -25,7 +25,10 @@ class WeightsPackage:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model by name. `parameters` is in billions; `gated` models need an account and an accepted license."""
+    """A model by name. `gated` models need an account and an accepted license.
+
+    `parameters` is in billions; of the weights package, which may hold an output layer that the hub's model ties.
+    """
 
     name: str
     hub_id: str
@@ -64,7 +67,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             "qwen2.5-coder-1.5b",
             "Qwen/Qwen2.5-Coder-1.5B-Instruct",
-            1.54,
+            1.78,
             "Apache-2.0",
             package=QWEN_CODER_LARGER_PACKAGE,
         ),

@@ -1,7 +1,9 @@
 """Merging a delta into its base: a plain transformers folder with a model card."""
 
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
+from transformers import GenerationConfig
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import disk_errors, read_json, write_json, write_text
@@ -40,8 +43,10 @@ def merge(delta: NeuronDelta, model: ChatModel, folder: Path, card: str) -> Path
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            with delta.apply(model):
+            with delta.apply(model), _valid_settings(model):
                 model.model.save_pretrained(temporary, state_dict=_in_dtype(model, dtype))
+            settings = model.model.generation_config.to_json_string()
+            write_text(temporary / "generation_config.json", settings)
             config = read_json(temporary / "config.json")
             write_json(temporary / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
             model.tokenizer.save_pretrained(temporary)
@@ -51,6 +56,21 @@ def merge(delta: NeuronDelta, model: ChatModel, folder: Path, card: str) -> Path
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+@contextlib.contextmanager
+def _valid_settings(model: ChatModel) -> Iterator[None]:
+    """Other generation settings while the context is open.
+
+    transformers refuses to write settings that contradict each other, such as Vicuna's: a temperature for greedy
+    answers.
+    """
+    own = model.model.generation_config
+    model.model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.model.generation_config = own
 
 
 def checkpoint_dtype(name: str, identity: str) -> torch.dtype | None:
