@@ -21,6 +21,9 @@ from safety_neurons.models import locate as locating
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.locate import locate
+from safety_neurons.neurons.config import FindConfig
+from safety_neurons.runs.context import load_model, load_other_model
+from safety_neurons.settings import Settings
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.merge import merge
 from safety_neurons.tuning.neuron_deltas import empty_delta
@@ -280,3 +283,21 @@ def test_a_merged_adapter_can_be_tuned_and_merged(model: ChatModel, base: Path, 
     again = load_here(merge(delta, loaded, tmp_path / "merged", "card"))
     assert torch.allclose(logits(again), logits(loaded), atol=1e-5)
     assert not (tmp_path / "merged" / "adapter_config.json").exists()
+
+
+def test_the_setting_is_for_the_model_and_not_for_the_second_checkpoint(
+    model: ChatModel, base: Path, tmp_path: Path
+) -> None:
+    before = logits(model)
+    expected = adapter(model, tmp_path / "adapter", str(base))
+    settings = Settings(
+        model=str(base),
+        adapter=str(tmp_path / "adapter"),
+        device="cpu",
+        dtype="float32",
+        find=FindConfig(other_model=str(base)),
+    )
+    assert torch.allclose(logits(load_model(settings)), expected, atol=1e-4)
+    other = load_other_model(settings)
+    assert other is not None
+    assert torch.equal(logits(other), before)

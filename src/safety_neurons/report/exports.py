@@ -151,7 +151,7 @@ def model_card(delta: "NeuronDelta", results: RunResults | None = None, command:
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the tuned weights and the results depend on, where they are set, by their dotted names."""
-    named = {name: settings.get(name) for name in ("seed", "dtype", "quantize", "system", "thinking")}
+    named = {name: settings.get(name) for name in ("adapter", "seed", "dtype", "quantize", "system", "thinking")}
     for section in ("find", "calibrate", "tune", "evaluate"):
         named |= {f"{section}.{name}": value for name, value in (settings.get(section) or {}).items()}
     return {name: value for name, value in named.items() if value is not None}

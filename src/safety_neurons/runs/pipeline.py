@@ -149,9 +149,10 @@ def _check_same_run(opening: _Opening, record: Mapping[str, Any], identity: str)
     path, settings = opening.folder.path, opening.settings
     old_model = record["model"]["name"]
     if old_model != settings.model or record["model"]["identity"] != identity:
+        merged = f" with the adapter {settings.adapter}" if settings.adapter else ""
         raise SafetyNeuronsError(
             f"{path} holds a run of another model ({old_model}, {record['model']['identity'][:12]}), not of "
-            f"{settings.model} ({identity[:12]}). Choose another folder."
+            f"{settings.model}{merged} ({identity[:12]}). Choose another folder."
         )
     for name, found in opening.prompts.items():
         if record["prompts"][name]["sha256"] != found.sha256:
