@@ -2,12 +2,14 @@
 
 import dataclasses
 import datetime
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from builders.runs import save_model
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import template as template_module
 from safety_neurons.models.chat import ChatModel, Conversation, Turn
@@ -213,3 +215,18 @@ def test_named_templates(model: ChatModel) -> None:
         load(model.model, model.tokenizer, chat_template="other")
     model.tokenizer.chat_template = {"default": HEAD + FORMS["text"] + TAIL, "tools": "{{ messages }}"}
     assert model.render("Hello") == "<|user|>Hello<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize("layout", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_a_template_is_found_in_every_layout(layout: str, model: ChatModel, tmp_path: Path) -> None:
+    template = HEAD + PARTS + TAIL
+    model.tokenizer.chat_template = None
+    save_model(model, tmp_path)
+    path = tmp_path / layout
+    if layout.endswith(".jinja"):
+        path.write_text(template)
+    else:
+        content = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(content | {"chat_template": template}))
+    loaded = load(tmp_path, device="cpu", dtype="float32")
+    assert loaded.render("Hello") == "<|user|>Hello<|end|><|assistant|>"

@@ -34,7 +34,7 @@ from safety_neurons.models.locate import Located, locate
 from safety_neurons.models.neurons.hook_points import fetched
 from safety_neurons.models.presets import PRESETS, Preset
 from safety_neurons.models.reasoning import without_thinking
-from safety_neurons.models.template import check_syntax, chosen_template, named_or_read
+from safety_neurons.models.template import check_syntax, chosen_template, named_or_read, template_of_processor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("8bit", "4bit")
@@ -173,6 +173,8 @@ def load(
         loaded[0].to(target)
     if template is None and preset is not None:
         template = preset.chat_template
+    if template is None and not loaded[1].chat_template:
+        template = template_of_processor(Path(source))
     if template is not None:
         loaded[1].chat_template = chosen_template(loaded[1], template, name)
     # Of what was downloaded, the commit is known now.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import jinja2
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,6 +77,14 @@ def named_or_read(value: str | Path) -> str:
     path = Path(value)
     is_path = path.suffix or len(path.parts) > 1 or os.path.isfile(path)
     return read_template(path) if is_path else str(value)
+
+
+def template_of_processor(folder: Path) -> str | None:
+    """The template in chat_template.json, where processors of images and text kept theirs; None without this file."""
+    path = folder / "chat_template.json"
+    content = read_json(path) if path.is_file() else None
+    template = content.get("chat_template") if isinstance(content, dict) else None
+    return template if isinstance(template, str) and is_jinja(template) else None
 
 
 def check_syntax(text: str, value: str | Path) -> None:
