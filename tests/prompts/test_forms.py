@@ -79,11 +79,27 @@ def test_what_other_programs_do_to_tables(tmp_path: Path) -> None:
     spaced = read(tmp_path, "spaced.csv", 'id, prompt\n1, "one, two"\n')
     assert spaced.texts == ["one, two"]
     escaped = read(tmp_path, "escaped.csv", 'id,prompt\n1,"say \\"one\\", two"\n2,plain\n')
-    assert (escaped.texts, escaped.notes) == (['say "one", two', "plain"], ("with backslashes before quotation marks",))
+    assert (escaped.texts, escaped.notes) == (['say "one", two', "plain"], ("with backslashes as escapes",))
     literal = read(tmp_path, "literal.tsv", 'id\tprompt\n1\t"Yes" is what I say\n')
     assert literal.texts == ['"Yes" is what I say']
     joined = read(tmp_path, "joined.csv", "\ufeffid,prompt\n1,one\n\ufeffid,prompt\n2,two\n")
     assert (joined.texts, joined.notes) == (["one", "two"], ("1 repeated header skipped",))
+
+
+def test_rows_that_are_messages_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SafetyNeuronsError, match=r"line 3 of .* is a message of the assistant.*Delete the rows"):
+        read(tmp_path, "a.csv", "role,text\nuser,one\nassistant,No.\n")
+    assert read(tmp_path, "a.csv", "role,text\nuser,one\n").texts == ["one"]
+
+
+def test_a_table_that_cannot_be_split_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SafetyNeuronsError, match=r"Line 2 of .* has 2 values for 1 column\. Quote"):
+        read(tmp_path, "a.csv", "prompt;\none; two\n")
+
+
+def test_a_web_page_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SafetyNeuronsError, match="is a web page"):
+        read(tmp_path, "a.csv", "<!DOCTYPE html>\n<html>Sign in</html>\n")
 
 
 def test_plain_lines_stay_plain(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_public_set_from_a_folder_is_known_by_its_content(given: dict[str, Any],
     run(tmp_path / "run", given | {"harmful": "advbench", "data_dir": str(copy.parent)}, until="find")
     recorded = results_of(tmp_path / "run")["run"]["prompts"]["harmful"]
     assert (recorded["name"], recorded["source"]) == ("advbench", str(copy))
-    assert (recorded["column"], recorded["notes"], recorded["duplicates"]) == ("prompt", [], 0)
+    assert (recorded["column"], recorded["notes"], recorded["duplicates"]) == ("text", [], 0)
     moved = shutil.copytree(copy.parent, tmp_path / "moved")
     for change in ({}, {"data_dir": str(moved)}):
         notes = Recorder()

@@ -104,6 +104,7 @@ def check(
 
     A file (.jsonl, .json, .csv or .tsv) has a prompt, a response (or completion) and a label in each row: refused or
     complied, or XSTest's 1_full_compliance, 2_full_refusal and 3_partial_refusal; partial refusals count as refused.
+    Yes and no (1 and 0, true and false) are labels in a column named after one, such as `refused` or `jailbroken`.
     With a column `model` there is a table per model. An unscored answer counts as disagreement.
 
     For example:

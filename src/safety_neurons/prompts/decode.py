@@ -50,6 +50,8 @@ def read_text(path: Path, source: str) -> tuple[str, list[str]]:
             f"{source} is not plain text: there is a NUL byte in line {line}. If it should be text, remove the NUL "
             f"bytes with `tr -d '\\000' < '{path.name}' > '{_renamed(path, 'clean')}'`."
         )
+    if text[:100].lstrip().casefold().startswith(("<!doctype html", "<html")):
+        raise SafetyNeuronsError(f"{source} is a web page. Download the file itself.")
     return text, _remarks(text, encoding)
 
 

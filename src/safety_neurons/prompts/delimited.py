@@ -156,7 +156,7 @@ def _ranked(text: str, separators: Sequence[str]) -> list[str]:
 def _forms(separators: Sequence[str], text: str) -> Iterator[_Form]:
     for separator in separators:
         yield from (_Form(separator), _Form(separator, spaced=True))
-    if all(len([name for name in _safe_header(text, separator) if name]) == 1 for separator in separators):
+    if all(len(header := _safe_header(text, one)) == 1 and header == _safe_header(text, _NONE) for one in separators):
         yield _Form(_NONE)
     for separator in separators:
         # Without doubled quotation marks csv is not strict: this form needs its sign.
@@ -231,7 +231,7 @@ def _table(reading: _Reading, source: str, usual: str, named: bool) -> PromptTab
     elif len(header) > 1 and (form.separator != usual or named):
         notes.append(f"separated by {_NAMES.get(form.separator, repr(form.separator))}")
     if form.escaped:
-        notes.append("with backslashes before quotation marks")
+        notes.append("with backslashes as escapes")
     if form.literal:
         notes.append("with quotation marks as part of the texts")
     if reading.empty:

@@ -9,7 +9,13 @@ from typing import Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import did_you_mean
-from safety_neurons.prompts.conversations import NotAConversation, looks_like_conversation, messages_of, request_of
+from safety_neurons.prompts.conversations import (
+    ROLES,
+    NotAConversation,
+    looks_like_conversation,
+    messages_of,
+    request_of,
+)
 from safety_neurons.prompts.decode import read_text
 from safety_neurons.prompts.delimited import is_table, parse_delimited
 from safety_neurons.prompts.json_forms import looks_like_json, parse_json, parse_json_lines
@@ -137,7 +143,13 @@ def make_set(
             raise SafetyNeuronsError(f"No row of {source} has {keep[1]!r} in its column {keep[0]!r}. Correct the file.")
     # Alpaca's convention: the text that the instruction is about is in a second column.
     addition = table.find("input") if column.casefold() == "instruction" else None
-    identity, split = table.find("id", "custom_id"), table.find("split")
+    identity, split, role = (table.find(*names) for names in (("id", "custom_id"), ("split",), ("role", "from")))
+    for row in rows:
+        if ROLES.get(_text(row, role).strip().casefold(), "user") != "user":
+            raise SafetyNeuronsError(
+                f"The {table.unit} {row.place} of {source} is a message of the {_text(row, role)}, not a prompt. "
+                f"Delete the rows whose {role!r} is not the user's, or remove this column if all are prompts."
+            )
     texts = requests_of(rows, column, table.unit, source)
     entries = [
         Entry(
@@ -191,7 +203,7 @@ def _hint(table: PromptTable) -> str:
     nested = [column for column in table.columns if column.rpartition(".")[2].casefold() in REQUEST_COLUMNS]
     if nested:
         return f"It may be {nested[0]!r}, which is inside of an object."
-    if table.unit == "item":
+    if not any(" " in name or not name[:1].isalpha() for name in table.columns):
         return "Well-known names are prompt, goal, instruction, question and messages."
     return (
         "The first line of a table must be its header: if it is a prompt, put the names of the columns above it, such "

@@ -91,7 +91,10 @@ def matched(
 
 @dataclass(frozen=True, kw_only=True)
 class FromFile(Attack):
-    """Sends the prompt beside the request in `path` (.jsonl, .csv, .tsv or .json); skips a request without one."""
+    """Sends the prompt beside the request in `path` (.jsonl, .csv, .tsv or .json); skips a request without one.
+
+    Also one whose prompt is blank or null, as the attack gave up on it.
+    """
 
     path: Path | None = None
     goal_column: str = "goal"
