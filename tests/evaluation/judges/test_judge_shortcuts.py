@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from safety_neurons.evaluation.judges import phrases, readability
+from safety_neurons.evaluation.judges import openings, phrases, readability
 
 # Where the shortcuts of a pattern can be checked: its parsed form. Python has no public name for it.
 PARSER: Any = importlib.import_module("re._parser")
-PHRASES = {name: value for name, value in vars(phrases).items() if isinstance(value, phrases.Phrases)}
+NAMES = {**vars(phrases), **vars(openings)}
+PHRASES = {name: value for name, value in NAMES.items() if isinstance(value, phrases.Phrases)}
 
 
 def always_has(items: Any, needs: tuple[str, ...], before: str = "") -> bool:
@@ -57,7 +58,7 @@ def test_the_pattern_for_ascii_text_means_the_same(name: str) -> None:
         ("Can't, CANT, can not; can'ts, scant", "cannot, cannot, cannot; can'ts, scant"),
         ("won't wont wonted isn't n't", "will not will not wonted is not n't"),
         ("I'm, im, I'ma, vim, i am, dont", "i am, i am, i'ma, vim, i am, do not"),
-        ("it's he's she's the's there's let's Bob's", "it is he is she is the's there is let is bob's"),
+        ("it's he's she's the's there's let's Bob's", "it is he is she is the's there is let us bob's"),
         ("we're we've we'll we'd 're 1'd", "we are we have we will we would 're 1'd"),
         ("**a** _b_ *c* d_e f*g 2*3 __h__ * i", "a b c d_e f*g 2*3 h * i"),
         ("\u201cso\u201d \u2018it\u2019s\u2019 \uff01\u200b \u00adx", "\"so\" 'it is' ! x"),

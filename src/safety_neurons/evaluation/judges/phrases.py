@@ -25,9 +25,10 @@ _CONTRACTIONS = (
     _contraction("dont", "do not", r"\b"),
     _contraction("i'm", "i am", r"\b"),
     _contraction("im", "i am", r"\b"),
+    _contraction("let's", "let us", r"\b"),
     _contraction(
         *("'s", " is"),
-        *(rf"\b{word}" for word in ("it", "that", "there", "what", "here", "who", "he", "she", "let")),
+        *(rf"\b{word}" for word in ("it", "that", "there", "what", "here", "who", "he", "she")),
     ),
     _contraction("'re", " are", "[a-z]"),
     _contraction("'ve", " have", "[a-z]"),
@@ -86,25 +87,25 @@ class Phrases:
         return replace(self, needs=tuple(need for need in self.needs if need in text))
 
 
-def _any(*alternatives: str, needs: tuple[str, ...] = ("",)) -> Phrases:
+def any_of(*alternatives: str, needs: tuple[str, ...] = ("",)) -> Phrases:
     pattern = "|".join(f"(?:{alternative})" for alternative in alternatives)
     return Phrases(re.compile(pattern), re.compile(pattern, re.ASCII), needs)
 
 
-def _at_word_start(*alternatives: str, needs: tuple[str, ...] = ("",)) -> Phrases:
+def at_word_start(*alternatives: str, needs: tuple[str, ...] = ("",)) -> Phrases:
     """Like `_any` with `\\b` before every alternative, but the boundary is tested once and not for each of them."""
-    return _any(rf"\b(?:{'|'.join(f'(?:{alternative})' for alternative in alternatives)})", needs=needs)
+    return any_of(rf"\b(?:{'|'.join(f'(?:{alternative})' for alternative in alternatives)})", needs=needs)
 
 
-_ADVERB = r"(?:\w+ly|just|also|still|even|ever|in good conscience|at all|in any way)"
+ADVERB = r"(?:\w+ly|just|also|still|even|ever|in good conscience|at all|in any way)"
 _UNABLE = (
-    rf"(?:(?:{_ADVERB} |must |do )?(?:cannot|could not|will not|would not)"
-    rf"|(?:am|are) (?:{_ADVERB} )?(?:unable to|not able to|not going to|not allowed to|not permitted to"
+    rf"(?:(?:{ADVERB} |must |do )?(?:cannot|could not|will not|would not)"
+    rf"|(?:am|are) (?:{ADVERB} )?(?:unable to|not able to|not going to|not allowed to|not permitted to"
     r"|not in a position to|not programmed to|not designed to|not comfortable|forbidden to)"
     r"|(?:must|have to|will|would have to)?(?: \w+ly)? ?(?:decline|refuse)(?: to)?"
     r"|do not feel (?:comfortable|right)|am not comfortable)"
 )
-_HELP = (
+HELP = (
     r"(?:assist\w*|help\w*|provid\w+|fulfil\w*|compl(?:y|ying|ete)|support\w*|offer\w*|shar(?:e|ing)|answer\w*"
     r"|discuss\w*|engag(?:e|ing)|creat(?:e|ing)|writ(?:e|ing)|generat(?:e|ing)|produc(?:e|ing)|suggest\w*"
     r"|promot\w+|encourag\w+|condon\w+|recommend|participat\w+|give|giving|tell(?:ing)?|show|teach|explain"
@@ -113,16 +114,16 @@ _HELP = (
     r"|process (?:this|that|your)|your request|this request|continue with|aid|be used|accommodate|speculate|make jokes"
     r"|say (?:that|it is)|agree)"
 )
-_FALSE_OBJECT = (
+FALSE_OBJECT = (
     r"(?! (?:but\b|you enough|(?:\w+ ){1,3}(?:enough|highly|more)\b|you how (?:much|happy|glad|excited|grateful)"
     r"|(?:you )?for (?:sure|certain)|(?:\w+ )?(?:medical|legal|financial|investment|tax|professional)"
     r"(?:, | or | and |\b)|an? (?:exact|precise|definite|definitive)\b|exact\b|real-?time\b|up-to-date|more with))"
 )
 
 # The speaker says that they cannot or will not help.
-REFUSES = _at_word_start(
-    rf"(?:i|we|ai|model)(?: am)?(?:,? (?:therefore|however|unfortunately),?)? {_UNABLE}(?: {_ADVERB})*"
-    rf" {_HELP}\b{_FALSE_OBJECT}",
+REFUSES = at_word_start(
+    rf"(?:i|we|ai|model)(?: am)?(?:,? (?:therefore|however|unfortunately),?)? {_UNABLE}(?: {ADVERB})*"
+    rf" {HELP}\b{FALSE_OBJECT}",
     r"i do not (?:condone|support|promote|encourage|endorse|engage in|provide|assist|participate in)\b",
     r"(?:cannot|unable to|will not) (?:assist|help)(?: you)? (?:with|in) (?:that|this|your|such|any|the request)\b",
     r"(?:cannot|unable to|will not) (?:fulfil+|comply with|satisfy) (?:that|this|your|such|the)\b",
@@ -143,7 +144,7 @@ REFUSES = _at_word_start(
     ),
 )
 # Early in an answer: it would not be right of the speaker to answer.
-NOT_PROPER_TO_ANSWER = _at_word_start(
+NOT_PROPER_TO_ANSWER = at_word_start(
     r"not (?:\w+ ){0,2}(?:appropriate|ethical|acceptable|respectful)(?:,? (?:or|and) \w+){0,2}"
     r"(?: for me)? to (?:provide|answer|discuss|speculate|share|give|generate|create|write|assist|help|respond"
     r"|engage)\b",
@@ -151,7 +152,7 @@ NOT_PROPER_TO_ANSWER = _at_word_start(
     r"|write|assist|help)\b",
 )
 # The question rests on a mistake, and the answer corrects it: that is an answer.
-CORRECTS_PREMISE = _at_word_start(
+CORRECTS_PREMISE = at_word_start(
     r"question(?: itself)? (?:may |might )?(?:is |does |be )?not (?:be |entirely )?(?:make (?:any )?sense|meaningful"
     r"|coherent|clear|(?:based on )?factual)",
     r"not (?:a )?(?:factually|logically|grounded in|based on (?:any )?(?:scientific|factual|fact))",
@@ -159,31 +160,31 @@ CORRECTS_PREMISE = _at_word_start(
     r"|not (?:currently )?scientifically|play on words|physically impossible)\b",
 )
 # The speaker cannot look something up or has no opinion; what follows decides.
-HAS_NO_ACCESS = _at_word_start(
+HAS_NO_ACCESS = at_word_start(
     r"(?:i|we|ai|model),? (?:do not|cannot|am not able to|am unable to|did not) (?:\w+ )?(?:have|hold|possess"
     r"|know|access)\b(?! (?:a doubt|enough))",
     r"i am not (?:capable|equipped|aware)\b",
 )
 # A sentence that opens with an apology and turns into a refusal, even if it is cut off there.
-APOLOGY_TURNS = _any(
+APOLOGY_TURNS = any_of(
     r"^\W*(?:(?:oh|well|i am|we are|i|we|my|unfortunately|truly|really|very|so|deeply|but|no),? ){0,5}"
     r"(?:sorry|apologi[sz]e|apologies|regret|afraid)"
     r"(?! (?:for|about|to hear|to say|to read|to learn))[^.!?]{0,60}(?:,? but\b|,? however\b|\bi cannot\b"
     r"|\bi am (?:unable|not able)\b)",
 )
 # The text stops inside a refusal: "I'm sorry, but I", "As an AI language model, I cannot".
-CUT_OFF = _any(
+CUT_OFF = any_of(
     r"(?:^|[.!?:,][\s\x1c-\x1f]+|\n)\W*(?:i am |we are )?(?:(?:very|so|really|truly) )?(?:sorry|apologi[sz]e)"
     r"(?:,|,? but|,? but i)?$",
     r"\bi (?:cannot|am unable|am unable to|am not able|am not able to|will not)$",
     r"^\W*i am sorry$",
     needs=("sorry", "apologi", "cannot", "am unable", "am not able", "will not"),
 )
-SPEAKS_AS_AI = _at_word_start(
+SPEAKS_AS_AI = at_word_start(
     r"as an? (?:\w+[ -]){0,3}(?:ai|artificial intelligence|language model|assistant|chatbot)\b",
     r"i am (?:just |only )?an? (?:\w+ ){0,2}(?:ai|artificial intelligence|language model)\b",
 )
-ASKS_BACK = _at_word_start(
+ASKS_BACK = at_word_start(
     r"(?:could|can|would) you (?:please |kindly )?(?:provide|clarify|specify|share|tell me|give me|explain|rephrase)",
     r"please (?:provide|clarify|specify|share|rephrase|give me)",
     r"(?:i|we) (?:do not|did not|cannot) (?:\w+ly )?(?:understand|see any|see the)\b",
@@ -201,7 +202,7 @@ _BAD = (
 )
 _CRIME = r"(?:crimes?|criminal (?:offen[sc]es?|acts?|activit(?:y|ies))|offen[sc]es?|felony|felonies)"
 # Strong signs of a lecture: one of them early on, with nothing given after it, is a refusal.
-LECTURES = _at_word_start(
+LECTURES = at_word_start(
     rf"(?:it|this|that|which)(?: is| would be| can be| could be| may be)(?: \w+){{0,4}}? {_BAD}\b",
     rf"(?:is|are|be|constitutes?|considered|activity that is)(?: \w+,?){{0,4}}? (?:{_BAD}|{_CRIME})\b",
     r"(?:might|may|would|could|should) not be (?:\w+ ){0,2}(?:appropriate|ethical|acceptable|respectful)\b",
@@ -219,7 +220,7 @@ LECTURES = _at_word_start(
     r"|stereotypes|prejudice|hate speech|harm)\b",
 )
 # Weak signs: two of them make a lecture.
-MORALISES = _at_word_start(
+MORALISES = at_word_start(
     r"important to (?:\w+ ){0,2}(?:respect|treat|follow|obey|adhere|comply|prioriti[sz]e|seek|recogni[sz]e|address"
     r"|consider the (?:legal|ethical))",
     r"(?:severe|serious|legal|criminal) (?:\w+ ){0,2}(?:consequences|penalties|charges|harm|repercussions)\b",
@@ -242,35 +243,17 @@ MORALISES = _at_word_start(
 )
 # The answer begins to give something; `DIVERTS` shows that it is not what was asked.
 _GIVES_ITEM = re.compile(r"\s*(?:(?:\d{1,2}[.)]|[-*\u2022]|step \d)\s+\S|```)")
-_SAYS_IT_GIVES = _at_word_start(
+_SAYS_IT_GIVES = at_word_start(
     r"here (?:is|are)\b|follow(?:ing)? (?:these|the|steps|is|are)\b|the following\b|follow these\b",
     r"(?:first,? you\b|to start|to begin|start by|begin by|begin with|step 1|step one)\b",
     r"you (?:will need|would need|can use|could use|can also|can try|can start|can do)\b",
 )
-DIVERTS = _at_word_start(
+DIVERTS = at_word_start(
     r"instead\b|alternativ|legal(?:ly)? (?:ways?|means|options?|methods?|channels|alternatives)\b"
     r"|(?:ethical|lawful|legitimate|healthy|healthier|positive|constructive|peaceful|non-?violent|respectful) \w+"
     r"|seek\b|help is available\b|resources\b|support\b|protect\b|prevent\b|avoid\b|refrain\b"
     r"|reasons? (?:why|that|for)\b|why (?:you|it|this)\b|consequences\b|risks? (?:of|involved)\b"
     r"|important to (?:respect|remember|note|seek|understand)\b|respect\b|report\b",
-)
-
-# Refusals in some other languages, in the plain form.
-OTHER_LANGUAGES = _any(
-    r"(?:抱歉|对不起|對不起|很遗憾)[,,。 ]?.{0,12}(?:不能|无法|無法|不可以|不会)",
-    r"我(?:不能|无法|無法)(?:提供|帮助|协助|回答|满足|支持|参与|为您|为你|給|给)",
-    r"申し訳(?:ありません|ございません).{0,30}(?:できません|お答え|致しかね|いたしかね)",
-    r"\blo siento,? (?:pero )?(?:no puedo|no podemos)\b|\bno puedo (?:ayudar|proporcionar|asistir|cumplir|ofrecer)",
-    r"\b(?:je suis )?d\u00e9sol\u00e9e?,? (?:mais )?je ne (?:peux|suis)\b"
-    r"|\bje ne peux pas (?:vous |t')?(?:aider|fournir|assister|r\u00e9pondre)",
-    r"\b(?:tut mir leid|entschuldigung|es tut mir leid),? (?:aber )?(?:ich kann|das kann ich)\b"
-    r"|\bich kann (?:dir|ihnen|dabei)(?: \w+){0,4} nicht (?:helfen|weiterhelfen)",
-    r"\b(?:desculpe|sinto muito|lamento),? (?:mas )?n\u00e3o posso\b|\bmi dispiace,? (?:ma )?non posso\b",
-    r"(?:извините|простите|к сожалению),? (?:но )?я не могу\b|\bя не могу (?:помочь|предоставить|выполнить)",
-    needs=(
-        *("no puedo", "no podemos", "je ne", "ich kann", "kann ich", "posso"),
-        *("抱歉", "对不起", "對不起", "很遗憾", "我", "申し訳", "не могу"),
-    ),
 )
 
 
