@@ -109,6 +109,38 @@ def test_a_server_that_dies_in_between_loses_no_prompts(server: Any, tmp_path: P
     assert [entry["outcome"] for entry in cache.entries.values()] == ["answered"] * 3
 
 
+def test_a_filter_that_blocks_everything_is_told(server: Any) -> None:
+    rejecting(server, "", FILTER)
+    engine = Endpoint(server.url, "tiny", concurrency=2)
+    with pytest.warns(UserWarning, match="blocks even the prompt 'Hello'") as notes:
+        found = answers(engine, prompts(*"abc"), max_new_tokens=5)
+    assert [one.outcome for one in found] == ["blocked"] * 3
+    answers(engine, prompts("d"), max_new_tokens=5)
+    assert (len(notes), sum(said(body) == "Hello" for body in server.asked)) == (1, 1)
+
+
+def test_the_page_of_a_firewall_is_no_content_filter(server: Any) -> None:
+    page = b"<html><title>Blocked</title>This site was blocked due to content policy.</html>"
+    rejecting(server, "", page, 403)
+    with pytest.raises(SafetyNeuronsError, match=r"status 403.*Blocked: This site"):
+        answers(Endpoint(server.url, "tiny"), prompts("a"), max_new_tokens=5)
+
+
+def test_servers_that_only_stream(server: Any) -> None:
+    event = b'data: {"choices": [{"delta": {"content": "Yes"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+
+    def answer(body: Any) -> Any:
+        if not body.get("stream"):
+            return server.raw(problem("This model only support stream mode, please enable the stream parameter."), 400)
+        return server.raw(event)
+
+    server.answer = answer
+    with pytest.warns(UserWarning, match="answers as a stream only") as notes:
+        found = answers(Endpoint(server.url, "tiny", concurrency=1), prompts("a", "b"), max_new_tokens=5)
+    assert found == [Completion("Yes", False)] * 2
+    assert (len(notes), len(server.asked)) == (1, 3)
+
+
 def test_a_blocked_answer_is_blocked(server: Any) -> None:
     server.answer = lambda _body: server.completion(None, "SAFETY")
     found = answers(Endpoint(server.url, "tiny"), prompts("a"), max_new_tokens=5)
@@ -172,7 +204,7 @@ def test_several_parameters_of_a_sampled_answer(server: Any) -> None:
     def answer(body: Any) -> Any:
         if "seed" in body:
             return server.raw(detail, 422)
-        if body.get("temperature", 0) > 1:
+        if body.get("temperature", 0.0) > 1:
             return server.raw(problem("temperature: Input should be less than or equal to 1"), 400)
         if "temperature" in body and "top_p" in body:
             return server.raw(problem("temperature and top_p cannot both be specified: use one"), 400)

@@ -121,6 +121,7 @@ def test_token_counts(usage: Any, expected: Any) -> None:
 
 
 def test_legacy_completions() -> None:
+    assert read_reply(b'{"choices": {"message": {"content": "Yes"}}, "error": null}').text == "Yes"
     assert read_reply(b'{"choices": [{"text": "Yes", "finish_reason": "length"}]}').cut_off
     assert read_reply(b'{"choices": [null, {"text": "Yes"}]}').text == "Yes"
 
@@ -195,6 +196,7 @@ def test_streams_hold_reasoning_and_errors() -> None:
         (DONE.encode(), "no answer", True),
         (b"<html><title>Sign in</title></html>", "HTML", False),
         (b'{"object": "list"}', "no field choices", False),
+        (b'{"message": {"content": "Yes"}, "done": true}', "no field choices", False),
         (b'"Yes"', "not an object", False),
         (b"[1, 2]", "not an object", False),
         (b"Bad gateway", "not JSON", False),
@@ -220,6 +222,8 @@ def test_bodies_that_cannot_be_read(raw: bytes, said: str, broken: bool | None) 
         ({"object": "error", "message": "no", "code": 40303}, 400),
         ({"choices": [{"error": {"message": "Bad gateway", "code": 502}, "finish_reason": "error"}]}, 502),
         ({"choices": [{"message": {"content": "Ye"}, "finish_reason": "error"}]}, 503),
+        ({"choices": [{"message": {"content": ""}}], "error": {"message": "Overloaded", "code": 529}}, 529),
+        ({"success": False, "errors": [{"code": 1000, "message": "no"}]}, 400),
         ({"choices": None, "base_resp": {"status_code": 1002, "status_msg": "rate limit"}}, 429),
     ],
 )

@@ -144,15 +144,13 @@ def _is_excluded(netloc: str, no_proxy: str) -> bool:
     return False
 
 
-def open_client(url: str, *, key: str | None, timeout: float, retries: int) -> "AsyncOpenAI":
-    """A client of the server, which goes through the proxy that `proxy_for` names, and no other.
+def open_client(url: str, proxy: Proxy | None, key: str | None, *, timeout: float, retries: int) -> "AsyncOpenAI":
+    """A client of the server, through this proxy and no other.
 
     Raises:
-        SafetyNeuronsError: the proxy or the certificates of the environment cannot be used.
+        SafetyNeuronsError: the certificates of the environment cannot be used.
     """
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
-
-    proxy = proxy_for(url)
 
     async def check_redirect(response: Any) -> None:
         _check_redirect(url, response)
@@ -254,6 +252,8 @@ def connection_error(url: str, cause: BaseException, proxy: Proxy | None, key: s
             f"The server at {url} does not speak TLS{through} ({said}). If it is a local one, give http:// instead of "
             f"https://.{without}"
         )
+    if kind == "TooManyRedirects":
+        return SafetyNeuronsError(f"The server at {url} redirects in a circle{through}. Check its URL.{without}")
     if kind == "DecodingError":
         return SafetyNeuronsError(
             f"The server at {url} sent a body that cannot be decompressed{through} ({said}). Switch off compression "

@@ -26,6 +26,11 @@ _NOT_ALLOWED = re.compile(
 _POSITIVE = re.compile(r"positive|greater than (?:0|zero)|> ?0|\((?:0|0\.0), ?\d", re.IGNORECASE)
 # As close to greedy as servers get that reject 0.
 NEARLY_GREEDY = 0.01
+_ONLY_STREAMS = re.compile(
+    r"only supports? (?:the )?stream|stream(?:ing)?(?: mode)? (?:is required|only)|enable the stream"
+    r"|non-streaming calls?|stream.{0,20}must be (?:set to )?true|non-stream\w* .{0,30}not supported",
+    re.IGNORECASE,
+)
 _NO_SYSTEM = re.compile(
     r"system\W{0,3}(?: \w+){0,3} (?:is |are )?(?:not|un)[ -]?(?:supported|allowed|enabled|permitted|available)"
     r"|(?:not|n't) (?:support|allow|accept|have|enable)\w* .{0,40}\bsystem\b|no system (?:role|prompt|message)"
@@ -39,16 +44,19 @@ _NO_SYSTEM = re.compile(
 class Parameters:
     """How requests to one server must be changed.
 
-    `reasoning_tokens` is the number of tokens that an answer gets on top, for the server's reasoning.
+    `reasoning_tokens` is the number of tokens that an answer gets on top, for the server's reasoning;
+    `filter_checked`: whether it is known if the content filter lets anything pass.
     """
 
     changes: dict[_Rejected, tuple[str, Any] | None] = field(default_factory=dict)
     folds_system: bool = False
+    streams: bool = False
     reasoning_tokens: int = 0
+    filter_checked: bool = False
 
     def adjusted(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a request without what the server rejects."""
-        found = {}
+        found: dict[str, Any] = {"stream": True} if self.streams else {}
         for name, value in settings.items():
             change = self._change(name, value)
             if change is not None:
@@ -72,9 +80,12 @@ class Parameters:
         """
         if problem.status not in (400, 404, 415, 422, 500, 501) or problem.filtered or problem.too_long:
             return None
-        if messages[0]["role"] == "system" and _NO_SYSTEM.search(problem.message):
+        if messages[0]["role"] == "system" and len(messages) > 1 and _NO_SYSTEM.search(problem.message):
             known, self.folds_system = self.folds_system, True
             return "" if known else "has no system role: the system prompt is put before the user's first turn."
+        if "stream" not in settings and _ONLY_STREAMS.search(problem.message):
+            known, self.streams = self.streams, True
+            return "" if known else "answers as a stream only, which is read to its end."
         if "max_tokens" in settings and _concerns(problem, "max_tokens", _NOT_KNOWN):
             note = "does not accept max_tokens: max_completion_tokens is sent in its place."
             return self._note(("max_tokens", None), ("max_completion_tokens", None), note)
@@ -89,6 +100,8 @@ class Parameters:
         if value == 0 and _POSITIVE.search(problem.message):
             note = f"does not accept temperature 0: its answers are not greedy, but sampled at {NEARLY_GREEDY}."
             return self._note((name, value), (name, NEARLY_GREEDY), note)
+        if value > 1:
+            return self._note((name, value), (name, 1.0), f"does not accept temperature {value:g}: 1 is sent instead.")
         how = "its answers are not greedy, but sampled" if value in (0, NEARLY_GREEDY) else "it samples"
         note = f"does not accept temperature {value:g}: {how} at the temperature that it sets itself."
         return self._note((name, value), None, note)

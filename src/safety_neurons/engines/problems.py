@@ -73,7 +73,8 @@ _NO_SUCH_URL = re.compile(r"unexpected endpoint|unknown (?:endpoint|url|path|rou
 class Problem:
     """What a server reports: the status, the message, and the codes and parameters that it names.
 
-    `reported`: the status is that of the response, and not only in the body of a 200.
+    `reported`: the status is that of the response, and not only in the body of a 200. `page`: the body is a web page,
+    as proxies and firewalls send them.
     """
 
     status: int
@@ -82,6 +83,12 @@ class Problem:
     parameters: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     reported: bool = True
+    page: bool = False
+
+    @property
+    def label(self) -> str:
+        """The status, for messages."""
+        return f"status {self.status}" if self.reported else "an error in a response of status 200"
 
     @property
     def words(self) -> str:
@@ -93,7 +100,8 @@ class Problem:
         if self.status in GENERAL or self.status == 404 or _ACCOUNT.search(self.message):
             return ""
         code = next(filter(_FILTER_CODES.fullmatch, self.codes), "")
-        if not code and (self.status >= 500 or not _FILTERED.search(self.words)):
+        # The page of a proxy may speak of content filters, too, but it concerns the whole server.
+        if not code and (self.page or self.status >= 500 or not _FILTERED.search(self.words)):
             return ""
         categories = f" ({', '.join(dict.fromkeys(self.categories))})" if self.categories else ""
         return f"{code or 'content filter'}{categories}: {_first_sentence(self.message)}".rstrip(": ")
@@ -126,8 +134,8 @@ class Problem:
     def summary(self) -> str:
         """Why the prompt was not run, the same for all prompts if the cause is the same."""
         if self.too_long:
-            return f"too long for the server (status {self.status}): {_first_sentence(self.message)}"
-        return f"rejected by the server (status {self.status}): {self.message}"
+            return f"too long for the server ({self.label}): {_first_sentence(self.message)}"
+        return f"rejected by the server ({self.label}): {self.message}"
 
 
 def problem_in(body: Any, status: int, said: Collection[str] = (), reported: bool = True) -> Problem:

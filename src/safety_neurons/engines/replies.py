@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from safety_neurons.engines.problems import Problem, problem_in
@@ -104,7 +104,7 @@ def problem_of(raw: bytes, status: int, said: Collection[str] = ()) -> Problem:
     try:
         return problem_in(json.loads(text, strict=False), status, said)
     except (ValueError, RecursionError):
-        return problem_in(plain_text(text), status, said)
+        return replace(problem_in(plain_text(text), status, said), page=text.startswith("<"))
 
 
 def read_reply(raw: bytes, said: Collection[str] = ()) -> Reply:
@@ -121,12 +121,16 @@ def read_reply(raw: bytes, said: Collection[str] = ()) -> Reply:
     if not isinstance(body, dict):
         raise UnreadableError("It is JSON, but not an object.", broken=False)
     choices = body.get("choices")
+    choices = [choices] if isinstance(choices, dict) else choices
     choice = next((one for one in choices if isinstance(one, dict)), None) if isinstance(choices, list) else None
     if choice is None:
         raise _without_choices(body, said)
     if choice.get("error"):
         raise ReportedError(problem_in(choice, 200, said, reported=False))
-    return _read_choice(choice, body)
+    found = _read_choice(choice, body)
+    if body.get("error") and not found.written:
+        raise ReportedError(problem_in({"error": body["error"]}, 200, said, reported=False))
+    return found
 
 
 def read_model_names(raw: bytes) -> list[str]:
@@ -220,6 +224,8 @@ def _joined(events: list[dict[str, Any]], ended: bool) -> dict[str, Any]:
             if value is not None:
                 joins = type(before) is type(value) and isinstance(value, str | list) and name != "role"
                 message[name] = before + value if joins else value
+    if not seen and events:
+        return events[-1]
     if not seen:
         raise UnreadableError("Its stream of events holds no answer.", broken=True)
     if not ended and finish is None:
@@ -232,7 +238,8 @@ def _without_choices(body: Mapping[str, Any], said: Collection[str]) -> Exceptio
     feedback = body.get("prompt_feedback") or body.get("promptFeedback")
     blocked = isinstance(feedback, dict) and any("block" in str(name).lower() for name in feedback)
     reports = ("error", "errors", "detail", "message", "msg", "base_resp", "error_msg", "error_code", "errorCode")
-    if blocked or body.get("contentFilter") or any(body.get(name) for name in reports):
+    reported = [name for name in reports if body.get(name) and not (name == "message" and isinstance(body[name], dict))]
+    if blocked or body.get("contentFilter") or reported:
         found = problem_in(body, 200, said, reported=False)
         if blocked and not found.filtered:
             found = Problem(400, found.message, ("content_filter", *found.codes), reported=False)

@@ -60,21 +60,27 @@ class Server:
     def rejected(self, problem: Problem, wait: float | None = None) -> RejectedError:
         """The error for what the server reports; `wait`: seconds until it accepts requests again."""
         why = self._why(problem, wait)
-        message = shown(plain_text(problem.message), self.key)
+        message = shown(problem.message, self.key)
+        through = "" if self.proxy is None or self.proxy.name in why else f"It was asked through {self.proxy.name}. "
         return RejectedError(
-            f"The server at {self.url} {why} " + (f"Its message: {message}" if message else "It gives no reason."),
+            f"The server at {self.url} {why} {through}"
+            + (f"Its message: {message}" if message else "It gives no reason."),
             problem,
             message,
         )
 
-    def not_understood(self, error: UnreadableError, raw: bytes, address: str = "") -> SafetyNeuronsError:
-        """The error for an unexpected response body; `address` is where a redirect led."""
+    def not_understood(
+        self, error: UnreadableError, raw: bytes, address: str = "", encoding: str = ""
+    ) -> SafetyNeuronsError:
+        """The error for an unexpected response body; `address`: where it came from, `encoding`: its compression."""
         text = raw.decode(errors="replace").strip()
         message = f" Its message: {shown(plain_text(text), self.key)}" if text else ""
         moved = address and urlsplit(address).path.rstrip("/") not in _requested(self.url)
         led = f" (redirected to {shown(address.partition('?')[0], self.key)})" if moved else ""
         through = "" if self.proxy is None else f" It was asked through the proxy {self.proxy.name}."
-        what = shown(str(error), self.key).rstrip(".")
+        what = shown(str(error), self.key).rstrip(".") + (
+            f" (compressed: {shown(encoding, None, 30)})" if encoding else ""
+        )
         return SafetyNeuronsError(
             f"The server at {self.url} did not respond like an OpenAI-compatible server{led}. {what}. Check that the "
             f"URL is that of its API{self._other_url()}.{through}{message}"
@@ -92,7 +98,7 @@ class Server:
         if status in (401, 403):
             advice = "check it" if self.key else "set SAFETY_NEURONS_API_KEY"
             what = "the API key" if self.key else "requests without an API key"
-            return f"does not accept {what} (status {status}): {advice}."
+            return f"does not accept {what} ({problem.label}): {advice}."
         if status == 402:
             return "wants to be paid (status 402): check the account."
         if status in (404, 405):
@@ -100,16 +106,18 @@ class Server:
                 f"has no model called {self.model_name!r}, or its" if self.model_name else "does not list models: set"
             )
             rest = " API has another URL" if self.model_name else " model_name, or check the URL of the API"
-            return f"{model}{rest}{self._other_url()} (status {status})."
+            return f"{model}{rest}{self._other_url()} ({problem.label})."
         if status == 429:
             return f"accepts no more requests for now: {_later(wait)}."
+        if problem.temporary and wait is not None:
+            return f"is not available ({problem.label}): {_later(wait)}."
         if problem.temporary:
-            return f"failed repeatedly (status {status}): check its log."
+            return f"failed repeatedly ({problem.label}): check its log."
         if problem.too_long:
-            return f"rejected a request as too long (status {status})."
+            return f"rejected a request as too long ({problem.label})."
         if problem.filtered:
             return f"blocked a request ({problem.filtered.partition(':')[0]})."
-        return f"rejected a request (status {status})."
+        return f"rejected a request ({problem.label})."
 
 
 def _requested(url: str) -> list[str]:
