@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -61,6 +62,8 @@ class Server:
         self.models: Body | Raw = {"data": [{"id": "tiny"}]}
         self.asked: list[Body] = []
         self.keys: list[str] = []
+        # What clients that take this server for their proxy asked it for.
+        self.proxied: list[str] = []
         self.now = self.most_at_once = 0
         self.lock = threading.Lock()
         self.port = 0
@@ -84,10 +87,21 @@ class Server:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
+            def take_path(self) -> None:
+                if self.path.startswith("http://"):
+                    outer.proxied.append(self.path)
+                    self.path = urlsplit(self.path).path
+
             def do_GET(self) -> None:
+                self.take_path()
                 self.give(outer.models if self.path == "/v1/models" else Raw(b"not found", 404))
 
+            def do_CONNECT(self) -> None:
+                outer.proxied.append(self.path)
+                self.give(outer.answer({}))
+
             def do_POST(self) -> None:
+                self.take_path()
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 with outer.lock:
                     outer.asked.append(body)
@@ -140,5 +154,6 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_key_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SAFETY_NEURONS_API_KEY", "OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    proxies = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
+    for name in ("SAFETY_NEURONS_API_KEY", "OPENAI_API_KEY", *proxies, *map(str.upper, proxies)):
         monkeypatch.delenv(name, raising=False)

@@ -96,7 +96,10 @@ def test_models_that_think_first_draw_too(server: Any) -> None:
 
     server.answer = answer
     engine = Endpoint(server.url, "tiny")
-    assert answers(engine, questions(1), max_new_tokens=7, sampling=Sampling(0.7, 5)) == [Completion("", True)]
+    with pytest.warns(UserWarning, match="reasons before it answers"):
+        found = answers(engine, questions(1), max_new_tokens=7, sampling=Sampling(0.7, 5))
+    assert found == [Completion("", True, "Well, 5")]
+    assert found[0].unscored
 
 
 def test_system_prompts_and_template_options_are_sent(server: Any) -> None:
@@ -115,8 +118,8 @@ def test_system_prompts_and_template_options_are_sent(server: Any) -> None:
     [
         ("Yes", "stop", Completion("Yes", False)),
         ("Yes", "length", Completion("Yes", True)),
-        (None, "length", Completion("", True)),
-        (" Yes\n", "content_filter", Completion(" Yes\n", False)),
+        (None, "stop", Completion("", False)),
+        (" Yes\n", "content_filter", Completion(" Yes\n", False, outcome="blocked", reason="content_filter")),
     ],
 )
 def test_what_an_answer_is(text: str, reason: str, expected: Completion, server: Any) -> None:
@@ -182,7 +185,7 @@ def test_what_came_before_a_failure_is_had(server: Any) -> None:
     """The third request fails for good; it is asked as often as was allowed, and nothing after it."""
 
     def answer(body: Any) -> Any:
-        return server.raw(b"out of luck", 500) if "2" in body["messages"][-1]["content"] else server.repeat(body)
+        return server.raw(b"out of luck", 503) if "2" in body["messages"][-1]["content"] else server.repeat(body)
 
     server.answer = answer
     found = Endpoint(server.url, "tiny", concurrency=1, retries=1).answer(questions(5), max_new_tokens=5)
@@ -209,7 +212,7 @@ def test_what_came_before_a_failure_is_had(server: Any) -> None:
 def test_bodies_that_are_no_answer(body: bytes, said: str, server: Any) -> None:
     server.answer = lambda _body: server.raw(body)
     with pytest.raises(SafetyNeuronsError, match=said) as error:
-        answers(Endpoint(server.url, "tiny"), questions(3), max_new_tokens=5)
+        answers(Endpoint(server.url, "tiny", retries=0), questions(3), max_new_tokens=5)
     assert server.url in str(error.value)
     assert len(str(error.value)) < 700
 
@@ -218,7 +221,7 @@ def test_bodies_that_are_no_answer(body: bytes, said: str, server: Any) -> None:
     ("status", "said"),
     [
         (400, "rejected a request.*too long"),
-        (403, "without an API key: set SAFETY_NEURONS_API_KEY"),
+        (403, "without an API key.*: set SAFETY_NEURONS_API_KEY"),
         (404, "no model called 'tiny'.*/v1"),
         (429, "lower concurrency"),
         (503, "failed repeatedly"),

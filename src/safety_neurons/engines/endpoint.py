@@ -5,73 +5,48 @@ config) is invisible here, and its answers may vary slightly with its load.
 """
 
 import functools
-import os
 import queue
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Literal, NoReturn, TypeVar
 
 import anyio
 from anyio.from_thread import start_blocking_portal
-from pydantic import ValidationError
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
-from safety_neurons.engines.server import (
-    CONTINUED,
-    Reply,
-    ServedModels,
-    check_sampling,
-    explained,
-    not_understood,
-    repeats_prefill,
-    shown,
-)
+from safety_neurons.engines.client import Client, Usage
+from safety_neurons.engines.connection import api_key, check_url, open_client, proxy_for, shown
+from safety_neurons.engines.exchange import Exchange
+from safety_neurons.engines.parameters import Parameters
+from safety_neurons.engines.server import Server, check_sampling, repeats_prefill
 from safety_neurons.models.chat import Conversation
 from safety_neurons.models.generate import Completion, Sampling
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
 T = TypeVar("T")
-
-KEY_VARIABLES = ("SAFETY_NEURONS_API_KEY", "OPENAI_API_KEY")
-CONNECT_SECONDS = 10.0
-
-
-@dataclass
-class Usage:
-    """Requests and tokens so far; `retries` are those of requests that finally succeeded."""
-
-    requests: int = 0
-    retries: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def cost(self, prompt_price: float, completion_price: float) -> float:
-        """Cost of the tokens at these prices per million tokens."""
-        return (self.prompt_tokens * prompt_price + self.completion_tokens * completion_price) / 1e6
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """A model behind the server at `url` (usually ending in /v1).
 
-    The API key comes from the environment: SAFETY_NEURONS_API_KEY, or else OPENAI_API_KEY. The output of a server's
-    content filter counts as its answer.
+    The API key comes from the environment: SAFETY_NEURONS_API_KEY, or else OPENAI_API_KEY. A request that a content
+    filter stops is "blocked", and one that the server rejects while it accepts others is "not run": too long, mostly.
 
     Args:
         model_name: Default: the server's only model.
         concurrency: maximum number of simultaneous requests.
         timeout: in seconds, per request.
-        retries: maximum number of retries after dropped connections, timeouts, full queues (respecting Retry-After) and
-            server errors.
+        retries: maximum number of retries after dropped connections, timeouts, full queues (respecting Retry-After up
+            to two minutes), server errors, and responses that are cut off.
         prefill: "continue" sends a prefill with `continue_final_message`, after a few one-token requests have shown
             that the server supports it; "unsupported" makes it an error.
         system: the system prompt of conversations that have none.
         template_options: passed to the chat template.
+        reasoning_tokens: tokens added to the limit of every answer, once an answer has ended inside its reasoning; an
+            answer that ends there again is returned without text.
         usage: adds up the server's token counts.
+        parameters: what the server has been found to accept.
     """
 
     url: str
@@ -82,22 +57,16 @@ class Endpoint:
     prefill: Literal["continue", "unsupported"] = "continue"
     system: str | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    reasoning_tokens: int = 1024
     usage: Usage = field(default_factory=Usage, compare=False)
+    parameters: Parameters = field(default_factory=Parameters, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(self.url)
-            plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
-        except ValueError:
-            plain = False
-        if not plain or set(self.url) & set(" ?#") or not (self.url.isascii() and self.url.isprintable()):
-            # The URL is not repeated, as it may hold a secret.
-            raise SafetyNeuronsError(
-                "The URL of the server must look like http://127.0.0.1:8000/v1, without user, password and query. "
-                f"Put an API key into the environment variable {KEY_VARIABLES[0]}."
-            )
+        check_url(self.url)
         if self.concurrency < 1:
             raise SafetyNeuronsError(f"concurrency must be at least 1, not {self.concurrency}.")
+        if self.reasoning_tokens < 0:
+            raise SafetyNeuronsError(f"reasoning_tokens must not be negative, as {self.reasoning_tokens} is.")
 
     @property
     def name(self) -> str:
@@ -130,9 +99,9 @@ class Endpoint:
         """
         if self.model_name is not None:
             return self.model_name
-        names = self._wait_for(self._names)
+        names = self._wait_for(Client.model_names, "")
         if len(names) != 1:
-            several = shown(", ".join(names), self._key)
+            several = shown(", ".join(names), api_key())
             listed = f"has {len(names)} models ({several})" if names else "lists no models"
             raise SafetyNeuronsError(f"The server at {self.url} {listed}: set model_name.")
         return names[0]
@@ -147,11 +116,10 @@ class Endpoint:
         if self.prefill == "unsupported":
             raise CannotRunError(f"Prefill is disabled for the server at {self.url}.")
 
-        async def work(client: "AsyncOpenAI") -> bool:
-            with explained(self.url, self.served, self._key):
-                return await repeats_prefill(functools.partial(self._ask, client), self.url, self._key)
+        async def work(client: Client) -> bool:
+            return await repeats_prefill(client.ask, self.url)
 
-        return self._wait_for(work)
+        return self._wait_for(work, self.served)
 
     @functools.cached_property
     def samples(self) -> Literal[True]:
@@ -161,11 +129,10 @@ class Endpoint:
             CannotRunError: the server does not sample.
         """
 
-        async def work(client: "AsyncOpenAI") -> None:
-            with explained(self.url, self.served, self._key):
-                await check_sampling(functools.partial(self._ask, client), self.url)
+        async def work(client: Client) -> None:
+            await check_sampling(client.ask, self.url, self.reasoning_tokens)
 
-        self._wait_for(work)
+        self._wait_for(work, self.served)
         return True
 
     def answer(
@@ -192,17 +159,15 @@ class Endpoint:
             # The full distribution, which the server's settings might truncate.
             settings |= {"temperature": sampling.temperature, "seed": sampling.seed, "top_p": 1.0}
 
-        async def work(client: "AsyncOpenAI") -> None:
+        model_name = self.served
+
+        async def work(client: Client) -> None:
             waiting = iter(asked)
+            exchange = Exchange(client, settings, repeats=repeats, reasoning_tokens=self.reasoning_tokens)
 
             async def take() -> None:
                 for index in waiting:
-                    conversation = conversations[index]
-                    extra = CONTINUED if conversation.prefill else {}
-                    with explained(self.url, self.served, self._key):
-                        reply = await self._ask(client, conversation, extra, **settings)
-                    text = reply.text.removeprefix(conversation.prefill) if repeats else reply.text
-                    finished.put((index, Completion(text, reply.cut_off)))
+                    finished.put((index, await exchange.completion(conversations[index])))
 
             async with anyio.create_task_group() as group:
                 for _ in range(min(self.concurrency, len(asked))):
@@ -211,66 +176,27 @@ class Endpoint:
         # A separate thread, as the caller may be in an event loop (a notebook). Leaving this block (an error, Ctrl-C,
         # closing the generator) cancels the requests.
         with start_blocking_portal() as portal:
-            future = portal.start_task_soon(self._with_client, work)
+            future = portal.start_task_soon(self._with_client, work, model_name)
             future.add_done_callback(lambda _future: finished.put(None))
             while (item := finished.get()) is not None:
                 yield item
             future.result()
 
-    @property
-    def _key(self) -> str | None:
-        for name in KEY_VARIABLES:
-            key = os.environ.get(name, "").strip()
-            if key:
-                if not (key.isascii() and key.isprintable()):
-                    raise SafetyNeuronsError(f"{name} is not a valid API key: it has characters that cannot be sent.")
-                return key
-        return None
-
-    def _wait_for(self, work: Callable[["AsyncOpenAI"], Awaitable[T]]) -> T:
+    def _wait_for(self, work: Callable[[Client], Awaitable[T]], model_name: str) -> T:
         with start_blocking_portal() as portal:
-            return portal.call(self._with_client, work)
+            return portal.call(self._with_client, work, model_name)
 
-    async def _with_client(self, work: Callable[["AsyncOpenAI"], Awaitable[T]]) -> T:
-        from openai import AsyncOpenAI, Timeout
-
-        timeout = Timeout(self.timeout, connect=min(CONNECT_SECONDS, self.timeout))
-        # Local servers need no key, but the client requires one.
-        key = self._key or "none"
-        async with AsyncOpenAI(base_url=self.url, api_key=key, timeout=timeout, max_retries=self.retries) as client:
+    async def _with_client(self, work: Callable[[Client], Awaitable[T]], model_name: str) -> T:
+        server = Server(self.url, model_name, proxy_for(self.url), api_key())
+        async with open_client(
+            self.url, server.proxy, server.key, timeout=self.timeout, retries=self.retries
+        ) as client:
             try:
-                return await work(client)
+                return await work(
+                    Client(
+                        client, server, self.retries, self.parameters, self.usage, self.system, self.template_options
+                    )
+                )
             except ExceptionGroup as group:
                 # The first failure ends the others.
                 raise group.exceptions[0] from None
-
-    async def _names(self, client: "AsyncOpenAI") -> list[str]:
-        with explained(self.url, "", self._key):
-            raw = await client.models.with_raw_response.list()
-        try:
-            return [model.id for model in ServedModels.model_validate_json(raw.text).data]
-        except ValidationError:
-            raise not_understood(self.url, raw.text, self._key) from None
-
-    async def _ask(
-        self, client: "AsyncOpenAI", conversation: Conversation, extra: Mapping[str, Any], **settings: Any
-    ) -> Reply:
-        messages = [turn._asdict() for turn in conversation.turns]
-        if self.system is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self.system})
-        if conversation.prefill:
-            messages.append({"role": "assistant", "content": conversation.prefill})
-        if self.template_options:
-            extra = {**extra, "chat_template_kwargs": dict(self.template_options)}
-        create: Any = client.chat.completions.with_raw_response.create
-        raw = await create(model=self.served, messages=messages, extra_body=extra, **settings)
-        self.usage.requests += 1
-        self.usage.retries += raw.retries_taken
-        try:
-            reply = Reply.model_validate_json(raw.text)
-        except ValidationError:
-            raise not_understood(self.url, raw.text, self._key) from None
-        if reply.usage is not None:
-            self.usage.prompt_tokens += reply.usage.prompt_tokens
-            self.usage.completion_tokens += reply.usage.completion_tokens
-        return reply

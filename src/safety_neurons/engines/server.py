@@ -1,131 +1,146 @@
-"""The protocol of OpenAI-compatible servers: their replies, their errors, and tests of what they support.
+"""Errors of OpenAI-compatible servers, and tests of what these support.
 
 Servers silently ignore unknown fields, so a few short requests test prefill and sampling before these are used. No
 message contains the API key.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import email.utils
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
-
-from pydantic import BaseModel, Field
+from urllib.parse import urlsplit
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
+from safety_neurons.engines.connection import Proxy, connection_error, proxy_status, shown
+from safety_neurons.engines.problems import Problem
+from safety_neurons.engines.replies import Reply, UnreadableError, plain_text, problem_of
 from safety_neurons.models.chat import Conversation
 
 
-class Message(BaseModel):
-    """What the model wrote; None if it did not finish its reasoning."""
+class RejectedError(SafetyNeuronsError):
+    """The server reports a problem; `said` is its message, safe to show."""
 
-    content: str | None = None
-    # Servers use either name for the reasoning.
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-
-class Choice(BaseModel):
-    """One answer."""
-
-    message: Message
-    finish_reason: str | None = None
+    def __init__(self, message: str, problem: Problem, said: str) -> None:
+        super().__init__(message)
+        self.problem, self.said = problem, said
 
 
-class TokenCounts(BaseModel):
-    """Numbers of tokens."""
+@dataclass(frozen=True)
+class Server:
+    """Whom messages name: the URL, the model's name there, the proxy on the way, and the API key, which they hide."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    url: str
+    model_name: str = ""
+    proxy: Proxy | None = None
+    key: str | None = None
+
+    @contextlib.contextmanager
+    def explained(self, said: Collection[str] = ()) -> Iterator[None]:
+        """Turn errors of the client, which retries by itself, into ours; `said`: texts of the request."""
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+        try:
+            yield
+        except APITimeoutError:
+            through = "" if self.proxy is None else f" (through the proxy {self.proxy.name})"
+            raise SafetyNeuronsError(
+                f"The server at {self.url} timed out{through}. Request shorter answers, lower concurrency, or raise "
+                "timeout."
+            ) from None
+        except APIConnectionError as error:
+            raise connection_error(self.url, error.__cause__ or error, self.proxy, self.key) from None
+        except APIStatusError as error:
+            # The client's error holds the request, and with it the key.
+            response = error.response
+            problem = problem_of(response.content, error.status_code, said)
+            raise self.rejected(problem, _retry_after(response.headers)) from None
+
+    def rejected(self, problem: Problem, wait: float | None = None) -> RejectedError:
+        """The error for what the server reports; `wait`: seconds until it accepts requests again."""
+        why = self._why(problem, wait)
+        message = shown(problem.message, self.key)
+        through = "" if self.proxy is None or self.proxy.name in why else f"It was asked through {self.proxy.name}. "
+        return RejectedError(
+            f"The server at {self.url} {why} {through}"
+            + (f"Its message: {message}" if message else "It gives no reason."),
+            problem,
+            message,
+        )
+
+    def not_understood(
+        self, error: UnreadableError, raw: bytes, address: str = "", encoding: str = ""
+    ) -> SafetyNeuronsError:
+        """The error for an unexpected response body; `address`: where it came from, `encoding`: its compression."""
+        text = raw.decode(errors="replace").strip()
+        message = f" Its message: {shown(plain_text(text), self.key)}" if text else ""
+        moved = address and urlsplit(address).path.rstrip("/") not in _requested(self.url)
+        led = f" (redirected to {shown(address.partition('?')[0], self.key)})" if moved else ""
+        through = "" if self.proxy is None else f" It was asked through the proxy {self.proxy.name}."
+        what = shown(str(error), self.key).rstrip(".") + (
+            f" (compressed: {shown(encoding, None, 30)})" if encoding else ""
+        )
+        return SafetyNeuronsError(
+            f"The server at {self.url} did not respond like an OpenAI-compatible server{led}. {what}. Check that the "
+            f"URL is that of its API{self._other_url()}.{through}{message}"
+        )
+
+    def _other_url(self) -> str:
+        """What else the URL may be."""
+        path = urlsplit(self.url).path.rstrip("/")
+        return " (usually ending in /v1)" if path.endswith("/v1") else f": perhaps {self.url.rstrip('/')}/v1"
+
+    def _why(self, problem: Problem, wait: float | None) -> str:
+        status = problem.status
+        if (about := proxy_status(self.url, status, self.proxy)) is not None:
+            return about
+        if status in (401, 403):
+            advice = "check it" if self.key else "set SAFETY_NEURONS_API_KEY"
+            what = "the API key" if self.key else "requests without an API key"
+            return f"does not accept {what} ({problem.label}): {advice}."
+        if status == 402:
+            return "wants to be paid (status 402): check the account."
+        if status in (404, 405):
+            model = (
+                f"has no model called {self.model_name!r}, or its" if self.model_name else "does not list models: set"
+            )
+            rest = " API has another URL" if self.model_name else " model_name, or check the URL of the API"
+            return f"{model}{rest}{self._other_url()} ({problem.label})."
+        if status == 429:
+            return f"accepts no more requests for now: {_later(wait)}."
+        if problem.temporary and wait is not None:
+            return f"is not available ({problem.label}): {_later(wait)}."
+        if problem.temporary:
+            return f"failed repeatedly ({problem.label}): check its log."
+        if problem.too_long:
+            return f"rejected a request as too long ({problem.label})."
+        if problem.filtered:
+            return f"blocked a request ({problem.filtered.partition(':')[0]})."
+        return f"rejected a request ({problem.label})."
 
 
-class Reply(BaseModel):
-    """A chat completion."""
-
-    choices: list[Choice] = Field(min_length=1)
-    usage: TokenCounts | None = None
-
-    @property
-    def text(self) -> str:
-        return self.choices[0].message.content or ""
-
-    @property
-    def written(self) -> str:
-        """The reasoning and the text."""
-        message = self.choices[0].message
-        return (message.reasoning_content or message.reasoning or "") + self.text
-
-    @property
-    def cut_off(self) -> bool:
-        return self.choices[0].finish_reason == "length"
+def _requested(url: str) -> list[str]:
+    path = urlsplit(url).path.rstrip("/")
+    return [f"{path}/chat/completions", f"{path}/models"]
 
 
-class ServedModel(BaseModel):
-    """A model of the server."""
-
-    id: str
-
-
-class ServedModels(BaseModel):
-    """The models of the server."""
-
-    data: list[ServedModel]
-
-
-# Number of characters of a server's message to quote.
-SHOWN = 300
-
-
-@contextlib.contextmanager
-def explained(url: str, model_name: str, key: str | None) -> Iterator[None]:
-    """Turn errors of the client, which retries by itself, into ours."""
-    from openai import APIConnectionError, APIStatusError, APITimeoutError
-
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds until the server accepts requests again, if it says so: as a number, or as a date."""
+    said = headers.get("retry-after", "")
     try:
-        yield
-    except APITimeoutError:
-        raise SafetyNeuronsError(
-            f"The server at {url} timed out. Request shorter answers, lower concurrency, or raise timeout."
-        ) from None
-    except APIConnectionError as error:
-        cause = shown(str(error.__cause__ or error), key)
-        raise SafetyNeuronsError(
-            f"The server at {url} is unreachable or drops the connection ({cause}). Check that it runs and that the "
-            "URL is right."
-        ) from None
-    except APIStatusError as error:
-        message = shown(error.response.text, key)
-        # The client's error holds the request, and with it the key.
-        raise SafetyNeuronsError(
-            f"The server at {url} {_why(error.status_code, model_name, key)} Its message: {message}"
-        ) from None
+        return float(said)
+    except ValueError:
+        date = email.utils.parsedate_tz(said)
+        return None if date is None else email.utils.mktime_tz(date) - time.time()
 
 
-def not_understood(url: str, text: str, key: str | None) -> SafetyNeuronsError:
-    """The error for an unexpected response body."""
-    message = f"Its message: {shown(text, key)}" if text.strip() else "Its response was empty."
-    return SafetyNeuronsError(
-        f"The server at {url} did not respond like an OpenAI-compatible server. Check that the URL is that of its API "
-        f"(usually ending in /v1). {message}"
-    )
-
-
-def shown(text: str, key: str | None) -> str:
-    """The beginning of a text in one line, without the key and without control characters."""
-    hidden = text.replace(key, "[key]") if key else text
-    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(hidden.split()))
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]} ..."
-
-
-def _why(status: int, model_name: str, key: str | None) -> str:
-    if status in (401, 403):
-        advice = "check it" if key else "set SAFETY_NEURONS_API_KEY"
-        return f"does not accept {'the API key' if key else 'requests without an API key'}: {advice}."
-    if status == 404:
-        return f"has no model called {model_name!r}, or its API has another URL (usually ending in /v1)."
-    if status == 429:
-        return "accepts no more requests for now: lower concurrency, or continue later."
-    if status >= 500:
-        return f"failed repeatedly (status {status}): check its log."
-    return f"rejected a request (status {status})."
+def _later(wait: float | None) -> str:
+    if wait is None or not 0 < wait < 1e7:
+        return "lower concurrency, or continue later"
+    at = time.strftime("%Y-%m-%d %H:%M" if wait > 43200 else "%H:%M", time.localtime(time.time() + wait))
+    span = f"{wait / 60:.0f} minutes" if wait >= 120 else f"{wait:.0f} seconds"
+    return f"it asks to wait {span}, until {at}. Continue then; the answers so far are kept"
 
 
 # Alternating digits and letters: no tokenizer merges the end of one copy with the start of the next, so twice the text
@@ -146,7 +161,7 @@ class Ask(Protocol):
     async def __call__(self, conversation: Conversation, extra: Mapping[str, Any], **settings: Any) -> Reply: ...
 
 
-async def repeats_prefill(ask: Ask, url: str, key: str | None) -> bool:
+async def repeats_prefill(ask: Ask, url: str) -> bool:
     """Whether the server repeats the prefill in its answer.
 
     The server supports prefill if the prefill adds only its own tokens to the prompt, or if leaving the message open
@@ -156,15 +171,14 @@ async def repeats_prefill(ask: Ask, url: str, key: str | None) -> bool:
     Raises:
         CannotRunError: the server does not support prefill, or it cannot be tested.
     """
-    from openai import APIStatusError
 
     async def asked(prefill: str, extra: Mapping[str, Any]) -> tuple[int, str]:
         reply = await ask(Conversation.of("Hello", prefill), extra, max_tokens=1, temperature=0.0)
-        if reply.usage is None:
+        if reply.prompt_tokens is None:
             raise CannotRunError(
                 f"The server at {url} reports no token counts, so support for prefill cannot be tested."
             )
-        return reply.usage.prompt_tokens, reply.text
+        return reply.prompt_tokens, reply.text
 
     base, _ = await asked("", {})
     try:
@@ -172,12 +186,10 @@ async def repeats_prefill(ask: Ask, url: str, key: str | None) -> bool:
         twice, _ = await asked(PREFILL_TEST * 2, CONTINUED)
         own = twice - once
         continues = own > 0 and (once - base == own or once < (await asked(PREFILL_TEST, CLOSED))[0])
-    except APIStatusError as error:
-        if error.status_code not in REFUSALS:
+    except RejectedError as error:
+        if error.problem.status not in REFUSALS:
             raise
-        raise CannotRunError(
-            f"The server at {url} does not support prefill. Its message: {shown(error.response.text, key)}"
-        ) from None
+        raise CannotRunError(f"The server at {url} does not support prefill. Its message: {error.said}") from None
     if not continues:
         raise CannotRunError(
             f"The server at {url} does not support prefill: according to its token counts it treats it as a complete "
@@ -187,14 +199,24 @@ async def repeats_prefill(ask: Ask, url: str, key: str | None) -> bool:
     return text.startswith(PREFILL_TEST)
 
 
-async def check_sampling(ask: Ask, url: str) -> None:
+async def check_sampling(ask: Ask, url: str, reasoning_tokens: int) -> None:
     """Check that the server samples.
+
+    Args:
+        reasoning_tokens: number of tokens that a server gets on top if its answers hide its reasoning.
 
     Raises:
         CannotRunError: it gives the same answer for all seeds.
     """
-    sampled = {(await ask(Conversation.of("Tell me a story."), {}, seed=seed, **HOT)).written for seed in SEEDS}
-    if len(sampled) == 1:
+
+    async def asked(seed: int) -> str:
+        reply = await ask(Conversation.of("Tell me a story."), {}, seed=seed, **HOT)
+        if not reply.written and reply.cut_off:
+            longer = {**HOT, "max_tokens": HOT["max_tokens"] + reasoning_tokens}
+            reply = await ask(Conversation.of("Tell me a story."), {}, seed=seed, **longer)
+        return reply.written
+
+    if len({await asked(seed) for seed in SEEDS}) == 1:
         raise CannotRunError(
             f"The server at {url} does not sample: temperature and seed have no effect. (`transformers serve` samples "
             "only if the model's generation_config.json sets do_sample.)"
