@@ -57,7 +57,7 @@ def test_everything_is_printed_in_every_encoding(
     console.print(f"Report: {HARD}", soft_wrap=True)
     out.flush()
     err.flush()
-    printed, told = (one.buffer.getvalue().decode(encoding) for one in (out, err))  # type: ignore[attr-defined]
+    printed, told = (one.buffer.getvalue().decode(encoding) for one in (out, err))
     assert printed.count("Error") == 0
     assert told.count("Error: ") == 2
     assert next(line for line in printed.splitlines() if line.startswith("Report: ")).startswith(f"Report: {plain}")
