@@ -18,6 +18,7 @@ from safety_neurons.core.tables import Column, Table, TableRow, visible
 
 # Where a name may break when words do not fit; a number may not.
 _BREAK = re.compile(r"(?<=[-_:=.,/])(?=[^\W\d_])")
+_AFTER_COMMA = re.compile(r"(?<=,) ")
 # A column that is split off stays at least this wide.
 _LEAST = 8
 
@@ -31,7 +32,9 @@ class TerminalTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table, width = self.table, options.max_width
         yield Text(visible(table.title), "table.title", overflow="fold")
-        for columns in split(table, width):
+        for number, columns in enumerate(split(table, width)):
+            if number:
+                yield ""
             yield _drawn(columns, table, width)
         if table.caption:
             yield Text(visible(table.caption), "table.caption", overflow="fold")
@@ -57,13 +60,15 @@ def split(table: Table, width: int) -> list[list[LaidOut]]:
     parts: list[list[LaidOut]] = []
     rest = columns[keys:]
     while rest:
-        # As many columns as fit, with whole words if possible; at least one.
-        counts = [(wholly, count) for wholly in (True, False) for count in range(len(rest), 0, -1)]
-        fitting = (n for wholly, n in counts if _fit([*columns[:keys], *rest[:n]], width, wholly))
-        count = next(fitting, 1)
-        chosen = [*columns[:keys], *rest[:count]]
+        whole, broken = (
+            next((n for n in range(len(rest), 0, -1) if _fit([*columns[:keys], *rest[:n]], width, wholly)), 0)
+            for wholly in (True, False)
+        )
+        # Names are broken where that saves a part.
+        saves = not whole or -(-len(rest) // broken) < -(-len(rest) // whole)
+        chosen = [*columns[:keys], *rest[: max(1, broken if saves else whole)]]
         parts.append(_fit(chosen, width) or _folded(chosen, width))
-        rest = rest[count:]
+        rest = rest[len(chosen) - keys :]
     return parts or [_folded(columns, width)]
 
 
@@ -82,9 +87,10 @@ class _Cells:
 
     @classmethod
     def of(cls, table: Table, number: int) -> "_Cells":
+        found = (one.cells[number] for one in table.rows)
+        # "13 unscored" stays together, and so does an interval. A cell may be empty.
         rows = (
-            tuple(visible(part) for part in (one.cells[number].value, one.cells[number].detail) if part)
-            for one in table.rows
+            (visible(one.value), *(part for part in _AFTER_COMMA.split(visible(one.detail)) if part)) for one in found
         )
         return cls(table.columns[number], ((visible(table.columns[number].name),), *rows))
 
@@ -93,8 +99,8 @@ class _Cells:
         return max(cell_len(" ".join(parts)) for parts in self.cells)
 
     def least(self, within_words: bool) -> int:
-        """The width of the longest word, or of the longest part of one."""
-        words = [word for parts in self.cells for part in parts for word in part.split()]
+        """The width of the longest word, or of the longest part of one; what belongs to a value is not broken."""
+        words = [word for first, *more in self.cells for word in (*first.split(), *more)]
         pieces = [piece for word in words for piece in _BREAK.split(word)] if within_words else words
         return max(map(cell_len, pieces), default=1)
 
