@@ -1,5 +1,6 @@
 """The search for tuning's settings on a tiny run: what it tries and takes, and that it can be killed."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -306,5 +307,5 @@ def test_options_arrive_and_the_trials_are_shown(
     shown = capsys.readouterr().out
     # In an ordinary terminal nothing is cut off.
     assert "\N{HORIZONTAL ELLIPSIS}" not in shown
-    assert f" {section['chosen']}, chosen" in shown
+    assert re.search(rf"^{section['chosen']},[^\n]*\n(?:chosen|[^\n]*, chosen)", shown, re.MULTILINE)
     assert f"Chosen: trial {section['chosen']}" in shown

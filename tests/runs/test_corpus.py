@@ -57,10 +57,10 @@ def test_corpus_of_the_users_own_is_what_is_trained_on(finished: Path, given: di
     mine.write_text(mine.read_text() + '{"kind": "benign", "user": "Name a fruit.", "response": "An apple."}\n')
     assert section_of("training", run, finished, until="tune")["corpus"] == {"refusal": 1, "benign": 1}
     mine.write_text("\n")
-    with pytest.raises(SafetyNeuronsError, match=r"mine\.jsonl holds no pairs"):
+    with pytest.raises(SafetyNeuronsError, match=r"mine\.jsonl is empty"):
         run(finished, until="tune")
     mine.write_text("nonsense\n")
-    with pytest.raises(SafetyNeuronsError, match=r"Line 1 of the corpus .*mine\.jsonl"):
+    with pytest.raises(SafetyNeuronsError, match=r"Line 1 of .*mine\.jsonl"):
         run(finished, until="tune")
 
 

@@ -174,7 +174,7 @@ def load(
     if template is None and preset is not None:
         template = preset.chat_template
     if template is None and not loaded[1].chat_template:
-        template = template_of_processor(Path(source))
+        template = template_of_processor(Path(found.source))
     if template is not None:
         loaded[1].chat_template = chosen_template(loaded[1], template, name)
     # Of what was downloaded, the commit is known now.

@@ -110,7 +110,7 @@ def read_table(path: Path, source: str) -> PromptTable:
         )
     text, remarks = read_text(path, source)
     if not text.strip():
-        raise SafetyNeuronsError(f"{source} is empty. Put prompts into it, or use another file.")
+        raise SafetyNeuronsError(f"{source} is empty. Fill it, or use another file.")
     table = parse(text, ending, source)
     if not table.rows:
         raise SafetyNeuronsError(f"There are no prompts in {source}. Give at least one.")
