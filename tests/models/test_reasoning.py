@@ -171,3 +171,12 @@ def test_thinking_is_switched_off_unless_it_is_asked_for() -> None:
 
 def test_the_special_tokens_of_the_builders_hold_no_mark() -> None:
     assert not any("think" in token for token in SPECIAL)
+
+
+def test_an_end_that_is_no_special_token_is_not_in_the_answer() -> None:
+    model = thinker(marks=False)
+    assert model.model.generation_config is not None
+    model.model.generation_config.eos_token_id = model.tokenizer("#", add_special_tokens=False)["input_ids"]
+    with saying(model, ["Bake it.#", "Bake it now, and then"]):
+        found = complete(model, [model.render("Hi")] * 2, 12)
+    assert found == [Completion("Bake it.", False), Completion("Bake it now,", True)]

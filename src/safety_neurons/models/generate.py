@@ -241,11 +241,11 @@ def only_settings(model: "ChatModel", **settings: Any) -> Iterator[GenerationCon
 def completions(model: "ChatModel", new: Sequence[Sequence[int]], inside: Sequence[bool]) -> list[Completion]:
     """Generated tokens [batch][tokens] as reasoning and answer; `inside`: the prompt ends inside a thought."""
     ends = set(end_tokens(model))
-    found = []
-    for row, text, within in zip(new, texts_of(model.tokenizer, new), inside, strict=True):
-        parted = part(text, within)
-        found.append(Completion(parted.answer, ends.isdisjoint(row), parted.reasoning))
-    return found
+    # What follows an end is padding, and not all ends are special tokens, which the text leaves out.
+    lengths = [next((place for place, token in enumerate(row) if token in ends), None) for row in new]
+    texts = texts_of(model.tokenizer, [row[:length] for row, length in zip(new, lengths, strict=True)])
+    parts = [part(text, within) for text, within in zip(texts, inside, strict=True)]
+    return [Completion(one.answer, length is None, one.reasoning) for one, length in zip(parts, lengths, strict=True)]
 
 
 @contextlib.contextmanager
