@@ -3,11 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.markup import escape
-from rich.table import Table
 
+from safety_neurons.core.tables import Table, numbers, words
+from safety_neurons.core.terminal import TerminalTable
 from safety_neurons.explanation.readout import readable
 from safety_neurons.explanation.vocabulary import VocabularyTest
 from safety_neurons.explanation.writes import SIDES, Side, Weighting
@@ -89,11 +88,14 @@ class Explanation:
         return found | ({"vocabulary": self.vocabulary.to_json()} if self.vocabulary else {})
 
     def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
-        yield _words_table(self)
+        tables = [_words_table(self)]
         if any(layer.neurons for layer in self.layers):
-            yield _neurons_table(self)
+            tables.append(_neurons_table(self))
         if self.vocabulary:
-            yield from self.vocabulary.tables(self.weighting)
+            tables += self.vocabulary.tables(self.weighting)
+        for table in tables:
+            yield TerminalTable(table)
+            yield ""
 
     def __str__(self) -> str:
         return printed(self)
@@ -108,40 +110,36 @@ def printed(renderable: RenderableType) -> str:
 
 
 def _shown(words: tuple[str, ...]) -> str:
-    return escape(" ".join(readable(word) for word in words))
+    return " ".join(readable(word) for word in words)
 
 
 def _words_table(explanation: Explanation) -> Table:
-    table = Table(
-        title="What the safety neurons say: promoted (+), suppressed (-)", title_justify="left", box=SIMPLE_HEAD
-    )
-    table.add_column("layer", justify="right")
-    table.add_column("of write", justify="right")
-    table.add_column("")
-    for side in SIDES:
-        table.add_column(f"{side} neurons", overflow="fold")
     shares = {share.layer: share.projection for share in explanation.shares if share.weighting == explanation.weighting}
     sides: dict[int, dict[Side, SideWords]] = {}
     for layer in explanation.layers:
         sides.setdefault(layer.layer, {})[layer.side] = layer
     nothing = SideWords(0, "rejection", (), ())
+    rows = []
     for number, found in sides.items():
         both = [found.get(side, nothing) for side in SIDES]
         share = f"{shares[number]:.0%}" if number in shares else ""
-        table.add_row(str(number), share, "+", *(_shown(side.words) for side in both))
+        rows.append([str(number), share, "+", *(_shown(side.words) for side in both)])
         if any(side.suppressed for side in both):
-            table.add_row("", "", "-", *(_shown(side.suppressed[:NAMED_WORDS]) for side in both))
-    return table
+            rows.append(["", "", "-", *(_shown(side.suppressed[:NAMED_WORDS]) for side in both)])
+    return Table.of(
+        "What the safety neurons say: promoted (+), suppressed (-)",
+        (*numbers("layer", "of write"), *words("", *(f"{side} neurons" for side in SIDES))),
+        rows,
+    )
 
 
 def _neurons_table(explanation: Explanation) -> Table:
-    table = Table(title="The strongest single neurons, each read alone", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("layer", "neuron"):
-        table.add_column(column, justify="right")
-    for column in ("side", "promotes", "suppresses"):
-        table.add_column(column, overflow="fold")
     neurons = sorted((each for layer in explanation.layers for each in layer.neurons), key=lambda each: -each.strength)
-    for each in neurons[:NAMED_NEURONS]:
-        words = (_shown(side[:NAMED_WORDS]) for side in (each.promoted, each.suppressed))
-        table.add_row(str(each.layer), str(each.neuron), each.side, *words)
-    return table
+    return Table.of(
+        "The strongest single neurons, each read alone",
+        (*numbers("layer", "neuron"), *words("side", "promotes", "suppresses")),
+        (
+            (one.layer, one.neuron, one.side, _shown(one.promoted[:NAMED_WORDS]), _shown(one.suppressed[:NAMED_WORDS]))
+            for one in neurons[:NAMED_NEURONS]
+        ),
+    )

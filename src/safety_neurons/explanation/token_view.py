@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.tables import Table, numbers, words
+from safety_neurons.core.terminal import TerminalTable
 from safety_neurons.explanation.explanation import printed
 from safety_neurons.explanation.readout import Readout, readable
 from safety_neurons.explanation.writes import NeuronAddress, Side
@@ -64,27 +63,29 @@ class TokenTrace:
     tokens: tuple[TokenFirings, ...]
 
     def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
-        table = Table(title="Which safety neurons fire on which token", title_justify="left", box=SIMPLE_HEAD)
-        table.add_column("token", overflow="fold")
-        for column in ("lean", "layer", "neuron", "activation", "of mean"):
-            table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("side", no_wrap=True)
-        table.add_column("writes", overflow="fold")
+        rows: list[list[object]] = []
         for token in self.tokens:
-            named = escape(readable(token.token)), "-" if token.lean is None else f"{token.lean:.2f}"
+            named = readable(token.token), "-" if token.lean is None else f"{token.lean:.2f}"
             if not token.firings:
-                table.add_row(*named)
+                rows.append([*named, "", "", "", "", "", ""])
             for number, firing in enumerate(token.firings):
-                table.add_row(
-                    *(named if number == 0 else ("", "")),
-                    str(firing.layer),
-                    str(firing.neuron),
-                    f"{firing.activation:.2f}",
-                    "-" if firing.relative is None else f"{firing.relative:.1f}x",
-                    firing.side,
-                    escape(" ".join(readable(word) for word in firing.words)),
+                rows.append(
+                    [
+                        *(named if number == 0 else ("", "")),
+                        firing.layer,
+                        firing.neuron,
+                        f"{firing.activation:.2f}",
+                        "-" if firing.relative is None else f"{firing.relative:.1f}x",
+                        firing.side,
+                        " ".join(readable(word) for word in firing.words),
+                    ]
                 )
-        yield table
+        columns = (
+            *words("token"),
+            *numbers("lean", "layer", "neuron", "activation", "of mean"),
+            *words("side", "writes"),
+        )
+        yield TerminalTable(Table.of("Which safety neurons fire on which token", columns, rows))
 
     def __str__(self) -> str:
         return printed(self)

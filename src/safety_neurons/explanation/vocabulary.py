@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from scipy.stats import false_discovery_control
 from torch import Tensor
 from torch.nn import functional
 
 from safety_neurons.core.progress import Advance, ignore
+from safety_neurons.core.tables import Table, numbers, row
 from safety_neurons.explanation.lexicon import LEXICONS, MatchedLexicon, VocabularyMeter, sort_rows
 from safety_neurons.explanation.readout import Readout, ResidualMeans
 from safety_neurons.explanation.writes import SIDES, WEIGHTINGS, LayerWrites, Side, Weighting, layer_writes
@@ -158,44 +157,48 @@ class VocabularyTest:
     def _table(self, side: Side, weighting: Weighting, scores: list[SetScore]) -> Table:
         lexicon = OWN_LEXICON[side]
         first = self.first_readable(side, weighting)
-        table = Table(
-            title=f"Do {side} neurons say {lexicon}? AUROC of {lexicon} words among others",
-            caption=f"First readable layer: {'none' if first is None else first}. "
-            f"* p <= {SIGNIFICANT} against {self.random_sets:,} random sets, adjusted for the layers. Alone: the mean "
-            "of single neurons; above: the share of them above 95% of random ones (5% is chance).",
-            title_justify="left",
-            caption_justify="left",
-            box=SIMPLE_HEAD,
-        )
-        for column in ("layer", "neurons", "together", "random 95%", "p", "alone", "above", "logit lens"):
-            table.add_column(column, justify="right")
         key = (weighting, side, lexicon)
         lens = {score.layer: score.auroc for score in self.lens if score.key == key}
-        for score in scores:
-            star = "*" if score.p_adjusted <= SIGNIFICANT else " "
-            table.add_row(
-                str(score.layer),
-                str(score.neurons),
-                f"{score.together:.2f}{star}",
-                f"{score.random_low:.2f}-{score.random_high:.2f}",
-                f"{score.p_adjusted:.3f}",
-                f"{score.single:.2f}",
-                f"{score.single_above / score.neurons:.0%}",
-                f"{lens[score.layer]:.2f}" if score.layer in lens else "-",
-                end_section=score is scores[-1],
+        rows = [
+            row(
+                (
+                    score.layer,
+                    score.neurons,
+                    f"{score.together:.2f}{'*' if score.p_adjusted <= SIGNIFICANT else ''}",
+                    f"{score.random_low:.2f}-{score.random_high:.2f}",
+                    f"{score.p_adjusted:.3f}",
+                    f"{score.single:.2f}",
+                    f"{score.single_above / score.neurons:.0%}",
+                    f"{lens[score.layer]:.2f}" if score.layer in lens else "-",
+                ),
+                "section" if score is scores[-1] else "",
             )
+            for score in scores
+        ]
         mean = next(score for score in self.overall if score.key == key)
-        table.add_row(
-            "mean",
-            str(sum(score.neurons for score in scores)),
-            f"{mean.together:.2f} ",
-            f"{mean.random_low:.2f}-{mean.random_high:.2f}",
-            f"{mean.p:.3f}",
-            f"{mean.single:.2f}",
-            f"{mean.single_above:.0%}",
-            "-" if mean.lens is None else f"{mean.lens:.2f}",
+        rows.append(
+            row(
+                (
+                    "mean",
+                    sum(score.neurons for score in scores),
+                    f"{mean.together:.2f}",
+                    f"{mean.random_low:.2f}-{mean.random_high:.2f}",
+                    f"{mean.p:.3f}",
+                    f"{mean.single:.2f}",
+                    f"{mean.single_above:.0%}",
+                    "-" if mean.lens is None else f"{mean.lens:.2f}",
+                ),
+                "mean",
+            )
         )
-        return table
+        return Table.of(
+            f"Do {side} neurons say {lexicon}? AUROC of {lexicon} words among others",
+            numbers("layer", "neurons", "together", "random 95%", "p", "alone", "above", "logit lens"),
+            rows,
+            f"First readable layer: {'none' if first is None else first}. * p <= {SIGNIFICANT} against "
+            f"{self.random_sets:,} random sets, adjusted for the layers. Alone: the mean of single neurons; above: the "
+            "share of them above 95% of random ones (5% is chance).",
+        )
 
 
 # A score of one layer, still without its adjusted p, and the AUROCs of the random sets.
