@@ -34,7 +34,7 @@ SECTIONS: dict[str, Any] = {
     },
     "evaluate": {"answer_tokens": 4, "attacks": ["direct", "prefill"], "judge": BY_PROMPT.name, "prompts": 2},
     # There are too few prompts for a rate of 1%. The first layer decides, so that the second is calibrated.
-    "guard": {"false_positive_rate": 0.2, "percent": 20.0, "layer": 0},
+    "guard": {"false_positive_rate": 0.2, "percent": 20.0, "layer": 0, "alpha": 2.0},
 }
 
 
