@@ -81,6 +81,11 @@ class Server:
         what = shown(str(error), self.key).rstrip(".") + (
             f" (compressed: {shown(encoding, None, 30)})" if encoding else ""
         )
+        if error.broken:
+            return SafetyNeuronsError(
+                f"The server at {self.url} sends no complete reply, even when asked again{led}. {what}. Check its log, "
+                f"and any proxy or gateway before it.{through}{message}"
+            )
         return SafetyNeuronsError(
             f"The server at {self.url} did not respond like an OpenAI-compatible server{led}. {what}. Check that the "
             f"URL is that of its API{self._other_url()}.{through}{message}"
