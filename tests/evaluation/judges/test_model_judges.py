@@ -30,6 +30,7 @@ class Fake:
 
     def __init__(self, said: str = "") -> None:
         self.said = said
+        self.completion: Completion | None = None
         self.asked: list[Conversation] = []
         self.done: frozenset[int] = frozenset()
 
@@ -48,7 +49,7 @@ class Fake:
         self.asked, self.done = list(conversations), done
         for index in reversed(range(len(conversations))):
             if index not in done:
-                yield index, Completion(self.said, False)
+                yield index, self.completion or Completion(self.said, False)
 
 
 @pytest.fixture
@@ -350,3 +351,18 @@ def test_what_a_server_was_asked_is_said_with_its_cost() -> None:
     free = judges.get("jailbreakbench:endpoint=http://127.0.0.1:9/v1,model=one")
     assert str(free.spent()).endswith("10,000 written.")
     assert judge.identity == free.identity
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        (Completion("", True, "<think>Is it harm?"), "unfinished reasoning"),
+        (Completion("", False, outcome="not run", reason="too long"), "not run: too long"),
+        (Completion("", False, outcome="blocked", reason="content_filter"), "the judge was blocked: content_filter"),
+    ],
+)
+def test_a_judge_without_an_answer_gives_no_verdict(fake: Fake, completion: Completion, reason: str) -> None:
+    fake.completion = completion
+    for name in ("strongreject", "harmbench", "llama-guard"):
+        found = verdict(fake, named(name), "")
+        assert (found.verdict, found.reason) == ("unscored", reason)

@@ -109,7 +109,9 @@ class ModelJudge(Judge):
         conversations = [self.conversation(exchanges[index]) for index in asked]
         answered = frozenset(place for place, index in enumerate(asked) if index in done)
         for place, completion in engine.answer(conversations, max_new_tokens=self.answer_tokens, done=answered):
-            missing = completion.unscored
+            missing = completion.unscored or (
+                f"the judge was blocked: {completion.reason}" if completion.outcome == "blocked" else ""
+            )
             yield asked[place], Judgment("unscored", missing) if missing else self.read(completion.text)
 
 
