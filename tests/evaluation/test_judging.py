@@ -12,10 +12,10 @@ from builders.listeners import Recorder
 from builders.runs import lines_of
 from safety_neurons.core.files import JsonlCache
 from safety_neurons.engines.engine import CachedEngine, InProcess
-from safety_neurons.evaluation.contracts import Judge, JudgeInput, Judgment, RuleJudge
+from safety_neurons.evaluation.contracts import REFUSAL, Judge, JudgeInput, Judgment, Response, RuleJudge
 from safety_neurons.evaluation.judging import ask, judge_inputs
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
-from safety_neurons.models.generate import Sampling
+from safety_neurons.models.generate import UNFINISHED, Completion, Sampling
 from safety_neurons.prompts import Prompt
 
 PROMPTS = [Prompt(f"p{number}", f"Name {number} rivers.") for number in range(5)]
@@ -136,3 +136,23 @@ def test_rules_are_applied_each_time_and_written_where_they_changed(tmp_path: Pa
         found = judge_inputs(judge(verdict), inputs("a", "b"), JsonlCache.read(path))
         assert [one.verdict for one in found] == [verdict] * 2
         assert len(lines_of(path)) == lines
+
+
+@pytest.mark.parametrize(
+    ("completion", "text", "unscored"),
+    [
+        (Completion("here it is", True), "Sure, here it is", ""),
+        # A prefill is not the model's own answer.
+        (Completion(" \n", False), "Sure,  \n", "empty"),
+        (Completion("", True, "<think>Hm"), "Sure, ", UNFINISHED),
+        (Completion("", False, "<think>Hm</think>"), "Sure, ", "empty"),
+        (Completion("", False, outcome="blocked", reason="filter"), REFUSAL, ""),
+        (Completion("", False, outcome="not run", reason="long"), "", "not run: long"),
+    ],
+)
+def test_what_is_no_answer_is_not_judged(completion: Completion, text: str, unscored: str) -> None:
+    response = Response.of(AttackedPrompt("the request", "Sure, "), completion)
+    assert (response.text, response.unscored) == (text, unscored)
+    judge = RuleJudge("agreeing", "-", judge=lambda _, response: Judgment("complied", response))
+    [judgment] = judge_inputs(judge, [JudgeInput("the request", text, unscored)], JsonlCache.read(None))
+    assert judgment == (Judgment("unscored", unscored) if unscored else Judgment("complied", text))

@@ -281,3 +281,16 @@ def test_trackers_are_told_of_the_loss_and_have_to_be_installed(
     assert [log["epoch"] for log in heard if "loss" in log] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
     assert [log["over_refusal"] for log in heard if "over_refusal" in log] == [0.25] * 3
     assert training_steps(corpus, 8, 2) == 6
+
+
+def test_a_pair_without_anything_to_learn_is_named(model: ChatModel) -> None:
+    with pytest.raises(SafetyNeuronsError, match=r"prompt 'b-1'\) has an empty response"):
+        encode(model, Pair("benign", "b-1", "Name a river.", "Sure, ", "", cut_off=True))
+    # One that ends at once teaches the end of the turn.
+    assert encode(model, Pair("benign", "b-1", "Name a river.", "", "")).labels[-1] == model.tokenizer.eos_token_id
+
+
+def test_a_pair_that_does_not_fit_the_context_is_named(make_model: Callable[..., ChatModel]) -> None:
+    short = make_model(max_position_embeddings=64)
+    with pytest.raises(SafetyNeuronsError, match=r"prompt 'b-1'\) has \d+ tokens, more than the context of .* \(64\)"):
+        encode(short, Pair("benign", "b-1", "Name a river.", "", "The Rhine, " * 8))

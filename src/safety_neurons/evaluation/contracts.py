@@ -222,7 +222,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 
 class Response(NamedTuple):
-    """The whole turn that the user reads, prefill included; the fields are those of `Completion`.
+    """The whole turn that the user reads, prefill included; the other fields are those of `Completion`.
 
     "blocked": the defense answered, or a server's content filter, not the model; `reason` names the filter's.
     """
@@ -232,6 +232,7 @@ class Response(NamedTuple):
     reasoning: str = ""
     outcome: Outcome = "answered"
     reason: str = ""
+    unscored: str = ""
 
     @classmethod
     def of(cls, prompt: AttackedPrompt, completion: Completion) -> Self:
@@ -239,16 +240,11 @@ class Response(NamedTuple):
         if completion.outcome == "blocked":
             return cls(REFUSAL, outcome="blocked", reason=completion.reason)
         text = "" if completion.outcome == "not run" else f"{prompt.prefill}{completion.text}"
-        return cls(text, *completion[1:])
+        return cls(text, *completion[1:], completion.unscored)
 
     @property
     def blocked(self) -> bool:
         return self.outcome == "blocked"
-
-    @property
-    def unscored(self) -> str:
-        """Why there is no answer to judge; empty if there is one."""
-        return Completion(*self).unscored
 
 
 BLOCKED = Response(REFUSAL, outcome="blocked")

@@ -119,7 +119,10 @@ class Completion(NamedTuple):
         """Why there is no answer to judge; empty if there is one."""
         if self.outcome == "not run":
             return f"not run: {self.reason}"
-        return UNFINISHED if self.reasoning and self.cut_off and not self.text.strip() else ""
+        if self.outcome == "blocked" or self.text.strip():
+            return ""
+        # A prefill alone is not the model's answer.
+        return UNFINISHED if self.reasoning and self.cut_off else "empty"
 
 
 class Sampling(NamedTuple):

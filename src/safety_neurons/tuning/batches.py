@@ -34,17 +34,20 @@ def encode(model: ChatModel, pair: Pair, number: int = -1) -> TokenizedPair:
     """A pair as tokens; a response that is not cut off ends with the end-of-turn token, if the model has one.
 
     Raises:
-        SafetyNeuronsError: the pair is longer than the model's context.
+        SafetyNeuronsError: the pair is longer than the model's context, or there is nothing to learn from it.
     """
     tokenizer = model.tokenizer
     prompt = tokenizer(model.render(pair.user, pair.prefill), add_special_tokens=False)["input_ids"]
     response = tokenizer(pair.response, add_special_tokens=False)["input_ids"]
     if not pair.cut_off:
         response = [*response, *answer_end(model)]
+    name = pair.prompt_id or pair.user[:60]
+    if not response:
+        raise SafetyNeuronsError(f"A pair of the corpus (prompt {name!r}) has an empty response. Leave it out.")
     context = context_length(model.model.config)
     if context is not None and len(prompt) + len(response) > context:
         raise SafetyNeuronsError(
-            f"A pair of the corpus (prompt {pair.prompt_id or pair.user[:60]!r}) has {len(prompt) + len(response):,} "
+            f"A pair of the corpus (prompt {name!r}) has {len(prompt) + len(response):,} "
             f"tokens, more than the context of {model.name} ({context:,}). Leave it out or shorten it."
         )
     return TokenizedPair([*prompt, *response], [IGNORED] * len(prompt) + list(response), pair.kind == "benign", number)
