@@ -319,7 +319,8 @@ attacks = ["direct"]
 def test_settings_file_is_read_and_options_go_before_it(
     monkeypatch: pytest.MonkeyPatch, calls: list[Call], tmp_path: Path
 ) -> None:
-    (tmp_path / "settings.toml").write_text(TOML)
+    # Some editors put a mark before UTF-8.
+    (tmp_path / "settings.toml").write_text(f"\ufeff{TOML}", encoding="utf-8")
     code = inside(monkeypatch, "run", "--config", str(tmp_path / "settings.toml"), "--find.percent", "7", "--seed", "1")
     assert code == 0
     assert calls[0].given == {

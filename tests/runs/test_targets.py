@@ -18,6 +18,7 @@ from safety_neurons.core import files
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import read_json, read_lines
 from safety_neurons.core.statistics import mcnemar, rate
+from safety_neurons.engines import endpoint as endpoint_module
 from safety_neurons.engines.engine import InProcess
 from safety_neurons.evaluation import defenses, judges
 from safety_neurons.evaluation.contracts import EvaluationContext
@@ -337,3 +338,29 @@ def test_what_any_target_learns_from_is_not_asked(given: dict[str, Any], tmp_pat
     assert asked.safe == alone.safe
     assert len(asked.harmful) == 2
     assert not {one.text for one in asked.harmful} & {one.text for one in alone.harmful}
+
+
+def test_a_server_is_asked_with_the_settings(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened: list[dict[str, Any]] = []
+
+    def endpoint(url: str, model_name: str | None, **options: Any) -> None:
+        opened.append({"url": url, "model_name": model_name, **options})
+        raise SafetyNeuronsError("enough")
+
+    monkeypatch.setattr(endpoint_module, "Endpoint", endpoint)
+    own = given | {"system": "Be brief.", "thinking": False, "reasoning_tokens": 7}
+    del own["model"]
+    with pytest.raises(SafetyNeuronsError, match="enough"):
+        evaluate(["http://127.0.0.1:1/v1"], own, out=tmp_path / "out", served_model="m")
+    off = {"enable_thinking": False, "thinking": False}
+    assert opened == [
+        {
+            "url": "http://127.0.0.1:1/v1",
+            "model_name": "m",
+            "system": "Be brief.",
+            "template_options": off,
+            "reasoning_tokens": 7,
+        }
+    ]

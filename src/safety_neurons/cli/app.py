@@ -143,7 +143,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise SafetyNeuronsError(f"The settings file {path} does not exist.") from error
     except OSError as error:

@@ -103,7 +103,7 @@ class Endpoint:
         if len(names) != 1:
             several = shown(", ".join(names), api_key())
             listed = f"has {len(names)} models ({several})" if names else "lists no models"
-            raise SafetyNeuronsError(f"The server at {self.url} {listed}: set model_name.")
+            raise SafetyNeuronsError(f"The server at {self.url} {listed}: set model_name (--served-model).")
         return names[0]
 
     @functools.cached_property

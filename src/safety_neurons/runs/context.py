@@ -36,12 +36,17 @@ def load_model(settings: Settings) -> ChatModel:
         adapter=settings.adapter,
         system=settings.system,
         chat_template=settings.chat_template,
-        template_options=None if settings.thinking is None else dict.fromkeys(SWITCHES, settings.thinking),
+        template_options=template_options(settings),
         reasoning_tokens=settings.reasoning_tokens,
         write_matrices=settings.write_matrices,
         allow_partial=settings.allow_partial,
         trust_remote_code=settings.trust_remote_code,
     )
+
+
+def template_options(settings: Settings) -> dict[str, bool] | None:
+    """The arguments of the chat template that switch thinking, whatever it calls them; None for the model's default."""
+    return None if settings.thinking is None else dict.fromkeys(SWITCHES, settings.thinking)
 
 
 def load_other_model(settings: Settings) -> ChatModel | None:

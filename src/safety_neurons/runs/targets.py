@@ -17,7 +17,7 @@ from safety_neurons.evaluation.measures import MEASURES
 from safety_neurons.models.locate import locate
 from safety_neurons.report.exports import evaluation_markdown
 from safety_neurons.report.results import Evaluation
-from safety_neurons.runs.context import engine_of, load_model
+from safety_neurons.runs.context import engine_of, load_model, template_options
 from safety_neurons.runs.evaluation import Evaluator
 from safety_neurons.runs.folder import TUNED, RunFolder, merged_settings, overridden
 from safety_neurons.runs.opened import opened
@@ -175,7 +175,14 @@ def _open_target(
     if is_address(name):
         from safety_neurons.engines.endpoint import Endpoint
 
-        engine = CachedEngine(Endpoint(name, served_model), responses)
+        endpoint = Endpoint(
+            name,
+            served_model,
+            system=settings.system,
+            template_options=template_options(settings) or {},
+            reasoning_tokens=settings.reasoning_tokens,
+        )
+        engine = CachedEngine(endpoint, responses)
         yield evaluator.context(engine, RunArtifacts(), folder, listener)
     elif is_run(name):
         needed = {one.partition(":")[0] for one in settings.evaluate.defenses}
