@@ -125,17 +125,25 @@ class RunContext:
         Raises:
             SafetyNeuronsError: none of them does.
         """
-        chosen = list(self.prompts[name].split(split).take(count))
-        tokens = self.settings.evaluate.answer_tokens
-        unfit = self.model.too_long([self.model.render(prompt.text) for prompt in chosen], tokens)
+        prompts = self.prompts[name]
+        return self.fitting(list(prompts.split(split).take(count)), f"{split} prompt of {prompts.name}")
+
+    def fitting(self, prompts: Sequence[Prompt], what: str) -> list[Prompt]:
+        """The prompts that fit the model's context with an answer; the others are named as a `what`.
+
+        Raises:
+            SafetyNeuronsError: none of them does.
+        """
+        texts = [self.model.render(prompt.text) for prompt in prompts]
+        unfit = self.model.too_long(texts, self.settings.evaluate.answer_tokens)
         for index, reason in unfit.items():
-            self.said_once(f"Prompt {chosen[index].id} of {self.prompts[name].name} is left out: {reason}.")
-        if chosen and len(unfit) == len(chosen):
+            self.said_once(f"The {what} {prompts[index].id!r} is left out: {reason}.")
+        if prompts and len(unfit) == len(prompts):
             raise SafetyNeuronsError(
-                f"No {split} prompt of {self.prompts[name].name} fits the context of {self.model.name}: in "
-                f"{chosen[0].id}, {unfit[0]}. Use shorter prompts, or a model with a longer context."
+                f"No {what} fits the context of {self.model.name}: in {prompts[0].id!r}, {unfit[0]}. Use shorter "
+                "prompts, or a model with a longer context."
             )
-        return [prompt for index, prompt in enumerate(chosen) if index not in unfit]
+        return [prompt for index, prompt in enumerate(prompts) if index not in unfit]
 
     def said_once(self, message: str) -> None:
         """Say what holds for the whole run, and say it once."""

@@ -138,6 +138,9 @@ class Evaluator:
                 cells.append(cell)
                 advance(1)
         ordinary = [prompt.text for prompt in next(iter(self.plan.safe.values()))]
+        if model := context.engine.model:
+            unfit = model.too_long([model.render(text) for text in ordinary], context.answer_tokens)
+            ordinary = [text for index, text in enumerate(ordinary) if index not in unfit]
         return cells, measures(self.settings.evaluate, context, self.plan.defenses, ordinary)
 
     def judge(self, cells: Sequence[Cell], verdicts: JsonlCache, listener: Listener) -> list[JudgedCell]:

@@ -41,7 +41,12 @@ class DetectorRequests:
 
         def rendered(texts: Sequence[str], plain: bool = True) -> list[str]:
             sent = augment(texts, plain_share=float(plain))
-            return [run.model.render(request.user, request.prefill) for request in sent]
+            found = [run.model.render(request.user, request.prefill) for request in sent]
+            if unfit := run.model.too_long(found):
+                run.said_once(
+                    f"The guard does not learn from {len(unfit)} augmented prompts: {next(iter(unfit.values()))}."
+                )
+            return [text for index, text in enumerate(found) if index not in unfit]
 
         both, safe = [*harmful, *contrast], [*benign, *borderline]
         return cls(

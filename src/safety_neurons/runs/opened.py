@@ -81,7 +81,7 @@ def prompts_to_test(context: RunContext, pair: str | None = None) -> dict[str, l
         fresh = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learned))
         if not len(fresh):
             raise SafetyNeuronsError(f"Nothing of {name!r} is left to test on: the run learned from all its prompts.")
-        found[side] = list(fresh.take(settings.evaluate.prompts))
+        found[side] = context.fitting(list(fresh.take(settings.evaluate.prompts)), f"test prompt of {prompts.name}")
     return found
 
 

@@ -91,8 +91,9 @@ class Validator:
         settings = self.run.settings
         texts, answers = [], []
         for requests in self.safe:
-            texts += [self.run.model.render(sent.user, sent.prefill) for sent in requests.sent]
-            answers += [answer.continuation for answer in requests.ask(self.run, self.run.engine)]
+            answered = [one for one in requests.ask(self.run, self.run.engine) if one.completion.outcome == "answered"]
+            texts += [self.run.model.render(one.sent.user, one.sent.prefill) for one in answered]
+            answers += [one.continuation for one in answered]
         moved = in_batches(
             texts,
             settings.batch_size,
