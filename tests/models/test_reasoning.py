@@ -87,8 +87,8 @@ def test_marks_that_are_special_tokens_are_read() -> None:
     assert texts_of(tokenizer, [tokenizer(text, add_special_tokens=False)["input_ids"]]) == [text]
 
 
-def thinker(template: str = TEMPLATE, marks: bool = True) -> ChatModel:
-    model = tiny_model()
+def thinker(template: str = TEMPLATE, marks: bool = True, architecture: str = "llama", **changes: int) -> ChatModel:
+    model = tiny_model(architecture, **changes)
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     if marks:
@@ -180,3 +180,16 @@ def test_an_end_that_is_no_special_token_is_not_in_the_answer() -> None:
     with saying(model, ["Bake it.#", "Bake it now, and then"]):
         found = complete(model, [model.render("Hi")] * 2, 12)
     assert found == [Completion("Bake it.", False), Completion("Bake it now,", True)]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_a_thought_ends_with_the_context(architecture: str) -> None:
+    model = thinker(architecture=architecture, max_position_embeddings=64)
+    text = model.render("Hi")
+    prompt = len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    with saying(model, ["<think>" + "Hm. " * 40, "Bake it."]):
+        found = complete(model, [text, text], 8)
+    assert found == [
+        Completion("", True, ("<think>" + "Hm. " * 40)[: 64 - prompt + len("<think>") - 1]),
+        Completion("Bake it.", True),
+    ]

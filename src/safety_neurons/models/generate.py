@@ -11,6 +11,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Advance, ignore
+from safety_neurons.models.context import context_length
 from safety_neurons.models.forward import cache_argument
 from safety_neurons.models.reasoning import AnswerLength, opens_thought, part, texts_of
 from safety_neurons.models.shared_prefix import Prompts, share_prefix
@@ -199,6 +200,9 @@ def complete(
     inside = [bool(opens_thought(text)) for text in texts]
     length = AnswerLength(model.tokenizer, prompts.inputs["input_ids"].shape[1], max_new_tokens, inside)
     new_tokens = max_new_tokens + (model.reasoning_tokens if model.may_think else 0)
+    if context := context_length(model.model.config):
+        # A thought may be as long as the context allows.
+        new_tokens = max(max_new_tokens, min(new_tokens, context - length.start))
     with torch.inference_mode(), drawing(sampling, texts):
         if cache is None and use_cache:
             prompts = share_prefix(model.model, prompts.inputs, new_tokens=new_tokens)
