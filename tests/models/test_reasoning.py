@@ -180,3 +180,21 @@ def test_an_end_that_is_no_special_token_is_not_in_the_answer() -> None:
     with saying(model, ["Bake it.#", "Bake it now, and then"]):
         found = complete(model, [model.render("Hi")] * 2, 12)
     assert found == [Completion("Bake it.", False), Completion("Bake it now,", True)]
+
+
+@pytest.mark.parametrize("between", ["assistantfinal", "assistantcommentaryI call nothing.assistantfinal"])
+def test_channels_without_their_marks(between: str) -> None:
+    """As servers send them that leave out special tokens."""
+    assert part(f"analysisWe must refuse.{between}I'm sorry.") == (
+        f"analysisWe must refuse.{between}",
+        "I'm sorry.",
+        False,
+    )
+    assert part("analysisWe must ref") == ("analysisWe must ref", "", True)
+    for text in ("analysis of cakes: bake.", "The analysisWe did.assistantfinalSo."):
+        assert part(text) == ("", text, False)
+
+
+def test_a_thought_within_a_thought() -> None:
+    assert part("<think>a<think>b</think>c</think>Bake.") == ("<think>a<think>b</think>c</think>", "Bake.", False)
+    assert part("<think>I open with <think>.</think>Bake.").answer == "Bake."
