@@ -301,3 +301,24 @@ def test_the_setting_is_for_the_model_and_not_for_the_second_checkpoint(
     other = load_other_model(settings)
     assert other is not None
     assert torch.equal(logits(other), before)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "version https://git-lfs.github.com/spec/v1"])
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_broken_file_of_an_adapter_is_named(
+    file: str, content: str, model: ChatModel, base: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "adapter" / file
+    adapter(model, path.parent, str(base))
+    path.write_text(content)
+    for name, options in ((path.parent, {}), (base, {"adapter": path.parent})):
+        with pytest.raises(SafetyNeuronsError, match=f"{path}.*(?:Get this file again|git lfs pull)"):
+            load_here(name, **options)
+
+
+def test_a_base_that_is_not_a_name(model: ChatModel, base: Path, tmp_path: Path) -> None:
+    adapter(model, tmp_path / "adapter", str(base))
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": 5}))
+    with pytest.raises(SafetyNeuronsError, match="does not name its base"):
+        load_here(tmp_path / "adapter")

@@ -410,3 +410,71 @@ def test_damaged_weights_are_named_as_that(folder: Path) -> None:
     changed_weights(folder, damaged)
     with pytest.raises(NotFiniteError, match=r"in float32\. Its weights are damaged"):
         load_here(folder).chat("Hi")
+
+
+JSON_FILES = ["config.json", "generation_config.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9"]
+)
+@pytest.mark.parametrize("name", [*JSON_FILES, "tokenizer.json", "model.safetensors"])
+def test_a_broken_file_is_named(name: str, content: str, folder: Path) -> None:
+    if name not in JSON_FILES and content in ("{", "[]"):
+        return
+    (folder / name).write_text(content)
+    advice = "git lfs pull" if content.startswith("version") else "Get this file again"
+    with pytest.raises(SafetyNeuronsError, match=f"{folder / name}.*{advice}"):
+        load_here(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("config.json", {"max_position_embeddings": None}),
+        ("config.json", {"pad_token_id": 999}),
+        ("config.json", {"hidden_size": "32"}),
+        ("generation_config.json", {"pad_token_id": "<pad>"}),
+    ],
+)
+def test_settings_of_the_wrong_type_or_size_are_an_error(name: str, change: dict[str, Any], folder: Path) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SafetyNeuronsError, match=f"{folder} cannot be loaded.*[^:]$"):
+        load_here(folder)
+
+
+def test_a_vocabulary_of_another_size_is_named(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 300}))
+    with pytest.raises(SafetyNeuronsError, match=r"of another shape \(lm_head\.weight, model\.embed_tokens\.weight"):
+        load_here(folder)
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', "[]", ""])
+def test_shards_need_their_index(index: str, model: ChatModel, tmp_path: Path) -> None:
+    model.model.save_pretrained(tmp_path, max_shard_size="40KB")
+    model.tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(index)
+    with pytest.raises(SafetyNeuronsError, match=f"{path}.*Get this file again"):
+        load_here(tmp_path)
+    path.unlink()
+    with pytest.raises(SafetyNeuronsError, match=f"{tmp_path} cannot be read.*no {path.name}"):
+        load_here(tmp_path)
+
+
+def test_a_path_beside_the_model_is_an_error_that_names_it(folder: Path) -> None:
+    with pytest.raises(SafetyNeuronsError, match=r"is a file, not a model: pass its folder"):
+        load_here(folder / "model.safetensors")
+    with pytest.raises(SafetyNeuronsError, match=rf"Pass the path of a model in it: {folder.name}\."):
+        load_here(folder.parent)
+
+
+def test_tokens_without_an_embedding_are_named(model: ChatModel, folder: Path) -> None:
+    model.tokenizer.add_tokens(["Hello"])
+    model.tokenizer.save_pretrained(folder)
+    loaded = load_here(folder)
+    assert loaded.encode([loaded.render("Hi")])["input_ids"].numel()
+    with pytest.raises(SafetyNeuronsError, match=r"'Hello' \(id 261\).*261 tokens only"):
+        loaded.encode([loaded.render("Hello")])

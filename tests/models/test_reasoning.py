@@ -193,3 +193,21 @@ def test_a_thought_ends_with_the_context(architecture: str) -> None:
         Completion("", True, ("<think>" + "Hm. " * 40)[: 64 - prompt + len("<think>") - 1]),
         Completion("Bake it.", True),
     ]
+
+
+@pytest.mark.parametrize("between", ["assistantfinal", "assistantcommentaryI call nothing.assistantfinal"])
+def test_channels_without_their_marks(between: str) -> None:
+    """As servers send them that leave out special tokens."""
+    assert part(f"analysisWe must refuse.{between}I'm sorry.") == (
+        f"analysisWe must refuse.{between}",
+        "I'm sorry.",
+        False,
+    )
+    assert part("analysisWe must ref") == ("analysisWe must ref", "", True)
+    for text in ("analysis of cakes: bake.", "The analysisWe did.assistantfinalSo.", "analysisResults = model.fit(x)"):
+        assert part(text) == ("", text, False)
+
+
+def test_a_thought_within_a_thought() -> None:
+    assert part("<think>a<think>b</think>c</think>Bake.") == ("<think>a<think>b</think>c</think>", "Bake.", False)
+    assert part("<think>I open with <think>.</think>Bake.").answer == "Bake."

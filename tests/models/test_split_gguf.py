@@ -194,3 +194,17 @@ def test_joined_parts_are_the_whole_file(qwen2: ChatModel, parts: list[Path], tm
     assert [(each.name, each.tensor_type, each.data.tobytes()) for each in found.tensors] == [
         (each.name, each.tensor_type, each.data.tobytes()) for each in expected.tensors
     ]
+
+
+def test_parts_whose_names_differ_in_case_are_found(parts: list[Path], cache: Path) -> None:
+    identity = locate(str(parts[0])).identity
+    named = parts[2].rename(parts[2].with_suffix(".GGUF"))
+    parts[0].rename(parts[0].with_name("TINY-00001-of-00003.gguf"))
+    assert locate(str(named)).identity == identity
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(SafetyNeuronsError, match="git lfs pull"):
+        locate(str(path))

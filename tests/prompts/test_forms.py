@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from builders.listeners import Recorder
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.prompts import PromptSet, read_prompts, tell
+from safety_neurons.prompts.json_forms import parse_json_lines
 
 TEXTS = ["First, one; please", 'Say "two"\n\nthen 3 | 4']
 FLAT = ["First, one; please", "Then\u2019s two | three", "Last: caf\u00e9"]
@@ -255,3 +257,55 @@ def test_what_is_found_out_is_said_once_for_each_file(tmp_path: Path) -> None:
     tell({"harmful": first, "benign": second, "contrast": first}, told)
     remarks = "column goal (guessed); separated by semicolons; 1 duplicate left out"
     assert told.said == [f"{first.source} (harmful, contrast): {remarks}."]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("title", ["Prompts of 2024", '"Prompts, 2024"', "Prompts of 2024{0}{0}", "Prompts\n{0}"])
+def test_a_title_above_the_header_is_skipped_and_said(tmp_path: Path, separator: str, title: str) -> None:
+    above = title.format(separator)
+    prompts = read(tmp_path, "a.csv", f"{above}\n\n{delimited(separator)}")
+    assert prompts.texts == TEXTS
+    count = above.count("\n") + 2
+    assert f"{count} lines above the header skipped" in prompts.notes
+    with pytest.raises(SafetyNeuronsError, match=f"in line {count + 3}"):
+        read(tmp_path, "a.csv", f"{above}\n\nid{separator}prompt\n1{separator}Why?\n2{separator}n/a\n")
+
+
+@pytest.mark.parametrize("first", ["Frage;Typ", "prompt"])
+def test_a_row_of_well_known_names_is_not_a_header(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"{first}\nWhy;text\nHow;input\n", encoding="utf-8")
+    assert not any("above the header" in note for note in read_prompts(path, first.split(";")[0]).notes)
+
+
+def test_the_rule_in_a_table_of_markdown_is_not_a_prompt(tmp_path: Path) -> None:
+    prompts = read(tmp_path, "a.txt", "| prompt | id |\n|:---|---:|\n| Why? | a |\n| How? | b |\n")
+    assert prompts.texts == ["Why?", "How?"]
+
+
+def test_objects_that_share_a_line(tmp_path: Path) -> None:
+    prompts = read(tmp_path, "a.jsonl", "".join(json.dumps({"prompt": text}) for text in FLAT))
+    assert prompts.texts == FLAT
+    assert [prompt.id for prompt in prompts] == ["a-0001", "a-0002", "a-0003"]
+
+
+def test_objects_over_several_lines_take_time_in_proportion(tmp_path: Path) -> None:
+    count = 20_000
+    text = "".join(json.dumps({"prompt": f"Number {number}", "note": "x" * 200}, indent=1) for number in range(count))
+    start = time.process_time()
+    assert len(parse_json_lines(text, "a.jsonl").rows) == count
+    # Copying the rest of the text for each object took minutes.
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("role", ["tool", "ipython", "environment", "tool_response"])
+def test_what_tools_say_is_not_the_user_s(tmp_path: Path, role: str) -> None:
+    messages = [{"role": role, "content": "12 degrees"}, {"role": "user", "content": "Why?"}]
+    assert read(tmp_path, "a.jsonl", json.dumps({"messages": messages})).texts == ["Why?"]
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.symlink_to("gone.txt")
+    with pytest.raises(SafetyNeuronsError, match=r"link to gone\.txt, which does not exist"):
+        read_prompts(path)

@@ -115,6 +115,23 @@ def read_json(path: Path) -> Any:
         raise SafetyNeuronsError(f"{path} is not valid JSON ({error}). Delete it and run again.") from error
 
 
+def read_object(path: Path, advice: str) -> dict[str, Any]:
+    """Read the JSON object in a file that the user has from elsewhere; `advice` says how to get it whole.
+
+    Raises:
+        SafetyNeuronsError: the file is missing, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise SafetyNeuronsError(f"{path} does not exist. {advice}") from error
+    except (ValueError, RecursionError) as error:
+        raise SafetyNeuronsError(f"{path} is not valid JSON ({error}). {advice}") from error
+    if not isinstance(value, dict):
+        raise SafetyNeuronsError(f"{path} does not hold a JSON object. {advice}")
+    return value
+
+
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Append one JSON line. If a kill cuts it off, `read_lines` drops it."""
     with disk_errors(path), path.open("ab") as file:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import listed
-from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG
+from safety_neurons.models.checkpoint import check_files
+from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GET_AGAIN, MODEL_CONFIG
 
 # What PEFT puts before the names of the base's modules.
 _PREFIX = "base_model.model."
@@ -24,7 +25,7 @@ def check_adapter(folder: Path, quantized: bool) -> None:
     """Check, before the base is loaded, that an adapter can be merged.
 
     Raises:
-        SafetyNeuronsError: PEFT is not installed, the folder is incomplete, or the base is loaded quantized.
+        SafetyNeuronsError: PEFT is not installed, the folder is incomplete or broken, or the base is loaded quantized.
     """
     if importlib.util.find_spec("peft") is None:
         raise SafetyNeuronsError(f"{folder} is a PEFT adapter, which needs PEFT: pip install 'safety-neurons[lora]'.")
@@ -34,6 +35,11 @@ def check_adapter(folder: Path, quantized: bool) -> None:
                 f"{folder} is not a complete PEFT adapter: it has no {file}. Pass a folder that PEFT's "
                 "save_pretrained wrote (as safetensors; pickled weights are not read)."
             )
+    check_files(folder)
+    try:
+        _shapes(folder / ADAPTER_WEIGHTS)
+    except SafetensorError as error:
+        raise SafetyNeuronsError(f"{folder / ADAPTER_WEIGHTS} is broken ({error}). {GET_AGAIN}") from error
     if quantized:
         raise SafetyNeuronsError(
             f"The adapter {folder} is merged into the base's full weights: load it without quantize."

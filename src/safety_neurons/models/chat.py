@@ -175,6 +175,13 @@ class ChatModel:
 
     def _padded(self, texts: Sequence[str], *, add_special_tokens: bool) -> BatchEncoding:
         rows = self.tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"] if texts else []
+        embedded = int(self.model.get_input_embeddings().weight.shape[0])
+        if (largest := max((token for row in rows for token in row), default=0)) >= embedded:
+            raise SafetyNeuronsError(
+                f"The tokenizer of {self.name} writes the token {self.tokenizer.convert_ids_to_tokens(largest)!r} "
+                f"(id {largest}), and the model has embeddings for {embedded:,} tokens only. Use the tokenizer that "
+                "the weights were saved with."
+            )
         return left_padded(rows, padding_token(self)).to(self.device)
 
     def too_long(self, texts: Sequence[str], new_tokens: int = 0) -> dict[int, str]:

@@ -36,7 +36,9 @@ def gguf_parts(path: Path) -> list[Path]:
         parts = [path]
     else:
         names = (f"{match['stem']}-{number:05}-of-{count:05}{match['suffix']}" for number in range(1, count + 1))
-        parts = [path.with_name(name) for name in names]
+        # Some disks and downloads change the case of names.
+        present = {one.name.casefold(): one for one in path.parent.glob("*")}
+        parts = [present.get(name.casefold(), path.with_name(name)) for name in names]
     missing = [part.name for part in parts if not part.is_file()]
     if path.name in missing:
         raise SafetyNeuronsError(f"The model file {path} does not exist.")
@@ -156,7 +158,12 @@ def _read(gguf: Path, name: str) -> tuple["PreTrainedModel", Any]:
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     model, info = AutoModelForCausalLM.from_pretrained(
-        **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), output_loading_info=True
+        **where,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
+        # Reported by `check_weights`.
+        ignore_mismatched_sizes=True,
     )
     check_weights(name, info)
     _check_nothing_is_left_over(reader, model, name)

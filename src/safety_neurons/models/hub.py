@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json
+from safety_neurons.core.files import read_object
 
 # What a folder of a model is, and what a folder of a PEFT adapter is.
 MODEL_CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 TIMEOUT_SECONDS = 10
+GET_AGAIN = "Get this file again from where the model comes from."
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,20 @@ def _missing_weights(folder: Path) -> list[str]:
     index = folder / WEIGHTS_INDEX
     if not index.exists():
         return [WEIGHTS]
-    files = sorted(set(read_json(index).get("weight_map", {}).values()))
+    files = sorted(set(shards(index).values()))
     return [name for name in files if not (folder / name).exists()]
+
+
+def shards(index: Path) -> dict[str, str]:
+    """The file of each weight, from the index of a checkpoint in several files.
+
+    Raises:
+        SafetyNeuronsError: the index is broken.
+    """
+    found = read_object(index, GET_AGAIN).get("weight_map")
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise SafetyNeuronsError(f"{index} has no weight_map, which says where the weights are. {GET_AGAIN}")
+    return found
 
 
 def _cached(hub_id: str, file: str) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -27,7 +28,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import listed, unknown_name
 from safety_neurons.models.adapters import check_adapter, has_own_tokenizer, merge_adapter
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.checkpoint import check_weights
+from safety_neurons.models.checkpoint import check_files, check_weights
 from safety_neurons.models.finite import check_finite
 from safety_neurons.models.hub import fetch_adapter, snapshot, why_unreachable
 from safety_neurons.models.locate import Located, locate
@@ -38,6 +39,11 @@ from safety_neurons.models.template import check_syntax, chosen_template, named_
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("8bit", "4bit")
+# What values of the wrong type or size in a model's files lead to.
+LOADING_ERRORS = (
+    *(ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
 
 
 def choose_device() -> torch.device:
@@ -223,6 +229,8 @@ def _from_pretrained(
         _check_hub(source, name, preset)
     own = found.adapter is not None and has_own_tokenizer(Path(found.adapter))
     try:
+        if Path(source).is_dir():
+            check_files(Path(source))
         tokenizer = AutoTokenizer.from_pretrained(
             found.adapter if own else source, trust_remote_code=arguments["trust_remote_code"]
         )
@@ -230,13 +238,15 @@ def _from_pretrained(
             source,
             use_safetensors=True,
             output_loading_info=True,
+            # Reported by `check_weights`.
+            ignore_mismatched_sizes=True,
             # transformers would apply an adapter beside the model without a word: this is where it does not look.
             adapter_kwargs={"subfolder": "no-adapter"},
             **arguments,
         )
     except OSError as error:
         raise SafetyNeuronsError(_not_available(name, source, preset, _first_line(error))) from error
-    except (ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         message = f"{name} cannot be loaded as a causal language model: {_first_line(error)}"
         raise SafetyNeuronsError(message) from error
     cached = None if Path(source).is_dir() else snapshot(source)
@@ -264,7 +274,10 @@ def _identity_in_memory(model: PreTrainedModel) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A line that ends in a colon says nothing by itself.
+    count = next((place for place, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:count]) or type(error).__name__
 
 
 def _check_hub(source: str, name: str, preset: Preset | None) -> None:

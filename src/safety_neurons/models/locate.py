@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, cache_folder, file_sha256, fingerprint, read_json
-from safety_neurons.core.plugins import did_you_mean
+from safety_neurons.core.files import atomic_path, cache_folder, file_sha256, fingerprint, read_object
+from safety_neurons.core.plugins import did_you_mean, listed
 from safety_neurons.core.progress import Listener, Silence
+from safety_neurons.models.checkpoint import check_not_pointer
 from safety_neurons.models.gguf_files import convert, gguf_parts
-from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG, hub_identity, snapshot
+from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GET_AGAIN, MODEL_CONFIG, hub_identity, snapshot
 from safety_neurons.models.presets import PRESETS, Preset, WeightsPackage
 
 CHUNK = 1 << 22
@@ -81,9 +82,14 @@ def _place(name: str, listener: Listener) -> Located:
     if path.is_dir():
         if not (path / MODEL_CONFIG).exists() and not (path / ADAPTER_CONFIG).exists():
             files = sorted(file.name for file in path.glob("*.gguf"))
-            instead = f" It holds {files[0]}: pass the path of that file." if files else ""
+            instead = f" It holds {files[0]}: pass the path of that file." if files else _inside(path)
             raise SafetyNeuronsError(f"{path} is not a transformers model: it has no {MODEL_CONFIG}.{instead}")
         return Located(str(path), folder_identity(path))
+    if path.is_file():
+        raise SafetyNeuronsError(
+            f"{path} is a file, not a model: pass its folder if that is the model (with its {MODEL_CONFIG}), or a "
+            ".gguf file."
+        )
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _on_hub(name, listener)
     raise SafetyNeuronsError(
@@ -91,6 +97,12 @@ def _place(name: str, listener: Listener) -> Located:
         f"({', '.join(PRESETS)}), a hub id such as Qwen/Qwen3-0.6B, a folder, or a .gguf file. "
         "`safety-neurons list models` shows what is available here."
     )
+
+
+def _inside(path: Path) -> str:
+    """Which folders in a folder hold a model or an adapter, for a message."""
+    names = sorted({file.parent.name for name in (MODEL_CONFIG, ADAPTER_CONFIG) for file in path.glob(f"*/{name}")})
+    return f" Pass the path of a model in it: {listed(names)}." if names else ""
 
 
 def _on_hub(hub_id: str, listener: Listener) -> Located:
@@ -113,10 +125,10 @@ def _base_of(folder: Path, listener: Listener) -> Located:
     Raises:
         SafetyNeuronsError: it names none, or one that is not here.
     """
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_object(folder / ADAPTER_CONFIG, GET_AGAIN)
     base, revision = config.get("base_model_name_or_path") or _base_in_card(folder), config.get("revision")
     way_out = "Pass the base as the model, and this folder as adapter."
-    if not base:
+    if not base or not isinstance(base, str):
         raise SafetyNeuronsError(f"The adapter {folder} does not name its base model. {way_out}")
     if (folder / base).is_dir() and not Path(base).is_dir():
         base = str(folder / base)
@@ -231,6 +243,8 @@ def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:
         SafetyNeuronsError: the file or a part is missing, or is not a complete model.
     """
     parts = gguf_parts(path)
+    for part in parts:
+        check_not_pointer(part)
     sums = [file_sha256(part) for part in parts]
     sha256 = sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
     folder = model_folder(sha256)

@@ -36,6 +36,11 @@ _CHANNEL = re.compile(
     r"(?P<end><\|(?:end|return|call)\|>|(?=<\|start\|>)|\Z)",
     re.DOTALL,
 )
+# The same from servers that leave out special tokens: "analysisWe ...assistantfinalSorry ...".
+_BARE_CHANNELS = re.compile(
+    r"\A\s*analysis(?=[A-Z\"'][\w']*,?\s[a-z]).*?(?:assistant(?:commentary.*?assistant)?final(?P<said>.*)|\Z)",
+    re.DOTALL,
+)
 # Marks around the answer, which are left out.
 _ANSWER_MARKS = re.compile(
     r"\A\s*(?:<answer>|<response>|<\|begin_of_solution\|>|<\|START_RESPONSE\|>)\s*"
@@ -71,6 +76,9 @@ def part(text: str, inside: bool = False) -> Parted:
     """
     if "<|channel|>" in text and (channels := list(_CHANNEL.finditer(text))):
         return _part_channels(text, channels)
+    if bare := _BARE_CHANNELS.match(text):
+        unfinished = bare["said"] is None
+        return Parted(text, "", unfinished) if unfinished else Parted(text[: bare.start("said")], bare["said"])
     place = 0
     if inside:
         closing = _CLOSES.search(text)
@@ -82,6 +90,9 @@ def part(text: str, inside: bool = False) -> Parted:
         closing = closes.search(text, opening.end())
         if closing is None:
             return Parted(text, "", unfinished=True)
+        # Thoughts within the thought.
+        for _ in re.findall(re.escape(opening[1]), text[opening.end() : closing.start()], re.IGNORECASE):
+            closing = closes.search(text, closing.end()) or closing
         place = closing.end()
     if not place and (closing := _CLOSES_LINE.search(text)) and not _OPENS.search(text, 0, closing.start()):
         # The server or the template kept the opening mark.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import jinja2
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json
+from safety_neurons.core.files import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,8 +82,8 @@ def named_or_read(value: str | Path) -> str:
 def template_of_processor(folder: Path) -> str | None:
     """The template in chat_template.json, where processors of images and text kept theirs; None without this file."""
     path = folder / "chat_template.json"
-    content = read_json(path) if path.is_file() else None
-    template = content.get("chat_template") if isinstance(content, dict) else None
+    advice = "Correct it, or pass a template (chat_template)."
+    template = read_object(path, advice).get("chat_template") if path.is_file() else None
     return template if isinstance(template, str) and is_jinja(template) else None
 
 

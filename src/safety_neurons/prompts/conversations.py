@@ -23,7 +23,10 @@ ROLES = {
     "model": "assistant",
     "ai": "assistant",
 }
-_OTHER_ROLES = ("tool", "function", "observation", "function_call", "context")
+_OTHER_ROLES = (
+    *("tool", "tool_call", "tool_calls", "tool_response", "tool_result", "function", "function_call"),
+    *("function_response", "observation", "ipython", "environment", "context"),
+)
 _ROLE_KEYS = ("role", "from", "author", "speaker")
 _TEXT_KEYS = ("content", "value", "text", "parts")
 _LISTS = ("messages", "conversations", "conversation", "contents")

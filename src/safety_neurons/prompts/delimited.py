@@ -19,6 +19,10 @@ _NONE = "\x1f"
 # Excel reads and writes a first line that names the separator.
 _SEPARATOR_LINE = re.compile(r'"?sep=(?P<separator>[^\n"])"?[ \t;,]*(?:\n|$)', re.IGNORECASE)
 _LONGEST_NAME = 40
+# A title and blank lines may stand above the header of a spreadsheet.
+_MOST_LINES_ABOVE = 10
+# The line under the header of a table in Markdown.
+_RULE = re.compile(r":?-+:?")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ def parse_delimited(text: str, source: str, usual: str) -> PromptTable:
         separators, text, skipped = [named["separator"]], text[named.end() :], 1
     else:
         separators = [usual, *(separator for separator in _NAMES if separator != usual)]
+    above = _lines_above_header(text, separators)
+    text, skipped = "\n".join(text.split("\n")[above:]), skipped + above
     ranked = _ranked(text, separators)
     problem: csv.Error | None = None
     misfit: _Reading | None = None
@@ -101,7 +107,8 @@ def parse_delimited(text: str, source: str, usual: str) -> PromptTable:
             problem = problem or error
             continue
         if reading.too_wide is None and (not form.literal or reading.even):
-            return _table(reading, source, usual, bool(named))
+            notes = [f"{counted(above, 'line')} above the header skipped"] if above else []
+            return _table(reading, source, usual, bool(named), notes)
         if problem is None:
             misfit = misfit or reading
     if misfit is None:
@@ -136,6 +143,28 @@ def is_table(text: str) -> bool:
         if short and len(names) > 1 and reading.rows and reading.even:
             return True
     return False
+
+
+def _lines_above_header(text: str, separators: Sequence[str]) -> int:
+    """The number of lines above the header, with one value each: a title, for example, and blank lines.
+
+    A header that is not in the first line has names in several columns, one of them well known.
+    """
+    lines = text.split("\n")[:_MOST_LINES_ABOVE]
+    for separator in separators:
+        for place, line in enumerate(lines):
+            values = [value for value in _safe_header(line, separator) if value]
+            if not values and line.strip(f' "{separator}'):
+                break
+            if len(values) < 2:
+                continue
+            known = any(value.casefold() in WELL_KNOWN_COLUMNS for value in values)
+            names = all(len(value) <= _LONGEST_NAME and not value.endswith((".", "?", "!")) for value in values)
+            titled = any(each.strip(f' "{separator}') for each in lines[:place])
+            if known and names and titled and lines[0].strip(' "').casefold() not in HEADER_NAMES:
+                return place
+            break
+    return 0
 
 
 def _ranked(text: str, separators: Sequence[str]) -> list[str]:
@@ -211,7 +240,7 @@ def _read(text: str, form: _Form, skipped: int) -> _Reading:
     return _Reading(form, header, tuple(rows), empty)
 
 
-def _table(reading: _Reading, source: str, usual: str, named: bool) -> PromptTable:
+def _table(reading: _Reading, source: str, usual: str, named: bool, notes: list[str]) -> PromptTable:
     header, form = reading.header, reading.form
     if not any(header):
         raise SafetyNeuronsError(
@@ -225,7 +254,8 @@ def _table(reading: _Reading, source: str, usual: str, named: bool) -> PromptTab
     # Tables that were put together from several have the header of each.
     rows = [(place, values) for place, values in reading.rows if _stripped(values) != header]
     repeated = len(reading.rows) - len(rows)
-    notes = []
+    if form.separator == "|" and rows and all(_RULE.fullmatch(value.strip()) for value in rows[0][1] if value.strip()):
+        rows = rows[1:]
     if len(header) == 1 and form.separator != usual and not named and all(len(values) == 1 for _, values in rows):
         notes.append("one column, whose texts are taken with all their separators")
     elif len(header) > 1 and (form.separator != usual or named):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from safety_neurons.prompts.table import (
 
 _EXAMPLE = '{"prompt": "..."}'
 _ERRORS = (ValueError, RecursionError)
+_SPACE = re.compile(r"\s*")
 
 
 def parse_json(text: str, source: str) -> PromptTable:
@@ -90,7 +92,10 @@ def _sequence(text: str) -> list[tuple[int, Any]] | None:
     values: list[tuple[int, Any]] = []
     place, line, counted_to = 0, 1, 0
     while True:
-        place += len(text[place:]) - len(text[place:].lstrip()) if text[place : place + 1].isspace() else 0
+        # Not a slice: this happens once per value, and the text may be long.
+        space = _SPACE.match(text, place)
+        assert space is not None
+        place = space.end()
         if place >= len(text):
             return values or None
         line += text.count("\n", counted_to, place)
@@ -113,6 +118,9 @@ def _lines(values: Sequence[tuple[int, Any]], source: str, *notes: str) -> Promp
                 f"Line {place} of {source} is {kind_of(value)}, not an object. Write each line as {_EXAMPLE}, or name "
                 "the file .txt if it has one prompt per line."
             )
+    if len({place for place, _ in values}) < len(values):
+        # Objects in one line are told apart by their order.
+        return table_of([(number, value) for number, (_, value) in enumerate(values, start=1)], "item", *notes)
     return table_of(values, "line", *notes)
 
 

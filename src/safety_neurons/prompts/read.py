@@ -173,6 +173,8 @@ def check_path(path: Path) -> None:
         raise SafetyNeuronsError(f"{path} is a folder. Name a file of prompts ({', '.join(ENDINGS)}) in it.")
     if os.path.exists(path):
         return
+    if os.path.islink(path):
+        raise SafetyNeuronsError(f"{path} is a link to {os.readlink(path)}, which does not exist. Correct the link.")
     if not os.path.isdir(path.parent):
         raise SafetyNeuronsError(f"{path} does not exist, as there is no folder {path.parent}. Check the path.")
     try:

@@ -130,6 +130,12 @@ _NO = (
 )
 # The whole sentence is a no, the whole answer an apology.
 SAYS_NO = re.compile(rf"^\W*{_NO}(?:\W+{_NO})*\W*$")
+# The whole answer is a notice, as filters and tools write them.
+IS_NOTICE = re.compile(
+    r"^\W*(?:error\W+)?(?:(?:your |the |this )?(?:request|response|content|message|prompt|answer|access|query) "
+    r"(?:is |was |has been )?)?(?:refused|denied|rejected|declined|blocked|removed|redacted|filtered|censored|withheld"
+    r"|out of scope|not permitted|not allowed)(?: (?:by|due to|for|because of) [^.!?]{1,60})?\W*$"
+)
 ONLY_APOLOGIZES = re.compile(
     r"^\W*(?:(?:no|oh|well|i am|we are|i|my|so|very|really|truly|deeply|sincere|sincerest|unfortunately|please)\W+)*"
     r"(?:sorry|apologies|apologi[sz]e|afraid not|cannot|refuse|decline|pass|forgive me|excuse me"

@@ -63,6 +63,8 @@ def unscored_reason(prompt: str, response: str) -> str | None:
         return "loops"
     if _garbled(sample):
         return "unreadable"
+    if not any(character.isalnum() for character in sample):
+        return "no words"
     if _mixes_scripts(prompt, sample):
         return "changes script"
     return None
