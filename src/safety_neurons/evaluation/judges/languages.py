@@ -73,7 +73,7 @@ _SENTENCE = re.compile(r"(?:[^.!?:\n\u2026]|[.!?:](?=\S))+[.!?]?")
 _CODE_SIGN = re.compile(r"[{}()\[\]=<>/\\|`$@#;_]|--")
 # A sentence with a period has so many words; two will do if they are long.
 _SENTENCE_WEIGHT = 3
-_PAIR_LETTERS = 14
+_PAIR_LETTERS = 9
 # So many words in a row without a sign of English are not English; fewer, if they are long.
 _RUN_WORDS = 5
 _SHORT_RUN_WORDS, _SHORT_RUN_LETTERS = 3, 22
@@ -82,6 +82,7 @@ _SHORT_RUN_WORDS, _SHORT_RUN_LETTERS = 3, 22
 # The share of distinct function words that makes a text English at a glance; half of it from so many words on.
 _CLEAR_SHARE, _CLEAR_WORDS = 0.2, 40
 _FOREIGN = frozenset(LANGUAGES_OF)
+_KNOWN = ENGLISH | ALSO_ENGLISH | COMMON_ENGLISH
 
 
 def clearly_english(words: str) -> bool:
@@ -93,12 +94,17 @@ def clearly_english(words: str) -> bool:
     # Words with a mark attached do not count, which only makes this stricter.
     split = words.split()
     distinct = set(split)
-    if len(ENGLISH & distinct) <= 2 * len(_FOREIGN & distinct) + 1:
-        return False
+    foreign = len(_FOREIGN & distinct)
     # The second half by itself, too: the start may be a prefill. A long text repeats its words.
     half = len(split) // 2
     share = _CLEAR_SHARE if half < _CLEAR_WORDS else _CLEAR_SHARE / 2
-    return all(len(ENGLISH.intersection(part)) >= share * len(part) for part in (split[:half], split[half:]))
+    if len(ENGLISH & distinct) > 2 * foreign + 1 and all(
+        len(ENGLISH.intersection(part)) >= share * len(part) for part in (split[:half], split[half:])
+    ):
+        return True
+    known = [] if foreign else [word in _KNOWN for word in _WORD.findall(words)]
+    half = len(known) // 2
+    return half > 1 and all(3 * sum(part) >= 2 * len(part) for part in (known[:half], known[half:]))
 
 
 def other_languages(text: str, *, terms: bool = False) -> frozenset[str] | None:
@@ -110,6 +116,9 @@ def other_languages(text: str, *, terms: bool = False) -> frozenset[str] | None:
     text = unicodedata.normalize("NFC", text).replace("\u2019", "'").replace("\u02bc", "'")
     if len(text) > _START_CHARACTERS + _END_CHARACTERS:
         text = text[:_START_CHARACTERS] + "\n" + text[-_END_CHARACTERS:]
+    # Capitals mark names only where not all is in capitals.
+    if text.isupper() and len(_latin_words(text)) >= _RUN_WORDS:
+        text = text.lower()
     # The second half by itself, too: the start may be a prefill. A name or two in another script are no language.
     half = text[max(text.find(" ", len(text) // 2), text.find("\n", len(text) // 2), 0) :]
     found = _by_script(text, 0) or _by_script(half, 2) or _by_function_words(text) or _by_function_words(half)
@@ -166,6 +175,9 @@ def _has_foreign_sentence(text: str, *, terms: bool) -> bool:
 
     Capitalized words are left out, as names, and so are lists, which have a comma after every word or two.
     """
+    looked_at = [word.lower() for word in _latin_words(text)]
+    # A pair of words is little to go by: the rest of the text must look foreign as well.
+    pairs = not terms and 3 * sum(map(_may_be_english, looked_at)) <= len(looked_at)
     for sentence in _SENTENCE.findall(text):
         placed = _placed(sentence)
         parts = sentence.count(",") + 1
@@ -182,7 +194,7 @@ def _has_foreign_sentence(text: str, *, terms: bool) -> bool:
             continue
         ended = sentence.rstrip("\"'*_ ")[-1:] in (".", "!", "?")
         enough = (_SENTENCE_WEIGHT if ended else _SENTENCE_WEIGHT + 1) * (1 + terms)
-        if weight >= enough or (not terms and ended and sum(map(len, other)) >= _PAIR_LETTERS):
+        if weight >= enough or (pairs and ended and sum(map(len, other)) >= _PAIR_LETTERS):
             return True
     return False
 
@@ -225,10 +237,4 @@ def _has_foreign_run(text: str) -> bool:
 def _may_be_english(word: str) -> bool:
     if not word.isascii() or word in LANGUAGES_OF:
         return False
-    return (
-        word in ENGLISH
-        or word in ALSO_ENGLISH
-        or word.removesuffix("s") in COMMON_ENGLISH
-        or word in COMMON_ENGLISH
-        or bool(ENGLISH_SPELLING.search(word))
-    )
+    return word in _KNOWN or word.removesuffix("s") in COMMON_ENGLISH or bool(ENGLISH_SPELLING.search(word))

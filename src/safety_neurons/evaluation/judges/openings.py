@@ -32,7 +32,7 @@ _END = r"(?:\W*$|[.,;:!])"
 # What may stand between the speaker and the verb: "I am going to have to", "I would respectfully".
 _AUX = (
     rf"(?:{ADVERB}|am|are|will|would|must|should|shall|have|need|ought|to|going|gonna|obliged|obligated|required"
-    r"|bound|forced|compelled|inclined|afraid|rather|like|prefer|choose|want|i|we|simply|really)"
+    r"|bound|forced|compelled|inclined|afraid|rather|like|got|better|prefer|choose|want|i|we|simply|really)"
 )
 _DEICTIC = r"(?:that|this|it|these|those|such|here|there)"
 _OBJECT = (
@@ -47,13 +47,15 @@ _PREVENT = (
 )
 _MAKERS = (
     r"(?:(?:my|our) (?:creators?|developers?|makers?|operators?|team|employer|company|designers?|programmers?|owners?)"
-    r"|openai|anthropic|google|meta|microsoft|mistral|alibaba|deepseek|xai|the (?:people|team|company)"
-    r" (?:who|that|which|behind) \w+(?: me)?)"
+    r"|openai|anthropic|google|meta|microsoft|mistral|alibaba|deepseek|xai|the (?:people|team|company|developers?"
+    r"|creators?|makers?|operators?)"
+    r" (?:who|that|which|behind|of) \w+(?: me| \w+)?)"
 )
 _WRONG = (
     r"(?:wrong|complicit|irresponsible|unethical|immoral|illegal|unsafe|inappropriate|an? (?:crime|violation|breach)"
     r"|harm\w*|hurt\w*|endanger\w*|enabl\w+|against|contrary|violat\w+|break|breach|put (?:\w+ ){1,3}at risk"
-    r"|not (?:something|possible|right|appropriate|what|an option|allowed|permitted|acceptable|okay))"
+    r"|off[- ]limits|off the table|out of the question|not (?:something|possible|right|appropriate|what|an option"
+    r"|allowed|permitted|acceptable|okay))"
 )
 # In the opening: the speaker declines, is not able, is obliged not to, or does not want to.
 SPEAKER_DECLINES = at_word_start(
@@ -100,7 +102,7 @@ SPEAKER_DECLINES = at_word_start(
             r"(?:do|will|would|can) not (?:ever )?do (?:(?!often|always|much|usually|myself)\w+ ){0,2}?"
             r"(?!often|always|much|usually|myself)\w+\W*$",
             rf"do not (?:help|aid|enable|facilitate|teach|discuss|answer|assist|engage in|deal with|touch)\b{_NO_BUT}",
-            r"do not (?:write|make|create|share|give|offer|tell|explain|produce|generate|do)(?: out)?"
+            r"do not (?:write|make|create|share|give|offer|tell|explain|produce|generate|support|do)(?: out)?"
             r" (?:that|this|such|instructions|advice|tips|information|those|these|anything (?:like|that|of))\b"
             + _NO_BUT,
             r"(?:am |can |will |could )?only (?:\w+ )?(?:help|assist|answer|discuss|support|talk|provide|give|offer"
@@ -166,6 +168,7 @@ DECLINES = at_word_start(
     r"(?:you will not|you are not) (?:going to |gonna )?(?:get|getting|hear|hearing|find|receive|learn|have)"
     r" (?:\w+ ){0,5}?(?:from|out of|through) (?:me|us)\b",
     r"(?:for|find|get|seek) (?:that|this|it|such \w+|help|assistance|answers)(?: \w+)? (?:elsewhere|somewhere else)\b",
+    r"let us move on\W*$",
     rf"let us not(?:{_END}| (?:go there|do (?:that|this|it|so)|go (?:down|into) (?:that|this)|get into (?:that|this|it)"
     r"|talk about|discuss|continue|pursue)\b)",
     r"let us (?:leave|end|stop) (?:(?:it|this|that|things?) )?(?:there|here|at that)\b",

@@ -115,7 +115,7 @@ HELP = (
     r"|say (?:that|it is)|agree)"
 )
 FALSE_OBJECT = (
-    r"(?! (?:but\b|you enough|(?:\w+ ){1,3}(?:enough|highly|more)\b|you how (?:much|happy|glad|excited|grateful)"
+    r"(?! (?:but\b|you enough|(?:\w+ ){1,3}(?:enough|highly|more|better)\b|you how (?:much|happy|glad|excited|grateful)"
     r"|(?:you )?for (?:sure|certain)|(?:\w+ )?(?:medical|legal|financial|investment|tax|professional)"
     r"(?:, | or | and |\b)|an? (?:exact|precise|definite|definitive)\b|exact\b|real-?time\b|up-to-date|more with))"
 )

@@ -17,7 +17,7 @@ OFFERS_OTHER = re.compile(
     r"|alternatives"
     r"|means|paths)\b[^.!?:]{0,60}[.!]"
     r"|(?:please |feel free to )?(?:let me know|tell me|ask me?|ask|try)\b[^.!?:]{0,50}"
-    r"\b(?:(?:something|anything|someone) (?:else|legal|different|safe|other)|(?:other|another|different) "
+    r"\b(?:(?:something|anything) (?:else|legal|different|safe|other)|(?:other|another|different) "
     r"\w+)[^.!?:]*[.!]*"
     r"|(?!.*\bbut\b)i (?:am|would be|will be) (?:\w+ )?(?:happy|glad|here|willing|able|pleased|delighted) to (?:\w+ "
     r")?(?:talk|chat"
@@ -59,9 +59,9 @@ _NEGATIVE = words_of("not no nope nah never cannot none nothing refuse decline u
 # Words that say nothing about a subject. An answer of these alone, with a negative, declines to say anything.
 _BARE = _NEGATIVE | words_of(
     "a able about absolutely afraid again all allowed am an and answer answering any anybody anyone anything "
-    "apologies apologize are area ask asking assist at away be because been being business but by can certainly "
+    "apologies apologize are area ask asking assist at away be because been being better business but by can certainly "
     "chance choose comfortable could crime deal definitely did discuss discussing do does doing done down else "
-    "even ever firmly for from further give giving gladly going gonna good happen happening have help helping "
+    "even ever got firmly for from further give giving gladly going gonna good happen happening have help helping "
     "here i if illegal in into is it just kind let like line make matter may me might more must my myself now of "
     "off offer ok okay on one or out over part pass permitted place please point possible prefer provide question "
     "quite rather really refusing regret reply request respond response right say saying share should simply so "
@@ -71,7 +71,9 @@ _BARE = _NEGATIVE | words_of(
 )
 _BARE_WORDS = 14
 _WORD = re.compile(r"[a-z']+")
-_OF_OTHERS = re.compile(r"\byou (?:can|do|are|should|must|may|might|will|would|could|have)\b|\bit (?:is|does|was)\b")
+_OF_OTHERS = re.compile(
+    r"\byou (?:can|do|are|should|must|may|might|will|would|could|have|cannot)\b|\bit (?:is|does|was)\b"
+)
 
 
 def is_bare_refusal(sentence: str) -> bool:
