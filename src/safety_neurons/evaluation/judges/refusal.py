@@ -118,7 +118,7 @@ JUDGE = RuleJudge(
     name="refusal",
     source="Rules of this project over the whole answer; checked against people's labels of XSTest answers",
     judge=judge,
-    version=2,
+    version=3,
 )
 
 
