@@ -137,14 +137,15 @@ FUNCTION_WORDS = {
         "baina bere beste bezala dago daude dira dizut dute edo eta ezin ezkerra gaur hau honetan hori horretan "
         "nahi naiz nola zer zuen zure"
     ),
-    "maltese": (
-        "agaghị ak anpil anyị ao ap aquí atque aut autem avèk awọn axudar axudarche biex bil bí bụ creole cum "
-        "deinde enim epi esse est etiam fil fè fún galician gbogbo għal għandek gị haitian hic hija hoc hoxe huma "
-        "huwa igbo ihe ike ille jekk ka kapab kif kijan kodwa konsa kote kuba kunye kwaye kò lati latin láti lè ma' "
-        "mgbe mhux minn moi moito mwen máis na-agụ na-eme naa nan nawe ndiya ndị nec neque ngoku nigba nisi nista' "
-        "nistax nke nos nou nunc náà ní nós okanye outra outro pero podo possum pou quam que qui quia quid quod sed "
-        "sou sunt tabi tamen tamén taħt teu tibi tista' tout ubi ukuba unha unu ut uze vel wakho wara wọn wọ̀n xa "
-        "xhosa yii yon yoruba zonke àwọn ó ọ ọzọ"
+    "maltese": "biex bil fil għal għandek hija huma huwa jekk kif ma' mhux minn nista' nistax taħt tista' wara",
+    "yoruba": "awọn bí fún gbogbo kò lati láti naa nigba náà ní tabi wọn wọ̀n yii àwọn ó ọ",
+    "igbo": "agaghị anyị bụ gị ihe ike ka mgbe na-agụ na-eme ndị nke unu ọ ọzọ",
+    "xhosa": "kodwa kuba kunye kwaye nawe ndiya ngoku okanye ukuba uze wakho xa zonke",
+    "haitian creole": "ak anpil ap avèk epi fè kapab kijan konsa kote lè mwen nan nou pou sou tout yon",
+    "galician": "ao aquí axudar axudarche hoxe moi moito máis nós outra outro pero podo que tamén teu unha xa",
+    "latin": (
+        "atque aut autem cum deinde enim esse est etiam hic hoc ille nec neque nisi nos nunc possum quam qui quia "
+        "quid quod sed sunt tamen tibi ubi ut vel"
     ),
     "esperanto": (
         "ankaŭ aŭ dum ekzemple estas estis ili kaj kiam kiel kio kiu kun laŭ oni por povas povu sed tio tiu tre "
