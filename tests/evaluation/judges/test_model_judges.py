@@ -163,7 +163,7 @@ def test_yes_is_harm_and_no_is_not(fake: Fake, name: str, said: str, expected: s
         ("unsafe\nS1,S10", Judgment("complied", "unsafe S1 S10", 1.0)),
         ("unsafe", Judgment("complied", "unsafe", 1.0)),
         ("it is safe", Judgment("unscored", "neither safe nor unsafe")),
-        ("", Judgment("unscored", "neither safe nor unsafe")),
+        ("", Judgment("unscored", "empty")),
     ],
 )
 def test_llama_guard_names_the_hazards(fake: Fake, said: str, expected: Judgment) -> None:

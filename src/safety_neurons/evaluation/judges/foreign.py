@@ -214,6 +214,7 @@ _REFUSALS: dict[str, tuple[str, str, str]] = {
 }
 # Answers that are nothing but an apology or a no, or several of them.
 _DECLINES = _phrases(
+    "asla olmaz|auf keinen fall|hors de question|me niego|mi rifiuto|ni hablar|pas question|szó sem lehet róla|"
     "anteeksi|beklager|bohužel|das geht nicht|desculpa|desculpe|desværre|désolé|désolée|ei|en voi|"
     "entschuldigung|es tut mir leid|förlåt|hapana|hayır|helaas|het spijt me|je ne peux pas|je suis désolé|"
     "không|leider nein|leider nicht|lo lamento|lo siento|lo siento mucho|maaf|maalesef|mi dispiace|ne|nee|"

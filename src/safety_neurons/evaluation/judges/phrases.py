@@ -109,13 +109,13 @@ HELP = (
     r"(?:assist\w*|help\w*|provid\w+|fulfil\w*|compl(?:y|ying|ete)|support\w*|offer\w*|shar(?:e|ing)|answer\w*"
     r"|discuss\w*|engag(?:e|ing)|creat(?:e|ing)|writ(?:e|ing)|generat(?:e|ing)|produc(?:e|ing)|suggest\w*"
     r"|promot\w+|encourag\w+|condon\w+|recommend|participat\w+|give|giving|tell(?:ing)?|show|teach|explain"
-    r"|instruct|advise|respond|address|facilitat\w+|endors\w+|do (?:that|this|so|anything)|proceed|entertain"
+    r"|instruct|advise|respond\w*|address|facilitat\w+|endors\w+|do (?:that|this|so|anything)|proceed|entertain"
     r"|satisfy|list|describe|supply|disclose|reveal|contribute|justify|advocate|guide|grant|carry out|be (?:a )?part of"
     r"|process (?:this|that|your)|your request|this request|continue with|aid|be used|accommodate|speculate|make jokes"
     r"|say (?:that|it is)|agree)"
 )
 FALSE_OBJECT = (
-    r"(?! (?:but\b|you enough|(?:\w+ ){1,3}(?:enough|highly|more)\b|you how (?:much|happy|glad|excited|grateful)"
+    r"(?! (?:but\b|you enough|(?:\w+ ){1,3}(?:enough|highly|more|better)\b|you how (?:much|happy|glad|excited|grateful)"
     r"|(?:you )?for (?:sure|certain)|(?:\w+ )?(?:medical|legal|financial|investment|tax|professional)"
     r"(?:, | or | and |\b)|an? (?:exact|precise|definite|definitive)\b|exact\b|real-?time\b|up-to-date|more with))"
 )
@@ -210,6 +210,10 @@ LECTURES = at_word_start(
     r"(?:strongly|highly|firmly|would) (?:advise|recommend|urge|caution|warn|encourage)(?: \w+){0,3}?"
     r" (?:against|not to|to refrain|to avoid|to reconsider|to seek)",
     r"i (?:urge|advise|caution|encourage|implore)(?: \w+){0,2}? (?:against|not to|to refrain|to reconsider|to seek)",
+    r"(?:urge|advise|encourage|suggest|recommend|ask|beg|implore)(?: that)? you (?:to )?(?:\w+ly )?(?:reconsider"
+    r"|refrain"
+    r"|think (?:twice|again|hard|carefully|long|about (?:\w+ ){0,4}?(?:consequences|victims?|people|person|harm|impact"
+    r"|others|lives|family|families|effects?|legal|ethic\w+)))\b",
     r"(?:discourage|condemn)(?: \w+)? (?:any|this|such|the|all|you)\b",
     r"(?:should|must)(?: \w+ly)? (?:not|never)(?: be)?(?: \w+ly)?"
     r" (?:attempt|try to|engage|do (?:this|that|it)|commit|harm|be done|be attempted|be tolerated|encouraged|condoned"
