@@ -104,7 +104,7 @@ class ChatModel:
     @functools.cached_property
     def template_tail(self) -> int:
         """Number of template tokens between the user's text and the answer."""
-        first, *others = (self.encode([self.render(text)])["input_ids"][0].tolist() for text in _ENDS)
+        first, *others = (self.tokenizer(self.render(text), add_special_tokens=False)["input_ids"] for text in _ENDS)
         same = 0
         while all(same < len(other) and other[-1 - same] == first[-1 - same] for other in others):
             same += 1
