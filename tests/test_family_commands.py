@@ -102,7 +102,7 @@ def test_every_answer_is_there_and_is_text(done: Done) -> None:
     assert not [answer for answer in answers for token in done.traits.special if token in answer["text"]]
     rows = [row for row in done.results["rows"] if row["stage"] == "calibrate"]
     assert {(row["subject"], row["prompts"]) for row in rows} > {("base", "harmful"), ("found", "benign")}
-    assert {row["n"] for row in rows} == {2}
+    assert {row["n"] + row["unscored"] for row in rows} == {2}
 
 
 def test_the_report_has_the_model_and_every_part(done: Done) -> None:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import listed
-from safety_neurons.models.checkpoint import check_files
 from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GET_AGAIN, MODEL_CONFIG
+from safety_neurons.models.model_files import check_files
 
 # What PEFT puts before the names of the base's modules.
 _PREFIX = "base_model.model."

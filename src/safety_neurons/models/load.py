@@ -28,10 +28,11 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import listed, unknown_name
 from safety_neurons.models.adapters import check_adapter, has_own_tokenizer, merge_adapter
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.checkpoint import check_files, check_weights
+from safety_neurons.models.checkpoint import check_weights
 from safety_neurons.models.finite import check_finite
 from safety_neurons.models.hub import fetch_adapter, snapshot, why_unreachable
 from safety_neurons.models.locate import Located, locate
+from safety_neurons.models.model_files import check_files
 from safety_neurons.models.neurons.hook_points import fetched
 from safety_neurons.models.presets import PRESETS, Preset
 from safety_neurons.models.reasoning import without_thinking

@@ -16,9 +16,9 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import atomic_path, cache_folder, file_sha256, fingerprint, read_object
 from safety_neurons.core.plugins import did_you_mean, listed
 from safety_neurons.core.progress import Listener, Silence
-from safety_neurons.models.checkpoint import check_not_pointer
 from safety_neurons.models.gguf_files import convert, gguf_parts
 from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GET_AGAIN, MODEL_CONFIG, hub_identity, snapshot
+from safety_neurons.models.model_files import check_not_pointer
 from safety_neurons.models.presets import PRESETS, Preset, WeightsPackage
 
 CHUNK = 1 << 22
