@@ -161,20 +161,26 @@ class ChatModel:
         Raises:
             SafetyNeuronsError: a text is longer than the model's context.
         """
-        for index, reason in self.too_long(texts).items():
+        # The template has added the special tokens already; a second BOS would shift every activation.
+        rows = self._tokens(texts, add_special_tokens=False)
+        for index, reason in too_long(list(map(len, rows)), 0, context_length(self.model.config)).items():
             raise SafetyNeuronsError(
                 f"A prompt is too long for {self.name}: {reason}. Leave it out or shorten it. It begins with "
                 f"{texts[index][:60]!r}."
             )
-        # The template has added the special tokens already; a second BOS would shift every activation.
-        return self._padded(texts, add_special_tokens=False)
+        return self._padded(rows)
 
     def encode_plain(self, texts: Sequence[str]) -> BatchEncoding:
         """Like `encode`, of texts outside the chat template, with the tokenizer's own special tokens."""
-        return self._padded(texts, add_special_tokens=True)
+        return self._padded(self._tokens(texts, add_special_tokens=True))
 
-    def _padded(self, texts: Sequence[str], *, add_special_tokens: bool) -> BatchEncoding:
-        rows = self.tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"] if texts else []
+    def _tokens(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
+        return found
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> BatchEncoding:
         embedded = int(self.model.get_input_embeddings().weight.shape[0])
         if (largest := max((token for row in rows for token in row), default=0)) >= embedded:
             raise SafetyNeuronsError(
@@ -190,8 +196,7 @@ class ChatModel:
         # A token holds at least one byte of what a tokenizer keeps of a text.
         if context is None or all(len(text.encode(errors="replace")) + new_tokens <= context // 2 for text in texts):
             return {}
-        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return too_long([len(row) for row in rows], new_tokens, context)
+        return too_long(list(map(len, self._tokens(texts, add_special_tokens=False))), new_tokens, context)
 
     def chat(self, user: str, max_new_tokens: int = 256) -> str:
         """The model's greedy answer to one user turn."""

@@ -20,8 +20,10 @@ def context_length(config: PretrainedConfig) -> int | None:
     return length if original is None or factor is None else max(length, int(original * factor))
 
 
-def too_long(lengths: Sequence[int], new_tokens: int, context: int) -> dict[int, str]:
-    """By index, why a prompt of this many tokens with an answer of `new_tokens` does not fit the context."""
+def too_long(lengths: Sequence[int], new_tokens: int, context: int | None) -> dict[int, str]:
+    """By index, why a prompt of this many tokens with an answer of `new_tokens` does not fit the context, if known."""
+    if context is None:
+        return {}
     answer = f" and an answer of {new_tokens:,} do" if new_tokens else " do"
     return {
         index: f"its {length:,} tokens{answer} not fit the context of {context:,} tokens"

@@ -195,10 +195,17 @@ class AnswerLength(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> BoolTensor:
         written = input_ids.shape[1] - self.start
-        for row, place in enumerate(self.answer_starts):
+        thinking = [row for row, place in enumerate(self.answer_starts) if place is None]
+        if thinking:
+            last = input_ids[thinking, max(self.start, input_ids.shape[1] - _LONGEST_MARK) :].tolist()
+            for row, text in zip(thinking, texts_of(self.tokenizer, last), strict=True):
+                if _CLOSES.search(text) or _FINAL.search(text):
+                    self.answer_starts[row] = written
+        if written == self.decided:
             # A row opens a thought with its first tokens, or not at all.
-            if place is None or (written == self.decided and place == 0):
-                self.answer_starts[row] = self._answer_start(input_ids[row, self.start :].tolist(), place)
+            for row, place in enumerate(self.answer_starts):
+                if place == 0:
+                    self.answer_starts[row] = self._answer_start(input_ids[row, self.start :].tolist())
         ends = [place is not None and written - place >= self.new_tokens for place in self.answer_starts]
         return torch.tensor(ends, device=input_ids.device)  # type: ignore[return-value]
 
@@ -207,10 +214,8 @@ class AnswerLength(StoppingCriteria):
         ends = [None if place is None else place + self.new_tokens for place in self.answer_starts]
         return [row[:end] for row, end in zip(new.tolist(), ends, strict=True)]
 
-    def _answer_start(self, new: list[int], before: int | None) -> int | None:
-        if before is None:
-            last = texts_of(self.tokenizer, [new[-_LONGEST_MARK:]])[0]
-            return len(new) if _CLOSES.search(last) or _FINAL.search(last) else None
+    def _answer_start(self, new: list[int]) -> int | None:
+        """The number of tokens up to the answer of a row that has just begun; None within a thought."""
         beginnings = [part(text) for text in texts_of(self.tokenizer, [new[:end] for end in range(len(new) + 1)])]
         if beginnings[-1].unfinished:
             return None

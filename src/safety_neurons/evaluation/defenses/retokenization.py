@@ -158,9 +158,7 @@ class Retokenization(Defense):
             numbers = seeded(context.seed, "retokenization", prompt.user)
             ids[text] = pairs.encode(text, start, end, self.dropout, numbers)
         # Split words are more tokens than the tokenizer's own.
-        limit = context_length(model.model.config)
-        lengths = [len(row) for row in ids.values()]
-        unfit = {} if limit is None else too_long(lengths, context.answer_tokens, limit)
+        unfit = too_long(list(map(len, ids.values())), context.answer_tokens, context_length(model.model.config))
         not_run = {text: unfit[index] for index, text in enumerate(ids) if index in unfit}
         texts = [rendered(model, prompt)[0] for prompt in prompts]
         fitting = [prompt for prompt, text in zip(prompts, texts, strict=True) if text not in not_run]
