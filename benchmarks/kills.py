@@ -5,6 +5,7 @@ Run it alone: `python benchmarks/kills.py OUT [--kills 20] -- TARGET --evaluate.
 """
 
 import argparse
+import json
 import random
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from safety_neurons.cli.console import console, print_error
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json, read_lines
+from safety_neurons.core.files import read_json
 
 # Seconds until a start answers.
 LOADING = 10
@@ -40,7 +41,7 @@ def killed(arguments: list[str], out: Path, kills: int, longest: float, seed: in
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            console.print(f"kill {number + 1}: {len(read_lines(out / KEPT[0]))} answers kept")
+            console.print(f"kill {number + 1}: {len(keys_in(out / KEPT[0]))} answers kept")
     subprocess.run(command(arguments, out), check=True, stdout=subprocess.DEVNULL)
     return kills
 
@@ -70,6 +71,11 @@ def main() -> None:
         sys.exit(2)
 
 
+def keys_in(path: Path) -> list[str]:
+    """The keys of a cache's whole lines."""
+    return [json.loads(line)["key"] for line in path.read_text().splitlines() if line.endswith("}")]
+
+
 def compare(out: Path, kills: int) -> None:
     """Results, and what was kept: the same lines, none of them twice.
 
@@ -82,11 +88,10 @@ def compare(out: Path, kills: int) -> None:
     if results[0] != results[1]:
         raise SafetyNeuronsError(f"After {kills} kills the results in {out} differ.")
     for name in KEPT:
-        lines = [read_lines(out / folder / name) for folder in ("undisturbed", "killed")]
-        keys = [[line["key"] for line in one] for one in lines]
+        keys = [keys_in(out / folder / name) for folder in ("undisturbed", "killed")]
         if sorted(keys[0]) != sorted(keys[1]) or len(set(keys[1])) != len(keys[1]):
             raise SafetyNeuronsError(f"After {kills} kills {name} in {out} holds other lines, or one twice.")
-    answers = len(read_lines(out / "killed" / KEPT[0]))
+    answers = len(keys_in(out / "killed" / KEPT[0]))
     console.print(f"{kills} kills: the same results, and each of {answers} answers computed once.")
 
 

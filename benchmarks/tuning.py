@@ -20,9 +20,10 @@ from tuning_table import as_json, compare, summarize, tables
 from safety_neurons.cli.app import given_settings
 from safety_neurons.cli.console import ConsoleListener, console, print_error
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache, fingerprint, write_json, write_text
+from safety_neurons.core.files import fingerprint, write_json, write_text
 from safety_neurons.core.plugins import unknown_name
 from safety_neurons.core.progress import Listener
+from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.core.tables import markdown
 from safety_neurons.core.terminal import TerminalTable
 from safety_neurons.runs.context import RunContext
@@ -118,7 +119,9 @@ def benchmark(
         contenders = options.contenders()
         for contender in contenders:
             materials.neurons(run, contender)
-        results_of = ContenderResults(run, options, exam, materials, JsonlCache.read(path / "tuning.jsonl"))
+        results_of = ContenderResults(
+            run, options, exam, materials, JsonlCache.read(path / "tuning.jsonl", CachedResult)
+        )
         lines = [results_of.base()]
         with run.listener.task("contenders", len(contenders)) as advance:
             rates: dict[str, float] = {}
@@ -144,6 +147,12 @@ def benchmark(
     return results
 
 
+class CachedResult(Line):
+    """What was measured of a contender, or of a learning rate on validation prompts: a line of tuning.jsonl."""
+
+    found: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class ContenderResults:
     """The line of each contender in tuning.jsonl: read from the file, or measured."""
@@ -152,7 +161,7 @@ class ContenderResults:
     options: Options
     exam: Exam
     materials: Materials
-    kept: JsonlCache
+    kept: JsonlCache[CachedResult]
 
     def key(self, *parts: Any) -> str:
         prompts = {name: one.sha256 for name, one in self.run.prompts.items()}
@@ -161,9 +170,9 @@ class ContenderResults:
     def base(self) -> dict[str, Any]:
         key = self.key("base", self.exam.key)
         if key in self.kept.entries:
-            return self.kept.entries[key]
+            return self.kept.entries[key].found
         nobody = {"name": "base", "method": "base", "budget": None, "seed": 0, "learning_rate": None}
-        return self.kept.add(key, nobody | measure(self.run, self.exam, None))
+        return self.kept.add(CachedResult(key=key, found=nobody | measure(self.run, self.exam, None))).found
 
     def line(self, contender: Contender, learning_rate: float | None) -> dict[str, Any]:
         """Verdicts, distances and costs; the learning rate is chosen where none is given."""
@@ -171,12 +180,12 @@ class ContenderResults:
         tried = [learning_rate] if learning_rate is not None else self.options.rates_of(contender.method)
         key = self.key("contender", asdict(contender), trained_on, tried, self.exam.key)
         if key in self.kept.entries:
-            return self.kept.entries[key]
+            return self.kept.entries[key].found
         chosen, tuned = self._choose(contender, trained_on, tried)
         tuned = tuned or self._train(contender, chosen)
         costs = {name: getattr(tuned, name) for name in ("parameters", "artifact", "seconds_per_step", "peak")}
         described = {"name": contender.name, **asdict(contender), "learning_rate": chosen, "costs": costs}
-        return self.kept.add(key, described | measure(self.run, self.exam, tuned))
+        return self.kept.add(CachedResult(key=key, found=described | measure(self.run, self.exam, tuned))).found
 
     def _choose(self, contender: Contender, trained_on: str, rates: Sequence[float]) -> tuple[float, Tuned | None]:
         """The rate that does least harm on validation prompts, and what it made where that is at hand."""
@@ -191,8 +200,9 @@ class ContenderResults:
                 tuned = self._train(contender, rate)
                 with tuned.applied():
                     found = validator.measure(tuned.digest)
-                self.kept.add(key, {"name": contender.name, "learning_rate": rate, **asdict(found)})
-            line = self.kept.entries[key]
+                named = {"name": contender.name, "learning_rate": rate}
+                self.kept.add(CachedResult(key=key, found=named | asdict(found)))
+            line = self.kept.entries[key].found
             seen = Validation(line["attack_success"], line["over_refusal"])
             harm = seen.attack_success + seen.over_refusal
             if best is None or harm < best[0]:

@@ -1,4 +1,4 @@
-"""Files are complete or absent, whatever fails on the way; locks; the JSONL cache."""
+"""Files are complete or absent, whatever fails on the way; only regular ones are read and written."""
 
 import errno
 import hashlib
@@ -14,14 +14,14 @@ from safetensors import SafetensorError
 from safety_neurons.core import files
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import (
-    JsonlCache,
-    append_line,
+    append_bytes,
     atomic_path,
     file_sha256,
-    locked,
+    is_leftover,
+    open_regular,
     read_json,
-    read_lines,
     read_tensors,
+    read_text,
     write_json,
     write_text,
 )
@@ -87,6 +87,8 @@ def test_files_follow_the_umask(umask: int, tmp_path: Path) -> None:
         (SafetensorError("Error while serializing: No space left on device (os error 28)"), "No space left"),
         (OSError(errno.EROFS, "Read-only file system"), r"file cannot be written \(Read-only file system\)"),
         (OSError(errno.EACCES, "Permission denied"), r"file cannot be written \(Permission denied\)"),
+        (OSError(errno.EIO, "Input/output error"), r"file cannot be written \(Input/output error\)"),
+        (OSError(errno.ENOENT, "No such file or directory"), r"file cannot be written \(No such file or directory\)"),
     ],
 )
 def test_disk_failures_are_errors_that_name_the_file(failure: Exception, message: str, tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_disk_failures_are_errors_that_name_the_file(failure: Exception, message
 
 
 def test_other_failures_pass_through(tmp_path: Path) -> None:
-    for failure in (OSError(errno.EIO, "broken disk"), SafetensorError("a bad tensor"), ValueError("a bug")):
+    for failure in (SafetensorError("a bad tensor"), ValueError("a bug")):
         with pytest.raises(type(failure)) as caught, atomic_path(tmp_path / "file"):
             raise failure
         assert caught.value is failure
@@ -127,9 +129,9 @@ def test_a_folder_where_a_file_should_be_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
-def test_a_line_on_a_full_disk_is_an_error() -> None:
-    with pytest.raises(SafetyNeuronsError, match="No space left for /dev/full"):
-        append_line(Path("/dev/full"), {"a": 1})
+def test_nothing_is_appended_to_a_device() -> None:
+    with pytest.raises(SafetyNeuronsError, match="/dev/full is not a regular file"):
+        append_bytes(Path("/dev/full"), b"line")
 
 
 def test_text_is_utf8_and_lone_surrogates_do_not_stop_it(tmp_path: Path) -> None:
@@ -153,104 +155,19 @@ def test_json_that_no_reader_takes_is_not_written(tmp_path: Path) -> None:
     write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(path, {"a": float("nan")})
-    with pytest.raises(ValueError, match="JSON compliant"):
-        append_line(tmp_path / "lines", {"a": float("inf")})
     assert read_json(path) == {"a": 1}
-    assert read_lines(tmp_path / "lines") == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe", b"nonsense"])
 def test_broken_json_is_an_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file.json").write_bytes(content)
-    with pytest.raises(SafetyNeuronsError, match=r"file\.json is not valid JSON"):
+    with pytest.raises(SafetyNeuronsError, match=r"file\.json is not (valid JSON|UTF-8 text)"):
         read_json(tmp_path / "file.json")
 
 
 def test_missing_json_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SafetyNeuronsError, match=r"file\.json does not exist"):
         read_json(tmp_path / "file.json")
-
-
-LINES: list[dict[str, Any]] = [
-    {"text": "plain"},
-    {"text": "two\nlines\r\n\u2028and \u0085 others"},
-    {"text": "lone \ud800"},
-    {"n": 1},
-]
-
-
-def test_lines_come_back(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    assert read_lines(path) == []
-    for count, line in enumerate(LINES, start=1):
-        append_line(path, line)
-        assert read_lines(path) == LINES[:count]
-    assert path.read_bytes().count(b"\n") == len(LINES)
-
-
-def test_a_file_cut_off_anywhere_gives_its_whole_lines_and_can_be_continued(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    for line in LINES:
-        append_line(path, line)
-    content = path.read_bytes()
-    for kept in range(len(content) + 1):
-        path.write_bytes(content[:kept])
-        whole = content[:kept].count(b"\n")
-        assert read_lines(path) == LINES[:whole]
-        assert path.read_bytes() == b"".join(content.splitlines(keepends=True)[:whole])
-        append_line(path, {"next": kept})
-        assert read_lines(path) == [*LINES[:whole], {"next": kept}]
-
-
-def test_reading_whole_lines_leaves_the_file_alone(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    append_line(path, {"a": 1})
-    before = path.stat().st_mtime_ns
-    read_lines(path)
-    assert path.stat().st_mtime_ns == before
-
-
-def test_a_locked_folder_is_refused_until_it_is_free(tmp_path: Path) -> None:
-    def second() -> None:
-        with locked(tmp_path, "Wait for it to end."):
-            pass
-
-    with locked(tmp_path, "unused"), pytest.raises(SafetyNeuronsError, match=r"Another process.*Wait for it to end\."):
-        second()
-    second()
-
-
-def test_a_lock_is_released_after_an_error_and_turns_disk_errors(tmp_path: Path) -> None:
-    with pytest.raises(SafetyNeuronsError, match="No space left"), locked(tmp_path, "unused"):
-        raise FULL
-    with locked(tmp_path, "unused"):
-        pass
-
-
-def test_a_lock_in_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("I am a file")
-    with pytest.raises(SafetyNeuronsError, match="taken cannot be written"), locked(tmp_path / "taken", "unused"):
-        pass
-
-
-def test_cached_lines_are_found_again_by_key(tmp_path: Path) -> None:
-    path = tmp_path / "cache.jsonl"
-    cache = JsonlCache.read(path)
-    assert cache.add("one", {"text": "first"}) == {"key": "one", "text": "first"}
-    cache.add("two", {"text": "second"})
-    with path.open("ab") as file:
-        file.write(b'{"key": "three"')
-    again = JsonlCache.read(path)
-    assert again.entries == cache.entries
-    assert list(again.entries) == ["one", "two"]
-
-
-def test_a_cache_without_a_path_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    cache = JsonlCache.read(None)
-    cache.add("one", {"n": 1})
-    assert cache.entries == {"one": {"key": "one", "n": 1}}
-    assert names(tmp_path) == []
 
 
 def test_the_content_hash_is_sha256(tmp_path: Path) -> None:
@@ -264,3 +181,85 @@ def test_tensors_that_cannot_be_read_are_an_error(content: bytes | None, message
         (tmp_path / "file").write_bytes(content)
     with pytest.raises(SafetyNeuronsError, match=message):
         read_tensors(tmp_path / "file")
+
+
+def test_a_private_file_is_the_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        write_text(tmp_path / "file", "text", private=True)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(SafetyNeuronsError, match="link is a symbolic link"):
+        write_text(tmp_path / "link", "text")
+    with pytest.raises(SafetyNeuronsError, match="link is a symbolic link"):
+        append_bytes(tmp_path / "link", b"text")
+    assert (tmp_path / "target").read_text() == "precious"
+    assert names(tmp_path) == ["link", "target"]
+
+
+def test_a_linked_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("\ufefftext", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    assert read_text(tmp_path / "link") == "text"
+
+
+def irregular(tmp_path: Path) -> dict[Path, str]:
+    """Paths that are not files to read, and what is said of them."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "missing")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\xff")
+    return {
+        tmp_path / "missing": "does not exist",
+        tmp_path / "dangling": "does not exist",
+        tmp_path / "bytes" / "file": "cannot be read",
+        tmp_path / "folder": "is a folder where a file should be",
+        tmp_path / "pipe": "is not a regular file",
+        Path("/dev/zero"): "is not a regular file",
+        tmp_path / "loop": "cannot be read",
+        tmp_path / "sparse": "has 1,099,511,627,776 bytes",
+        tmp_path / ("n" * 300): "cannot be read",
+        tmp_path / "bytes": "is not UTF-8 text",
+    }
+
+
+def test_what_is_not_a_regular_file_of_sane_size_is_an_error_with_advice(tmp_path: Path) -> None:
+    for path, message in irregular(tmp_path).items():
+        with pytest.raises(SafetyNeuronsError) as caught:
+            read_text(path, "Do this.")
+        assert str(caught.value).startswith(f"{path} {message}")
+        assert str(caught.value).endswith(". Do this.")
+
+
+def test_a_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1234")
+    with open_regular(tmp_path / "file", limit=4) as file:
+        assert file.read() == b"1234"
+    (tmp_path / "file").write_bytes(b"12345")
+    with pytest.raises(SafetyNeuronsError, match="at most 4 are read"), open_regular(tmp_path / "file", limit=4):
+        pass
+
+
+def test_a_long_name_can_be_written(tmp_path: Path) -> None:
+    name = "n" * 240 + ".json"
+    write_json(tmp_path / name, {})
+    assert names(tmp_path) == [name]
+    with pytest.raises(SafetyNeuronsError, match="cannot be written"):
+        write_json(tmp_path / ("n" * 300), {})
+
+
+def test_names_of_leftovers_are_known(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "run.json") as temporary:
+        assert is_leftover(temporary.name)
+        temporary.write_text("{}")
+    for name in ("run.json", ".lock", ".run.json", ".checkpoint.safetensors", "a.1.abcdefgh.partial"):
+        assert not is_leftover(name)

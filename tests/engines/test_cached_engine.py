@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from safety_neurons.core.files import JsonlCache
-from safety_neurons.engines.engine import CachedEngine, InProcess, WrappedEngine, answers
+from safety_neurons.core.records import JsonlCache
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine, InProcess, WrappedEngine, answers
 from safety_neurons.models.chat import ChatModel, Conversation
 from safety_neurons.models.generate import Completion, Sampling
 
@@ -47,7 +47,7 @@ def engine(model: ChatModel) -> Watched:
 
 def kept(engine: Watched, path: Path) -> CachedEngine:
     """As a process that begins anew has it."""
-    return CachedEngine(engine, JsonlCache.read(path))
+    return CachedEngine(engine, JsonlCache.read(path, CachedAnswer))
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(1.5, 3)])
@@ -121,5 +121,7 @@ def test_what_is_done_is_neither_computed_nor_yielded(engine: Watched, tmp_path:
 
 def test_progress_is_told_for_each_answer(engine: Watched, tmp_path: Path) -> None:
     heard: list[int] = []
-    answers(CachedEngine(engine, JsonlCache.read(tmp_path / "answers"), heard.append), ASKED, max_new_tokens=4)
+    answers(
+        CachedEngine(engine, JsonlCache.read(tmp_path / "answers", CachedAnswer), heard.append), ASKED, max_new_tokens=4
+    )
     assert [count for count in heard if count] == [1] * len(ASKED)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache
+from safety_neurons.core.records import JsonlCache
 from safety_neurons.engines.endpoint import Endpoint
-from safety_neurons.engines.engine import CachedEngine, answers, weights_of
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine, answers, weights_of
 from safety_neurons.models.chat import Conversation, Turn
 from safety_neurons.models.generate import Completion, Sampling
 
@@ -251,7 +251,7 @@ def test_the_key_is_sent_and_nowhere_else(
     """Even where the server itself repeats it."""
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     monkeypatch.setenv(variable, KEY)
-    engine = CachedEngine(Endpoint(server.url, retries=0), JsonlCache.read(tmp_path / "answers.jsonl"))
+    engine = CachedEngine(Endpoint(server.url, retries=0), JsonlCache.read(tmp_path / "answers.jsonl", CachedAnswer))
     answers(engine, questions(1), max_new_tokens=5)
     assert server.keys == [f"Bearer {KEY}"]
     for body, status in ((f"no such key: {KEY}", 401), (f"{KEY} is not welcome", 200), (f"late, {KEY}", 500)):
@@ -376,7 +376,9 @@ def test_an_evaluation_goes_on_where_the_server_died(server: Any, tmp_path: Path
 
     def kept(name: str) -> CachedEngine:
         # A process that begins anew reads the file.
-        return CachedEngine(Endpoint(server.url, "tiny", concurrency=2, retries=0), JsonlCache.read(tmp_path / name))
+        return CachedEngine(
+            Endpoint(server.url, "tiny", concurrency=2, retries=0), JsonlCache.read(tmp_path / name, CachedAnswer)
+        )
 
     expected = answers(kept("undisturbed"), questions(9), max_new_tokens=5)
     server.asked.clear()

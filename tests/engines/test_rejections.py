@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache
+from safety_neurons.core.records import JsonlCache
 from safety_neurons.engines.endpoint import Endpoint
-from safety_neurons.engines.engine import CachedEngine, answers
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine, answers
 from safety_neurons.models.chat import Conversation
 from safety_neurons.models.generate import Completion, Sampling
 
@@ -70,7 +70,9 @@ def test_one_prompt_does_not_stop_the_others(
     rejecting(server, "bad", raw, status)
     file = tmp_path / "answers.jsonl"
     for _ in range(2):
-        engine = CachedEngine(Endpoint(server.url, "tiny", concurrency=concurrency, retries=0), JsonlCache.read(file))
+        engine = CachedEngine(
+            Endpoint(server.url, "tiny", concurrency=concurrency, retries=0), JsonlCache.read(file, CachedAnswer)
+        )
         found = answers(engine, prompts("bad one", "a", "b", "bad two"), max_new_tokens=5)
         rejected = Completion("", False, outcome=outcome, reason=reason)
         assert found == [rejected, Completion("You say: a", False), Completion("You say: b", False), rejected]
@@ -102,11 +104,11 @@ def test_a_server_that_dies_in_between_loses_no_prompts(server: Any, tmp_path: P
         return server.repeat(body) if len(server.asked) <= 3 else server.raw(b'{"error": "no model is loaded"}', 400)
 
     server.answer = answer
-    cache = JsonlCache.read(tmp_path / "answers.jsonl")
+    cache = JsonlCache.read(tmp_path / "answers.jsonl", CachedAnswer)
     engine = CachedEngine(Endpoint(server.url, "tiny", concurrency=1, retries=0), cache)
     with pytest.raises(SafetyNeuronsError, match="no model is loaded"):
         answers(engine, prompts(*"abcdefgh"), max_new_tokens=5)
-    assert [entry["outcome"] for entry in cache.entries.values()] == ["answered"] * 3
+    assert [entry.outcome for entry in cache.entries.values()] == ["answered"] * 3
 
 
 def test_a_filter_that_blocks_everything_is_told(server: Any) -> None:

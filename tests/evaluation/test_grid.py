@@ -12,11 +12,12 @@ from builders.judges import ALWAYS_REFUSED, BY_HASH, by_hash
 from builders.listeners import Recorder
 from builders.runs import lines_of
 from safety_neurons.core.errors import CannotRunError
-from safety_neurons.core.files import JsonlCache
-from safety_neurons.engines.engine import CachedEngine, InProcess
+from safety_neurons.core.records import JsonlCache
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine, InProcess
 from safety_neurons.evaluation import attacks, defenses
 from safety_neurons.evaluation.contracts import Attack, Defended, Defense, EvaluationContext
 from safety_neurons.evaluation.grid import Cell, Plan, answer_grid, judge_cells
+from safety_neurons.evaluation.judging import CachedVerdict
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 from safety_neurons.prompts import Prompt
 
@@ -79,7 +80,7 @@ def about(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def context(model: ChatModel, tmp_path: Path) -> EvaluationContext:
-    engine = CachedEngine(InProcess(model, 2), JsonlCache.read(tmp_path / "responses.jsonl"))
+    engine = CachedEngine(InProcess(model, 2), JsonlCache.read(tmp_path / "responses.jsonl", CachedAnswer))
     return EvaluationContext(engine, 4, folder=tmp_path)
 
 
@@ -120,7 +121,7 @@ def test_a_defense_is_opened_once_for_all_attacks_but_those_that_change_the_mode
 def test_what_an_attack_has_nothing_for_is_neither_sent_nor_judged(context: EvaluationContext) -> None:
     (cell,) = answer_grid(plan([Every2nd(**about("second"))], safe=False), context)
     assert [response is None for response in cell.responses] == [False, True, False]
-    (judged,) = judge_cells([cell], [BY_HASH], JsonlCache(None), Recorder())
+    (judged,) = judge_cells([cell], [BY_HASH], JsonlCache(None, CachedVerdict), Recorder())
     texts = [response.text for response in cell.responses if response is not None]
     assert judged.verdicts(BY_HASH.name) == [by_hash(texts[0]), None, by_hash(texts[1])]
 
@@ -137,14 +138,14 @@ def test_what_cannot_be_run_is_named_with_the_reason_and_stops_nothing(context: 
         else:
             assert cell.reason == ("impossible says why" if cell.attack == "impossible" else "")
         assert all(response is None for response in cell.responses) is bool(cell.reason)
-    judged = judge_cells(cells, [BY_HASH], JsonlCache(None), Recorder())
+    judged = judge_cells(cells, [BY_HASH], JsonlCache(None, CachedVerdict), Recorder())
     assert {None} == {verdict for one in judged if one.cell.reason for verdict in one.verdicts(BY_HASH.name)}
 
 
 def test_every_judge_judges_every_response_once(context: EvaluationContext, tmp_path: Path) -> None:
     cells = list(answer_grid(plan([attacks.get("direct")]), context))
     path, listener = tmp_path / "verdicts.jsonl", Recorder()
-    judged = judge_cells([*cells, *cells], [BY_HASH, ALWAYS_REFUSED], JsonlCache.read(path), listener)
+    judged = judge_cells([*cells, *cells], [BY_HASH, ALWAYS_REFUSED], JsonlCache.read(path, CachedVerdict), listener)
     assert listener.tasks == [f"judge {BY_HASH.name}", f"judge {ALWAYS_REFUSED.name}"]
     responses = {(r.text, a.text) for cell in cells for r, a in zip(cell.requests, cell.responses, strict=True) if a}
     assert len(lines_of(path)) == 2 * len(responses)

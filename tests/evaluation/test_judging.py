@@ -10,10 +10,10 @@ import pytest
 from builders.judges import BY_HASH, by_hash
 from builders.listeners import Recorder
 from builders.runs import lines_of
-from safety_neurons.core.files import JsonlCache
-from safety_neurons.engines.engine import CachedEngine, InProcess
+from safety_neurons.core.records import JsonlCache
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine, InProcess
 from safety_neurons.evaluation.contracts import REFUSAL, Judge, JudgeInput, Judgment, Response, RuleJudge
-from safety_neurons.evaluation.judging import ask, judge_inputs
+from safety_neurons.evaluation.judging import CachedVerdict, ask, judge_inputs
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 from safety_neurons.models.generate import UNFINISHED, Completion, Sampling
 from safety_neurons.prompts import Prompt
@@ -45,7 +45,7 @@ class Slow(Judge):
 
 @pytest.fixture
 def engine(model: ChatModel, tmp_path: Path) -> CachedEngine:
-    return CachedEngine(InProcess(model, 2), JsonlCache.read(tmp_path / "responses.jsonl"))
+    return CachedEngine(InProcess(model, 2), JsonlCache.read(tmp_path / "responses.jsonl", CachedAnswer))
 
 
 def inputs(*texts: str) -> list[JudgeInput]:
@@ -64,7 +64,7 @@ def test_a_judge_reads_the_plain_request_and_the_whole_turn(engine: CachedEngine
         engine,
         RuleJudge("noting", "this test", judge),
         PROMPTS,
-        verdicts=JsonlCache(None),
+        verdicts=JsonlCache(None, CachedVerdict),
         max_new_tokens=4,
         sent=sent,
     )
@@ -75,7 +75,7 @@ def test_a_judge_reads_the_plain_request_and_the_whole_turn(engine: CachedEngine
 
 
 def test_nothing_is_asked_twice(engine: CachedEngine, tmp_path: Path) -> None:
-    verdicts = JsonlCache.read(tmp_path / "verdicts.jsonl")
+    verdicts = JsonlCache.read(tmp_path / "verdicts.jsonl", CachedVerdict)
     options: dict[str, Any] = {"verdicts": verdicts, "max_new_tokens": 4}
     first = ask(engine, BY_HASH, PROMPTS, **options)
     assert [answer.verdict for answer in first] == [by_hash(answer.response) for answer in first]
@@ -100,7 +100,7 @@ def test_progress_counts_every_prompt(engine: CachedEngine) -> None:
             engine,
             BY_HASH,
             [*PROMPTS, PROMPTS[0]],
-            verdicts=JsonlCache(None),
+            verdicts=JsonlCache(None, CachedVerdict),
             max_new_tokens=4,
             advance=told.append,
         )
@@ -111,9 +111,9 @@ def test_a_judge_that_asks_a_model_is_asked_once(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     killed = Slow("slow", "this test", left=[2])
     with pytest.raises(KeyboardInterrupt):
-        judge_inputs(killed, inputs("a", "b", "c", "b"), JsonlCache.read(path))
+        judge_inputs(killed, inputs("a", "b", "c", "b"), JsonlCache.read(path, CachedVerdict))
     judge, notes = Slow("slow", "this test"), Recorder()
-    found = judge_inputs(judge, inputs("a", "b", "c", "b"), JsonlCache.read(path), notes)
+    found = judge_inputs(judge, inputs("a", "b", "c", "b"), JsonlCache.read(path, CachedVerdict), notes)
     assert len(killed.judged) + len(judge.judged) == 3
     assert [one.verdict for one in found] == [by_hash(text) for text in "abcb"]
     assert {(one.reason, one.score) for one in found} == {("slowly", 0.25)}
@@ -122,7 +122,7 @@ def test_a_judge_that_asks_a_model_is_asked_once(tmp_path: Path) -> None:
     assert notes.steps("judge slow") == [2, 1]
     # Another version of the judge is another judge.
     newer = Slow("slow", "this test", version=2)
-    judge_inputs(newer, inputs("a"), JsonlCache.read(path))
+    judge_inputs(newer, inputs("a"), JsonlCache.read(path, CachedVerdict))
     assert len(newer.judged) == 1
 
 
@@ -133,7 +133,7 @@ def test_rules_are_applied_each_time_and_written_where_they_changed(tmp_path: Pa
         return RuleJudge("rules", "this test", lambda _prompt, _response: Judgment(verdict, "a rule"))
 
     for verdict, lines in (("refused", 2), ("refused", 2), ("complied", 4)):
-        found = judge_inputs(judge(verdict), inputs("a", "b"), JsonlCache.read(path))
+        found = judge_inputs(judge(verdict), inputs("a", "b"), JsonlCache.read(path, CachedVerdict))
         assert [one.verdict for one in found] == [verdict] * 2
         assert len(lines_of(path)) == lines
 
@@ -154,5 +154,5 @@ def test_what_is_no_answer_is_not_judged(completion: Completion, text: str, unsc
     response = Response.of(AttackedPrompt("the request", "Sure, "), completion)
     assert (response.text, response.unscored) == (text, unscored)
     judge = RuleJudge("agreeing", "-", judge=lambda _, response: Judgment("complied", response))
-    [judgment] = judge_inputs(judge, [JudgeInput("the request", text, unscored)], JsonlCache.read(None))
+    [judgment] = judge_inputs(judge, [JudgeInput("the request", text, unscored)], JsonlCache(None, CachedVerdict))
     assert judgment == (Judgment("unscored", unscored) if unscored else Judgment("complied", text))

@@ -14,9 +14,10 @@ import pytest
 
 from builders.judges import BY_HASH, BY_PROMPT
 from builders.runs import lines_of, prompts_of, results_of
-from safety_neurons.core import files
+from safety_neurons.core import records
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json, read_lines
+from safety_neurons.core.files import read_json
+from safety_neurons.core.records import Record
 from safety_neurons.core.statistics import mcnemar, rate
 from safety_neurons.engines import endpoint as endpoint_module
 from safety_neurons.engines.engine import InProcess
@@ -130,9 +131,9 @@ def test_a_grid_killed_at_any_moment_gives_the_same_results_and_repeats_no_answe
 ) -> None:
     whole = run_it("whole")
     chance, lines = random.Random(0), Counter[str]()
-    original = files.append_line
+    original = records.append_line
 
-    def dying(path: Path, value: dict[str, Any]) -> None:
+    def dying(path: Path, value: Record) -> None:
         original(path, value)
         lines[path.name] += 1
         if chance.random() < 0.4:
@@ -141,7 +142,7 @@ def test_a_grid_killed_at_any_moment_gives_the_same_results_and_repeats_no_answe
                 file.write(b'{"key": "half')
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("safety_neurons.core.files.append_line", dying)
+    monkeypatch.setattr("safety_neurons.core.records.append_line", dying)
     kills = 0
     while True:
         try:
@@ -152,8 +153,8 @@ def test_a_grid_killed_at_any_moment_gives_the_same_results_and_repeats_no_answe
     assert kills >= 5
     assert results == whole
     for name in LINES:
-        kept = read_lines(tmp_path / "killed" / name)
-        assert len(kept) == len({line["key"] for line in kept}) == lines[name]
+        kept = [json.loads(line)["key"] for line in (tmp_path / "killed" / name).read_text().splitlines()]
+        assert len(kept) == len(set(kept)) == lines[name]
 
 
 def test_differences_from_the_undefended_model_are_paired(run_it: Run, monkeypatch: pytest.MonkeyPatch) -> None:

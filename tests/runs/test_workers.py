@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.processes import run_together
-from safety_neurons.core.files import read_json, read_lines
+from safety_neurons.core.files import read_json
 from safety_neurons.runs.targets import evaluate
 
 ATTACKS = ("direct", "prefix-injection")
@@ -44,16 +44,13 @@ def test_two_processes_answer_as_one_does(given: dict[str, Any], tmp_path: Path)
     assert ran.codes == [0, 0], ran.output
     counts = [ran.output.count(f"<process {rank}>") for rank in range(2)]
     assert min(counts) > sum(counts) / 4
-    assert sum(counts) == len(read_lines(tmp_path / "two" / "responses.jsonl"))
+    assert sum(counts) == len((tmp_path / "two" / "responses.jsonl").read_text().splitlines())
     evaluate(model, given, attacks=ATTACKS, defenses=DEFENSES, out=tmp_path / "one")
     alone = read_json(tmp_path / "one" / "evaluation.json")
     together = read_json(tmp_path / "two" / "evaluation.json")
     assert together["cells"] == alone["cells"]
     assert together["summary"] == alone["summary"]
     for name in ("responses.jsonl", "verdicts.jsonl"):
-        kept = [
-            sorted(json.dumps(line, sort_keys=True) for line in read_lines(tmp_path / folder / name))
-            for folder in ("one", "two")
-        ]
+        kept = [sorted((tmp_path / folder / name).read_text().splitlines()) for folder in ("one", "two")]
         assert kept[0] == kept[1]
         assert len(kept[0]) == len(set(kept[0]))

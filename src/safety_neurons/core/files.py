@@ -1,15 +1,18 @@
-"""Files that are never half-written, JSON and safetensors, the JSONL cache, the folder lock and the download folder."""
+"""Files: read whole, regular and bounded; written atomically, through no link; and the folder for downloads."""
 
 import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
+import shutil
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
@@ -18,35 +21,104 @@ from safety_neurons.core.errors import SafetyNeuronsError
 if TYPE_CHECKING:
     from torch import Tensor
 
+# The largest JSON or text file that is read: hundreds of times what a run writes.
+MOST_BYTES = 1 << 30
+# What the user can do about a file that cannot be read, where nothing more is known.
+ADVICE = "Choose another file, or a whole copy of this one."
+# What `temporary_name` gives: the process that writes it, and eight characters that tell two of its files apart.
+_TEMPORARY = re.compile(r"\..*\.(?P<process>\d+)\.\w{8}\.partial(\.[^.]+)?")
+
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path`. It replaces `path` on success and is removed on failure.
 
+    Args:
+        private: only the owner may read the file; otherwise the umask decides.
+
     Raises:
-        SafetyNeuronsError: the disk is full or the folder cannot be written.
+        SafetyNeuronsError: the disk is full, the folder cannot be written, or `path` is a symbolic link.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        _refuse_link(path)
+        prefix, suffix = temporary_name(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            # mkstemp makes the file readable by its owner only; the result should follow the umask.
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            temporary.chmod(0o600 if private else 0o666 & ~_umask())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def temporary_name(path: Path) -> tuple[str, str]:
+    """Prefix and suffix, for `tempfile`, of what becomes `path`; `remove_leftovers` knows it again."""
+    return f".{path.name[:100]}.{os.getpid()}.", f".partial{path.suffix[:20]}"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder. Whoever calls this holds the folder's lock."""
+    with disk_errors(folder):
+        for entry in os.scandir(folder):
+            if (left := _TEMPORARY.fullmatch(entry.name)) and not _runs(int(left["process"])):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name was left half-written, or is being written."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        # It is somebody else's.
+        return True
+    return True
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise SafetyNeuronsError(
+            f"{path} is a symbolic link, so it is not written: what it points to would change. Remove the link, or "
+            "choose another place."
+        )
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn failures of the disk (full, read-only, no permission) into errors that say what to do."""
+    """Turn failures of the disk (full, read-only, no permission, gone) into errors that say what to do."""
+    try:
+        with full_disk(path):
+            yield
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            _refuse_link(path)
+        raise SafetyNeuronsError(
+            f"{path} cannot be written ({error.strerror or error}). Choose another folder, or mend this one."
+        ) from error
+
+
+@contextlib.contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Turn a full disk into an error that says what to do."""
     full = SafetyNeuronsError(
         f"No space left for {path}. No half-written file remains: free some space and run the same command again. "
         "It continues where it stopped."
@@ -56,10 +128,6 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise full from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            raise SafetyNeuronsError(
-                f"{path} cannot be written ({error.strerror}). Choose another folder or change its permissions."
-            ) from error
         raise
     except SafetensorError as error:
         # safetensors reports disk failures as text only.
@@ -68,86 +136,112 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def locked(folder: Path, advice: str) -> Iterator[None]:
-    """Hold the lock of a folder (the file `.lock` in it), which must exist.
-
-    Args:
-        advice: what the user can do if another process holds the lock; ends the error message.
-
-    Raises:
-        SafetyNeuronsError: another process holds the lock, or the folder cannot be written.
-    """
-    import filelock
-
-    with disk_errors(folder):
-        try:
-            lock = filelock.FileLock(folder / ".lock").acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise SafetyNeuronsError(f"Another process is working on {folder}. {advice}") from error
-        with lock:
-            yield
-
-
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Write a UTF-8 text file atomically."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, private=private) as temporary:
         # A tokenizer can produce lone surrogates; they must not keep a finished run from being written.
         temporary.write_bytes(text.encode("utf-8", errors="replace"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, private: bool = False) -> None:
     """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", private=private)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+@contextlib.contextmanager
+def open_regular(path: Path, advice: str = ADVICE, limit: int = MOST_BYTES) -> Iterator[BufferedReader]:
+    """Open a file to read: a regular one of at most `limit` bytes. A link to one is followed.
 
-    Raises:
-        SafetyNeuronsError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SafetyNeuronsError(f"{path} does not exist.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SafetyNeuronsError(f"{path} is not valid JSON ({error}). Delete it and run again.") from error
-
-
-def read_object(path: Path, advice: str) -> dict[str, Any]:
-    """Read the JSON object in a file that the user has from elsewhere; `advice` says how to get it whole.
+    Args:
+        advice: what the user can do about it; ends the error message.
 
     Raises:
-        SafetyNeuronsError: the file is missing, or holds something else.
+        SafetyNeuronsError: the file is missing, unreadable, too large, or a folder, pipe or device.
     """
+    with read_errors(path, advice), open(path, "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise SafetyNeuronsError(f"{path} is not a regular file but a pipe, socket or device. {advice}")
+        if found.st_size > limit:
+            raise SafetyNeuronsError(f"{path} has {found.st_size:,} bytes; at most {limit:,} are read. {advice}")
+        yield file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Without waiting until somebody writes into a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+@contextlib.contextmanager
+def read_errors(path: Path, advice: str) -> Iterator[None]:
+    """Turn failures to read a file into errors that say what to do."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        yield
     except FileNotFoundError as error:
         raise SafetyNeuronsError(f"{path} does not exist. {advice}") from error
+    except IsADirectoryError as error:
+        raise SafetyNeuronsError(f"{path} is a folder where a file should be. {advice}") from error
+    except OSError as error:
+        raise SafetyNeuronsError(f"{path} cannot be read ({error.strerror or error}). {advice}") from error
+
+
+def read_bytes(path: Path, advice: str = ADVICE, limit: int = MOST_BYTES) -> bytes:
+    """The content of a regular file; arguments and errors as `open_regular`."""
+    with open_regular(path, advice, limit) as file:
+        # A file can grow while it is read.
+        return file.read(limit)
+
+
+def read_text(path: Path, advice: str = ADVICE, limit: int = MOST_BYTES) -> str:
+    """The content of a UTF-8 text file, without its byte order mark.
+
+    Raises:
+        SafetyNeuronsError: as `open_regular`, or the file is not UTF-8.
+    """
+    try:
+        return read_bytes(path, advice, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SafetyNeuronsError(f"{path} is not UTF-8 text ({error}). {advice}") from error
+
+
+def read_json(path: Path, advice: str = ADVICE) -> Any:
+    """Read a JSON file; NaN and infinity are refused.
+
+    Raises:
+        SafetyNeuronsError: as `read_text`, or the file is not JSON.
+    """
+    text = read_text(path, advice)
+    try:
+        return json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise SafetyNeuronsError(f"{path} is not valid JSON ({error}). {advice}") from error
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """For `json.loads`: NaN and infinity are not JSON."""
+    raise ValueError(f"{name} is not a number")
+
+
+def read_object(path: Path, advice: str = ADVICE) -> dict[str, Any]:
+    """Read a JSON object; errors as `read_json`, and where the file holds something else."""
+    value = read_json(path, advice)
     if not isinstance(value, dict):
         raise SafetyNeuronsError(f"{path} does not hold a JSON object. {advice}")
     return value
 
 
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append one JSON line. If a kill cuts it off, `read_lines` drops it."""
-    with disk_errors(path), path.open("ab") as file:
-        file.write(json.dumps(value, ensure_ascii=True, allow_nan=False).encode() + b"\n")
+def append_bytes(path: Path, content: bytes) -> None:
+    """Append to a file that only its owner can read, or create it.
 
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a file of `append_line`; an incomplete last line is removed from the file."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines() if line.strip()]
+    Raises:
+        SafetyNeuronsError: the disk is full, or `path` cannot be written, or is a link, pipe or device.
+    """
+    with disk_errors(path):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags, 0o600), "ab") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SafetyNeuronsError(f"{path} is not a regular file, so it is not written. Remove it.")
+            file.write(content)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -156,8 +250,12 @@ def fingerprint(*parts: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Content hash of a file: its SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
+    """Content hash of a file: its SHA-256 in hexadecimal.
+
+    Raises:
+        SafetyNeuronsError: the file cannot be read, or is not a regular one.
+    """
+    with open_regular(path, limit=1 << 42) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -200,28 +298,3 @@ def cache_folder() -> Path:
             f"The home folder for the cache was not found ({error}). "
             "Set SAFETY_NEURONS_CACHE to the absolute path of a folder for downloads."
         ) from error
-
-
-@dataclass
-class JsonlCache:
-    """An append-only cache of JSON lines by key, so that no result is computed twice.
-
-    Each line is written as soon as it is added, and a line cut off by a kill is dropped on reading. With the path
-    None nothing is written.
-    """
-
-    path: Path | None
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path | None) -> Self:
-        """Load the lines of an earlier process, if there are any."""
-        return cls(path, {} if path is None else {line["key"]: line for line in read_lines(path)})
-
-    def add(self, key: str, line: Mapping[str, Any]) -> dict[str, Any]:
-        """Append a line and return it with its key."""
-        entry = {"key": key, **line}
-        if self.path is not None:
-            append_line(self.path, entry)
-        self.entries[key] = entry
-        return entry

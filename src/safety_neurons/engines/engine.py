@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from safety_neurons.core.errors import CannotRunError
-from safety_neurons.core.files import JsonlCache, fingerprint
+from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Advance, ignore
+from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.models.chat import ChatModel, Conversation
-from safety_neurons.models.generate import BATCH_SIZE, Completion, Sampling, generate
+from safety_neurons.models.generate import BATCH_SIZE, Completion, Outcome, Sampling, generate
 from safety_neurons.models.tokens import end_tokens
 
 if TYPE_CHECKING:
@@ -134,11 +135,29 @@ class InProcess:
         )
 
 
+class CachedAnswer(Line):
+    """An answer of a model, and what was asked: a line of responses.jsonl."""
+
+    model: str
+    change: str
+    user: str
+    prefill: str
+    text: str
+    cut_off: bool
+    reasoning: str = ""
+    outcome: Outcome = "answered"
+    reason: str = ""
+
+    @property
+    def completion(self) -> Completion:
+        return Completion(self.text, self.cut_off, self.reasoning, self.outcome, self.reason)
+
+
 @dataclass(frozen=True)
 class CachedEngine(WrappedEngine[Engine]):
     """An engine that looks up its answers in a cache before computing them; `advance` counts computed answers."""
 
-    cache: JsonlCache
+    cache: JsonlCache[CachedAnswer]
     advance: Advance = ignore
 
     def answer(
@@ -167,13 +186,20 @@ class CachedEngine(WrappedEngine[Engine]):
             new = self.engine.answer(distinct, max_new_tokens=max_new_tokens, sampling=sampling, done=cached)
             for place, completion in new:
                 asked = distinct[place]
-                line = {"model": self.name, "change": self.change, "user": asked.turns[-1].content}
-                self.cache.add(unique_keys[place], {**line, "prefill": asked.prefill, **completion._asdict()})
+                self.cache.add(
+                    CachedAnswer(
+                        key=unique_keys[place],
+                        model=self.name,
+                        change=self.change,
+                        user=asked.turns[-1].content,
+                        prefill=asked.prefill,
+                        **completion._asdict(),
+                    )
+                )
                 self.advance(len(places[unique_keys[place]]))
         for index, key in enumerate(keys):
             if index not in done:
-                entry = self.cache.entries[key]
-                yield index, Completion(**{name: entry[name] for name in Completion._fields})
+                yield index, self.cache.entries[key].completion
 
 
 def computing_with(engine: Engine, change: Callable[[Engine], Engine]) -> Engine:

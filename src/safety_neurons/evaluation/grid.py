@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from safety_neurons.core.errors import CannotRunError
-from safety_neurons.core.files import JsonlCache
 from safety_neurons.core.progress import Listener
+from safety_neurons.core.records import JsonlCache
 from safety_neurons.core.statistics import Verdict
 from safety_neurons.evaluation.contracts import (
     Attack,
@@ -18,7 +18,7 @@ from safety_neurons.evaluation.contracts import (
     Judgment,
     Response,
 )
-from safety_neurons.evaluation.judging import judge_inputs
+from safety_neurons.evaluation.judging import CachedVerdict, judge_inputs
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.prompts import Prompt
 
@@ -127,7 +127,7 @@ def _responses(
 
 
 def judge_cells(
-    cells: Sequence[Cell], judges: Sequence[Judge], verdicts: JsonlCache, listener: Listener
+    cells: Sequence[Cell], judges: Sequence[Judge], verdicts: JsonlCache[CachedVerdict], listener: Listener
 ) -> list[JudgedCell]:
     """All judges on all cells. A judge reads the plain request, not what an attack made of it."""
     inputs = {

@@ -17,12 +17,13 @@ from scipy.optimize import brentq
 from scipy.stats import beta, norm
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache, read_json, write_json
+from safety_neurons.core.files import read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
+from safety_neurons.core.records import JsonlCache
 from safety_neurons.core.statistics import CONFIDENCE, Array, Rate, share
 from safety_neurons.evaluation import judges
 from safety_neurons.evaluation.judges import Judge, JudgeInput, RuleJudge, Verdict
-from safety_neurons.evaluation.judging import judge_inputs
+from safety_neurons.evaluation.judging import CachedVerdict, judge_inputs
 from safety_neurons.models.generate import UNFINISHED
 from safety_neurons.models.reasoning import part
 from safety_neurons.prompts.read import REQUEST_COLUMNS, listed, read_table, requests_of
@@ -318,6 +319,6 @@ def check_judges(
 
 
 def _check(judge: Judge, source: str, group: Sequence[Labeled], listener: Listener) -> JudgeErrors:
-    judgments = judge_inputs(judge, [labeled.exchange for labeled in group], JsonlCache.read(None), listener)
+    judgments = judge_inputs(judge, [labeled.exchange for labeled in group], JsonlCache(None, CachedVerdict), listener)
     pairs = [(one.people, judgment.verdict) for one, judgment in zip(group, judgments, strict=True)]
     return JudgeErrors.of(judge.name, source, pairs)

@@ -1,16 +1,30 @@
 """Ask and judge: every answer of the project is asked for and judged here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
-from safety_neurons.core.files import JsonlCache, fingerprint
+from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Advance, Listener, Silence, ignore
+from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.core.statistics import Verdict
 from safety_neurons.engines.engine import CachedEngine, answers
 from safety_neurons.evaluation.contracts import Judge, JudgeInput, Judgment, Response, RuleJudge, conversation_of
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import Completion, Sampling
 from safety_neurons.prompts import Prompt
+
+
+class CachedVerdict(Line):
+    """A judge's verdict on one response: a line of verdicts.jsonl."""
+
+    judge: str
+    verdict: Verdict
+    reason: str
+    score: float | None = None
+
+    @property
+    def judgment(self) -> Judgment:
+        return Judgment(self.verdict, self.reason, self.score)
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,7 @@ def ask(
     judge: Judge,
     prompts: Sequence[Prompt],
     *,
-    verdicts: JsonlCache,
+    verdicts: JsonlCache[CachedVerdict],
     max_new_tokens: int,
     sent: Sequence[AttackedPrompt] | None = None,
     sampling: Sampling | None = None,
@@ -69,7 +83,7 @@ def ask(
 
 
 def judge_inputs(
-    judge: Judge, inputs: Sequence[JudgeInput], verdicts: JsonlCache, listener: Listener | None = None
+    judge: Judge, inputs: Sequence[JudgeInput], verdicts: JsonlCache[CachedVerdict], listener: Listener | None = None
 ) -> list[Judgment]:
     """The judge's verdict on each input. A model is never asked for one twice; rules are applied each time."""
     listener = listener or Silence()
@@ -82,12 +96,11 @@ def judge_inputs(
     with listener.task(f"judge {judge.name}", len(distinct)) as advance:
         advance(len(done))
         for index, found in judge.judge_all(distinct, done):
-            line = {"judge": judge.name, "verdict": found.verdict, "reason": found.reason, "score": found.score}
-            if verdicts.entries.get(keys[index]) != {"key": keys[index], **line}:
-                verdicts.add(keys[index], line)
+            line = CachedVerdict(key=keys[index], judge=judge.name, **asdict(found))
+            if verdicts.entries.get(line.key) != line:
+                verdicts.add(line)
             advance(1)
     if spent := judge.spent():
         listener.say(spent)
-    lines = {one: verdicts.entries[key] for one, key in zip(distinct, keys, strict=True)}
-    judged = {one: Judgment(line["verdict"], line["reason"], line["score"]) for one, line in lines.items()}
+    judged = {one: verdicts.entries[key].judgment for one, key in zip(distinct, keys, strict=True)}
     return [Judgment("unscored", one.unscored) if one.unscored else judged[one] for one in inputs]

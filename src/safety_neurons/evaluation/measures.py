@@ -5,9 +5,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache, file_sha256, fingerprint
+from safety_neurons.core.files import file_sha256, fingerprint
 from safety_neurons.core.plugins import options_of
+from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.engines.engine import InProcess, engine_for, uncached, weights_of
 from safety_neurons.evaluation.config import EvaluationConfig
 from safety_neurons.evaluation.contracts import EvaluationContext
@@ -36,6 +39,12 @@ TIMED_PROMPTS = 4
 QUESTION_TOKENS = 256
 
 
+class CachedMeasure(Line):
+    """A row of one measure for one defense, without the names of model and defense: a line of measures.jsonl."""
+
+    found: dict[str, JsonValue]
+
+
 def check_measures(config: EvaluationConfig) -> None:
     """Raise SafetyNeuronsError where an option has no effect, or a file of questions cannot be read."""
     if not config.tasks and (config.task_limit is not None or config.task_folder is not None):
@@ -54,7 +63,7 @@ def measures(
 
     What the folder holds is not measured again. `ordinary` are safe requests, sent without an attack.
     """
-    cache = JsonlCache.read(None if context.folder is None else context.folder / "measures.jsonl")
+    cache = JsonlCache.read(None if context.folder is None else context.folder / "measures.jsonl", CachedMeasure)
     undefended: list[BaseAnswers] = []
     plain: list[list[Dialogue]] = []
 
@@ -102,13 +111,13 @@ def measures(
             if key not in cache.entries:
                 with context.listener.task(f"{context.engine.name}: {name}, defense {defense.name}", 1) as advance:
                     try:
-                        cache.add(key, {"found": make(defense)})
+                        cache.add(CachedMeasure(key=key, found=make(defense)))
                     except CannotRunError as error:
                         context.listener.say(f"No {name} of {defense.name}: {error}")
                     advance(1)
             if key in cache.entries:
                 row = {"model": context.engine.name, "defense": defense.name}
-                found[name].append(row | cache.entries[key]["found"])
+                found[name].append(row | cache.entries[key].found)
     return found
 
 

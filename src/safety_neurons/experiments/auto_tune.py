@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy
 import optuna
+from pydantic import JsonValue
 
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
-from safety_neurons.core.files import append_line, fingerprint, read_lines
+from safety_neurons.core.files import fingerprint
 from safety_neurons.core.plugins import trusted
 from safety_neurons.core.progress import Listener
+from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.report.results import RunResults
@@ -24,7 +26,6 @@ from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.folder import RunFolder, merged_settings, overridden, stage_fingerprints
 from safety_neurons.runs.opened import keep_section, opened
-from safety_neurons.runs.pipeline import run
 from safety_neurons.runs.validation import Validator
 from safety_neurons.settings import Settings
 from safety_neurons.tuning.batches import training_steps
@@ -67,6 +68,14 @@ class Objectives(Validation):
     kl_divergence: float
 
 
+class CachedTrial(Line):
+    """A trial and the settings that its search started from; None for one that failed: a line of trials.jsonl."""
+
+    start: dict[str, JsonValue]
+    settings: dict[str, JsonValue]
+    objectives: Objectives | None
+
+
 @dataclass(frozen=True)
 class Trial:
     """One tuning: its settings by dotted name ("tune.learning_rate"), and the objectives that it reached."""
@@ -106,8 +115,20 @@ def auto_tune(
         raise SafetyNeuronsError(f"A search needs at least one trial, not {trials}.")
     if max_over_refusal is not None and not 0 <= max_over_refusal <= 1:
         raise SafetyNeuronsError(f"max_over_refusal must be a share from 0 to 1, not {max_over_refusal}.")
-    space = space or Space()
-    with opened(path, _from_the_start(RunFolder(path), given or {}), listener, command) as context:
+    with RunFolder(path).held():
+        return _auto_tune(path, given or {}, trials, space or Space(), max_over_refusal, listener, command)
+
+
+def _auto_tune(
+    path: Path,
+    given: Mapping[str, Any],
+    trials: int,
+    space: Space,
+    max_over_refusal: float | None,
+    listener: Listener | None,
+    command: str,
+) -> RunResults:
+    with opened(path, _from_the_start(RunFolder(path), given), listener, command) as context:
         validator = Validator.open(context)
         before = validator.measure_base()
         tried = _search(context, validator, space, trials)
@@ -116,8 +137,9 @@ def auto_tune(
             f"None of the {trials} trials could be trained. Raise trials, or lower tune.learning_rate."
         )
     chosen = choose(tried, max_over_refusal)
-    run(path, nested(chosen.settings), until="tune", listener=listener, command=command)
-    with opened(path, None, listener, command, until="tune") as context:
+    # What was given holds for the trials and for what they lead to.
+    final = overridden(given, nested(chosen.settings))
+    with opened(path, final, listener, command, until="tune") as context:
         after = _measure(context, Validator.open(context), NeuronDelta.load(context.folder.delta))
         section = {
             "base": asdict(before),
@@ -190,9 +212,9 @@ def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, An
     split = {path: path.split(".") for path in SEARCHED}
     asked = {path: given[part][name] for path, (part, name) in split.items() if name in given.get(part, {})}
     starts = [
-        line["start"]
-        for line in read_lines(folder.trials)
-        if line["settings"] == now and asked.items() <= line["start"].items() and trusted(line["start"])
+        line.start
+        for line in JsonlCache.read(folder.trials, CachedTrial).entries.values()
+        if line.settings == now and asked.items() <= line.start.items() and trusted(line.start)
     ]
     return overridden(given, nested(starts[-1])) if starts else dict(given)
 
@@ -202,7 +224,7 @@ def _search(context: RunContext, validator: Validator, space: Space, trials: int
     # Sequential and in memory: a killed search is replayed from the cached objectives.
     sampler = optuna.samplers.TPESampler(seed=context.settings.seed, n_startup_trials=max(4, trials // 3))
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
-    cached = {line["key"]: line["objectives"] for line in read_lines(context.folder.trials)}
+    cached = JsonlCache.read(context.folder.trials, CachedTrial)
     start = own_settings(context.settings)
     inputs = stage_fingerprints(context.settings, context.model.identity, context.prompts)["tune"]
     scored: dict[str, ScoredNeurons] = {}
@@ -214,16 +236,15 @@ def _search(context: RunContext, validator: Validator, space: Space, trials: int
             key = fingerprint(
                 context.engine.identity, inputs, context.settings.evaluate.answer_tokens, number, settings
             )
-            if key not in cached:
+            if key not in cached.entries:
                 found = _try(context, validator, settings, scored)
-                cached[key] = found and asdict(found)
-                line = {"key": key, "start": start, "settings": settings, "objectives": cached[key]}
-                append_line(context.folder.trials, line)
-            if cached[key] is None:
+                cached.add(CachedTrial(key=key, start=start, settings=settings, objectives=found))
+            objectives = cached.entries[key].objectives
+            if objectives is None:
                 study.tell(asked, state=optuna.trial.TrialState.FAIL)
             else:
-                study.tell(asked, list(cached[key].values()))
-                tried.append(Trial(number, settings, Objectives(**cached[key])))
+                study.tell(asked, list(astuple(objectives)))
+                tried.append(Trial(number, settings, objectives))
             advance(1)
     return tried
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Self
 
 from safety_neurons.calibration.calibration import reach_of
 from safety_neurons.calibration.config import CalibrationConfig, Toward
-from safety_neurons.core.files import JsonlCache, fingerprint
+from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Advance, Within, ignore
+from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.core.statistics import Verdict, mean, share
 from safety_neurons.engines.engine import CachedEngine, InProcess, WrappedEngine
 from safety_neurons.evaluation.judging import JudgedAnswer
@@ -108,6 +109,13 @@ class PrefixEngine(WrappedEngine[InProcess]):
         return self.prefixes.generate(model, texts, max_new_tokens=max_new_tokens, batch_size=batch_size, done=done)
 
 
+class CachedMeasurement(Line):
+    """A number per answer, in nats, by the name of what was measured: a line of measurements.jsonl."""
+
+    name: str
+    value: float | None
+
+
 @dataclass(frozen=True)
 class InterventionRunner:
     """Measures interventions on prompt sets; answers and measurements are cached in the run's folder.
@@ -119,14 +127,16 @@ class InterventionRunner:
     sets: dict[str, list[Prompt]]
     engine: CachedEngine
     prefixes: PrefixCache
-    measured: JsonlCache
+    measured: JsonlCache[CachedMeasurement]
 
     @classmethod
     def open(cls, run: RunContext, sets: dict[str, list[Prompt]], engine: CachedEngine | None = None) -> Self:
         """Read each prompt up to the positions that calibration changes, once for all interventions."""
         texts = [[run.model.render(prompt.text) for prompt in prompts] for prompts in sets.values()]
         prefixes = PrefixCache.read(run.model, texts, run.settings.find.positions, run.settings.batch_size)
-        return cls(run, sets, engine or run.engine, prefixes, JsonlCache.read(run.folder.measurements))
+        return cls(
+            run, sets, engine or run.engine, prefixes, JsonlCache.read(run.folder.measurements, CachedMeasurement)
+        )
 
     def answers(self, name: str, one: Intervention | None, advance: Advance = ignore) -> list[JudgedAnswer]:
         """Judged answers to a prompt set under an intervention; None: without one."""
@@ -205,7 +215,7 @@ class InterventionRunner:
                 values = read([texts[index] for index in batch], [answers[index].continuation for index in batch])
                 for index, value in zip(batch, values, strict=True):
                     if keys[index] not in cached:
-                        self.measured.add(keys[index], {"name": name, "value": value})
-            return [cached[keys[index]]["value"] for index in batch]
+                        self.measured.add(CachedMeasurement(key=keys[index], name=name, value=value))
+            return [cached[keys[index]].value for index in batch]
 
         return in_batches(texts, self.run.settings.batch_size, read_batch)

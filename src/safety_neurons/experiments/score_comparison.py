@@ -11,7 +11,8 @@ from scipy.stats import false_discovery_control
 
 from safety_neurons.calibration.calibration import dose
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import locked, write_json, write_text
+from safety_neurons.core.files import write_json, write_text
+from safety_neurons.core.locks import locked
 from safety_neurons.core.progress import Advance, Listener, Silence
 from safety_neurons.core.statistics import Verdict, mcnemar, share
 from safety_neurons.experiments.intervention import DIRECTIONS, CausalDirection, Intervention, InterventionRunner
@@ -111,7 +112,7 @@ def compare_scores(
             found.split(split)
     run = RunContext(RunFolder(path), settings, prompts, listener or Silence(), command=command)
     tell(prompts, run.listener)
-    with locked(path, "Wait for it, or choose another folder."):
+    with locked(path):
         return _compare(run, list(budgets), overlap_at, seeds, equal_dose)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from safety_neurons.calibration.calibration import calibrate, digest
 from safety_neurons.calibration.config import CalibrationConfig, Toward
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache, fingerprint
+from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Listener
-from safety_neurons.engines.engine import CachedEngine, InProcess
+from safety_neurons.core.records import JsonlCache
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine, InProcess
 from safety_neurons.evaluation import judges, judging
 from safety_neurons.evaluation.contracts import RuleJudge
-from safety_neurons.evaluation.judging import JudgedAnswer
+from safety_neurons.evaluation.judging import CachedVerdict, JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 from safety_neurons.models.generate import Sampling
 from safety_neurons.models.load import load
@@ -55,7 +56,7 @@ def load_other_model(settings: Settings) -> ChatModel | None:
     return None if name is None else load_model(settings.model_copy(update={"model": name, "adapter": None}))
 
 
-def engine_of(model: ChatModel, settings: Settings, responses: JsonlCache) -> CachedEngine:
+def engine_of(model: ChatModel, settings: Settings, responses: JsonlCache[CachedAnswer]) -> CachedEngine:
     """What answers for a model: in this process, with every answer kept."""
     return CachedEngine(InProcess(model, settings.batch_size, settings.quantize or ""), responses)
 
@@ -109,11 +110,11 @@ class RunContext:
     @functools.cached_property
     def engine(self) -> CachedEngine:
         """The base model; `under` names what is changed in it."""
-        return engine_of(self.model, self.settings, JsonlCache.read(self.folder.responses))
+        return engine_of(self.model, self.settings, JsonlCache.read(self.folder.responses, CachedAnswer))
 
     @functools.cached_property
-    def verdicts(self) -> JsonlCache:
-        return JsonlCache.read(self.folder.verdicts)
+    def verdicts(self) -> JsonlCache[CachedVerdict]:
+        return JsonlCache.read(self.folder.verdicts, CachedVerdict)
 
     @functools.cached_property
     def judge(self) -> RuleJudge:

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache
 from safety_neurons.core.progress import Listener
+from safety_neurons.core.records import JsonlCache
 from safety_neurons.engines.engine import CachedEngine
 from safety_neurons.evaluation import attacks, defenses, judges
 from safety_neurons.evaluation.config import EvaluationConfig
 from safety_neurons.evaluation.contracts import EvaluationContext, Judge, RunArtifacts
 from safety_neurons.evaluation.grid import HARMFUL, Cell, JudgedCell, Plan, judge_cells
 from safety_neurons.evaluation.judge_errors import JudgeErrors
+from safety_neurons.evaluation.judging import CachedVerdict
 from safety_neurons.evaluation.measures import MEASURES, check_measures, measures
 from safety_neurons.evaluation.summary import SCHEMA, cell_results, errors_of, summarize
 from safety_neurons.prompts import Prompt, PromptSet, load_prompts, tell
@@ -143,7 +144,7 @@ class Evaluator:
             ordinary = [text for index, text in enumerate(ordinary) if index not in unfit]
         return cells, measures(self.settings.evaluate, context, self.plan.defenses, ordinary)
 
-    def judge(self, cells: Sequence[Cell], verdicts: JsonlCache, listener: Listener) -> list[JudgedCell]:
+    def judge(self, cells: Sequence[Cell], verdicts: JsonlCache[CachedVerdict], listener: Listener) -> list[JudgedCell]:
         return judge_cells(cells, self.judges, verdicts, listener)
 
     def results(

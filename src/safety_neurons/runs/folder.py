@@ -1,5 +1,6 @@
 """The run folder: its files, its record, and which of its stages are up to date."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,9 @@ from typing import Any
 
 from safety_neurons.core import plugins
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, fingerprint, read_json, write_json
+from safety_neurons.core.files import disk_errors, fingerprint, is_leftover, read_json, write_json
+from safety_neurons.core.locks import NAME as LOCK
+from safety_neurons.core.locks import locked
 from safety_neurons.models.locate import path_identity
 from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.report.results import SCHEMA
@@ -95,11 +98,22 @@ class RunFolder:
                     f"{self.path} holds a run of another version of safety-neurons: choose another folder."
                 )
             return record
-        if self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+        if self.path.exists() and any(not _is_remains(entry.name) for entry in self.path.iterdir()):
             raise SafetyNeuronsError(
                 f"{self.path} is not empty and holds no run. Choose another --out, so that nothing of yours is lost."
             )
         return {}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock of the folder, which is made if it is missing; one that holds other things gets no lock.
+
+        Raises:
+            SafetyNeuronsError: as `record`, or another process works on the run.
+        """
+        self.record()
+        with locked(self.path):
+            yield
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Replace the record in one step."""
@@ -120,10 +134,15 @@ class RunFolder:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             for file in self.path.iterdir():
-                if file.is_file() and file.name != ".lock":
+                if file.is_file() and file.name != LOCK:
                     _link_or_copy(file, partial / file.name)
             partial.rename(target)
         return target
+
+
+def _is_remains(name: str) -> bool:
+    """Whether a process that was killed before it kept anything left a file of this name."""
+    return name == LOCK or is_leftover(name)
 
 
 def _link_or_copy(file: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import locked, read_json, write_json
+from safety_neurons.core.files import read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.prompts import Prompt, load_prompts, tell
 from safety_neurons.report.page import write_report
@@ -39,16 +39,28 @@ def opened(
     """
     listener = listener or Silence()
     folder = RunFolder(path)
-    wanted = merged_settings(folder.record().get("settings", {}), given or {})
+    with folder.held():
+        yield _opened(folder, given or {}, listener, command, until, on, alone)
+
+
+def _opened(
+    folder: RunFolder,
+    given: Mapping[str, Any],
+    listener: Listener,
+    command: str,
+    until: str,
+    on: Sequence[str | None],
+    alone: bool,
+) -> RunContext:
+    wanted = merged_settings(folder.record().get("settings", {}), given)
     named = [name for pair in on if pair is not None for name in _pair(pair, wanted)]
     tell({name: load_prompts(name, wanted.column, wanted.data_dir) for name in named}, listener)
-    run(path, given, until=until, listener=listener, command=command)
+    run(folder.path, given, until=until, listener=listener, command=command)
     if alone:
         # What comes now is not shared among the processes of torchrun.
         release_workers()
-    settings = merged_settings(folder.record()["settings"], given or {})
-    with locked(path, "Wait for it, or choose another folder."):
-        yield RunContext(folder, settings, read_prompts(settings), listener, given or {}, command)
+    settings = merged_settings(folder.record()["settings"], given)
+    return RunContext(folder, settings, read_prompts(settings), listener, given, command)
 
 
 def keep_section(folder: RunFolder, name: str, section: Any) -> RunResults:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import file_sha256, locked, read_json, write_json
+from safety_neurons.core.files import file_sha256, read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.locate import locate
 from safety_neurons.prompts import PromptSet, load_prompts, tell
@@ -70,9 +70,16 @@ def run(
         SafetyNeuronsError: bad input, another run's folder, or a failure that the message explains.
     """
     folder = RunFolder(path)
+    with folder.held():
+        return RunResults.of(_run_held(folder, given or {}, until, listener or Silence(), command))
+
+
+def _run_held(
+    folder: RunFolder, given: Mapping[str, Any], until: str, listener: Listener, command: str
+) -> dict[str, Any]:
     record = folder.record()
-    settings = merged_settings(record.get("settings", {}), given or {})
-    opening = _Opening(folder, settings, read_prompts(settings), listener or Silence(), given or {}, command)
+    settings = merged_settings(record.get("settings", {}), given)
+    opening = _Opening(folder, settings, read_prompts(settings), listener, given, command)
     _check_inputs(settings, opening.prompts)
     if record.get("settings") != settings.model_dump(mode="json"):
         _check_names(settings)
@@ -84,15 +91,7 @@ def run(
         identity = context.model.identity
     _check_same_run(opening, record, identity)
     prints = stage_fingerprints(settings, identity, opening.prompts)
-    lock = path / ".lock"
-    try:
-        with locked(path, "Wait for it, or choose another folder."):
-            return RunResults.of(_run(opening, record, context, needed_for(until, settings), prints))
-    finally:
-        # A run that failed before it began leaves no trace.
-        if not record and path.is_dir() and set(path.iterdir()) == {lock}:
-            lock.unlink()
-            path.rmdir()
+    return _run(opening, record, context, needed_for(until, settings), prints)
 
 
 def read_prompts(settings: Settings) -> dict[str, PromptSet]:

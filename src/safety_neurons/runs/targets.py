@@ -8,11 +8,14 @@ from typing import Any
 
 from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache, locked, write_json, write_text
+from safety_neurons.core.files import write_json, write_text
+from safety_neurons.core.locks import locked
 from safety_neurons.core.progress import Listener, Silence
-from safety_neurons.engines.engine import CachedEngine
+from safety_neurons.core.records import JsonlCache
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine
 from safety_neurons.evaluation.contracts import EvaluationContext, RunArtifacts
 from safety_neurons.evaluation.grid import Cell
+from safety_neurons.evaluation.judging import CachedVerdict
 from safety_neurons.evaluation.measures import MEASURES
 from safety_neurons.models.locate import locate
 from safety_neurons.report.exports import evaluation_markdown
@@ -84,8 +87,8 @@ def _side_by_side(
     evaluators = [evaluator, *(replace(evaluator, settings=one.model_copy(update=shared)) for one in others)]
     for name in names:
         check_target(name, given, listener)
-    with locked(folder, "Wait for it, or choose another folder."):
-        responses = JsonlCache.read(folder / "responses.jsonl")
+    with locked(folder):
+        responses = JsonlCache.read(folder / "responses.jsonl", CachedAnswer)
         models: list[str] = []
         answered: list[list[Cell]] = []
         measured: list[dict[str, list[dict[str, Any]]]] = []
@@ -108,7 +111,7 @@ def _side_by_side(
             ]
             for measure in MEASURES
         }
-        judged = evaluator.judge(cells, JsonlCache.read(folder / "verdicts.jsonl"), listener)
+        judged = evaluator.judge(cells, JsonlCache.read(folder / "verdicts.jsonl", CachedVerdict), listener)
         results = evaluator.results(judged, rows, command)
         evaluation = Evaluation.model_validate(results)
         write_json(folder / "evaluation.json", results)
@@ -160,7 +163,7 @@ def _open_target(
     name: str,
     given: Mapping[str, Any],
     evaluator: Evaluator,
-    responses: JsonlCache,
+    responses: JsonlCache[CachedAnswer],
     folder: Path,
     served_model: str | None,
     listener: Listener,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.distributed import all_gather, ask_workers, owns, process_count, sync_errors
-from safety_neurons.core.files import JsonlCache
 from safety_neurons.core.progress import Advance, Silence, ignore
-from safety_neurons.engines.engine import CachedEngine, InProcess, WrappedEngine, computing_with
+from safety_neurons.core.records import JsonlCache
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine, InProcess, WrappedEngine, computing_with
 from safety_neurons.evaluation import attacks, defenses
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.grid import Cell, Plan, answer_grid
@@ -149,11 +149,11 @@ def _help_answer(
     harmful: tuple[Prompt, ...],
     safe: dict[str, tuple[Prompt, ...]],
     context: EvaluationContext,
-    responses: dict[str, Any],
+    responses: dict[str, CachedAnswer],
 ) -> None:
     with sync_errors():
         model = _loaded(settings)
-    engine = engine_of(model, settings, JsonlCache(None, responses))
+    engine = engine_of(model, settings, JsonlCache(None, CachedAnswer, responses))
     plan = Plan(
         tuple(map(attacks.get, settings.evaluate.attacks)),
         tuple(map(defenses.get, settings.evaluate.defenses)),

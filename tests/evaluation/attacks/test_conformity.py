@@ -9,8 +9,8 @@ import torch
 
 from safety_neurons.calibration.calibration import calibrate
 from safety_neurons.core.errors import CannotRunError
-from safety_neurons.core.files import JsonlCache
-from safety_neurons.engines.engine import CachedEngine
+from safety_neurons.core.records import JsonlCache
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine
 from safety_neurons.evaluation import attacks, defenses
 from safety_neurons.evaluation.contracts import Defended, EvaluationContext, RunArtifacts
 from safety_neurons.evaluation.defenses.perplexity_filter import PerplexityFilter
@@ -94,7 +94,7 @@ def test_it_needs_neurons_with_directions(
 
 def test_the_grid_keeps_the_answers_of_another_strength_apart(armed: EvaluationContext) -> None:
     plan = Plan((attacks.get("conformity"),), (defenses.get("none"),), (Prompt("one", "Why is the sky blue?"),), {})
-    cache = JsonlCache(None)
+    cache = JsonlCache(None, CachedAnswer)
     for alpha in (0.0, 40.0, 0.0):
         context = dataclasses.replace(armed, artifacts=dataclasses.replace(armed.artifacts, alpha_conformity=alpha))
         engine = CachedEngine(context.engine, cache)

@@ -139,7 +139,7 @@ def test_a_worker_process_writes_no_file(
     first = search().prompts(USERS, defended, context)
     path = tmp_path / random_search.FILE
     content = path.read_bytes()
-    kept = random_search.JsonlCache.read(path).entries
+    kept = random_search.JsonlCache.read(path, random_search.CachedSuffix).entries
     monkeypatch.setattr(random_search, "owns", lambda number: False)
     monkeypatch.setattr(random_search, "all_gather", lambda mine: [kept, mine])
     assert search().prompts(USERS, defended, context) == first

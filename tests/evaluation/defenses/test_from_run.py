@@ -14,8 +14,8 @@ from safety_neurons.calibration.config import CalibrationConfig
 from safety_neurons.calibration.detector import Detector
 from safety_neurons.calibration.guard import Guard, guard
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache
-from safety_neurons.engines.engine import CachedEngine, InProcess
+from safety_neurons.core.records import JsonlCache
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine, InProcess
 from safety_neurons.evaluation import defenses
 from safety_neurons.evaluation.contracts import EvaluationContext, Response, RunArtifacts
 from safety_neurons.evaluation.utility.ordinary import read_base_answers, utility
@@ -67,7 +67,7 @@ def make_bench(model: ChatModel, tmp_path: Path) -> Callable[..., EvaluationCont
     def make(kept: bool = False, **changes: Any) -> EvaluationContext:
         engine: Any = InProcess(model, batch_size=2)
         if kept:
-            engine = CachedEngine(engine, JsonlCache.read(tmp_path / "answers.jsonl"))
+            engine = CachedEngine(engine, JsonlCache.read(tmp_path / "answers.jsonl", CachedAnswer))
         made = RunArtifacts(guard=fitted_guard(model), corpus=corpus())
         return dataclasses.replace(
             EvaluationContext(engine, 8, artifacts=made, folder=tmp_path / "defenses"), **changes

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache
-from safety_neurons.engines.engine import CachedEngine, InProcess
+from safety_neurons.core.records import JsonlCache
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine, InProcess
 from safety_neurons.evaluation import defenses
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses.retokenization import BytePairs, encoded_as, rendered
@@ -112,14 +112,16 @@ def test_answers_follow_the_seed_and_come_from_the_other_tokens(retokenized: Cha
 
 
 def test_kept_answers_are_kept_apart(retokenized: ChatModel, tmp_path: Path) -> None:
-    context = EvaluationContext(CachedEngine(InProcess(retokenized), JsonlCache.read(tmp_path / "answers.jsonl")), 6)
+    context = EvaluationContext(
+        CachedEngine(InProcess(retokenized), JsonlCache.read(tmp_path / "answers.jsonl", CachedAnswer)), 6
+    )
     prompts = [AttackedPrompt(user) for user in USERS[:3]]
     with defenses.get("none").opened(context) as defended:
         plain = defended.respond(prompts)
     with defenses.get("retokenization:dropout=0.7").opened(context) as defended:
         assert defended.respond(prompts) != plain
         assert context.engine.identity == defended.engine.identity
-    assert len(JsonlCache.read(tmp_path / "answers.jsonl").entries) == 6
+    assert len(JsonlCache.read(tmp_path / "answers.jsonl", CachedAnswer).entries) == 6
 
 
 def test_an_opened_encoding_knows_its_texts_alone(retokenized: ChatModel) -> None:

@@ -10,8 +10,8 @@ from typing import Any, Self
 import pytest
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache
-from safety_neurons.engines.engine import CachedEngine
+from safety_neurons.core.records import JsonlCache
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine
 from safety_neurons.evaluation.contracts import (
     BLOCKED,
     REFUSAL,
@@ -101,7 +101,7 @@ BLOCKING = Blocking(name="blocking", source="", description="")
 def make_bench(model: ChatModel, tmp_path: Path) -> Callable[..., tuple[EvaluationContext, FakeEngine]]:
     def make(with_model: bool = True) -> tuple[EvaluationContext, FakeEngine]:
         engine = FakeEngine(model if with_model else None, Clock())
-        return EvaluationContext(CachedEngine(engine, JsonlCache(tmp_path / "answers.jsonl")), 10), engine
+        return EvaluationContext(CachedEngine(engine, JsonlCache(tmp_path / "answers.jsonl", CachedAnswer)), 10), engine
 
     return make
 

@@ -12,7 +12,8 @@ import torch
 
 from safety_neurons.core.distributed import all_gather, owns
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache, disk_errors, fingerprint
+from safety_neurons.core.files import disk_errors, fingerprint
+from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.engines.engine import weights_of
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
@@ -25,6 +26,12 @@ START = " !"
 # At most this many neighboring tokens are changed, as in the paper.
 WIDEST_CHANGE = 4
 FILE = "random-search.jsonl"
+
+
+class CachedSuffix(Line):
+    """The suffix that was found for a request: a line of random-search.jsonl."""
+
+    suffix: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +69,8 @@ class RandomSearch(Attack):
                 )
                 if key not in suffixes.entries:
                     *_, (suffix, _) = self.search(model, pieces, request, context.seed)
-                    suffixes.add(key, {"suffix": suffix})
-                sent.append(AttackedPrompt(request + suffixes.entries[key]["suffix"]))
+                    suffixes.add(CachedSuffix(key=key, suffix=suffix))
+                sent.append(AttackedPrompt(request + suffixes.entries[key].suffix))
                 advance(1)
         return sent
 
@@ -89,13 +96,13 @@ class RandomSearch(Attack):
             yield "".join(best), highest
 
 
-def _cached_suffixes(folder: Path | None) -> JsonlCache:
+def _cached_suffixes(folder: Path | None) -> JsonlCache[CachedSuffix]:
     """The suffixes found before. Process 0 alone has the file; it sends the entries to the others."""
     path = folder / FILE if folder is not None and owns(0) else None
     if path is not None:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-    return JsonlCache(path, all_gather(JsonlCache.read(path).entries)[0])
+    return JsonlCache(path, CachedSuffix, all_gather(JsonlCache.read(path, CachedSuffix).entries)[0])
 
 
 def changed(suffix: Sequence[str], pieces: Sequence[str], draw: random.Random) -> list[str]:
