@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,15 @@ def test_paths_with_colons_can_be_named(run: RunContext, given: dict[str, Any], 
 
 
 def test_nobody_else_works_on_an_opened_run(found: Path) -> None:
-    with (
-        opened(found, None, None, ""),
-        pytest.raises(SafetyNeuronsError, match="Another process"),
-        opened(found, None, None, ""),
-    ):
-        pass
+    def open_it() -> None:
+        with opened(found, None, None, ""):
+            pass
+
+    with opened(found, None, None, ""), ThreadPoolExecutor(1) as elsewhere:
+        # Within one thread, `opened` can be nested.
+        open_it()
+        with pytest.raises(SafetyNeuronsError, match="Another process"):
+            elsewhere.submit(open_it).result()
     with filelock.FileLock(found / ".lock", timeout=0):
         pass
 

@@ -5,8 +5,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
-
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.core.files import file_sha256, fingerprint
 from safety_neurons.core.plugins import options_of
@@ -42,7 +40,7 @@ QUESTION_TOKENS = 256
 class CachedMeasure(Line):
     """A row of one measure for one defense, without the names of model and defense: a line of measures.jsonl."""
 
-    found: dict[str, JsonValue]
+    found: dict[str, Any]
 
 
 def check_measures(config: EvaluationConfig) -> None:

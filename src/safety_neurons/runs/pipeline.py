@@ -283,7 +283,7 @@ def _describe_model(model: "ChatModel") -> dict[str, Any]:
 
 def _kept_results(folder: RunFolder) -> dict[str, Any] | None:
     """The results so far; None if the file was lost, which makes all stages undone."""
-    return dict(read_json(folder.results)) if folder.results.exists() else None
+    return dict(read_json(folder.results, "Delete it and run again.")) if folder.results.exists() else None
 
 
 def _is_whole(folder: RunFolder, stage: str, kept: Mapping[str, Any] | None) -> bool:
