@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import stat
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safety_neurons.core.files import (
     file_sha256,
     is_leftover,
     open_regular,
+    read_bytes,
     read_json,
     read_tensors,
     read_text,
@@ -263,3 +265,12 @@ def test_names_of_leftovers_are_known(tmp_path: Path) -> None:
         temporary.write_text("{}")
     for name in ("run.json", ".lock", ".run.json", ".checkpoint.safetensors", "a.1.abcdefgh.partial"):
         assert not is_leftover(name)
+
+
+def test_reading_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1234")
+    tracemalloc.start()
+    assert read_bytes(tmp_path / "file", limit=8 << 30) == b"1234"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20

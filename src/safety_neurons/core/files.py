@@ -188,8 +188,8 @@ def read_errors(path: Path, advice: str) -> Iterator[None]:
 def read_bytes(path: Path, advice: str = ADVICE, limit: int = MOST_BYTES) -> bytes:
     """The content of a regular file; arguments and errors as `open_regular`."""
     with open_regular(path, advice, limit) as file:
-        # A file can grow while it is read.
-        return file.read(limit)
+        # A file can grow while it is read, and `read` makes room for as much as it may read.
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 def read_text(path: Path, advice: str = ADVICE, limit: int = MOST_BYTES) -> str:
