@@ -212,7 +212,7 @@ def load_model(settings):
     return tiny_model()
 
 workers.load_model = load_model
-with join_processes() as owner:
+with join_processes(workers.TASKS) as owner:
     assert owner
     for number in range(2):
         workers.find_together(tiny_model(), Settings(find={{"percent": 5}}, seed=3), HARMFUL, BENIGN)
@@ -229,6 +229,6 @@ with join_processes() as owner:
 def test_one_process_works_alone() -> None:
     assert process_count() == 1
     assert all(owns(number) for number in range(5))
-    assert all_gather("x") == ["x"]
+    assert all_gather("x", str) == ["x"]
     with pytest.raises(SafetyNeuronsError, match="mine"), sync_errors():
         raise SafetyNeuronsError("mine")

@@ -40,8 +40,9 @@ def _processes() -> contextlib.AbstractContextManager[bool]:
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return contextlib.nullcontext(True)
     from safety_neurons.core.distributed import join_processes
+    from safety_neurons.runs.workers import TASKS
 
-    return join_processes()
+    return join_processes(TASKS)
 
 
 def _app() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from safety_neurons.core.distributed import all_gather, owns, process_count, sync_errors
+from safety_neurons.core.distributed import all_gather, broadcast, owns, process_count, sync_errors
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.files import atomic_path, read_tensors
 from safety_neurons.core.progress import Advance
@@ -93,7 +93,7 @@ def resumable(path: Path | None, fingerprint: str) -> Checkpoint | None:
     Raises:
         SafetyNeuronsError: the file is broken or not a checkpoint, or the processes would train different things.
     """
-    if len(set(all_gather(fingerprint))) > 1:
+    if len(set(all_gather(fingerprint, str))) > 1:
         raise SafetyNeuronsError("The processes have different models, neurons, corpora or training options.")
     checkpoint = None
     with sync_errors():
@@ -105,7 +105,7 @@ def resumable(path: Path | None, fingerprint: str) -> Checkpoint | None:
                     stacklevel=3,
                 )
                 checkpoint = None
-    return all_gather(checkpoint)[0]
+    return broadcast(checkpoint, Checkpoint | None)
 
 
 def discard(path: Path) -> None:
@@ -213,7 +213,7 @@ class DeltaTrainer(Trainer):
         with sync_errors(), torch.no_grad(), self.delta_model.active(), led:
             if owns(0):
                 measured = self.validate(digest(self.delta_model.tensors()))
-        measured = all_gather(measured)[0]
+        measured = broadcast(measured, Validation)
         assert measured is not None
         least = min((seen.harm for seen in self.validations()), default=math.inf)
         self.log(dataclasses.asdict(measured))
