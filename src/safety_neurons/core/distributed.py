@@ -173,6 +173,9 @@ def join_processes(tasks: Iterable[type[Task]]) -> Iterator[bool]:
 
     Args:
         tasks: all that process 0 may ask the others to do.
+
+    Raises:
+        SafetyNeuronsError: another process ended while process 0 needed it.
     """
     distributed.init_process_group("gloo", timeout=TIMEOUT)
     if torch.cuda.is_available():
@@ -182,20 +185,35 @@ def join_processes(tasks: Iterable[type[Task]]) -> Iterator[bool]:
             # Process 0 says whatever there is to say.
             warnings.simplefilter("ignore")
             transformers.logging.set_verbosity_error()
-            with contextlib.suppress(KeyboardInterrupt):
+            with contextlib.suppress(KeyboardInterrupt, _LostProcessError), _lost_processes():
                 _serve({task.__name__: task for task in tasks})
             yield False
             return
-        try:
+        with _lost_processes():
             yield True
-        except (SafetyNeuronsError, SystemExit):
             release_workers()
-            raise
-        release_workers()
     finally:
-        # After any other failure the others notice that the connection is closed.
+        # After a failure the others may wait for this process anywhere, and notice that the connection is closed.
         if distributed.is_initialized():
             _leave()
+
+
+class _LostProcessError(SafetyNeuronsError):
+    """Another process ended in the middle of the work."""
+
+
+@contextlib.contextmanager
+def _lost_processes() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no error class of its own.
+        if not any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer")):
+            raise
+        raise _LostProcessError(
+            "Another process ended before the work was done. Its own output says why; if it says nothing, it was "
+            "killed, maybe for its memory. Run the same command again: it continues where it stopped."
+        ) from error
 
 
 def _leave() -> None:

@@ -127,9 +127,10 @@ class SharedEngine(WrappedEngine[InProcess]):
         texts = [self.engine.model.render_conversation(conversation) for conversation in conversations]
         batches = batches_by_length(texts, self.engine.batch_size)
         others = {index for number, batch in enumerate(batches) if not owns(number) for index in batch}
-        own = list(
-            self.engine.answer(conversations, max_new_tokens=max_new_tokens, sampling=sampling, done=done | others)
-        )
+        with sync_errors():
+            own = list(
+                self.engine.answer(conversations, max_new_tokens=max_new_tokens, sampling=sampling, done=done | others)
+            )
         for completions in all_gather(own, list[tuple[int, Completion]]):
             yield from completions
 
