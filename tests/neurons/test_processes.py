@@ -215,7 +215,7 @@ workers.load_model = load_model
 with join_processes(workers.TASKS) as owner:
     assert owner
     for number in range(2):
-        workers.find_together(tiny_model(), Settings(find={{"percent": 5}}, seed=3), HARMFUL, BENIGN)
+        workers.score_together(tiny_model(), Settings(seed=3), "write-contrast", HARMFUL, BENIGN)
         Path({str(tmp_path)!r}, f"done.{{number}}").touch()
 """
     )
@@ -288,7 +288,7 @@ with join_processes((Count, Changed)) as owner:
     ran = run_together(str(script))
     assert ran.codes == [0, 0], ran.output
     assert "Process 1 failed: Process 0 asks for 'Other', and the tasks are Count, Changed." in ran.output
-    assert "Process 1 failed: What process 0 sent is not a valid Changed: number: Input should be a valid" in ran.output
+    assert "Process 1 failed: What process 0 sent is not a valid Changed: number: input should be a valid" in ran.output
     assert ran.output.count("<") == 1
     assert "<[4, 3]>" in ran.output
 

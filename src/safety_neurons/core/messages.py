@@ -75,7 +75,7 @@ def unpack(message: bytes, kind: Any, sender: int) -> Any:
         return _adapter(kind).validate_python(plain, strict=False)[0]
     except pydantic.ValidationError as error:
         # All begins with the place in the tuple.
-        problem = first_problem(error).removeprefix("0").removeprefix(": ").removeprefix(".")
+        problem = first_problem(error).removeprefix("0").lstrip(".: ")
         raise SafetyNeuronsError(_refused(kind, sender, problem)) from error
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise SafetyNeuronsError(_refused(kind, sender, f"it is damaged ({error})")) from error

@@ -18,7 +18,7 @@ from safety_neurons.evaluation.grid import Cell, Plan, answer_grid
 from safety_neurons.models.chat import ChatModel, Conversation
 from safety_neurons.models.generate import Completion, Sampling, batches_by_length
 from safety_neurons.neurons import scores
-from safety_neurons.neurons.find import find
+from safety_neurons.neurons.find import ScoredNeurons, score_neurons
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import engine_of, load_model, load_other_model
@@ -29,21 +29,23 @@ from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.safetune import tune
 
 
-def find_together(
+def score_together(
     model: ChatModel,
     settings: Settings,
+    score: str,
     harmful: Sequence[str],
     benign: Sequence[str],
     other: ChatModel | None = None,
     advance: Advance = ignore,
-) -> NeuronSet:
-    """`find` with a run's settings; `other` is the second checkpoint, for scores that compare two."""
-    ask_workers(FindTask(settings, tuple(harmful), tuple(benign)))
-    return find(
+) -> ScoredNeurons:
+    """`score_neurons` with a run's settings; `other` is the second checkpoint, for scores that compare two."""
+    ask_workers(ScoreTask(settings, score, tuple(harmful), tuple(benign)))
+    return score_neurons(
         model,
         harmful,
         benign,
         settings.find,
+        score=score,
         other=other,
         seed=settings.seed,
         batch_size=settings.batch_size,
@@ -52,19 +54,19 @@ def find_together(
 
 
 @dataclass(frozen=True)
-class FindTask:
-    """Help with `find_together`."""
+class ScoreTask:
+    """Help with `score_together`."""
 
     settings: Settings
+    score: str
     harmful: tuple[str, ...]
     benign: tuple[str, ...]
 
     def run(self) -> None:
         with sync_errors():
             model = _loaded(self.settings)
-            compares = scores.get(self.settings.find.score).compares_models
-            other = load_other_model(self.settings) if compares else None
-        find_together(model, self.settings, self.harmful, self.benign, other)
+            other = load_other_model(self.settings) if scores.get(self.score).compares_models else None
+        score_together(model, self.settings, self.score, self.harmful, self.benign, other)
 
 
 def tune_together(
@@ -210,4 +212,4 @@ def _loaded(settings: Settings) -> ChatModel:
 
 
 # Everything that process 0 asks the others to do.
-TASKS = (FindTask, TuneTask, AnswerTask)
+TASKS = (ScoreTask, TuneTask, AnswerTask)
