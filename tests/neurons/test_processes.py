@@ -268,6 +268,8 @@ class Wait:
             broadcast("x", str)
         elif self.where == "sum":
             add_over_processes([torch.ones(3)])
+        elif self.where == "nowhere":
+            raise SafetyNeuronsError("There is no memory here.")
 """
 
 
@@ -308,6 +310,22 @@ with join_processes((Wait,)) as owner:
     ran = run_together(str(script), seconds=60)
     assert ran.codes == [1, 0], ran.output
     assert ran.output.count("Traceback") == ran.output.count("SafetyNeuronsError: The disk is full.") == 1
+
+
+def test_a_failure_of_a_helper_alone_ends_all(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""{TASKS}
+with join_processes((Wait,)) as owner:
+    if owner:
+        ask_workers(Wait("nowhere"))
+        all_gather("x", str)
+"""
+    )
+    ran = run_together(str(script), seconds=60)
+    assert ran.codes == [1, 1], ran.output
+    assert "SafetyNeuronsError: There is no memory here." in ran.output
+    assert "Another process ended before the work was done. Its own output says why" in ran.output
 
 
 def test_one_process_works_alone() -> None:

@@ -149,15 +149,16 @@ def sync_errors() -> Iterator[None]:
     max_over_processes([failed])
     if own is None and not failed:
         return
-    problem = b"" if own is None else str(own).encode(errors="backslashreplace")
+    problem = b"" if own is None else (str(own) or type(own).__name__).encode(errors="backslashreplace")
     problems = [problem]
     if process_count() > 1:
         sizes = _gather_sizes(len(problem))
         problems = _gather_bytes(problem, sizes, [_space(max(sizes)) for _ in sizes])
-    if own is not None:
-        raise own
-    told = [f"Process {number} failed: {text.decode(errors='replace')}" for number, text in enumerate(problems) if text]
-    raise SafetyNeuronsError(told[0])
+    if own is None:
+        number = next(number for number, text in enumerate(problems) if text)
+        own = SafetyNeuronsError(f"Process {number} failed: {problems[number].decode(errors='replace')}")
+    own.shared = True
+    raise own
 
 
 class Task(Protocol):
@@ -250,8 +251,7 @@ def ask_workers(task: Task) -> None:
 def _serve(tasks: Mapping[str, type[Task]]) -> None:
     """Do what process 0 asks for until it releases the workers."""
     while _announce(False):
-        # Process 0 learns of the failures of all, and reports them.
-        with contextlib.suppress(SafetyNeuronsError):
+        try:
             name = broadcast("", str)
             with sync_errors():
                 if name not in tasks:
@@ -261,6 +261,10 @@ def _serve(tasks: Mapping[str, type[Task]]) -> None:
                     )
             received: Any = broadcast(None, tasks[name])
             received.run()
+        except SafetyNeuronsError as error:
+            # Process 0 failed, too, and reports it. Otherwise it may be waiting for this process, which has to end.
+            if not error.shared:
+                raise
 
 
 def _announce(task_follows: bool) -> bool:
