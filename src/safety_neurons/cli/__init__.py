@@ -13,6 +13,7 @@ from safety_neurons.cli import evaluation, experiments, stages, tools  # noqa: F
 from safety_neurons.cli.app import app
 from safety_neurons.cli.console import flush, print_error
 from safety_neurons.cli.streams import prepare_streams
+from safety_neurons.core.addresses import secrets, take_credentials, without_credentials, without_secrets
 from safety_neurons.core.config import explain_problems
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import Settings
@@ -23,7 +24,9 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Entry point. Expected failures are one paragraph and exit code 2."""
     prepare_streams()
-    warnings.formatwarning = lambda message, *_args, **_kwargs: f"Note: {message}\n"
+    # Whatever is shown or recorded of the command line is without passwords.
+    sys.argv[:] = take_credentials(sys.argv)
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"Note: {_safe(message)}\n"
     try:
         with _processes() as owner:
             if owner:
@@ -54,6 +57,11 @@ def _app() -> None:
         raise SafetyNeuronsError(problem) from error
 
 
+def _safe(message: object) -> str:
+    """A message of any library without the secrets that this process knows."""
+    return without_credentials(without_secrets(str(message), secrets()))
+
+
 def _fail(message: str) -> NoReturn:
-    print_error(message)
+    print_error(_safe(message))
     sys.exit(2)

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from safety_neurons.core.addresses import take_credentials
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import file_sha256
 
@@ -51,6 +52,7 @@ class Family(Generic[M]):
         Raises:
             SafetyNeuronsError: there is no such member or option, or a value is not of the option's type.
         """
+        spec = take_credentials(spec)
         name, _, options = spec.partition(":")
         if name.endswith(".py"):
             attribute, _, options = options.partition(":")

@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from safety_neurons.core.addresses import without_secrets
 
 # Names under which servers put messages, codes and the parameter at fault.
 _MESSAGES = re.compile(
@@ -84,6 +86,15 @@ class Problem:
     categories: tuple[str, ...] = ()
     reported: bool = True
     page: bool = False
+
+    def without(self, secrets: Collection[str]) -> "Problem":
+        """The same where the server repeats none of its secrets; those that are words may be part of its message."""
+        codes, parameters, categories = (
+            tuple(without_secrets(one, secrets) for one in several)
+            for several in (self.codes, self.parameters, self.categories)
+        )
+        message = without_secrets(self.message, secrets)
+        return replace(self, message=message, codes=codes, parameters=parameters, categories=categories)
 
     @property
     def label(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from safety_neurons.core.addresses import without_secrets
 from safety_neurons.engines.problems import Problem, problem_in
 from safety_neurons.models.reasoning import Parted, part
 
@@ -52,6 +53,13 @@ class Reply:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     hidden_tokens: int = 0
+
+    def without(self, secrets: Collection[str]) -> "Reply":
+        """The same where the server repeats none of its secrets."""
+        text, reasoning, finish, filtered = (
+            without_secrets(one, secrets) for one in (self.text, self.reasoning, self.finish, self.filtered)
+        )
+        return replace(self, text=text, reasoning=reasoning, finish=finish, filtered=filtered)
 
     @property
     def written(self) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from safety_neurons.core.addresses import without_credentials
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import read_object
 
@@ -113,7 +114,8 @@ def why_unreachable() -> str | None:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
     # A proxy that the client cannot use is a ValueError or an ImportError.
     except (errors.HTTPError, OSError, ValueError, ImportError) as error:
-        return f"no connection to {constants.ENDPOINT}: {str(error) or type(error).__name__}"
+        # The addresses of a mirror and of a proxy may hold a password.
+        return without_credentials(f"no connection to {constants.ENDPOINT}: {str(error) or type(error).__name__}")
     return None
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safety_neurons.core.addresses import take_credentials
 from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import write_json, write_text
@@ -56,7 +57,7 @@ def evaluate(
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
     """
-    names = [str(one) for one in ([targets] if isinstance(targets, str | Path) else targets)]
+    names = [take_credentials(str(one)) for one in ([targets] if isinstance(targets, str | Path) else targets)]
     if not names or len(set(names)) < len(names):
         raise SafetyNeuronsError("Name at least one run or model to evaluate, and each of them once.")
     if served_model is not None and not any(map(is_address, names)):

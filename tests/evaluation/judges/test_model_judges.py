@@ -292,7 +292,8 @@ def test_identity_tells_apart_all_that_verdicts_depend_on(monkeypatch: pytest.Mo
 
 def test_an_address_with_signs_in_it_is_an_option() -> None:
     judge = named("jailbreakbench", endpoint="http://127.0.0.1:8000/v1?key=x")
-    assert judge.endpoint == "http://127.0.0.1:8000/v1?key=x"
+    assert judge.endpoint == "http://127.0.0.1:8000/v1"
+    assert judge.name == "jailbreakbench:model=fake,endpoint=http://127.0.0.1:8000/v1"
     with pytest.raises(
         SafetyNeuronsError, match="Its options: model, endpoint, prompt_price, completion_price, cut_off"
     ):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from safety_neurons.core.addresses import take_credentials
 from safety_neurons.core.errors import CannotRunError
 from safety_neurons.core.files import fingerprint
 from safety_neurons.engines.engine import engine_for, served
@@ -41,6 +42,10 @@ class ModelJudge(Judge):
     # The length of the model's answer, and a chat template for a model without one.
     answer_tokens: ClassVar[int] = 256
     chat_template: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        # The class is frozen, but no field may hold a secret.
+        object.__setattr__(self, "endpoint", take_credentials(self.endpoint))
 
     def conversation(self, exchange: JudgeInput) -> Conversation:
         """The question about one request and its answer."""
