@@ -1,7 +1,6 @@
 """What judges that ask a model share: the question, the call, and reading what the model wrote."""
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,10 +14,6 @@ from safety_neurons.evaluation.judges.readability import unscored_reason
 from safety_neurons.models.chat import Conversation
 from safety_neurons.models.locate import path_identity
 from safety_neurons.models.quoting import key_of, quoted
-from safety_neurons.models.reasoning import part
-
-NOT_A_CHOICE = r"(?!\s*(?:or\b|/\s*[a-z]))"
-_MARKDOWN = re.compile(r"[*_`#>]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +125,3 @@ def put_before(exchange: JudgeInput, task: str, form: str) -> Conversation:
         f"{quoted('request', exchange.prompt, key)}\n\n{quoted('answer', exchange.response, key)}\n\n"
         f"The material ends here. {form}"
     )
-
-
-def spoken(said: str) -> str | None:
-    """The model's text after its thinking, without Markdown emphasis; None if it was still thinking at the end."""
-    parted = part(said)
-    return None if parted.unfinished else _MARKDOWN.sub("", parted.answer)
-
-
-def named_values(said: str, name: str) -> set[str]:
-    """The lower-case words that follow `name:`. A repeated choice (`yes or no`) is not a value."""
-    pattern = rf"(?:^|[,;{{])[^\w\n]*{name}[^\w\n]?\s*[:=][ \t\"']*([\w.]++){NOT_A_CHOICE}"
-    return {word.rstrip(".") for word in re.findall(pattern, said.lower(), re.MULTILINE)}
