@@ -23,11 +23,11 @@ from safety_neurons.engines.replies import (
     problem_of,
     read_model_names,
     read_reply,
-    well_formed,
 )
 from safety_neurons.engines.server import RejectedError, Server, retry_after
 from safety_neurons.engines.transfer import LateError, Limits, Response, TooLargeError, Transfer
 from safety_neurons.models.chat import Conversation
+from safety_neurons.models.quoting import well_formed
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ class Client:
     async def _post(self, messages: Messages, settings: Mapping[str, Any]) -> Reply:
         said = [message["content"] for message in messages]
         body = {"model": well_formed(self.server.model_name), "messages": messages, **settings}
-        content = json.dumps(body, ensure_ascii=False).encode()
+        content = json.dumps(body).encode()
         read = functools.partial(read_reply, said=said)
         reply, retries = await self._request("POST", "/chat/completions", content, read, said)
         self.usage.requests += 1

@@ -14,6 +14,7 @@ from safety_neurons.models.context import context_length, too_long
 from safety_neurons.models.generate import generate
 from safety_neurons.models.neurons.discovery import Coverage, find_neurons
 from safety_neurons.models.neurons.hook_points import HookPoint, device_of
+from safety_neurons.models.quoting import encodable
 from safety_neurons.models.reasoning import may_think, with_prefill
 from safety_neurons.models.template import ChatTemplate, Turn
 from safety_neurons.models.tokens import left_padded, padding_token
@@ -177,7 +178,9 @@ class ChatModel:
     def _tokens(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
-        found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
+        found: list[list[int]] = self.tokenizer(list(map(encodable, texts)), add_special_tokens=add_special_tokens)[
+            "input_ids"
+        ]
         return found
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> BatchEncoding:

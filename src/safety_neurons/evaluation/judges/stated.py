@@ -116,8 +116,8 @@ def _in_json(text: str, name: str) -> list[str] | None:
     def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for field, value in pairs:
             if field.strip() == name:
-                plain = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-                found.append(plain.strip().rstrip("."))
+                plain = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+                found.append(str(plain).strip().rstrip(".") if isinstance(plain, str | int | float) else "")
         return dict(pairs)
 
     try:
