@@ -74,7 +74,6 @@ def dripping() -> Iterator[Callable[[Drip], str]]:
         forever(HEAD + b"transfer-encoding: chunked\r\n\r\n", b"1\r\n{\r\n", 0.02),
         forever(HEAD + b"\r\n", b": keep-alive\n\n", 0.02),
         forever(b"HTTP/1.1 500 Oh\r\n\r\n", b" ", 0.02),
-        forever(b"HTTP/1.1 307 Away\r\nlocation: /v1/x\r\n\r\n", b" ", 0.02),
     ],
 )
 def test_a_response_that_has_begun_ends_with_its_time(drip: Drip, dripping: Callable[[Drip], str]) -> None:
