@@ -131,7 +131,6 @@ class Client:
             SafetyNeuronsError: there is no reply that can be read.
         """
         deadline = anyio.current_time() + self.limits.seconds * (self.retries + 1)
-        about = self.server.about(said)
         for tried in itertools.count():
             wait = None
             left = max(0.0, deadline - anyio.current_time())
@@ -140,14 +139,14 @@ class Client:
                 response = await self.transfer.send(method, path, content, limits)
                 return self._read(read, response, said), tried
             except LateError as late:
-                error = self.server.late(about, self.limits, tried)
+                error = self.server.late(said, self.limits, tried)
                 if late.begun:
                     # The server works on it, and another try would take as long.
                     raise error from None
             except httpx2.TimeoutException:
-                error = self.server.late(about, self.limits, tried)
+                error = self.server.late(said, self.limits, tried)
             except TooLargeError:
-                raise self.server.too_large(about, self.limits) from None
+                raise self.server.too_large(said, self.limits) from None
             except httpx2.RequestError as failed:
                 error = connection_error(self.server.url, failed, self.server.proxy, self.server.key)
             except _UnusableError as unusable:

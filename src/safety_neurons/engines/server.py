@@ -40,26 +40,31 @@ class Server:
     proxy: Proxy | None = None
     key: str | None = None
 
-    def about(self, said: Collection[str]) -> str:
+    def _about(self, said: Collection[str]) -> str:
         """Which request, for messages; `said`: its texts, of which the last is the prompt."""
         return f"the request {shown(list(said)[-1], self.key, 60)!r}" if said else "the request for its models"
 
-    def late(self, about: str, limits: Limits, tried: int) -> SafetyNeuronsError:
-        """The error for a request that takes too long; `tried`: number of tries before this one."""
+    def late(self, said: Collection[str], limits: Limits, tried: int) -> SafetyNeuronsError:
+        """The error for a request that takes too long.
+
+        Args:
+            said: texts of the request.
+            tried: number of tries before this one.
+        """
         through = "" if self.proxy is None else f" (through the proxy {self.proxy.name})"
         tries = f", in each of {tried + 1} tries" if tried else ""
         return SafetyNeuronsError(
-            f"The server at {self.url} timed out{through}: {about} had no complete response within "
+            f"The server at {self.url} timed out{through}: {self._about(said)} had no complete response within "
             f"{limits.seconds:g} seconds{tries}. Request shorter answers, lower concurrency, or raise timeout "
             f"({TIMEOUT_VARIABLE})."
         )
 
-    def too_large(self, about: str, limits: Limits) -> SafetyNeuronsError:
+    def too_large(self, said: Collection[str], limits: Limits) -> SafetyNeuronsError:
         """The error for a response that is larger than allowed."""
         through = "" if self.proxy is None else f" It was asked through the proxy {self.proxy.name}."
         return SafetyNeuronsError(
-            f"The server at {self.url} responds to {about} with more than {limits.size:,} bytes, decompressed. Check "
-            f"that the URL is that of its API, request shorter answers, or raise max_reply_bytes ({SIZE_VARIABLE})."
+            f"The server at {self.url} responds to {self._about(said)} with more than {limits.size:,} bytes, decompressed. "
+            f"Check that the URL is that of its API, request shorter answers, or raise max_reply_bytes ({SIZE_VARIABLE})."
             f"{through}"
         )
 

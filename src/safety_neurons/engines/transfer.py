@@ -4,6 +4,7 @@ The connection is used without a client around it: that costs half as much, and 
 before it lets one look at it.
 """
 
+import functools
 import ssl
 import zlib
 from collections.abc import Mapping
@@ -97,9 +98,10 @@ class Transfer:
             with anyio.fail_after(limits.seconds):
                 # The longest chain of redirects.
                 for _ in range(5):
+                    address = f"{url}{'&' if '?' in url else '?'}{self.query}" if self.query else url
                     request = httpx2.Request(
                         method,
-                        f"{url}{'&' if '?' in url else '?'}{self.query}" if self.query else url,
+                        _parsed(address),
                         headers=self.headers,
                         content=content,
                         extensions={"timeout": timeouts},
@@ -125,6 +127,14 @@ class Transfer:
 
     async def close(self) -> None:
         await self.transport.aclose()
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(address: str) -> "httpx2.URL":
+    """The same few addresses are asked again and again."""
+    import httpx2
+
+    return httpx2.URL(address)
 
 
 async def _body(response: "httpx2.Response", size: int) -> bytes:
