@@ -63,9 +63,9 @@ class Server:
         """The error for a response that is larger than allowed."""
         through = "" if self.proxy is None else f" It was asked through the proxy {self.proxy.name}."
         return SafetyNeuronsError(
-            f"The server at {self.url} responds to {self._about(said)} with more than {limits.size:,} bytes, decompressed. "
-            f"Check that the URL is that of its API, request shorter answers, or raise max_reply_bytes ({SIZE_VARIABLE})."
-            f"{through}"
+            f"The server at {self.url} responds to {self._about(said)} with more than {limits.size:,} bytes, "
+            "decompressed. Check that the URL is that of its API, request shorter answers, or raise max_reply_bytes "
+            f"({SIZE_VARIABLE}).{through}"
         )
 
     def rejected(self, problem: Problem, wait: float | None = None) -> RejectedError:
