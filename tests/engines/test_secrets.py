@@ -13,7 +13,7 @@ import pytest
 
 from safety_neurons.core import addresses
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import JsonlCache
+from safety_neurons.core.records import JsonlCache
 from safety_neurons.engines.endpoint import Endpoint
 from safety_neurons.engines.engine import CachedEngine, answers
 from safety_neurons.evaluation import judges
