@@ -15,7 +15,7 @@ from safety_neurons.core import addresses
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.records import JsonlCache
 from safety_neurons.engines.endpoint import Endpoint
-from safety_neurons.engines.engine import CachedEngine, answers
+from safety_neurons.engines.engine import CachedAnswer, CachedEngine, answers
 from safety_neurons.evaluation import judges
 from safety_neurons.models.chat import Conversation
 from safety_neurons.runs.targets import evaluate
@@ -59,7 +59,7 @@ def repeating(server: Any) -> Callable[[Any], Any]:
 def test_credentials_reach_the_server_and_no_answer(server: Any, tmp_path: Path) -> None:
     server.answer = repeating(server)
     engine = Endpoint(with_secrets(server.url), "tiny")
-    cached = CachedEngine(engine, JsonlCache.read(tmp_path / "answers.jsonl"))
+    cached = CachedEngine(engine, JsonlCache.read(tmp_path / "answers.jsonl", CachedAnswer))
     [found] = answers(cached, [Conversation.of("Hello")], max_new_tokens=5)
     assert found.text == "You sent Basic [hidden] and key=[hidden]. verdict: no"
     assert server.keys == [BASIC]
