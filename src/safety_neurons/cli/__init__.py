@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import warnings
 from typing import NoReturn
 
 import cyclopts
@@ -12,7 +11,7 @@ import pydantic
 from safety_neurons.cli import evaluation, experiments, stages, tools  # noqa: F401
 from safety_neurons.cli.app import app
 from safety_neurons.cli.console import flush, print_error
-from safety_neurons.cli.streams import prepare_streams
+from safety_neurons.cli.streams import inert_output, prepare_streams
 from safety_neurons.core.config import explain_problems
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import Settings
@@ -23,16 +22,16 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Entry point. Expected failures are one paragraph and exit code 2."""
     prepare_streams()
-    warnings.formatwarning = lambda message, *_args, **_kwargs: f"Note: {message}\n"
-    try:
-        with _processes() as owner:
-            if owner:
-                _app()
-                flush()
-    except SafetyNeuronsError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("Stopped. Run the same command again to resume.")
+    with inert_output():
+        try:
+            with _processes() as owner:
+                if owner:
+                    _app()
+                    flush()
+        except SafetyNeuronsError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("Stopped. Run the same command again to resume.")
 
 
 def _processes() -> contextlib.AbstractContextManager[bool]:
