@@ -164,8 +164,8 @@ def test_untrusted_text_cannot_reorder_its_surroundings(tmp_path: Path) -> None:
     results["examples"] = [example("שלום prompt", "refusal \u2067 text", "refused")]
     shown = page(tmp_path, results)
     assert "<bdi>tiny</bdi>" in shown.source
-    assert "<bdi>שלום prompt</bdi>" in shown.source
-    assert "<bdi>refusal \\u2067 text</bdi>" in shown.source
+    assert '<bdi class="passage">שלום prompt</bdi>' in shown.source
+    assert '<bdi class="passage">refusal \\u2067 text</bdi>' in shown.source
 
 
 def test_changed_weights_are_not_hidden(tmp_path: Path) -> None:

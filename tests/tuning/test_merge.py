@@ -18,7 +18,7 @@ from builders.report import calibrated, evaluation, example
 from safety_neurons.cli import main
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import write_json
-from safety_neurons.core.tables import escaped
+from safety_neurons.core.markdown import escaped
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.presets import PRESETS

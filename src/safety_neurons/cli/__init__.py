@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import warnings
 from typing import NoReturn
 
 import cyclopts
@@ -12,8 +11,8 @@ import pydantic
 from safety_neurons.cli import evaluation, experiments, stages, tools  # noqa: F401
 from safety_neurons.cli.app import app
 from safety_neurons.cli.console import flush, print_error
-from safety_neurons.cli.streams import prepare_streams
-from safety_neurons.core.addresses import secrets, take_credentials, without_credentials, without_secrets
+from safety_neurons.cli.streams import inert_output, prepare_streams
+from safety_neurons.core.addresses import take_credentials, without_known_secrets
 from safety_neurons.core.config import explain_problems
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import Settings
@@ -26,16 +25,16 @@ def main() -> None:
     prepare_streams()
     # Whatever is shown or recorded of the command line is without passwords.
     sys.argv[:] = take_credentials(sys.argv)
-    warnings.formatwarning = lambda message, *_args, **_kwargs: f"Note: {_safe(message)}\n"
-    try:
-        with _processes() as owner:
-            if owner:
-                _app()
-                flush()
-    except SafetyNeuronsError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("Stopped. Run the same command again to resume.")
+    with inert_output():
+        try:
+            with _processes() as owner:
+                if owner:
+                    _app()
+                    flush()
+        except SafetyNeuronsError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("Stopped. Run the same command again to resume.")
 
 
 def _processes() -> contextlib.AbstractContextManager[bool]:
@@ -57,11 +56,6 @@ def _app() -> None:
         raise SafetyNeuronsError(problem) from error
 
 
-def _safe(message: object) -> str:
-    """A message of any library without the secrets that this process knows."""
-    return without_credentials(without_secrets(str(message), secrets()))
-
-
 def _fail(message: str) -> NoReturn:
-    print_error(_safe(message))
+    print_error(without_known_secrets(message))
     sys.exit(2)

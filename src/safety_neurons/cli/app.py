@@ -10,7 +10,7 @@ import cyclopts
 from cyclopts import Parameter
 from pydantic import BaseModel
 
-from safety_neurons.cli.console import ConsoleListener, console, errors, print_tables
+from safety_neurons.cli.console import ConsoleListener, console, errors, print_line, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import PROFILES, Profile, Settings
 
@@ -165,4 +165,4 @@ def print_results(results: "RunResults", run_dir: Path | None, *parts: "Part") -
 
 
 def print_where(run_dir: Path) -> None:
-    console.print(f"Report: {run_dir / 'report.html'}   Numbers: {run_dir / 'results.json'}", soft_wrap=True)
+    print_line(f"Report: {run_dir / 'report.html'}   Numbers: {run_dir / 'results.json'}")

@@ -17,7 +17,7 @@ from safety_neurons.cli.app import (
     print_where,
     shows,
 )
-from safety_neurons.cli.console import console
+from safety_neurons.cli.console import print_line
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import Profile, Settings
 
@@ -182,7 +182,7 @@ def guard(
 
     results = perform(guard_run, run_dir, settings=settings, config=config, on=on or (), answers=answers)
     print_results(results, None, "guard")
-    console.print(f"Guard: {run_dir / 'guard.safetensors'}", soft_wrap=True)
+    print_line(f"Guard: {run_dir / 'guard.safetensors'}")
     print_where(run_dir)
 
 
@@ -226,12 +226,12 @@ def report(
         write_comparison(runs, out)
     else:
         write_report(runs[first], out)
-    console.print(f"Report: {out}", soft_wrap=True)
+    print_line(f"Report: {out}")
     if figures is None:
         return
     for name, results in runs.items():
         folder = figures if len(runs) == 1 else figures / name
-        console.print(f"Figures: {len(write_figures(results, folder))} files in {folder}", soft_wrap=True)
+        print_line(f"Figures: {len(write_figures(results, folder))} files in {folder}")
 
 
 def _results(run_dir: Path) -> "RunResults":

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from safety_neurons.cli.app import Count, RunFolderArgument, app, command_line, group
-from safety_neurons.cli.console import ConsoleListener, console, print_tables
+from safety_neurons.cli.console import ConsoleListener, console, print_line, print_tables
 
 listing = group("list", "List what can be chosen: attacks, defenses, judges, scores, models.")
 
@@ -49,7 +49,7 @@ def tokens(
     console.print(trace)
     if json is not None:
         write_json(json, asdict(trace))
-        console.print(f"Numbers: {json}", soft_wrap=True)
+        print_line(f"Numbers: {json}")
 
 
 @app.command
@@ -88,7 +88,7 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
     with ConsoleListener() as listener, listener.task("merging", 1) as advance:
         write_merged(delta, load_model(settings), folder, card)
         advance(1)
-    console.print(f"Tuned model: {folder}", soft_wrap=True)
+    print_line(f"Tuned model: {folder}")
 
 
 @listing.command

@@ -162,3 +162,8 @@ def _userinfo(rest: str) -> tuple[str, str]:
 def _authority(rest: str) -> str:
     found = _AUTHORITY.match(rest)
     return found[0] if found else ""
+
+
+def without_known_secrets(message: object) -> str:
+    """A message of any library without the secrets that this process knows."""
+    return without_credentials(without_secrets(str(message), secrets()))

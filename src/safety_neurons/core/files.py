@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 MOST_BYTES = 1 << 30
 # What the user can do about a file that cannot be read, where nothing more is known.
 ADVICE = "Choose another file, or a whole copy of this one."
+# Controls, marks that reorder or hide what stands beside them, separators and lone surrogates.
+_HIDDEN = re.compile(
+    "[\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
 # What `temporary_name` gives: the process that writes it, and eight characters that tell two of its files apart.
 _TEMPORARY = re.compile(r"\..*\.(?P<process>\d+)\.\w{8}\.partial(\.[^.]+)?")
 
@@ -144,8 +149,11 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
 
 
 def write_json(path: Path, value: Any, *, private: bool = False) -> None:
-    """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", private=private)
+    """Write a JSON file atomically. It shows every script, but hidden characters as escapes."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    # They can only stand within strings.
+    text = _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    write_text(path, text + "\n", private=private)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plotly.io
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import disk_errors, write_text
-from safety_neurons.core.tables import escaped, markdown, visible
+from safety_neurons.core.markdown import Markdown, code_line, escaped
+from safety_neurons.core.tables import markdown
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.report import (
     PARTS,
@@ -126,17 +127,19 @@ def model_card(delta: "NeuronDelta", results: RunResults | None = None, command:
     environment = Environment(
         loader=PackageLoader("safety_neurons.report", ""),
         autoescape=False,
+        # Whatever the template shows and is not Markdown yet becomes inert text.
+        finalize=lambda value: value if isinstance(value, Markdown | Undefined) else escaped(value),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cell": escaped, "visible": visible, "count": text.count, "share": text.share}
+    environment.filters |= {"count": text.count, "share": text.share, "code": code_line}
     return environment.get_template("card.md.j2").render(
         delta=delta,
         neurons=delta.neurons,
         provenance=provenance,
-        hub_id=preset.hub_id if preset else None,
+        hub_id=Markdown(preset.hub_id) if preset else None,
         rejection=sum(map(len, delta.neurons.rejection)),
         conformity=sum(map(len, delta.neurons.conformity)),
         share=delta.parameters / provenance.parameters_total,
@@ -144,7 +147,7 @@ def model_card(delta: "NeuronDelta", results: RunResults | None = None, command:
         settings=_settings(results.run.settings) if results else {},
         prompts=results.run.prompts if results else {},
         versions=results.run.versions if results else {},
-        measured=markdown([run_tables.before_after(results)]) if results and lines else "",
+        measured=markdown([run_tables.before_after(results)]) if results and lines else None,
         commands=[line for line in (results and results.run.command, command) if line],
     )
 

@@ -10,7 +10,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.statistics import Rate
-from safety_neurons.core.tables import visible
+from safety_neurons.core.visible import visible
 
 SCHEMA = 3
 HARMFUL = "harmful"
