@@ -34,11 +34,13 @@ SIZE_OF_A_STEP, ITEMS_OF_A_STEP = 1_000, 3
 MAX_BITS = 1 << 16
 # The result of these may be as long as the product of two arguments, where an integer counts by its value.
 _EXPANDING = frozenset(
-    "batch center expandtabs format format_map indent join ljust replace rjust round slice to_bytes tojson translate "
-    "truncate wordwrap xmlattr zfill".split()
+    (
+        *("batch", "center", "expandtabs", "format", "format_map", "indent", "join", "ljust", "replace", "rjust"),
+        *("round", "slice", "to_bytes", "tojson", "translate", "truncate", "wordwrap", "xmlattr", "zfill"),
+    )
 )
 # The time of these grows with the square of what they read.
-_QUADRATIC = frozenset("striptags sum urlize wordwrap".split())
+_QUADRATIC = frozenset(["striptags", "sum", "urlize", "wordwrap"])
 _WIDTH = re.compile(r"\d{5,}")
 
 
@@ -201,8 +203,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             "dict": dict,
         }
         self.filters["tojson"] = _tojson
-        self.filters = {name: _charged(name, function) for name, function in self.filters.items()}
-        self.tests = {name: _charged(name, function) for name, function in self.tests.items()}
+        self.filters = {name: _charged(name, filter_) for name, filter_ in self.filters.items()}
+        self.tests: dict[str, Any] = {name: _charged(name, test) for name, test in self.tests.items()}
 
     def bounded(self, source: str) -> jinja2.Template:
         """The compiled template.
@@ -255,7 +257,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             _check_expansion(budget, "format", (left, right))
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call what a template calls, if it is safe and what it makes is not too large."""
         budget = _budget.get()
         budget.spend(1)
