@@ -29,7 +29,7 @@ ENDLESS_TEMPLATES: dict[str, str] = {
     "a loop that finds nothing": "{% set l = range(99999)|list %}{% for i in range(99999) if 'x' in l %}{% endfor %}",
     "a text times a number": "{{ 'a' * 10**10 }}",
     "a list times a number": "{% set x = 10**10 * [0] %}",
-    "a large power": "{{ 2 ** 10**10 }}",
+    "a large power": "{{ 2 ** (10**10) }}",
     "squared again and again": _doubling("3", "n.x * n.x"),
     "joined with itself": _doubling("'a'", "n.x ~ n.x"),
     "added to itself": _doubling("'a'", "n.x + n.x"),

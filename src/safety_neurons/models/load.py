@@ -239,13 +239,13 @@ def _from_pretrained(
     own = found.adapter is not None and has_own_tokenizer(Path(found.adapter))
     trusted = bool(arguments["trust_remote_code"])
     try:
-        with _library_errors(f"The tokenizer of {name} cannot be loaded"):
+        with _library_errors(f"The tokenizer of {name} cannot be loaded", "tokenizer.json"):
             folder = _fetched(source, trusted)
             if trusted:
                 _say_what_runs(folder, Path(str(found.adapter)) if own else folder, source)
             source = str(folder)
             tokenizer = AutoTokenizer.from_pretrained(found.adapter if own else source, trust_remote_code=trusted)
-        with _library_errors(f"{name} cannot be loaded as a causal language model"), _bounded(folder):
+        with _library_errors(f"{name} cannot be loaded as a causal language model", MODEL_CONFIG), _bounded(folder):
             model, info = AutoModelForCausalLM.from_pretrained(
                 source,
                 use_safetensors=True,
@@ -300,7 +300,7 @@ def _say_what_runs(model: Path, tokenizer: Path, source: str) -> None:
 
 
 @contextlib.contextmanager
-def _library_errors(what: str) -> Iterator[None]:
+def _library_errors(what: str, file: str) -> Iterator[None]:
     """Turn what the libraries raise for a broken file into an error that says what was loaded."""
     try:
         yield
@@ -309,7 +309,8 @@ def _library_errors(what: str) -> Iterator[None]:
     except BaseException as error:
         # tokenizers raises a bare Exception, and a panic of its own, which is not an Exception.
         if isinstance(error, LOADING_ERRORS) or type(error) is Exception or is_panic(error):
-            raise SafetyNeuronsError(f"{what}: {_first_line(error)}") from error
+            reason = _first_line(error).rstrip(".")
+            raise SafetyNeuronsError(f"{what}: {reason}. Correct its {file}, or get the files again.") from error
         raise
 
 

@@ -38,6 +38,8 @@ def check_files(folder: Path, *, trust_remote_code: bool = False) -> None:
                 raise SafetyNeuronsError(f"{path} is empty. {GET_AGAIN}")
         if path.name in _OBJECTS:
             _check_object(path, trust_remote_code)
+        if path.suffix == ".jinja":
+            read_text(path, GET_AGAIN)
     if not (folder / MODEL_CONFIG).exists() or (folder / WEIGHTS).exists():
         return
     if (folder / WEIGHTS_INDEX).exists():

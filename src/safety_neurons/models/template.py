@@ -282,7 +282,9 @@ class ChatTemplate:
                 f"The chat template of {self.model} was stopped: {error}. Pass another template (chat_template)."
             ) from error
         except TEMPLATE_ERRORS as error:
-            raise SafetyNeuronsError(f"The chat template of {self.model} cannot be rendered: {error}") from error
+            # The text of a syntax error has several lines.
+            reason = error.message if isinstance(error, jinja2.TemplateError) else error
+            raise SafetyNeuronsError(f"The chat template of {self.model} cannot be rendered: {reason}") from error
 
 
 def _strftime(format: str) -> str:
