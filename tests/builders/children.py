@@ -53,7 +53,7 @@ def _child(work: Callable[[], object], writing: int, memory: int) -> int:
         said = "done"
     except SafetyNeuronsError as error:
         said = f"error: {error}"
-    except BaseException:  # the child reports whatever it is
+    except BaseException:  # noqa: BLE001 (the child reports whatever it is)
         said = traceback.format_exc()
     os.write(writing, said.encode(errors="replace")[: 1 << 15])
     return 0

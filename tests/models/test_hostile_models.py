@@ -1,13 +1,14 @@
 """Models, adapters and GGUF files from strangers: nothing of them runs, and whatever is wrong is told at once."""
 
 import copy
+import functools
 import json
 import os
 import shutil
 import struct
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,19 @@ def refusal(path: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-def each_way(original: Path, work: Path, ways: dict[str, Callable[[Path], object]], used: Path | None = None) -> str:
+def damaged(damage: Callable[[Path], object], file: str, work: Path) -> None:
+    damage(work / file)
+
+
+def numbered(key: str, number: object, work: Path) -> None:
+    set_value(work / "config.json", key, number)
+
+
+def headed(change: Callable[[dict[str, Any]], Any], work: Path) -> None:
+    with_header(work / "model.safetensors", change)
+
+
+def each_way(original: Path, work: Path, ways: Mapping[str, Callable[[Path], object]], used: Path | None = None) -> str:
     """What is wrong with how a model that was changed in each of these ways is read; empty if nothing is."""
 
     def run() -> None:
@@ -98,7 +111,7 @@ def each_way(original: Path, work: Path, ways: dict[str, Callable[[Path], object
             except SafetyNeuronsError as error:
                 if str(work) not in str(error):
                     wrong.append(f"{name}: the file is not named: {error}")
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is reported)
                 wrong.append(f"{name}: {type(error).__name__}: {error}")
         if wrong:
             raise RuntimeError("\n".join(wrong))
@@ -115,7 +128,7 @@ def each_way(original: Path, work: Path, ways: dict[str, Callable[[Path], object
     ],
 )
 def test_every_damage_of_every_file_is_read_or_told(file: str, saved: Path, tmp_path: Path) -> None:
-    ways = {name: (lambda work, damage=damage: damage(work / file)) for name, damage in DAMAGES.items()}
+    ways = {name: functools.partial(damaged, damage, file) for name, damage in DAMAGES.items()}
     assert each_way(saved, tmp_path / "damaged", ways) == ""
 
 
@@ -123,7 +136,7 @@ def test_every_damage_of_every_file_is_read_or_told(file: str, saved: Path, tmp_
 def test_every_damage_of_an_adapter_is_read_or_told(
     file: str, folder: Path, saved_adapter: Path, tmp_path: Path
 ) -> None:
-    ways = {name: (lambda work, damage=damage: damage(work / file)) for name, damage in DAMAGES.items()}
+    ways = {name: functools.partial(damaged, damage, file) for name, damage in DAMAGES.items()}
     assert each_way(saved_adapter, tmp_path / "adapter", ways) == ""
 
 
@@ -133,15 +146,16 @@ def test_every_damage_of_a_gguf_file_is_told(tmp_path: Path) -> None:
     write_gguf(tiny_model("qwen2"), original / "tiny.gguf")
     work = tmp_path / "work"
     ways: dict[str, Callable[[Path], object]] = {
-        name: (lambda work, damage=damage: damage(work / "tiny.gguf")) for name, damage in DAMAGES.items()
+        name: functools.partial(damaged, damage, "tiny.gguf") for name, damage in DAMAGES.items()
     }
     for place, what in ((8, "tensors"), (16, "fields")):
         for count in (1 << 20, 1 << 40, (1 << 64) - 1):
-            ways[f"{count} {what}"] = lambda work, place=place, count=count: patch(work / "tiny.gguf", place, count)
+            ways[f"{count} {what}"] = functools.partial(patched, place, count)
     assert each_way(original, work, ways, work / "tiny.gguf") == ""
 
 
-def patch(path: Path, place: int, count: int) -> None:
+def patched(place: int, count: int, work: Path) -> None:
+    path = work / "tiny.gguf"
     content = bytearray(path.read_bytes())
     content[place : place + 8] = struct.pack("<Q", count)
     path.write_bytes(content)
@@ -156,10 +170,7 @@ def patch(path: Path, place: int, count: int) -> None:
     ],
 )
 def test_every_number_of_a_config_is_bounded(key: str, saved: Path, tmp_path: Path) -> None:
-    ways = {
-        f"{key}={number!s:.20}": (lambda work, number=number: set_value(work / "config.json", key, number))
-        for number in NUMBERS
-    }
+    ways = {f"{key}={number!s:.20}": functools.partial(numbered, key, number) for number in NUMBERS}
     said = each_way(saved, tmp_path / "work", ways)
     # What the network computes with such numbers is told of the network, not of its files.
     lines = [line for line in said.splitlines() if "No neurons were found" not in line]
@@ -230,10 +241,7 @@ def second(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_headers_that_lie_are_told(saved: Path, tmp_path: Path) -> None:
-    ways = {
-        name: (lambda work, change=change: with_header(work / "model.safetensors", change))
-        for name, change in HEADERS.items()
-    }
+    ways = {name: functools.partial(headed, change) for name, change in HEADERS.items()}
     assert each_way(saved, tmp_path / "work", ways) == ""
 
 

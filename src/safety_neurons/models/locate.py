@@ -20,7 +20,7 @@ from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.gguf_files import convert, gguf_parts
 from safety_neurons.models.hub import ADAPTER_CONFIG, GET_AGAIN, MODEL_CONFIG, hub_identity, snapshot
 from safety_neurons.models.identity import folder_identity
-from safety_neurons.models.model_files import check_card, check_not_pointer, model_object
+from safety_neurons.models.model_files import check_card, check_not_pointer, model_object, refuse_holes
 from safety_neurons.models.presets import PRESETS, Preset, WeightsPackage
 from safety_neurons.models.unpacked import is_unpacked, model_folder, unpacking
 
@@ -262,6 +262,7 @@ def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:
     parts = gguf_parts(path)
     for part in parts:
         check_not_pointer(part)
+        refuse_holes(part)
     sums = [file_sha256(part) for part in parts]
     sha256 = sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
     folder = model_folder(sha256)

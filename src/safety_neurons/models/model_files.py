@@ -16,6 +16,8 @@ _READ = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken", ".py"
 _POINTER = b"version https://git-lfs"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _MOST_BYTES, _MOST_CARD_BYTES = 1 << 28, 1 << 22
+# A file larger than this is dense, or not the weights of a model.
+_MAY_BE_SPARSE = 1 << 26
 # How much longer a tokenizer may make a text that it reads or writes.
 _MOST_GROWTH = 1 << 10
 
@@ -188,6 +190,17 @@ def code_of(folder: Path) -> list[str]:
                     named.append(f"the repository {each.partition('--')[0]}")
     files = [str(path.relative_to(folder)) for path in [*folder.glob("*.py"), *folder.glob("custom_generate/*.py")]]
     return sorted(set(named)) + sorted(files)
+
+
+def refuse_holes(path: Path) -> None:
+    """Raise SafetyNeuronsError for a large file that has next to nothing on the disk: it would be read as zeros."""
+    found = path.stat()
+    stored = getattr(found, "st_blocks", 0) * 512
+    if found.st_size > _MAY_BE_SPARSE and 0 < stored < found.st_size / 16:
+        raise SafetyNeuronsError(
+            f"{path} says that it has {found.st_size:,} bytes, and {stored:,} of them are on the disk: it is a file of "
+            f"holes. {GET_AGAIN}"
+        )
 
 
 def check_not_pointer(path: Path) -> None:
