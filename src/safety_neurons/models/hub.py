@@ -135,3 +135,22 @@ def fetch_adapter(hub_id: str) -> Path | None:
         name for name in files if "/" not in name and name.endswith((".json", ".safetensors", ".jinja", ".model"))
     ]
     return Path(snapshot_download(hub_id, allow_patterns=wanted))
+
+
+def fetch_model(hub_id: str) -> Path:
+    """Download a model: its small files first, then the safetensors files that hold its weights.
+
+    Raises:
+        OSError: the repository does not exist, is gated, or the download failed.
+        SafetyNeuronsError: its index of weights is broken.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    files = HfApi().list_repo_files(hub_id)
+    ends = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+    small = [name for name in files if name.endswith(ends) and ("/" not in name or name.endswith(".jinja"))]
+    folder = Path(snapshot_download(hub_id, allow_patterns=small))
+    index = folder / WEIGHTS_INDEX
+    weights = {WEIGHTS} if WEIGHTS in files or not index.exists() else set(shards(index).values())
+    # Of the same commit.
+    return Path(snapshot_download(hub_id, allow_patterns=[*small, *weights], revision=folder.name))
