@@ -249,6 +249,12 @@ def _from_pretrained(
         raise SafetyNeuronsError(_not_available(name, source, preset, _first_line(error))) from error
     except LOADING_ERRORS as error:
         message = f"{name} cannot be loaded as a causal language model: {_first_line(error)}"
+        if "trust_remote_code" in str(error) and not arguments["trust_remote_code"]:
+            message = (
+                f"{name} needs code that comes with it, and no code is run without your permission. If you trust its "
+                "authors, give trust_remote_code=True (--trust-remote-code) in each call. Models that judge or "
+                "translate never get it: put such a one behind a server."
+            )
         raise SafetyNeuronsError(message) from error
     cached = None if Path(source).is_dir() else snapshot(source)
     check_weights(name, info, cached.folder if cached else Path(source))
