@@ -51,7 +51,7 @@ def adaptive(
             "on": on or f"{run.settings.harmful}:{run.settings.benign}",
             "calibrate": run.settings.calibrate.model_dump(mode="json"),
         }
-        return keep_section(run.folder, "adaptive", section)
+        return keep_section(run, "adaptive", section)
 
 
 def _attack(

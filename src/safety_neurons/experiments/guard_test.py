@@ -73,7 +73,7 @@ def guard_run(
             "detectors": _compare_detectors(run, fitted, learned, tests),
             "rows": _compare_answers(run, fitted, tests) if answers else [],
         }
-        return keep_section(run.folder, "guard", section)
+        return keep_section(run, "guard", section)
 
 
 def _compare_detectors(

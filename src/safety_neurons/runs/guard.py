@@ -84,11 +84,17 @@ class Fitted(NamedTuple):
 def guard_of(run: RunContext) -> Guard:
     """Load the run's guard, or fit one if it is missing or stale.
 
-    A guard that was fitted on this run with other options is taken, unless this call was given options of the guard.
+    A guard that was fitted on this run with other options is taken, unless this call was given options that the guard
+    depends on.
     """
     if run.folder.guard.exists():
-        found, names = Guard.load(run.folder.guard), 2 if "guard" in run.given else 1
+        found, names = Guard.load(run.folder.guard), 2 if {"guard", "calibrate"} & run.given.keys() else 1
         if found.origin.split()[:names] == _origin(run).split()[:names]:
+            if found.origin != _origin(run):
+                run.said_once(
+                    f"The guard in {run.folder.path} was fitted with other options than those of the run, and is used "
+                    "as it is. Give the options of the guard in this call to fit it again."
+                )
             return found
     return fit_and_keep(run).guard
 

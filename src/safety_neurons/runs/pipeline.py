@@ -4,9 +4,9 @@ import datetime
 import importlib.metadata
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import file_sha256, read_json, write_json
@@ -25,7 +25,8 @@ from safety_neurons.runs.folder import (
     needed_for,
     stage_fingerprints,
 )
-from safety_neurons.settings import Settings
+from safety_neurons.runs.outside import tell_outside
+from safety_neurons.settings import Settings, without_permissions
 from safety_neurons.tuning.corpus import Corpus
 
 if TYPE_CHECKING:
@@ -69,29 +70,56 @@ def run(
     Raises:
         SafetyNeuronsError: bad input, another run's folder, or a failure that the message explains.
     """
+    return bring_up(path, given or {}, until, listener or Silence(), command)
+
+
+def bring_up(
+    path: Path,
+    given: Mapping[str, Any],
+    until: str,
+    listener: Listener,
+    command: str,
+    uses: Sequence[str] = (),
+    is_told: bool = False,
+) -> RunResults:
+    """`run`, for commands that do more with a run than its stages.
+
+    Args:
+        uses: the stages whose settings the command itself uses afterwards.
+        is_told: whether the command has said what the record names outside of the folder.
+    """
     folder = RunFolder(path)
     with folder.held():
-        return RunResults.of(_run_held(folder, given or {}, until, listener or Silence(), command))
+        return RunResults.of(_run_held(folder, given, until, listener, command, uses, is_told))
 
 
 def _run_held(
-    folder: RunFolder, given: Mapping[str, Any], until: str, listener: Listener, command: str
+    folder: RunFolder,
+    given: Mapping[str, Any],
+    until: str,
+    listener: Listener,
+    command: str,
+    uses: Sequence[str],
+    is_told: bool,
 ) -> dict[str, Any]:
     record = folder.record()
-    settings = merged_settings(record.get("settings", {}), given)
-    opening = _Opening(folder, settings, read_prompts(settings), listener, given, command)
+    stored = record.get("settings", {})
+    settings = merged_settings(stored, given)
+    opening = _Opening(folder, settings, read_prompts(settings), listener, given, command, uses, is_told)
     _check_inputs(settings, opening.prompts)
-    if record.get("settings") != settings.model_dump(mode="json"):
-        _check_names(settings)
+    wanted = needed_for(until, settings)
+    if not record or without_permissions(stored) != settings.to_record():
+        _check_names(settings, {*given, *wanted})
     identity = locate(settings.model, opening.listener, settings.adapter).identity
     context = None
     if identity is None:
         # Only a model that was fetched says which commit it is.
+        opening = opening.told(stored, wanted)
         context = opening.open()
         identity = context.model.identity
     _check_same_run(opening, record, identity)
     prints = stage_fingerprints(settings, identity, opening.prompts)
-    return _run(opening, record, context, needed_for(until, settings), prints)
+    return _run(opening, record, context, wanted, prints)
 
 
 def read_prompts(settings: Settings) -> dict[str, PromptSet]:
@@ -109,6 +137,14 @@ class _Opening:
     listener: Listener
     given: Mapping[str, Any]
     command: str
+    uses: Sequence[str]
+    is_told: bool
+
+    def told(self, stored: Mapping[str, Any], stages: Sequence[str]) -> Self:
+        """Say what the record names outside of the folder for these stages and for `uses`, unless it was said."""
+        if not self.is_told:
+            tell_outside(self.folder.path, stored, self.given, self.settings, {*stages, *self.uses}, self.listener)
+        return replace(self, is_told=True)
 
     def open(self) -> "RunContext":
         from safety_neurons.core.distributed import process_count
@@ -133,13 +169,18 @@ def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
         raise SafetyNeuronsError(f"The corpus {settings.tune.corpus} holds no pairs to learn from.")
 
 
-def _check_names(settings: Settings) -> None:
-    """Check that score, attacks, defenses and judges exist, and that their options fit together."""
+def _check_names(settings: Settings, sections: set[str]) -> None:
+    """Check that score, attacks, defenses and judges of these sections exist, and that their options fit together."""
+    from safety_neurons.evaluation import judges
     from safety_neurons.neurons import scores
     from safety_neurons.runs.evaluation import check_members
 
-    scores.get(settings.find.score)
-    check_members(settings.evaluate)
+    if "find" in sections:
+        scores.get(settings.find.score)
+    if "evaluate" in sections:
+        check_members(settings.evaluate)
+    elif {"calibrate", "tune"} & sections:
+        judges.rules(settings.evaluate.judge)
 
 
 def _check_same_run(opening: _Opening, record: Mapping[str, Any], identity: str) -> None:
@@ -177,7 +218,11 @@ def _run(
     todo = [stage for stage in wanted if stage not in current]
     # What is stale leaves the results, so it is not done when the settings become what they were.
     stages = {stage: entry for stage, entry in stages.items() if stage in current}
+    stored = record.get("settings", {})
+    opening = opening.told(stored, todo)
     if not todo:
+        if not opening.uses and (unused := changed_settings(without_permissions(stored), settings.to_record())):
+            listener.say(f"Nothing here depends on what was changed, so it is not kept: {'; '.join(unused.values())}.")
         whole = len(wanted) == len(STAGES)
         listener.say(f"{folder.path} is up to date: nothing to do." if whole else f"Done already: {', '.join(wanted)}.")
         return kept or _current_results({}, set())
@@ -194,7 +239,7 @@ def _run(
         listener.say(f"The run as it was is kept in {folder.keep_replaced()}.")
     record = {
         "model": model,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.to_record(),
         "seed": settings.seed,
         "command": opening.command or record.get("command", ""),
         "started": record.get("started") or _now(),
@@ -226,7 +271,7 @@ def _say_changes(opening: _Opening, record: Mapping[str, Any], todo: Sequence[st
     if not record:
         return False
     stages, say = record["stages"], opening.listener.say
-    changed = changed_settings(record["settings"], opening.settings.model_dump(mode="json"))
+    changed = changed_settings(without_permissions(record["settings"]), opening.settings.to_record())
     if speed := [said for path, said in changed.items() if path in SPEED]:
         say(f"{'; '.join(speed)}. This changes speed, memory and rounding only: finished stages and answers are kept.")
     others = [said for path, said in changed.items() if path not in SPEED]
