@@ -38,7 +38,14 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], about: B
     Raises:
         SafetyNeuronsError: the disk is full or the folder cannot be written.
     """
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    whole: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        # safetensors writes no two tensors that share memory.
+        whole[name] = value.clone() if place in memory else value
+        memory.add(place)
     described = about.model_dump(mode="json")
     digest = digest_of(kind, whole, described)
     entry = json.dumps({"kind": kind, "digest": digest, "about": described}, allow_nan=False)
