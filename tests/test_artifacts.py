@@ -150,6 +150,13 @@ def refused(artifact: Artifact, path: Path, what: str) -> None:
     assert time.monotonic() - started < AT_ONCE, what
 
 
+def test_whole_number_of_a_checkpoint_stays_one(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    """The steps of a resumed training are written to the results like those of one that ran through."""
+    artifacts["checkpoint"].write(tmp_path / "checkpoint")
+    (logged,) = artifacts["checkpoint"].read(tmp_path / "checkpoint").state.trainer.log_history
+    assert json.dumps(logged) == '{"loss": 1.5, "step": 1}'
+
+
 def test_damaged_file_is_refused_at_once(artifact: Artifact, path: Path) -> None:
     for what, harm in (damage.RAW | damage.METADATA).items():
         harm(path)
