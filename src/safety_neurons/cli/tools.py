@@ -41,13 +41,13 @@ def tokens(
 
     from safety_neurons.core.files import write_json
     from safety_neurons.explanation.token_view import trace_tokens
-    from safety_neurons.neurons.neuron_set import NeuronSet
+    from safety_neurons.runs.artifacts import load_neurons
     from safety_neurons.runs.context import load_model
     from safety_neurons.runs.folder import RunFolder, merged_settings
     from safety_neurons.runs.outside import LOAD, tell_outside
 
     folder = RunFolder(run_dir)
-    neurons = NeuronSet.load(folder.neurons, folder.directions)
+    neurons = load_neurons(folder)
     stored, given = folder.record()["settings"], _permitted(trust_remote_code)
     settings = merged_settings(stored, given)
     with ConsoleListener() as listener:
@@ -78,25 +78,23 @@ def merge(run_dir: RunFolderArgument, folder: Path, *, trust_remote_code: TrustA
     folder
         A new folder to write to. `AutoModelForCausalLM.from_pretrained(folder)` loads it.
     """
-    from safety_neurons.core.files import read_json
     from safety_neurons.report.exports import model_card
-    from safety_neurons.report.results import RunResults
+    from safety_neurons.runs.artifacts import load_delta, load_results
     from safety_neurons.runs.context import load_model
     from safety_neurons.runs.folder import RunFolder, merged_settings
     from safety_neurons.runs.outside import LOAD, tell_outside
-    from safety_neurons.tuning.delta import NeuronDelta
     from safety_neurons.tuning.merge import checkpoint_dtype
     from safety_neurons.tuning.merge import merge as write_merged
 
     paths = RunFolder(run_dir)
-    delta = NeuronDelta.load(paths.delta)
+    delta = load_delta(paths)
     record = paths.record()
     base = record["model"]
     dtype = checkpoint_dtype(base["name"], base["identity"])
     own = base["dtype"] if dtype is None else str(dtype).removeprefix("torch.")
     stored, given = record["settings"], _permitted(trust_remote_code)
     settings = merged_settings(stored, given).model_copy(update={"quantize": None, "dtype": own})
-    card = model_card(delta, RunResults.of(read_json(paths.results)), command_line())
+    card = model_card(delta, load_results(paths), command_line())
     with ConsoleListener() as listener:
         tell_outside(run_dir, stored, given, settings, [LOAD], listener)
         with listener.task("merging", 1) as advance:

@@ -21,6 +21,7 @@ from safety_neurons.core.trust import trusted
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.report.results import RunResults
+from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.find import score_neurons_of
@@ -141,7 +142,7 @@ def _auto_tune(
     # What was given holds for the trials and for what they lead to.
     final = overridden(given, nested(chosen.settings))
     with opened(path, final, listener, command, until="tune", is_told=True) as context:
-        after = _measure(context, Validator.open(context), NeuronDelta.load(context.folder.delta))
+        after = _measure(context, Validator.open(context), load_delta(context.folder))
         section = {
             "base": asdict(before),
             "trials": [asdict(trial) for trial in tried],

@@ -60,6 +60,7 @@ def guard_run(
         }
         fitted, learned, doses = fit_and_keep(run)
         section = {
+            "digest": fitted.digest,
             "layer": fitted.layer,
             "deciding_neurons": sum(map(len, fitted.deciding)),
             "false_positive_rate": fitted.false_positive_rate,

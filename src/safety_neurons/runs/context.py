@@ -22,6 +22,7 @@ from safety_neurons.models.load import load
 from safety_neurons.models.reasoning import SWITCHES, thinking_of
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt, PromptSet
+from safety_neurons.runs.artifacts import load_neurons
 from safety_neurons.runs.folder import RunFolder, check_permitted
 from safety_neurons.settings import Settings
 
@@ -110,7 +111,7 @@ class RunContext:
 
     @functools.cached_property
     def neurons(self) -> NeuronSet:
-        return NeuronSet.load(self.folder.neurons, self.folder.directions)
+        return load_neurons(self.folder)
 
     @functools.cached_property
     def engine(self) -> CachedEngine:

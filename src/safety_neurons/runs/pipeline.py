@@ -3,13 +3,13 @@
 import datetime
 import importlib.metadata
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import file_sha256, read_json, write_json
+from safety_neurons.core.files import read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.locate import locate
 from safety_neurons.prompts import PromptSet, load_prompts, tell
@@ -21,11 +21,13 @@ from safety_neurons.runs.folder import (
     STAGES,
     RunFolder,
     changed_settings,
+    inputs_of,
     merged_settings,
     needed_for,
     stage_fingerprints,
 )
 from safety_neurons.runs.outside import tell_outside
+from safety_neurons.runs.stage_files import Lost, check_replaceable, hashes, lost
 from safety_neurons.settings import Settings, without_permissions
 from safety_neurons.tuning.corpus import Corpus
 
@@ -212,9 +214,10 @@ def _run(
     folder, settings, listener = opening.folder, opening.settings, opening.listener
     stages: dict[str, Any] = dict(record.get("stages", {}))
     kept = _kept_results(folder)
-    current = {
-        stage for stage in stages if stages[stage]["fingerprint"] == prints[stage] and _is_whole(folder, stage, kept)
-    }
+    same = {stage: entry for stage, entry in stages.items() if entry["fingerprint"] == prints[stage]}
+    found = {stage: lost(folder, stage, entry, kept) for stage, entry in same.items()}
+    losses = {stage: loss for stage, loss in found.items() if loss is not None}
+    current = set(same.keys() - losses.keys())
     todo = [stage for stage in wanted if stage not in current]
     # What is stale leaves the results, so it is not done when the settings become what they were.
     stages = {stage: entry for stage, entry in stages.items() if stage in current}
@@ -230,6 +233,9 @@ def _run(
     if "tune" in todo:
         _check_shard(settings)
     outdated = _say_changes(opening, record, todo, prints)
+    outdated |= _say_losses(opening, losses, todo)
+    for stage in todo:
+        check_replaceable(folder, stage)
     if skipped := [stage for stage in wanted if stage not in todo]:
         listener.say(f"Done already: {', '.join(skipped)}.")
     if context is None and todo != ["report"]:
@@ -251,8 +257,9 @@ def _run(
     folder.write_record(record)
     results = _current_results(kept or {}, current)
     results["run"] = record
-    for number, stage in enumerate(todo):
-        if context is not None and not SHARED & set(todo[number:]):
+    while todo := [stage for stage in wanted if stage not in current]:
+        stage = todo[0]
+        if context is not None and not SHARED & set(todo):
             _go_on_alone(stage, listener)
         started = time.monotonic()
         if context is not None and stage != "report":
@@ -260,10 +267,57 @@ def _run(
         else:
             _write_report(folder, results)
         seconds = round(time.monotonic() - started, 1)
-        stages[stage] = {"fingerprint": prints[stage], "seconds": seconds, "finished": _now()}
+        files = hashes(folder, stage, results)
+        stages[stage] = {"fingerprint": prints[stage], "seconds": seconds, "finished": _now(), "files": files}
+        current.add(stage)
+        if stage in losses and files != same[stage].get("files"):
+            stale = _depending_on(stage, settings) & current
+            _drop(opening, results, stages, stale, stage)
+            current -= stale
         write_json(folder.results, results)
         folder.write_record(record)
     return results
+
+
+def _depending_on(stage: str, settings: Settings) -> set[str]:
+    """The later stages that use what a stage leaves, directly or not."""
+    depending = {stage}
+    for later, (earlier, _) in inputs_of(settings).items():
+        if depending & set(earlier):
+            depending.add(later)
+    return (depending - {stage}) | {"report"}
+
+
+def _drop(opening: _Opening, results: dict[str, Any], stages: dict[str, Any], stale: set[str], made: str) -> None:
+    """Forget finished stages that used what `made` left before, where it has now left something else."""
+    if not stale:
+        return
+    named = ", ".join(stage for stage in STAGES if stage in stale)
+    opening.listener.say(
+        f"What `{made}` left is not the same as before, so these stages are out of date: {named}. The run as it was is "
+        f"kept in {opening.folder.keep_replaced()}."
+    )
+    for stage in stale:
+        del stages[stage]
+    left = _current_results(results, set(stages))
+    results.clear()
+    results.update(left)
+
+
+def _say_losses(opening: _Opening, losses: Mapping[str, Lost], todo: Sequence[str]) -> bool:
+    """Say which finished stages lost what they left; whether there is something to keep of it."""
+    for what in dict.fromkeys(loss.what for loss in losses.values()):
+        stages = [stage for stage in STAGES if stage in losses and losses[stage].what == what]
+        opening.listener.say(f"{what}, so {_follows(stages, todo)}.")
+    return any(loss.kept for loss in losses.values())
+
+
+def _follows(stages: Sequence[str], todo: Sequence[str]) -> str:
+    """What happens to stages that are out of date."""
+    redone, later = (", ".join(one for one in stages if (one in todo) is wanted) for wanted in (True, False))
+    follows = [f"these stages are redone: {redone}"] if redone else []
+    follows += [f"these are out of date until a command redoes them: {later}"] if later else []
+    return "; ".join(follows)
 
 
 def _say_changes(opening: _Opening, record: Mapping[str, Any], todo: Sequence[str], prints: Mapping[str, str]) -> bool:
@@ -278,10 +332,7 @@ def _say_changes(opening: _Opening, record: Mapping[str, Any], todo: Sequence[st
     outdated = [one for one in STAGES[:-1] if one in stages and stages[one]["fingerprint"] != prints[one]]
     if outdated:
         what = f"Settings changed ({'; '.join(others)})" if others else "The content of a file changed"
-        redone, later = (", ".join(one for one in outdated if (one in todo) is wanted) for wanted in (True, False))
-        follows = [f"these stages are redone: {redone}"] if redone else []
-        follows += [f"these are out of date until a command redoes them: {later}"] if later else []
-        say(f"{what}, so {'; '.join(follows)}.")
+        say(f"{what}, so {_follows(outdated, todo)}.")
     return bool(outdated or (others and "tune" in todo and opening.folder.checkpoint.exists()))
 
 
@@ -331,21 +382,7 @@ def _kept_results(folder: RunFolder) -> dict[str, Any] | None:
     return dict(read_json(folder.results, "Delete it and run again.")) if folder.results.exists() else None
 
 
-def _is_whole(folder: RunFolder, stage: str, kept: Mapping[str, Any] | None) -> bool:
-    """Whether all that a finished stage left is still there, and the guard is the one that was evaluated."""
-    files = {
-        "find": [folder.neurons, folder.directions],
-        "tune": [folder.corpus, folder.delta],
-        "report": [folder.report],
-    }
-    if kept is None or not all(path.exists() for path in files.get(stage, [])):
-        return False
-    guard = kept.get("evaluation", {}).get("guard") if stage == "evaluate" else None
-    # A guard's digest is that of its file.
-    return guard is None or (folder.guard.exists() and file_sha256(folder.guard).startswith(guard))
-
-
-def _current_results(kept: Mapping[str, Any], current: set[str]) -> dict[str, Any]:
+def _current_results(kept: Mapping[str, Any], current: Set[str]) -> dict[str, Any]:
     """The kept results of the stages whose inputs are as they were; what is stale is dropped."""
     results: dict[str, Any] = {
         "schema": SCHEMA,
