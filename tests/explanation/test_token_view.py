@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from builders.quick import find
+from builders.runs import run_record
 from safety_neurons import cli
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.explanation.token_view import trace_tokens
@@ -187,7 +188,7 @@ def folder(model: ChatModel, harmful: list[str], benign: list[str], tmp_path: Pa
     folder = RunFolder(tmp_path / "run")
     neurons.save(folder.neurons)
     neurons.directions.save(folder.directions)
-    folder.write_record({"settings": {"model": "tiny", "seed": 3}})
+    folder.write_record(run_record(settings={"model": "tiny", "seed": 3}))
     return folder
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from builders.report import calibrated, evaluation, example
+from builders.runs import run_record
 from safety_neurons.cli import main
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import write_json
@@ -259,7 +260,7 @@ def test_merge_command(quantize: str | None, model: ChatModel, tmp_path: Path, m
     record = results(str(base))
     record["run"]["settings"] |= {"quantize": quantize, "dtype": "float32"}
     record["run"]["model"] = {"name": str(base), "identity": plain.identity, "dtype": "float32"}
-    folder.write_record(record["run"])
+    folder.write_record(run_record(**{name: record["run"][name] for name in ("settings", "model")}))
     write_json(folder.results, record)
     monkeypatch.setattr("sys.argv", ["safety-neurons", "merge", str(folder.path), str(tmp_path / "merged")])
     with pytest.raises(SystemExit) as stopped:

@@ -41,7 +41,7 @@ def tokens(
 
     folder = RunFolder(run_dir)
     neurons = NeuronSet.load(folder.neurons, folder.directions)
-    settings = merged_settings(folder.record()["settings"], {})
+    settings = merged_settings(folder.whole_record().settings, {})
     with ConsoleListener() as listener, listener.task(f"loading {settings.model}", 1) as advance:
         model = load_model(settings)
         advance(1)
@@ -68,9 +68,8 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
     folder
         A new folder to write to. `AutoModelForCausalLM.from_pretrained(folder)` loads it.
     """
-    from safety_neurons.core.files import read_json
     from safety_neurons.report.exports import model_card
-    from safety_neurons.report.results import RunResults
+    from safety_neurons.report.results import read_results
     from safety_neurons.runs.context import load_model
     from safety_neurons.runs.folder import RunFolder, merged_settings
     from safety_neurons.tuning.delta import NeuronDelta
@@ -79,12 +78,11 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
 
     paths = RunFolder(run_dir)
     delta = NeuronDelta.load(paths.delta)
-    record = paths.record()
-    base = record["model"]
-    dtype = checkpoint_dtype(base["name"], base["identity"])
-    own = base["dtype"] if dtype is None else str(dtype).removeprefix("torch.")
-    settings = merged_settings(record["settings"], {}).model_copy(update={"quantize": None, "dtype": own})
-    card = model_card(delta, RunResults.of(read_json(paths.results)), command_line())
+    record = paths.whole_record()
+    dtype = checkpoint_dtype(record.model.name, record.model.identity)
+    own = record.model.dtype if dtype is None else str(dtype).removeprefix("torch.")
+    settings = merged_settings(record.settings, {}).model_copy(update={"quantize": None, "dtype": own})
+    card = model_card(delta, read_results(paths.results), command_line())
     with ConsoleListener() as listener, listener.task("merging", 1) as advance:
         write_merged(delta, load_model(settings), folder, card)
         advance(1)

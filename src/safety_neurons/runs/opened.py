@@ -8,11 +8,11 @@ from typing import Any
 
 from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json, write_json
+from safety_neurons.core.files import write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.prompts import Prompt, load_prompts, tell
 from safety_neurons.report.page import write_report
-from safety_neurons.report.results import RunResults
+from safety_neurons.report.results import RunResults, read_content
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder, merged_settings
 from safety_neurons.runs.pipeline import read_prompts, run
@@ -52,23 +52,23 @@ def _opened(
     on: Sequence[str | None],
     alone: bool,
 ) -> RunContext:
-    wanted = merged_settings(folder.record().get("settings", {}), given)
+    wanted = merged_settings(record.settings if (record := folder.record()) else {}, given)
     named = [name for pair in on if pair is not None for name in _pair(pair, wanted)]
     tell({name: load_prompts(name, wanted.column, wanted.data_dir) for name in named}, listener)
     run(folder.path, given, until=until, listener=listener, command=command)
     if alone:
         # What comes now is not shared among the processes of torchrun.
         release_workers()
-    settings = merged_settings(folder.record()["settings"], given)
+    settings = merged_settings(folder.whole_record().settings, given)
     return RunContext(folder, settings, read_prompts(settings), listener, given, command)
 
 
 def keep_section(folder: RunFolder, name: str, section: Any) -> RunResults:
     """Put a section into the run's results, and update its page. Returns the results."""
-    results: dict[str, Any] = read_json(folder.results)
+    _, results = read_content(folder.results)
     results[name] = section
-    write_json(folder.results, results)
     found = RunResults.of(results)
+    write_json(folder.results, results)
     write_report(found, folder.report)
     return found
 

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import file_sha256, read_json, write_json
+from safety_neurons.core.files import file_sha256, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.locate import locate
 from safety_neurons.prompts import PromptSet, load_prompts, tell
-from safety_neurons.report.results import SCHEMA, RunResults
+from safety_neurons.report.record import PROMPT_SETS, CoverageRecord, ModelRecord, PromptsRecord, RunRecord, StageRecord
+from safety_neurons.report.results import SCHEMA, RunResults, read_content
 from safety_neurons.runs.folder import (
-    PROMPT_SETS,
     SHARED,
     SPEED,
     STAGES,
@@ -78,10 +79,12 @@ def _run_held(
     folder: RunFolder, given: Mapping[str, Any], until: str, listener: Listener, command: str
 ) -> dict[str, Any]:
     record = folder.record()
-    settings = merged_settings(record.get("settings", {}), given)
+    if folder.lost_record:
+        _tell_loss(folder, record, given, listener)
+    settings = merged_settings(record.settings if record else {}, given)
     opening = _Opening(folder, settings, read_prompts(settings), listener, given, command)
     _check_inputs(settings, opening.prompts)
-    if record.get("settings") != settings.model_dump(mode="json"):
+    if record is None or record.settings != settings.model_dump(mode="json"):
         _check_names(settings)
     identity = locate(settings.model, opening.listener, settings.adapter).identity
     context = None
@@ -92,6 +95,24 @@ def _run_held(
     _check_same_run(opening, record, identity)
     prints = stage_fingerprints(settings, identity, opening.prompts)
     return _run(opening, record, context, needed_for(until, settings), prints)
+
+
+def _tell_loss(folder: RunFolder, record: RunRecord | None, given: Mapping[str, Any], listener: Listener) -> None:
+    """A run without its run.json goes on with the copy in results.json, or begins anew with what is cached.
+
+    Raises:
+        SafetyNeuronsError: nothing says which model it is of.
+    """
+    if record is not None:
+        listener.say(f"{folder.record_file} is missing: it is written again from the copy in {folder.results}.")
+        folder.write_record(record)
+    elif "model" not in given:
+        raise SafetyNeuronsError(
+            f"{folder.path} lost its record, run.json, and results.json has no copy. Name the run's settings again, "
+            "its model among them: what is cached is used."
+        )
+    else:
+        listener.say(f"{folder.path} lost its record, so all stages are done again; what is cached is used.")
 
 
 def read_prompts(settings: Settings) -> dict[str, PromptSet]:
@@ -142,37 +163,39 @@ def _check_names(settings: Settings) -> None:
     check_members(settings.evaluate)
 
 
-def _check_same_run(opening: _Opening, record: Mapping[str, Any], identity: str) -> None:
-    if not record:
+def _check_same_run(opening: _Opening, record: RunRecord | None, identity: str) -> None:
+    if record is None:
         return
     path, settings = opening.folder.path, opening.settings
-    old_model = record["model"]["name"]
-    if old_model != settings.model or record["model"]["identity"] != identity:
+    old = record.model
+    if old.name != settings.model or old.identity != identity:
         merged = f" with the adapter {settings.adapter}" if settings.adapter else ""
         raise SafetyNeuronsError(
-            f"{path} holds a run of another model ({old_model}, {record['model']['identity'][:12]}), not of "
+            f"{path} holds a run of another model ({old.name}, {old.identity[:12]}), not of "
             f"{settings.model}{merged} ({identity[:12]}). Choose another folder."
         )
     for name, found in opening.prompts.items():
-        if record["prompts"][name]["sha256"] != found.sha256:
+        if (before := record.prompts[name]).sha256 != found.sha256:
             raise SafetyNeuronsError(
-                f"{path} holds a run with other {name} prompts ({record['prompts'][name]['name']}, now {found.name}). "
+                f"{path} holds a run with other {name} prompts ({before.name}, now {found.name}). "
                 "Choose another folder."
             )
 
 
 def _run(
     opening: _Opening,
-    record: dict[str, Any],
+    record: RunRecord | None,
     context: "RunContext | None",
     wanted: Sequence[str],
     prints: Mapping[str, str],
 ) -> dict[str, Any]:
     folder, settings, listener = opening.folder, opening.settings, opening.listener
-    stages: dict[str, Any] = dict(record.get("stages", {}))
-    kept = _kept_results(folder)
+    stages = dict(record.stages) if record else {}
+    kept, content = _kept_results(folder, stages, listener)
     current = {
-        stage for stage in stages if stages[stage]["fingerprint"] == prints[stage] and _is_whole(folder, stage, kept)
+        stage
+        for stage, entry in stages.items()
+        if entry.fingerprint == prints.get(stage) and _is_whole(folder, stage, kept)
     }
     todo = [stage for stage in wanted if stage not in current]
     # What is stale leaves the results, so it is not done when the settings become what they were.
@@ -180,7 +203,7 @@ def _run(
     if not todo:
         whole = len(wanted) == len(STAGES)
         listener.say(f"{folder.path} is up to date: nothing to do." if whole else f"Done already: {', '.join(wanted)}.")
-        return kept or _current_results({}, set())
+        return content
     tell(opening.prompts, listener)
     if "tune" in todo:
         _check_shard(settings)
@@ -189,23 +212,25 @@ def _run(
         listener.say(f"Done already: {', '.join(skipped)}.")
     if context is None and todo != ["report"]:
         context = opening.open()
-    model = record.get("model") if context is None else _describe_model(context.model)
-    if outdated:
+    before = record or RunRecord()
+    # Loads the model: what cannot be loaded replaces nothing.
+    model = before.model if context is None else _describe_model(context.model)
+    if outdated or folder.lost_record:
         listener.say(f"The run as it was is kept in {folder.keep_replaced()}.")
-    record = {
-        "model": model,
-        "settings": settings.model_dump(mode="json"),
-        "seed": settings.seed,
-        "command": opening.command or record.get("command", ""),
-        "started": record.get("started") or _now(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "prompts": {name: _describe(found) for name, found in opening.prompts.items()},
-        "coverage": record.get("coverage") if context is None else asdict(context.model.coverage),
-        "stages": stages,
-    }
+    record = RunRecord(
+        model=model,
+        settings=settings.model_dump(mode="json"),
+        seed=settings.seed,
+        command=opening.command or before.command,
+        started=before.started or _now(),
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        prompts={name: _describe(found) for name, found in opening.prompts.items()},
+        coverage=before.coverage if context is None else _describe_coverage(context.model),
+        stages=stages,
+    )
     folder.write_record(record)
-    results = _current_results(kept or {}, current)
-    results["run"] = record
+    results = _current_results(content, current)
+    results["run"] = record.to_json()
     for number, stage in enumerate(todo):
         if context is not None and not SHARED & set(todo[number:]):
             _go_on_alone(stage, listener)
@@ -215,22 +240,24 @@ def _run(
         else:
             _write_report(folder, results)
         seconds = round(time.monotonic() - started, 1)
-        stages[stage] = {"fingerprint": prints[stage], "seconds": seconds, "finished": _now()}
+        entry = StageRecord(fingerprint=prints[stage], seconds=seconds, finished=_now())
+        record = record.model_copy(update={"stages": record.stages | {stage: entry}})
+        results["run"] = record.to_json()
         write_json(folder.results, results)
         folder.write_record(record)
     return results
 
 
-def _say_changes(opening: _Opening, record: Mapping[str, Any], todo: Sequence[str], prints: Mapping[str, str]) -> bool:
+def _say_changes(opening: _Opening, record: RunRecord | None, todo: Sequence[str], prints: Mapping[str, str]) -> bool:
     """Say which settings changed and what follows; whether something that is finished, or trained so far, is lost."""
-    if not record:
+    if record is None:
         return False
-    stages, say = record["stages"], opening.listener.say
-    changed = changed_settings(record["settings"], opening.settings.model_dump(mode="json"))
+    stages, say = record.stages, opening.listener.say
+    changed = changed_settings(record.settings, opening.settings.model_dump(mode="json"))
     if speed := [said for path, said in changed.items() if path in SPEED]:
         say(f"{'; '.join(speed)}. This changes speed, memory and rounding only: finished stages and answers are kept.")
     others = [said for path, said in changed.items() if path not in SPEED]
-    outdated = [one for one in STAGES[:-1] if one in stages and stages[one]["fingerprint"] != prints[one]]
+    outdated = [one for one in STAGES[:-1] if one in stages and stages[one].fingerprint != prints[one]]
     if outdated:
         what = f"Settings changed ({'; '.join(others)})" if others else "The content of a file changed"
         redone, later = (", ".join(one for one in outdated if (one in todo) is wanted) for wanted in (True, False))
@@ -268,25 +295,50 @@ def _perform(stage: str, context: "RunContext") -> "StageResult":
     return IMPLEMENTATIONS[stage](context)
 
 
-def _describe_model(model: "ChatModel") -> dict[str, Any]:
+def _describe_model(model: "ChatModel") -> ModelRecord:
     from safety_neurons.models.reasoning import thinking_of
 
-    return {
-        "name": model.name,
-        "identity": model.identity,
-        "dtype": str(model.model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "parameters": model.parameters,
-        "thinking": thinking_of(model),
-    }
+    return ModelRecord(
+        name=model.name,
+        identity=model.identity,
+        dtype=str(model.model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        parameters=model.parameters,
+        thinking=thinking_of(model),
+    )
 
 
-def _kept_results(folder: RunFolder) -> dict[str, Any] | None:
-    """The results so far; None if the file was lost, which makes all stages undone."""
-    return dict(read_json(folder.results, "Delete it and run again.")) if folder.results.exists() else None
+def _describe_coverage(model: "ChatModel") -> CoverageRecord:
+    return CoverageRecord.model_validate(asdict(model.coverage))
 
 
-def _is_whole(folder: RunFolder, stage: str, kept: Mapping[str, Any] | None) -> bool:
+def _kept_results(
+    folder: RunFolder, stages: Mapping[str, StageRecord], listener: Listener
+) -> tuple[RunResults | None, dict[str, Any]]:
+    """The results so far, also as they are in the file; None if the file was lost, which makes all stages undone.
+
+    A damaged file, or one of another run, is set aside: all that it held can be made again.
+    """
+    empty = _current_results({}, set())
+    if not os.path.lexists(folder.results):
+        return None, empty
+    try:
+        found, content = read_content(folder.results, "It is made again.")
+    except SafetyNeuronsError as error:
+        problem = str(error)
+    else:
+        known = found.run.stages
+        if all(stage in known and known[stage].fingerprint == one.fingerprint for stage, one in stages.items()):
+            return found, content
+        problem = f"{folder.results} holds the results of another run. It is made again."
+    listener.say(
+        f"{problem} What was there is now {folder.set_aside(folder.results)}. All stages are done again with what is "
+        "cached; repeat the experiments whose results are to be in the report."
+    )
+    return None, empty
+
+
+def _is_whole(folder: RunFolder, stage: str, kept: RunResults | None) -> bool:
     """Whether all that a finished stage left is still there, and the guard is the one that was evaluated."""
     files = {
         "find": [folder.neurons, folder.directions],
@@ -295,7 +347,7 @@ def _is_whole(folder: RunFolder, stage: str, kept: Mapping[str, Any] | None) -> 
     }
     if kept is None or not all(path.exists() for path in files.get(stage, [])):
         return False
-    guard = kept.get("evaluation", {}).get("guard") if stage == "evaluate" else None
+    guard = kept.evaluation.guard if stage == "evaluate" and kept.evaluation else None
     # A guard's digest is that of its file.
     return guard is None or (folder.guard.exists() and file_sha256(folder.guard).startswith(guard))
 
@@ -324,10 +376,11 @@ def _write_report(folder: RunFolder, results: dict[str, Any]) -> None:
     write_report(RunResults.of(results), folder.report)
 
 
-def _describe(prompts: PromptSet) -> dict[str, Any]:
+def _describe(prompts: PromptSet) -> PromptsRecord:
     counts = {split: sum(prompt.split == split for prompt in prompts) for split in ("train", "validation", "test")}
     read = {"column": prompts.column, "notes": list(prompts.notes), "duplicates": prompts.duplicates}
-    return {"name": prompts.name, "source": prompts.source, "sha256": prompts.sha256, **read, **counts}
+    named = {"name": prompts.name, "source": prompts.source, "sha256": prompts.sha256}
+    return PromptsRecord.model_validate(named | read | counts)
 
 
 def _now() -> str:

@@ -242,9 +242,24 @@ def artifacts_of(run: RunContext, defenses: Sequence[str]) -> RunArtifacts:
         neurons=run.neurons,
         guard=guard_of(run) if "guard" in needed else None,
         delta=NeuronDelta.load(run.folder.delta) if tuned else None,
-        corpus=Corpus.load(run.folder.corpus) if tuned else None,
+        corpus=_corpus(run) if tuned else None,
         alpha_conformity=run.settings.calibrate.alpha_conformity,
     )
+
+
+def _corpus(run: RunContext) -> Corpus:
+    """The pairs that the run was tuned on.
+
+    Raises:
+        SafetyNeuronsError: the file is damaged.
+    """
+    try:
+        return Corpus.load(run.folder.corpus)
+    except SafetyNeuronsError as error:
+        raise SafetyNeuronsError(
+            f"{error} The run was tuned on this file: delete it and run the same command again, which makes it again "
+            "from cached answers."
+        ) from error
 
 
 # What the report calls the answers behind a defense.
