@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from builders import damage
+from builders import tensor_damage as damage
 from builders.models import tiny_model
 from safety_neurons.calibration.config import CalibrationConfig
 from safety_neurons.calibration.detector import Detector

@@ -15,7 +15,8 @@ from safety_neurons.core import trust as trust_module
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import Family, options_of, unknown_name
 from safety_neurons.evaluation import judges
-from safety_neurons.runs.folder import PROMPT_SETS, merged_settings, stage_fingerprints
+from safety_neurons.report.record import PROMPT_SETS
+from safety_neurons.runs.folder import merged_settings, stage_fingerprints
 from safety_neurons.settings import Settings
 
 

@@ -1,168 +1,150 @@
-"""Files that are damaged or forged in many ways, as they come from broken disks and from strangers."""
+"""Files damaged in the ways in which disks, editors, copies, other versions and other people damage them."""
 
+import copy
 import json
 import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from pydantic import RootModel
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from safety_neurons.core.tensors import ENTRY, write_tensors
-
-Damage = Callable[[Path], None]
+HUGE = 10**400
+# What stands in the place of a value.
+OTHERS: tuple[Any, ...] = (None, [], {}, [[]], "", "text", "\ud800", -1, 0.5, HUGE, 10**12, 1e300, True)
 
 
-class Anything(RootModel[Any]):
-    """A description that is whatever it is."""
+class Damage(NamedTuple):
+    """A way to damage a file: its name, and what does it to the file at a path."""
+
+    name: str
+    to: Callable[[Path], None]
 
 
-def _rewritten(change: Callable[[bytes], bytes]) -> Damage:
-    return lambda path: _replace(path, change(path.read_bytes()))
+def contents(good: bytes, seed: int = 0) -> dict[str, bytes]:
+    """Other contents of a JSON file, or of a line of one, by what happened to it."""
+    draw = random.Random(seed)
+    flipped = bytearray(good)
+    for _ in range(5):
+        flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+    middle = len(good) // 2
+    return {
+        "empty": b"",
+        "truncated": good[: draw.randrange(1, len(good) - 1)],
+        "zeros": bytes(len(good)),
+        "zeros within": good[:middle] + bytes(40) + good[middle + 40 :],
+        "random": draw.randbytes(300).replace(b"\n", b"\r"),
+        "flipped bits": bytes(flipped),
+        "null": b"null",
+        "list": b"[]",
+        "object": b"{}",
+        "text": b'"text"',
+        "number": b"7",
+        "infinite": b'{"schema": 1e999}',
+        "NaN": b'{"schema": NaN}',
+        "deep": b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        "rather deep": good[: good.rindex(b"}")] + b', "extra": ' + b"[" * 400 + b"]" * 400 + b"}",
+        "many digits": b'{"schema": ' + b"9" * 5000 + b"}",
+        "not UTF-8": good[:middle] + b"\xff\xfe\xc3" + good[middle:],
+        "byte order mark": b"\xef\xbb\xbf" + good,
+        "UTF-16": good.decode().encode("utf-16"),
+        "twice": good + good,
+        "duplicate keys": good[: good.rindex(b"}")] + b', "schema": null, "key": 3}',
+        "older": good.replace(b'"schema": 3', b'"schema": 2', 1),
+        "newer": good.replace(b'"schema": 3', b'"schema": 4', 1),
+        "unknown field": good[: good.rindex(b"}")] + b', "of_the_future": {"a": [1]}}',
+    }
 
 
-def _replace(path: Path, content: bytes) -> None:
+def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of every value within a document, the document itself last."""
+    if isinstance(value, dict | list):
+        # Of long lists the first and the last, as the others are alike.
+        keys = list(value) if isinstance(value, dict) else sorted({0, len(value) - 1} & set(range(len(value))))
+        for key in keys:
+            yield from paths(value[key], (*above, key))
+    yield above
+
+
+def changes(document: Any, seed: int = 0, most: int | None = None) -> Iterator[tuple[str, Any]]:
+    """Documents with one value removed or replaced, by what was done; `most` of all such, chosen by the seed."""
+    every = [(place, way) for place in paths(document) if place for way in (*range(len(OTHERS)), "removed")]
+    chosen = every if most is None or most >= len(every) else random.Random(seed).sample(every, most)
+    for place, way in chosen:
+        changed = copy.deepcopy(document)
+        holder = changed
+        for key in place[:-1]:
+            holder = holder[key]
+        name = ".".join(map(str, place))
+        if way == "removed":
+            del holder[place[-1]]
+            yield f"{name} removed", changed
+        else:
+            holder[place[-1]] = copy.deepcopy(OTHERS[int(way)])
+            yield f"{name} = {OTHERS[int(way)]!r:.20}", changed
+
+
+def written(content: bytes) -> Callable[[Path], None]:
+    """Writes this in the place of a file."""
+    return lambda path: _write(path, content)
+
+
+def as_json(document: Any) -> bytes:
+    return json.dumps(document).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
     path.unlink()
     path.write_bytes(content)
 
 
-def _in_place(make: Callable[[Path], object]) -> Damage:
-    def damage(path: Path) -> None:
-        path.unlink()
-        make(path)
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "inside").write_text("")
 
-    return damage
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def _dangling(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def _device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
 
 
 def _sparse(path: Path) -> None:
-    with path.open("wb") as file:
+    with path.open("r+b") as file:
         file.truncate(1 << 40)
 
 
-def _unreadable(path: Path) -> None:
-    """Also for root, who may read everything: the file is a loop of links then."""
-    path.chmod(0)
-    if os.access(path, os.R_OK):
-        path.unlink()
-        path.symlink_to(path.name)
+# What stands in the place of a regular file.
+PLACES = (
+    Damage("folder", _folder),
+    Damage("pipe", _pipe),
+    Damage("link loop", _loop),
+    Damage("dangling link", _dangling),
+    Damage("device", _device),
+    Damage("sparse", _sparse),
+    Damage("missing", lambda path: path.unlink()),
+)
 
 
-def _length(size: int) -> Damage:
-    """The header's length, which begins the file, is another one."""
-    return _rewritten(lambda content: size.to_bytes(8, "little") + content[8:])
-
-
-def _cut(share: float) -> Damage:
-    return _rewritten(lambda content: content[: int(len(content) * share)])
-
-
-RAW: dict[str, Damage] = {
-    "empty": _rewritten(lambda _: b""),
-    **{f"cut at {share:.0%}": _cut(share) for share in (0.01, 0.3, 0.6, 0.99)},
-    "longer": _rewritten(lambda content: content + b"more"),
-    "NULs": _rewritten(lambda content: bytes(len(content))),
-    "random bytes": _rewritten(lambda content: random.Random(0).randbytes(len(content))),
-    "text": _rewritten(lambda _: b"Hello."),
-    "no header": _length(0),
-    "short header": _length(10),
-    "header longer than the file": _length(1 << 26),
-    "header of many exabytes": _length((1 << 64) - 1),
-    "huge header": _rewritten(lambda _: (1 << 24).to_bytes(8, "little") + b'{"a":' + b" " * ((1 << 24) - 5)),
-    "deep header": _rewritten(lambda _: (1 << 16).to_bytes(8, "little") + b'{"a":' + b"[" * ((1 << 16) - 5)),
-    "folder": _in_place(Path.mkdir),
-    "pipe": _in_place(os.mkfifo),
-    "loop of links": _in_place(lambda path: path.symlink_to(path.name)),
-    "dangling link": _in_place(lambda path: path.symlink_to("nowhere")),
-    "device": _in_place(lambda path: path.symlink_to("/dev/zero")),
-    "sparse terabyte": _in_place(_sparse),
-    "unreadable": _unreadable,
-    "missing": Path.unlink,
-}
-
-
-def _with_entry(change: Callable[[str], str | None]) -> Damage:
-    """The same tensors, with other metadata."""
-
-    def damage(path: Path) -> None:
-        tensors, entry = content(path)
-        changed = change(entry)
-        path.unlink()
-        save_file(tensors, path, None if changed is None else {ENTRY: changed})
-
-    return damage
-
-
-def _changed(**fields: Any) -> Callable[[str], str]:
-    return lambda entry: json.dumps(json.loads(entry) | fields)
-
-
-def _constant(text: str) -> Callable[[str], str]:
-    return lambda _: text
-
-
-METADATA: dict[str, Damage] = {
-    "no metadata": _with_entry(lambda _: None),
-    **{f"metadata {text!r}": _with_entry(_constant(text)) for text in ("", "null", "[]", "5", "{}", "{", '"x"')},
-    "deep metadata": _with_entry(lambda _: "[" * 100_000),
-    "metadata of deep description": _with_entry(
-        lambda entry: entry.replace('"about": ', '"about": ' + "[" * 900 + "]" * 900 + ', "x": ', 1)
-    ),
-    "other kind": _with_entry(_changed(kind="recipe")),
-    "kind is a list": _with_entry(_changed(kind=["guard"])),
-    "other digest": _with_entry(_changed(digest="0" * 64)),
-    "digest is null": _with_entry(_changed(digest=None)),
-    "description is null": _with_entry(_changed(about=None)),
-    "description is changed": _with_entry(lambda entry: entry.replace("0", "1")),
-}
-
-
-def content(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file and its metadata."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata()[ENTRY]  # noqa: SIM118
-
-
-def forge(path: Path, tensors: dict[str, Tensor] | None = None, about: Any = ...) -> None:
-    """Write the file again with other content and the digest that belongs to it."""
-    own, entry = content(path)
-    described = json.loads(entry)
-    path.unlink()
-    about = Anything(described["about"] if about is ... else about)
-    write_tensors(path, described["kind"], own if tensors is None else tensors, about)
-
-
-def other_tensors(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What a tensor of a file cannot be."""
-    yield f"{name} of another type", value.double() if value.is_floating_point() else value.to(torch.int32)
-    yield f"{name} with more dimensions", value[None]
-    yield f"{name} without dimensions", torch.zeros((), dtype=value.dtype) if value.dim() else torch.zeros(1)
-    if value.is_floating_point() and value.numel():
-        for number in (float("nan"), float("inf")):
-            changed = value.clone()
-            changed.view(-1)[-1] = number
-            yield f"{name} with {number}", changed
-    if value.dtype == torch.int64:
-        for bad in ([-1], [1 << 40], [3, 2], [2, 2], [-(1 << 63)], [(1 << 63) - 1]):
-            yield f"{name} of {bad}", torch.tensor(bad)
-
-
-WRONG: list[Any] = [None, -1, 10**30, 0.5, float("nan"), "x\x1b", [], {}, [[1]], True]
-
-
-def other_values(value: Any) -> Iterator[Any]:
-    """The JSON value with one of its parts replaced by something else, for each part, or removed."""
-    yield from WRONG
-    if isinstance(value, dict):
-        yield value | {"unknown": 1}
-        for name, part in value.items():
-            yield {key: other for key, other in value.items() if key != name}
-            yield from (value | {name: changed} for changed in other_values(part))
-    elif isinstance(value, list) and value:
-        yield value[1:]
-        yield [*value, value[-1]]
-        yield from ([changed, *value[1:]] for changed in other_values(value[0]))
+def damages(path: Path, seed: int = 0, most: int = 40, contents_too: int | None = None) -> list[Damage]:
+    """Damage to a JSON file: `most` changes of single values, `contents_too` (Default: all) of the other contents, and
+    everything that can stand in its place."""
+    good = path.read_bytes()
+    values = [Damage(name, written(as_json(found))) for name, found in changes(json.loads(good), seed, most)]
+    whole = [Damage(name, written(found)) for name, found in contents(good, seed).items()]
+    chosen = whole if contents_too is None else random.Random(seed).sample(whole, contents_too)
+    return [*chosen, *PLACES, *values]

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from builders.models import tiny_model
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.report.record import PROMPT_SETS, RunRecord
 from safety_neurons.report.results import RunResults
 
 TEXTS = {
@@ -66,6 +67,18 @@ def small_run(
     values |= {"device": "cpu", "dtype": "float32", "batch_size": 4}
     values |= {name: write_prompts(folder / f"{name}.jsonl", text, splits) for name, text in texts.items()}
     return values | copy.deepcopy(sections)
+
+
+def run_record(**changes: Any) -> RunRecord:
+    """A record as a run leaves it, of a model and prompts that do not exist."""
+    whole = {
+        "model": {"name": "tiny", "identity": "sha256:abc", "dtype": "float32", "device": "cpu", "parameters": 1000},
+        "settings": {"model": "tiny"},
+        "seed": 0,
+        "prompts": {role: {"name": role, "source": "bundled", "sha256": "f00d"} for role in PROMPT_SETS},
+        "stages": {},
+    }
+    return RunRecord.model_validate(whole | changes)
 
 
 def prompts_of(name: str, numbers: range) -> list[str]:

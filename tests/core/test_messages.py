@@ -87,7 +87,11 @@ def test_settings_know_which_of_them_were_set() -> None:
     assert found.tune.corpus == Path("a/b.jsonl")
 
 
-@pytest.mark.parametrize("value", [print, object(), Path, {"a": lambda: 0}, b"x"], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [print, object(), Path, {"a": lambda: 0}, b"x"],
+    ids=["function", "object", "class", "function within", "bytes"],
+)
 def test_objects_and_functions_are_not_sent(value: Any) -> None:
     with pytest.raises(TypeError, match="JSON and tensors"):
         pack(value, Any)

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from builders.quick import find
+from builders.runs import run_record
 from safety_neurons import cli
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import file_sha256
@@ -187,9 +188,9 @@ def folder(model: ChatModel, harmful: list[str], benign: list[str], tmp_path: Pa
     folder = RunFolder(tmp_path / "run")
     neurons.save(folder.neurons, folder.directions)
     files = {path.name: file_sha256(path) for path in (folder.neurons, folder.directions)}
-    described = {"name": model.name, "identity": model.identity}
-    stages = {"find": {"files": files}}
-    folder.write_record({"settings": {"model": "tiny", "seed": 3}, "model": described, "stages": stages})
+    described = {"name": model.name, "identity": model.identity, "dtype": "float32"}
+    stages = {"find": {"fingerprint": "found", "files": files}}
+    folder.write_record(run_record(settings={"model": "tiny", "seed": 3}, model=described, stages=stages))
     return folder
 
 

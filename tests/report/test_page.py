@@ -246,6 +246,6 @@ def test_results_of_0_1_are_refused_in_one_sentence() -> None:
 
 @pytest.mark.parametrize("broken", [{}, [], {"schema": 4, "run": {}, "rows": []}, {"schema": 3, "rows": []}])
 def test_other_results_are_refused(tmp_path: Path, broken: Any) -> None:
-    with pytest.raises(SafetyNeuronsError, match="report stage again"):
+    with pytest.raises(SafetyNeuronsError, match="Run all stages again"):
         page(tmp_path, broken)
     assert not (tmp_path / "report.html").exists()

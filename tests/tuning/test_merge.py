@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from builders.report import calibrated, evaluation, example
+from builders.runs import run_record
 from safety_neurons.cli import main
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import file_sha256, write_json
@@ -260,9 +261,10 @@ def test_merge_command(quantize: str | None, model: ChatModel, tmp_path: Path, m
     folder.corpus.write_bytes(b"")
     record = results(str(base), plain.identity)
     record["run"]["settings"] |= {"quantize": quantize, "dtype": "float32"}
+    record["run"]["model"] = {"name": str(base), "identity": plain.identity, "dtype": "float32"}
     files = {path.name: file_sha256(path) for path in (folder.corpus, folder.delta)}
-    record["run"]["stages"] = {"tune": {"files": files}}
-    folder.write_record(record["run"])
+    record["run"]["stages"] = {"tune": {"fingerprint": "tuned", "files": files}}
+    folder.write_record(run_record(**{name: record["run"][name] for name in ("settings", "model", "stages")}))
     write_json(folder.results, record)
     monkeypatch.setattr("sys.argv", ["safety-neurons", "merge", str(folder.path), str(tmp_path / "merged")])
     with pytest.raises(SystemExit) as stopped:

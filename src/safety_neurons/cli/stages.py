@@ -235,11 +235,12 @@ def report(
 
 
 def _results(run_dir: Path) -> "RunResults":
-    from safety_neurons.core.files import read_json
-    from safety_neurons.report import RunResults
+    import os
+
+    from safety_neurons.report.results import read_results
     from safety_neurons.runs.folder import RunFolder
 
     folder = RunFolder(run_dir)
-    if not folder.results.exists():
+    if not os.path.lexists(folder.results):
         raise SafetyNeuronsError(f"{run_dir} has no results yet. Run `safety-neurons run --out {run_dir}` first.")
-    return RunResults.of(read_json(folder.results))
+    return read_results(folder.results)

@@ -48,7 +48,7 @@ def tokens(
 
     folder = RunFolder(run_dir)
     neurons = load_neurons(folder)
-    stored, given = folder.record()["settings"], _permitted(trust_remote_code)
+    stored, given = folder.whole_record().settings, _permitted(trust_remote_code)
     settings = merged_settings(stored, given)
     with ConsoleListener() as listener:
         tell_outside(run_dir, stored, given, settings, [LOAD], listener)
@@ -88,11 +88,10 @@ def merge(run_dir: RunFolderArgument, folder: Path, *, trust_remote_code: TrustA
 
     paths = RunFolder(run_dir)
     delta = load_delta(paths)
-    record = paths.record()
-    base = record["model"]
-    dtype = checkpoint_dtype(base["name"], base["identity"])
-    own = base["dtype"] if dtype is None else str(dtype).removeprefix("torch.")
-    stored, given = record["settings"], _permitted(trust_remote_code)
+    record = paths.whole_record()
+    dtype = checkpoint_dtype(record.model.name, record.model.identity)
+    own = record.model.dtype if dtype is None else str(dtype).removeprefix("torch.")
+    stored, given = record.settings, _permitted(trust_remote_code)
     settings = merged_settings(stored, given).model_copy(update={"quantize": None, "dtype": own})
     card = model_card(delta, load_results(paths), command_line())
     with ConsoleListener() as listener:

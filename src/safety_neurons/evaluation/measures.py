@@ -14,6 +14,7 @@ from safety_neurons.engines.engine import InProcess, engine_for, served, uncache
 from safety_neurons.evaluation.config import EvaluationConfig
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defense, get
+from safety_neurons.evaluation.measured import MeasuredDefense
 from safety_neurons.evaluation.summary import UNDEFENDED
 from safety_neurons.evaluation.utility.lm_eval import lm_eval
 from safety_neurons.evaluation.utility.ordinary import BaseAnswers, read_base_answers, utility
@@ -41,7 +42,7 @@ QUESTION_TOKENS = 256
 class CachedMeasure(Line):
     """A row of one measure for one defense, without the names of model and defense: a line of measures.jsonl."""
 
-    found: dict[str, Any]
+    found: MeasuredDefense
 
 
 def check_measures(config: EvaluationConfig) -> None:

@@ -7,13 +7,14 @@ over-refusal, or the knee of the Pareto front, selects the trial.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy
 import optuna
-from pydantic import JsonValue
+from pydantic import AfterValidator, JsonValue
 
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
+from safety_neurons.core.fields import Number
 from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import JsonlCache, Line
@@ -66,14 +67,28 @@ class Space:
 class Objectives(Validation):
     """The validation rates and the KL divergence from the base model in nats per token; lower is better."""
 
-    kl_divergence: float
+    kl_divergence: Number
+
+
+def _searched(settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The searched settings, each with a value that is allowed."""
+    if settings.keys() != set(SEARCHED):
+        raise ValueError(f"these are not the settings that are searched: {', '.join(SEARCHED)}")
+    try:
+        Settings.checked(nested(settings))
+    except SafetyNeuronsError as error:
+        raise ValueError(str(error)) from error
+    return settings
+
+
+SearchedSettings = Annotated[dict[str, JsonValue], AfterValidator(_searched)]
 
 
 class CachedTrial(Line):
     """A trial and the settings that its search started from; None for one that failed: a line of trials.jsonl."""
 
-    start: dict[str, JsonValue]
-    settings: dict[str, JsonValue]
+    start: SearchedSettings
+    settings: SearchedSettings
     objectives: Objectives | None
 
 
@@ -210,7 +225,8 @@ def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, An
 
     Without this, repeating a search would start from what the earlier one chose, and so be another search.
     """
-    now = own_settings(merged_settings(folder.record().get("settings", {}), {}))
+    record = folder.record()
+    now = own_settings(merged_settings(record.settings if record else {}, {}))
     split = {path: path.split(".") for path in SEARCHED}
     asked = {path: given[part][name] for path, (part, name) in split.items() if name in given.get(part, {})}
     starts = [

@@ -77,7 +77,7 @@ def _overview(results: RunResults) -> dict[str, str | TableCell]:
     run, neurons, training = results.run, results.neurons, results.training
     unchanged = training.unchanged_outside if training else None
     return {
-        "model": str((run.model or {}).get("name") or text.NONE),
+        "model": run.model.name or text.NONE,
         "started": text.date(run.started),
         "seed": text.NONE if run.seed is None else str(run.seed),
         "score": neurons.score if neurons else text.NONE,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from safety_neurons.core.plugins import options_of
-from safety_neurons.core.statistics import Rate
+from safety_neurons.core.statistics import Rate, Verdict
 from safety_neurons.core.tables import Table, TableCell, numbers, words
 from safety_neurons.core.visible import visible
 from safety_neurons.report import text
@@ -313,7 +313,7 @@ def kappa(pairs: Sequence[tuple[Any, Any]]) -> float | None:
     return None if chance == 1 else (same - chance) / (1 - chance)
 
 
-def _verdicts(cell: CellResult, judge: str) -> list[str | None]:
+def _verdicts(cell: CellResult, judge: str) -> list[Verdict | None]:
     return cell.judges[judge].verdicts if judge in cell.judges else []
 
 

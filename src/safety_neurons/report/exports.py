@@ -125,11 +125,11 @@ def model_card(delta: "NeuronDelta", results: RunResults | None = None, command:
         SafetyNeuronsError: the results are of another model than the delta.
     """
     provenance = delta.neurons.provenance
-    if results is not None and (results.run.model or {}).get("identity") != provenance.identity:
-        measured = results.run.model or {"name": "an unknown model", "identity": "?"}
+    if results is not None and (measured := results.run.model).identity != provenance.identity:
         raise SafetyNeuronsError(
             f"The delta is of {provenance.model} ({provenance.identity[:12]}), and the results are of "
-            f"{measured['name']} ({measured['identity'][:12]}). Give the results of the run that made the delta."
+            f"{measured.name or 'an unknown model'} ({measured.identity[:12] or '?'}). Give the results of the run "
+            "that made the delta."
         )
     preset = PRESETS.get(provenance.model)
     lines = summary.before_after(results.evaluation) if results else []

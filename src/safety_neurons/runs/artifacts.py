@@ -3,9 +3,8 @@
 import shlex
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json
 from safety_neurons.neurons.neuron_set import NeuronSet, Provenance
-from safety_neurons.report.results import RunResults
+from safety_neurons.report.results import RunResults, read_results
 from safety_neurons.runs.folder import RunFolder
 from safety_neurons.runs.stage_files import check_left
 from safety_neurons.tuning.corpus import Corpus
@@ -44,11 +43,9 @@ def load_results(folder: RunFolder) -> RunResults:
     Raises:
         SafetyNeuronsError: the file is missing or damaged, or is of another run.
     """
-    content, record = read_json(folder.results), folder.record()
-    found = RunResults.of(content)
-    stages = content["run"].get("stages", {})
-    if any(stages.get(name) != entry for name, entry in record["stages"].items()):
-        other = (found.run.model or {}).get("name", "an unknown model")
+    found, record = read_results(folder.results), folder.whole_record()
+    if any(found.run.stages.get(name) != entry for name, entry in record.stages.items()):
+        other = found.run.model.name or "an unknown model"
         raise SafetyNeuronsError(
             f"{folder.results} is not of the run that {folder.record_file} describes, but of another one, of {other}. "
             f"Make it again: safety-neurons run --out {shlex.quote(str(folder.path))}"
@@ -57,9 +54,9 @@ def load_results(folder: RunFolder) -> RunResults:
 
 
 def _check_model(folder: RunFolder, path: str, made_for: Provenance, advice: str) -> None:
-    model = folder.record()["model"]
-    if made_for.identity != model["identity"]:
+    model = folder.whole_record().model
+    if made_for.identity != model.identity:
         raise SafetyNeuronsError(
-            f"{path} is of {made_for.model} ({made_for.identity[:12]}), and this is a run of {model['name']} "
-            f"({model['identity'][:12]}). {advice}"
+            f"{path} is of {made_for.model} ({made_for.identity[:12]}), and this is a run of {model.name} "
+            f"({model.identity[:12]}). {advice}"
         )

@@ -8,21 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from safety_neurons.core import plugins
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, fingerprint, is_leftover, read_json, write_json
+from safety_neurons.core.files import disk_errors, fingerprint, is_leftover, read_errors, read_object, write_json
 from safety_neurons.core.locks import NAME as LOCK
 from safety_neurons.core.locks import locked
+from safety_neurons.core.records import first_problem
 from safety_neurons.core.trust import trust
 from safety_neurons.models.locate import path_identity
 from safety_neurons.prompts import PromptSet, load_prompts
-from safety_neurons.report.results import SCHEMA
+from safety_neurons.report.record import PROMPT_SETS, RunRecord
+from safety_neurons.report.results import SCHEMA, read_results
 from safety_neurons.settings import Settings, without_permissions
 
 STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 # What the processes of torchrun do together.
 SHARED = frozenset({"find", "tune", "evaluate"})
-PROMPT_SETS = ("harmful", "benign", "borderline", "contrast")
 
 
 @dataclass(frozen=True)
@@ -84,26 +87,80 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
-    def record(self) -> dict[str, Any]:
-        """What is known of the run so far; empty for a new folder.
+    def record(self) -> RunRecord | None:
+        """What is known of the run so far; None for a new folder, and for a run that lost its record.
+
+        A lost run.json is found again in results.json.
 
         Raises:
-            SafetyNeuronsError: the folder holds other things than a run.
+            SafetyNeuronsError: the folder holds other things than a run, or a damaged record.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise SafetyNeuronsError(f"{self.path} is a file. Choose a folder for the run with --out.")
-        if self.record_file.exists():
-            record = read_json(self.record_file)
-            if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-                raise SafetyNeuronsError(
-                    f"{self.path} holds a run of another version of safety-neurons: choose another folder."
-                )
-            return record
-        if self.path.exists() and any(not _is_remains(entry.name) for entry in self.path.iterdir()):
+        with read_errors(self.path, "Choose another folder for the run with --out."):
+            if self.path.exists() and not self.path.is_dir():
+                raise SafetyNeuronsError(f"{self.path} is a file. Choose a folder for the run with --out.")
+            if os.path.lexists(self.record_file):
+                return self._read_record()
+            if not self.path.exists() or all(_is_remains(entry.name) for entry in self.path.iterdir()):
+                return None
+        copy = self._copied_record()
+        if copy is None and not self.lost_record:
             raise SafetyNeuronsError(
                 f"{self.path} is not empty and holds no run. Choose another --out, so that nothing of yours is lost."
             )
-        return {}
+        return copy
+
+    def whole_record(self) -> RunRecord:
+        """The record of a run that exists.
+
+        Raises:
+            SafetyNeuronsError: as `record`, or there is none.
+        """
+        if (record := self.record()) is None:
+            what = "lost its record" if self.lost_record else "holds no run"
+            raise SafetyNeuronsError(
+                f"{self.path} {what}. Run it with its settings, the model among them: safety-neurons run --out "
+                f"{self.path} --model MODEL"
+            )
+        return record
+
+    @property
+    def lost_record(self) -> bool:
+        """Whether a run's files are here without its run.json."""
+        with read_errors(self.path, "Choose another folder."):
+            there = self.neurons.is_file() and self.directions.is_file()
+            return not os.path.lexists(self.record_file) and (there or self._copied_record() is not None)
+
+    def _read_record(self) -> RunRecord:
+        content = read_object(self.record_file, self._advice())
+        schema = content.pop("schema", None)
+        if isinstance(schema, int) and schema != SCHEMA:
+            raise SafetyNeuronsError(
+                f"{self.path} holds a run of another version of safety-neurons (schema {schema} in run.json, and this "
+                f"version reads {SCHEMA}): choose another folder."
+            )
+        try:
+            if schema is None:
+                raise ValueError("schema is missing")
+            return RunRecord.model_validate(content).whole()
+        except ValueError as error:
+            problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
+            raise SafetyNeuronsError(f"{self.record_file} is damaged: {problem}. {self._advice()}") from error
+
+    def _copied_record(self) -> RunRecord | None:
+        """The record in results.json; None where there is no whole one."""
+        try:
+            return read_results(self.results).run.whole()
+        except (SafetyNeuronsError, ValueError):
+            return None
+
+    def _advice(self) -> str:
+        """What leads on where run.json cannot be read."""
+        if self._copied_record() is not None:
+            return "Delete it and run the same command again: results.json has a copy of it."
+        others = [entry.name for entry in self.path.iterdir() if entry.name != self.record_file.name]
+        if (self.neurons.is_file() and self.directions.is_file()) or all(map(_is_remains, others)):
+            return "Delete it, and run again with the run's settings, the model among them: answers are cached."
+        return "Choose another folder."
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -116,9 +173,26 @@ class RunFolder:
         with locked(self.path):
             yield
 
-    def write_record(self, record: Mapping[str, Any]) -> None:
+    def write_record(self, record: RunRecord) -> None:
         """Replace the record in one step."""
-        write_json(self.record_file, {"schema": SCHEMA, **record})
+        write_json(self.record_file, {"schema": SCHEMA} | record.to_json())
+
+    def set_aside(self, file: Path) -> Path:
+        """Move a file of the run, whatever it is, to the next folder `replaced/N`; where it is now.
+
+        Raises:
+            SafetyNeuronsError: the folder cannot be written.
+        """
+        with disk_errors(self.path / "replaced"):
+            target = self._next_replaced() / file.name
+            target.parent.mkdir()
+            file.rename(target)
+        return target
+
+    def _next_replaced(self) -> Path:
+        above = self.path / "replaced"
+        above.mkdir(exist_ok=True)
+        return above / str(1 + max((int(one.name) for one in above.iterdir() if one.name.isdecimal()), default=0))
 
     def keep_replaced(self) -> Path:
         """Copy the run to the next folder `replaced/N`, a run folder like this one, before something is replaced.
@@ -128,8 +202,7 @@ class RunFolder:
         """
         above = self.path / "replaced"
         with disk_errors(above):
-            above.mkdir(exist_ok=True)
-            target = above / str(1 + max((int(one.name) for one in above.iterdir() if one.name.isdecimal()), default=0))
+            target = self._next_replaced()
             # Renamed when it is whole, so that a kill leaves no half of a run.
             partial = above / ".partial"
             shutil.rmtree(partial, ignore_errors=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json, write_json
+from safety_neurons.core.files import write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.prompts import Prompt, load_prompts, tell
 from safety_neurons.report.page import write_report
-from safety_neurons.report.results import RunResults
+from safety_neurons.report.results import RunResults, read_content
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder, merged_settings
 from safety_neurons.runs.pipeline import bring_up, read_prompts
@@ -57,14 +57,14 @@ def _opened(
     uses: Sequence[str],
     is_told: bool,
 ) -> RunContext:
-    wanted = merged_settings(folder.record().get("settings", {}), given)
+    wanted = merged_settings(record.settings if (record := folder.record()) else {}, given)
     named = [name for pair in on if pair is not None for name in _pair(pair, wanted)]
     tell({name: load_prompts(name, wanted.column, wanted.data_dir) for name in named}, listener)
     bring_up(folder.path, given, until, listener, command, uses, is_told)
     if alone:
         # What comes now is not shared among the processes of torchrun.
         release_workers()
-    settings = merged_settings(folder.record()["settings"], given)
+    settings = merged_settings(folder.whole_record().settings, given)
     return RunContext(folder, settings, read_prompts(settings), listener, given, command)
 
 
@@ -78,10 +78,10 @@ def keep_section(run: RunContext, name: str, section: Mapping[str, Any], unused:
     """
     folder = run.folder
     settings = {part: value for part, value in run.settings.to_record().items() if part not in unused}
-    results: dict[str, Any] = read_json(folder.results)
+    _, results = read_content(folder.results)
     results[name] = {**section, "settings": settings}
-    write_json(folder.results, results)
     found = RunResults.of(results)
+    write_json(folder.results, results)
     write_report(found, folder.report)
     return found
 

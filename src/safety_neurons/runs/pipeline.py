@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import os
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
@@ -9,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json, write_json
+from safety_neurons.core.files import write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.locate import locate
 from safety_neurons.prompts import PromptSet, load_prompts, tell
-from safety_neurons.report.results import SCHEMA, RunResults
+from safety_neurons.report.record import PROMPT_SETS, CoverageRecord, ModelRecord, PromptsRecord, RunRecord, StageRecord
+from safety_neurons.report.results import SCHEMA, RunResults, read_content
 from safety_neurons.runs.folder import (
-    PROMPT_SETS,
     SHARED,
     SPEED,
     STAGES,
@@ -105,12 +106,14 @@ def _run_held(
     is_told: bool,
 ) -> dict[str, Any]:
     record = folder.record()
-    stored = record.get("settings", {})
+    if folder.lost_record:
+        _tell_loss(folder, record, given, listener)
+    stored = record.settings if record else {}
     settings = merged_settings(stored, given)
     opening = _Opening(folder, settings, read_prompts(settings), listener, given, command, uses, is_told)
     _check_inputs(settings, opening.prompts)
     wanted = needed_for(until, settings)
-    if not record or without_permissions(stored) != settings.to_record():
+    if record is None or without_permissions(stored) != settings.to_record():
         _check_names(settings, {*given, *wanted})
     identity = locate(settings.model, opening.listener, settings.adapter).identity
     context = None
@@ -122,6 +125,24 @@ def _run_held(
     _check_same_run(opening, record, identity)
     prints = stage_fingerprints(settings, identity, opening.prompts)
     return _run(opening, record, context, wanted, prints)
+
+
+def _tell_loss(folder: RunFolder, record: RunRecord | None, given: Mapping[str, Any], listener: Listener) -> None:
+    """A run without its run.json goes on with the copy in results.json, or begins anew with what is cached.
+
+    Raises:
+        SafetyNeuronsError: nothing says which model it is of.
+    """
+    if record is not None:
+        listener.say(f"{folder.record_file} is missing: it is written again from the copy in {folder.results}.")
+        folder.write_record(record)
+    elif "model" not in given:
+        raise SafetyNeuronsError(
+            f"{folder.path} lost its record, run.json, and results.json has no copy. Name the run's settings again, "
+            "its model among them: what is cached is used."
+        )
+    else:
+        listener.say(f"{folder.path} lost its record, so all stages are done again; what is cached is used.")
 
 
 def read_prompts(settings: Settings) -> dict[str, PromptSet]:
@@ -185,50 +206,50 @@ def _check_names(settings: Settings, sections: set[str]) -> None:
         judges.rules(settings.evaluate.judge)
 
 
-def _check_same_run(opening: _Opening, record: Mapping[str, Any], identity: str) -> None:
-    if not record:
+def _check_same_run(opening: _Opening, record: RunRecord | None, identity: str) -> None:
+    if record is None:
         return
     path, settings = opening.folder.path, opening.settings
-    old_model = record["model"]["name"]
-    if old_model != settings.model or record["model"]["identity"] != identity:
+    old = record.model
+    if old.name != settings.model or old.identity != identity:
         merged = f" with the adapter {settings.adapter}" if settings.adapter else ""
         raise SafetyNeuronsError(
-            f"{path} holds a run of another model ({old_model}, {record['model']['identity'][:12]}), not of "
+            f"{path} holds a run of another model ({old.name}, {old.identity[:12]}), not of "
             f"{settings.model}{merged} ({identity[:12]}). Choose another folder."
         )
     for name, found in opening.prompts.items():
-        if record["prompts"][name]["sha256"] != found.sha256:
+        if (before := record.prompts[name]).sha256 != found.sha256:
             raise SafetyNeuronsError(
-                f"{path} holds a run with other {name} prompts ({record['prompts'][name]['name']}, now {found.name}). "
+                f"{path} holds a run with other {name} prompts ({before.name}, now {found.name}). "
                 "Choose another folder."
             )
 
 
 def _run(
     opening: _Opening,
-    record: dict[str, Any],
+    record: RunRecord | None,
     context: "RunContext | None",
     wanted: Sequence[str],
     prints: Mapping[str, str],
 ) -> dict[str, Any]:
     folder, settings, listener = opening.folder, opening.settings, opening.listener
-    stages: dict[str, Any] = dict(record.get("stages", {}))
-    kept = _kept_results(folder)
-    same = {stage: entry for stage, entry in stages.items() if entry["fingerprint"] == prints[stage]}
+    stages = dict(record.stages) if record else {}
+    kept, content = _kept_results(folder, stages, listener)
+    same = {stage: entry for stage, entry in stages.items() if entry.fingerprint == prints.get(stage)}
     found = {stage: lost(folder, stage, entry, kept) for stage, entry in same.items()}
     losses = {stage: loss for stage, loss in found.items() if loss is not None}
     current = set(same.keys() - losses.keys())
     todo = [stage for stage in wanted if stage not in current]
     # What is stale leaves the results, so it is not done when the settings become what they were.
     stages = {stage: entry for stage, entry in stages.items() if stage in current}
-    stored = record.get("settings", {})
+    stored = record.settings if record else {}
     opening = opening.told(stored, todo)
     if not todo:
         if not opening.uses and (unused := changed_settings(without_permissions(stored), settings.to_record())):
             listener.say(f"Nothing here depends on what was changed, so it is not kept: {'; '.join(unused.values())}.")
         whole = len(wanted) == len(STAGES)
         listener.say(f"{folder.path} is up to date: nothing to do." if whole else f"Done already: {', '.join(wanted)}.")
-        return kept or _current_results({}, set())
+        return content
     tell(opening.prompts, listener)
     if "tune" in todo:
         _check_shard(settings)
@@ -240,23 +261,25 @@ def _run(
         listener.say(f"Done already: {', '.join(skipped)}.")
     if context is None and todo != ["report"]:
         context = opening.open()
-    model = record.get("model") if context is None else _describe_model(context.model)
-    if outdated:
+    before = record or RunRecord()
+    # Loads the model: what cannot be loaded replaces nothing.
+    model = before.model if context is None else _describe_model(context.model)
+    if outdated or folder.lost_record:
         listener.say(f"The run as it was is kept in {folder.keep_replaced()}.")
-    record = {
-        "model": model,
-        "settings": settings.to_record(),
-        "seed": settings.seed,
-        "command": opening.command or record.get("command", ""),
-        "started": record.get("started") or _now(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "prompts": {name: _describe(found) for name, found in opening.prompts.items()},
-        "coverage": record.get("coverage") if context is None else asdict(context.model.coverage),
-        "stages": stages,
-    }
+    record = RunRecord(
+        model=model,
+        settings=settings.to_record(),
+        seed=settings.seed,
+        command=opening.command or before.command,
+        started=before.started or _now(),
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        prompts={name: _describe(found) for name, found in opening.prompts.items()},
+        coverage=before.coverage if context is None else _describe_coverage(context.model),
+        stages=stages,
+    )
     folder.write_record(record)
-    results = _current_results(kept or {}, current)
-    results["run"] = record
+    results = _current_results(content, current)
+    results["run"] = record.to_json()
     while todo := [stage for stage in wanted if stage not in current]:
         stage = todo[0]
         if context is not None and not SHARED & set(todo):
@@ -268,12 +291,14 @@ def _run(
             _write_report(folder, results)
         seconds = round(time.monotonic() - started, 1)
         files = hashes(folder, stage, results)
-        stages[stage] = {"fingerprint": prints[stage], "seconds": seconds, "finished": _now(), "files": files}
+        stages[stage] = StageRecord(fingerprint=prints[stage], seconds=seconds, finished=_now(), files=files)
         current.add(stage)
-        if stage in losses and files != same[stage].get("files"):
+        if stage in losses and files != same[stage].files:
             stale = _depending_on(stage, settings) & current
             _drop(opening, results, stages, stale, stage)
             current -= stale
+        record = record.model_copy(update={"stages": dict(stages)})
+        results["run"] = record.to_json()
         write_json(folder.results, results)
         folder.write_record(record)
     return results
@@ -288,7 +313,9 @@ def _depending_on(stage: str, settings: Settings) -> set[str]:
     return (depending - {stage}) | {"report"}
 
 
-def _drop(opening: _Opening, results: dict[str, Any], stages: dict[str, Any], stale: set[str], made: str) -> None:
+def _drop(
+    opening: _Opening, results: dict[str, Any], stages: dict[str, StageRecord], stale: set[str], made: str
+) -> None:
     """Forget finished stages that used what `made` left before, where it has now left something else."""
     if not stale:
         return
@@ -320,16 +347,16 @@ def _follows(stages: Sequence[str], todo: Sequence[str]) -> str:
     return "; ".join(follows)
 
 
-def _say_changes(opening: _Opening, record: Mapping[str, Any], todo: Sequence[str], prints: Mapping[str, str]) -> bool:
+def _say_changes(opening: _Opening, record: RunRecord | None, todo: Sequence[str], prints: Mapping[str, str]) -> bool:
     """Say which settings changed and what follows; whether something that is finished, or trained so far, is lost."""
-    if not record:
+    if record is None:
         return False
-    stages, say = record["stages"], opening.listener.say
-    changed = changed_settings(without_permissions(record["settings"]), opening.settings.to_record())
+    stages, say = record.stages, opening.listener.say
+    changed = changed_settings(without_permissions(record.settings), opening.settings.to_record())
     if speed := [said for path, said in changed.items() if path in SPEED]:
         say(f"{'; '.join(speed)}. This changes speed, memory and rounding only: finished stages and answers are kept.")
     others = [said for path, said in changed.items() if path not in SPEED]
-    outdated = [one for one in STAGES[:-1] if one in stages and stages[one]["fingerprint"] != prints[one]]
+    outdated = [one for one in STAGES[:-1] if one in stages and stages[one].fingerprint != prints[one]]
     if outdated:
         what = f"Settings changed ({'; '.join(others)})" if others else "The content of a file changed"
         say(f"{what}, so {_follows(outdated, todo)}.")
@@ -364,22 +391,47 @@ def _perform(stage: str, context: "RunContext") -> "StageResult":
     return IMPLEMENTATIONS[stage](context)
 
 
-def _describe_model(model: "ChatModel") -> dict[str, Any]:
+def _describe_model(model: "ChatModel") -> ModelRecord:
     from safety_neurons.models.reasoning import thinking_of
 
-    return {
-        "name": model.name,
-        "identity": model.identity,
-        "dtype": str(model.model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "parameters": model.parameters,
-        "thinking": thinking_of(model),
-    }
+    return ModelRecord(
+        name=model.name,
+        identity=model.identity,
+        dtype=str(model.model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        parameters=model.parameters,
+        thinking=thinking_of(model),
+    )
 
 
-def _kept_results(folder: RunFolder) -> dict[str, Any] | None:
-    """The results so far; None if the file was lost, which makes all stages undone."""
-    return dict(read_json(folder.results, "Delete it and run again.")) if folder.results.exists() else None
+def _describe_coverage(model: "ChatModel") -> CoverageRecord:
+    return CoverageRecord.model_validate(asdict(model.coverage))
+
+
+def _kept_results(
+    folder: RunFolder, stages: Mapping[str, StageRecord], listener: Listener
+) -> tuple[RunResults | None, dict[str, Any]]:
+    """The results so far, also as they are in the file; None if the file was lost, which makes all stages undone.
+
+    A damaged file, or one of another run, is set aside: all that it held can be made again.
+    """
+    empty = _current_results({}, set())
+    if not os.path.lexists(folder.results):
+        return None, empty
+    try:
+        found, content = read_content(folder.results, "It is made again.")
+    except SafetyNeuronsError as error:
+        problem = str(error)
+    else:
+        known = found.run.stages
+        if all(stage in known and known[stage].fingerprint == one.fingerprint for stage, one in stages.items()):
+            return found, content
+        problem = f"{folder.results} holds the results of another run. It is made again."
+    listener.say(
+        f"{problem} What was there is now {folder.set_aside(folder.results)}. All stages are done again with what is "
+        "cached; repeat the experiments whose results are to be in the report."
+    )
+    return None, empty
 
 
 def _current_results(kept: Mapping[str, Any], current: Set[str]) -> dict[str, Any]:
@@ -406,10 +458,11 @@ def _write_report(folder: RunFolder, results: dict[str, Any]) -> None:
     write_report(RunResults.of(results), folder.report)
 
 
-def _describe(prompts: PromptSet) -> dict[str, Any]:
+def _describe(prompts: PromptSet) -> PromptsRecord:
     counts = {split: sum(prompt.split == split for prompt in prompts) for split in ("train", "validation", "test")}
     read = {"column": prompts.column, "notes": list(prompts.notes), "duplicates": prompts.duplicates}
-    return {"name": prompts.name, "source": prompts.source, "sha256": prompts.sha256, **read, **counts}
+    named = {"name": prompts.name, "source": prompts.source, "sha256": prompts.sha256}
+    return PromptsRecord.model_validate(named | read | counts)
 
 
 def _now() -> str:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import file_sha256
+from safety_neurons.report.record import StageRecord
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs.folder import RunFolder
 
 
@@ -29,7 +31,7 @@ def hashes(folder: RunFolder, stage: str, results: Mapping[str, Any]) -> dict[st
     return {path.name: file_sha256(path) for path in (*left_by(folder, stage), *[folder.guard] * guarded)}
 
 
-def lost(folder: RunFolder, stage: str, entry: Mapping[str, Any], kept: Mapping[str, Any] | None) -> Lost | None:
+def lost(folder: RunFolder, stage: str, entry: StageRecord, kept: RunResults | None) -> Lost | None:
     """What is lost of what a finished stage left, if anything.
 
     Args:
@@ -39,11 +41,11 @@ def lost(folder: RunFolder, stage: str, entry: Mapping[str, Any], kept: Mapping[
     if kept is None:
         return Lost(f"{folder.results} is missing", kept=False)
     # They are written first, so they can only be ahead of the record.
-    if kept.get("run", {}).get("stages", {}).get(stage) != entry:
+    if kept.run.stages.get(stage) != entry:
         return Lost(f"{folder.results} does not hold the results of `{stage}` that belong to this run", kept=True)
     if stage == "report" and not folder.report.exists():
         return Lost(f"{folder.report} is missing", kept=False)
-    known: dict[str, str] = entry.get("files", {})
+    known = entry.files
     for path in dict.fromkeys([*left_by(folder, stage), *(folder.path / name for name in known)]):
         if (problem := _problem(path, stage, known.get(path.name))) is not None:
             # `guard` keeps the run before it replaces the guard.
@@ -73,10 +75,10 @@ def check_left(folder: RunFolder, stage: str) -> str:
     again = f"safety-neurons {stage} {shlex.quote(str(folder.path))}"
     if not folder.record_file.exists():
         raise SafetyNeuronsError(f"{folder.path} is not the folder of a run: {folder.record_file} does not exist.")
-    entry = folder.record().get("stages", {}).get(stage)
+    entry = folder.whole_record().stages.get(stage)
     if entry is None:
         raise SafetyNeuronsError(f"The stage `{stage}` of {folder.path} is not finished. Run it: {again}")
-    known = entry.get("files", {})
+    known = entry.files
     for path in left_by(folder, stage):
         if (problem := _problem(path, stage, known.get(path.name))) is not None:
             raise SafetyNeuronsError(f"{problem}. Make it again: {again}")

@@ -1,5 +1,6 @@
 """`evaluate`: a run, or runs, models and servers side by side."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -132,7 +133,8 @@ def is_single_run(names: Sequence[str], out: Path | None) -> bool:
 
 
 def is_run(name: str) -> bool:
-    return RunFolder(Path(name)).record_file.exists()
+    folder = RunFolder(Path(name))
+    return os.path.lexists(folder.record_file) or folder.lost_record
 
 
 def is_address(name: str) -> bool:
@@ -146,7 +148,7 @@ def settings_of(name: str, given: Mapping[str, Any]) -> Settings:
         SafetyNeuronsError: a value is not allowed, or the folder holds a run of another version.
     """
     if is_run(name):
-        return merged_settings(RunFolder(Path(name)).record().get("settings", {}), given)
+        return merged_settings(RunFolder(Path(name)).whole_record().settings, given)
     return merged_settings({}, given if is_address(name) else {**given, "model": name})
 
 
@@ -178,7 +180,7 @@ def _tell_outside(
     for number, (name, own) in enumerate(zip(names, settings, strict=True)):
         if is_run(name):
             uses = {*needed_for(_stage_for(settings[0]), own), *(() if number else ("evaluate",))}
-            stored = RunFolder(Path(name)).record().get("settings", {})
+            stored = RunFolder(Path(name)).whole_record().settings
             tell_outside(Path(name), stored, given, own, uses, listener)
 
 

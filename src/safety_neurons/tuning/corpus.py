@@ -61,7 +61,7 @@ class Corpus:
         Raises:
             SafetyNeuronsError: the file is missing or unreadable, or a row is not a pair.
         """
-        if path.exists() and path.stat().st_size == 0:
+        if path.is_file() and path.stat().st_size == 0:
             return cls(())
         table = read_table(path, str(path))
         pairs = []
