@@ -18,7 +18,6 @@ from safety_neurons.core.files import (
     append_bytes,
     atomic_path,
     file_sha256,
-    is_leftover,
     open_regular,
     read_bytes,
     read_json,
@@ -257,14 +256,6 @@ def test_a_long_name_can_be_written(tmp_path: Path) -> None:
     assert names(tmp_path) == [name]
     with pytest.raises(SafetyNeuronsError, match="cannot be written"):
         write_json(tmp_path / ("n" * 300), {})
-
-
-def test_names_of_leftovers_are_known(tmp_path: Path) -> None:
-    with atomic_path(tmp_path / "run.json") as temporary:
-        assert is_leftover(temporary.name)
-        temporary.write_text("{}")
-    for name in ("run.json", ".lock", ".run.json", ".checkpoint.safetensors", "a.1.abcdefgh.partial"):
-        assert not is_leftover(name)
 
 
 def test_reading_a_small_file_takes_little_memory(tmp_path: Path) -> None:

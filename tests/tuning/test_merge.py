@@ -258,6 +258,7 @@ def test_merge_command(quantize: str | None, model: ChatModel, tmp_path: Path, m
     delta.save(folder.delta)
     record = results(str(base))
     record["run"]["settings"] |= {"quantize": quantize, "dtype": "float32"}
+    record["run"]["stages"] = {"tune": {"fingerprint": "0", "seconds": 1.0, "finished": ""}}
     record["run"]["model"] = {"name": str(base), "identity": plain.identity, "dtype": "float32"}
     folder.write_record(record["run"])
     write_json(folder.results, record)

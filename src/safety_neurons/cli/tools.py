@@ -3,8 +3,9 @@
 import importlib
 from pathlib import Path
 
-from safety_neurons.cli.app import Count, RunFolderArgument, app, command_line, group
+from safety_neurons.cli.app import Count, RunFolderArgument, app, check_written, command_line, group
 from safety_neurons.cli.console import ConsoleListener, console, print_line, print_tables
+from safety_neurons.core.errors import SafetyNeuronsError
 
 listing = group("list", "List what can be chosen: attacks, defenses, judges, scores, models.")
 
@@ -49,6 +50,7 @@ def tokens(
     console.print(trace)
     if json is not None:
         write_json(json, asdict(trace))
+        check_written(json)
         print_line(f"Numbers: {json}")
 
 
@@ -78,16 +80,24 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
     from safety_neurons.tuning.merge import merge as write_merged
 
     paths = RunFolder(run_dir)
-    delta = NeuronDelta.load(paths.delta)
     record = paths.record()
+    if "tune" not in record.get("stages", {}):
+        raise SafetyNeuronsError(
+            f"{run_dir} holds no finished tuning to merge. Run `safety-neurons tune {run_dir}`, or wait for the "
+            "process that works on it."
+        )
+    delta = NeuronDelta.load(paths.delta)
     base = record["model"]
     dtype = checkpoint_dtype(base["name"], base["identity"])
     own = base["dtype"] if dtype is None else str(dtype).removeprefix("torch.")
     settings = merged_settings(record["settings"], {}).model_copy(update={"quantize": None, "dtype": own})
     card = model_card(delta, RunResults.of(read_json(paths.results)), command_line())
+    if paths.record() != record:
+        raise SafetyNeuronsError(f"Another process changed {run_dir} while it was read. Run the same command again.")
     with ConsoleListener() as listener, listener.task("merging", 1) as advance:
         write_merged(delta, load_model(settings), folder, card)
         advance(1)
+    check_written(folder)
     print_line(f"Tuned model: {folder}")
 
 

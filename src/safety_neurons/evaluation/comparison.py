@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json
+from safety_neurons.core.files import exists, read_json
 from safety_neurons.core.plugins import unknown_name
 from safety_neurons.core.statistics import VerdictsById, by_request, compare_verdicts, holm
 from safety_neurons.evaluation.summary import SCHEMA, counted_in
@@ -67,7 +67,7 @@ def compare(
 
 def _read(path: Path) -> dict[str, Any]:
     for file in (path / "evaluation.json", path / "results.json"):
-        if file.exists():
+        if exists(file):
             content = read_json(file)
             found = content.get("evaluation") if isinstance(content, dict) and file.name == "results.json" else content
             if found is None:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from scipy.stats import spearmanr
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, fingerprint, read_tensors
+from safety_neurons.core.files import atomic_path, exists, fingerprint, read_tensors
 from safety_neurons.core.progress import Listener
 from safety_neurons.experiments.cost import Cost, costing
 from safety_neurons.models.chat import ChatModel
@@ -183,7 +183,7 @@ def _save(path: Path, key: str, scored: ResampledScore) -> None:
 
 def _load(path: Path, key: str, model: ChatModel, score: Score, training: TrainingPrompts) -> ResampledScore | None:
     """Read what `_save` wrote; None if it is missing or has another key."""
-    if not path.exists():
+    if not exists(path):
         return None
     tensors, metadata = read_tensors(path)
     about = json.loads(metadata.get("score", "{}"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Any
 
 from safety_neurons.core import plugins
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, fingerprint, is_leftover, read_json, write_json
+from safety_neurons.core.files import disk_errors, fingerprint, read_json, write_json
+from safety_neurons.core.folders import atomic_folder, check_entries, remove_leftovers
 from safety_neurons.core.locks import NAME as LOCK
 from safety_neurons.core.locks import locked
+from safety_neurons.core.temporary import is_temporary
 from safety_neurons.models.locate import path_identity
 from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.report.results import SCHEMA
@@ -22,6 +25,9 @@ STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 # What the processes of torchrun do together.
 SHARED = frozenset({"find", "tune", "evaluate"})
 PROMPT_SETS = ("harmful", "benign", "borderline", "contrast")
+# What is written in a run's folder, or in that of an evaluation or a comparison.
+FILES = re.compile(r"\.lock|.+\.(json|jsonl|damaged|safetensors|html|md)", re.DOTALL)
+FOLDERS = re.compile(r"replaced|lora-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -83,36 +89,46 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    def check(self) -> list[str]:
+        """Check that the artifacts are files of this folder, not links or devices; returns the names in the folder.
+
+        Raises:
+            SafetyNeuronsError: one is something else, or the folder cannot be read.
+        """
+        return check_entries(self.path, FILES, FOLDERS)
+
     def record(self) -> dict[str, Any]:
         """What is known of the run so far; empty for a new folder.
 
         Raises:
-            SafetyNeuronsError: the folder holds other things than a run.
+            SafetyNeuronsError: the folder holds other things than a run, or cannot be read; as `check`.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise SafetyNeuronsError(f"{self.path} is a file. Choose a folder for the run with --out.")
-        if self.record_file.exists():
+        names = self.check()
+        if self.record_file.name in names:
             record = read_json(self.record_file)
             if not isinstance(record, dict) or record.get("schema") != SCHEMA:
                 raise SafetyNeuronsError(
                     f"{self.path} holds a run of another version of safety-neurons: choose another folder."
                 )
             return record
-        if self.path.exists() and any(not _is_remains(entry.name) for entry in self.path.iterdir()):
+        if any(not _is_remains(name) for name in names):
             raise SafetyNeuronsError(
                 f"{self.path} is not empty and holds no run. Choose another --out, so that nothing of yours is lost."
             )
         return {}
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, advice: str = "Wait for it, or choose another folder.") -> Iterator[None]:
         """Hold the lock of the folder, which is made if it is missing; one that holds other things gets no lock.
+
+        Args:
+            advice: what the user can do if another process holds it.
 
         Raises:
             SafetyNeuronsError: as `record`, or another process works on the run.
         """
         self.record()
-        with locked(self.path):
+        with locked(self.path, advice):
             yield
 
     def write_record(self, record: Mapping[str, Any]) -> None:
@@ -128,21 +144,19 @@ class RunFolder:
         above = self.path / "replaced"
         with disk_errors(above):
             above.mkdir(exist_ok=True)
-            target = above / str(1 + max((int(one.name) for one in above.iterdir() if one.name.isdecimal()), default=0))
-            # Renamed when it is whole, so that a kill leaves no half of a run.
-            partial = above / ".partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            for file in self.path.iterdir():
-                if file.is_file() and file.name != LOCK:
-                    _link_or_copy(file, partial / file.name)
-            partial.rename(target)
+            remove_leftovers(above)
+            numbers = [int(name) for name in os.listdir(above) if re.fullmatch(r"[0-9]{1,9}", name)]
+            target = above / str(1 + max(numbers, default=0))
+            with atomic_folder(target) as partial, os.scandir(self.path) as entries:
+                for entry in entries:
+                    if entry.is_file(follow_symlinks=False) and entry.name != LOCK and not is_temporary(entry.name):
+                        _link_or_copy(Path(entry.path), partial / entry.name)
         return target
 
 
 def _is_remains(name: str) -> bool:
     """Whether a process that was killed before it kept anything left a file of this name."""
-    return name == LOCK or is_leftover(name)
+    return name == LOCK or is_temporary(name)
 
 
 def _link_or_copy(file: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from safety_neurons.calibration.detector import Detector, fit_detector
 from safety_neurons.calibration.guard import Guard, fit_guard, guard
-from safety_neurons.core.files import fingerprint
+from safety_neurons.core.files import exists, fingerprint
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.validation import Validator
@@ -86,7 +86,7 @@ def guard_of(run: RunContext) -> Guard:
 
     A guard that was fitted on this run with other options is taken, unless this call was given options of the guard.
     """
-    if run.folder.guard.exists():
+    if exists(run.folder.guard):
         found, names = Guard.load(run.folder.guard), 2 if "guard" in run.given else 1
         if found.origin.split()[:names] == _origin(run).split()[:names]:
             return found
@@ -100,7 +100,7 @@ def fit_and_keep(run: RunContext) -> Fitted:
     of date.
     """
     settings, learned = run.settings, DetectorRequests.of(run)
-    kept = Guard.load(run.folder.guard) if run.folder.guard.exists() else None
+    kept = Guard.load(run.folder.guard) if exists(run.folder.guard) else None
     fitted = kept if kept is not None and kept.origin == _origin(run) else _fit(run, learned)
     doses = () if settings.guard.alpha is not None else _tried(run, fitted)
     if doses:

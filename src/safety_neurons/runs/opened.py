@@ -67,8 +67,8 @@ def keep_section(folder: RunFolder, name: str, section: Any) -> RunResults:
     """Put a section into the run's results, and update its page. Returns the results."""
     results: dict[str, Any] = read_json(folder.results)
     results[name] = section
-    write_json(folder.results, results)
     found = RunResults.of(results)
+    write_json(folder.results, results, private=found.shows_responses)
     write_report(found, folder.report)
     return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import file_sha256, read_json, write_json
+from safety_neurons.core.files import exists, file_sha256, read_json, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.locate import locate
 from safety_neurons.prompts import PromptSet, load_prompts, tell
@@ -216,9 +216,24 @@ def _run(
             _write_report(folder, results)
         seconds = round(time.monotonic() - started, 1)
         stages[stage] = {"fingerprint": prints[stage], "seconds": seconds, "finished": _now()}
-        write_json(folder.results, results)
+        write_json(folder.results, results, private=settings.show_responses)
         folder.write_record(record)
+    for path in (folder.record_file, folder.results, *(path for stage in wanted for path in _files_of(folder, stage))):
+        if not exists(path):
+            raise SafetyNeuronsError(
+                f"{path} was removed while this process worked on the run. Run the same command again: it is made anew."
+            )
     return results
+
+
+def _files_of(folder: RunFolder, stage: str) -> list[Path]:
+    """What a finished stage leaves, besides its results."""
+    files = {
+        "find": [folder.neurons, folder.directions],
+        "tune": [folder.corpus, folder.delta],
+        "report": [folder.report],
+    }
+    return files.get(stage, [])
 
 
 def _say_changes(opening: _Opening, record: Mapping[str, Any], todo: Sequence[str], prints: Mapping[str, str]) -> bool:
@@ -237,7 +252,7 @@ def _say_changes(opening: _Opening, record: Mapping[str, Any], todo: Sequence[st
         follows = [f"these stages are redone: {redone}"] if redone else []
         follows += [f"these are out of date until a command redoes them: {later}"] if later else []
         say(f"{what}, so {'; '.join(follows)}.")
-    return bool(outdated or (others and "tune" in todo and opening.folder.checkpoint.exists()))
+    return bool(outdated or (others and "tune" in todo and exists(opening.folder.checkpoint)))
 
 
 def _check_shard(settings: Settings) -> None:
@@ -283,21 +298,16 @@ def _describe_model(model: "ChatModel") -> dict[str, Any]:
 
 def _kept_results(folder: RunFolder) -> dict[str, Any] | None:
     """The results so far; None if the file was lost, which makes all stages undone."""
-    return dict(read_json(folder.results, "Delete it and run again.")) if folder.results.exists() else None
+    return dict(read_json(folder.results, "Delete it and run again.")) if exists(folder.results) else None
 
 
 def _is_whole(folder: RunFolder, stage: str, kept: Mapping[str, Any] | None) -> bool:
     """Whether all that a finished stage left is still there, and the guard is the one that was evaluated."""
-    files = {
-        "find": [folder.neurons, folder.directions],
-        "tune": [folder.corpus, folder.delta],
-        "report": [folder.report],
-    }
-    if kept is None or not all(path.exists() for path in files.get(stage, [])):
+    if kept is None or not all(map(exists, _files_of(folder, stage))):
         return False
     guard = kept.get("evaluation", {}).get("guard") if stage == "evaluate" else None
     # A guard's digest is that of its file.
-    return guard is None or (folder.guard.exists() and file_sha256(folder.guard).startswith(guard))
+    return guard is None or (exists(folder.guard) and file_sha256(folder.guard).startswith(guard))
 
 
 def _current_results(kept: Mapping[str, Any], current: set[str]) -> dict[str, Any]:

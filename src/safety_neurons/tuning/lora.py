@@ -18,7 +18,8 @@ from torch import nn
 
 from safety_neurons.core.distributed import process_count
 from safety_neurons.core.errors import CannotRunError, DivergedError, SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, fingerprint, read_tensors, write_json
+from safety_neurons.core.files import atomic_path, disk_errors, exists, fingerprint, read_tensors, write_json
+from safety_neurons.core.folders import remove_leftovers
 from safety_neurons.core.progress import Advance, Listener, Silence, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import DenseHookPoint, has_plain_weight
@@ -275,7 +276,7 @@ def cached_lora(
         CannotRunError: they are not cached, and there are several processes.
     """
     place = folder and folder / f"lora-{_fingerprint(model, corpus, training, rank, alpha)[:16]}"
-    if place and (place / TENSORS).exists():
+    if place and exists(place / TENSORS):
         return Adapter.load(place)
     if process_count() > 1:
         raise CannotRunError(
@@ -283,7 +284,9 @@ def cached_lora(
         )
     checkpoint = None
     if place:
-        place.mkdir(parents=True, exist_ok=True)
+        with disk_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(place)
         checkpoint = place / ".checkpoint.safetensors"
     steps = training_steps(corpus, training.batch_size, training.epochs)
     with (listener or Silence()).task(f"training LoRA, rank {rank}", steps) as advance:
