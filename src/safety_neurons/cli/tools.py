@@ -41,6 +41,7 @@ def tokens(
     from safety_neurons.runs.folder import RunFolder, merged_settings
 
     folder = RunFolder(run_dir)
+    folder.check()
     neurons = NeuronSet.load(folder.neurons, folder.directions)
     settings = merged_settings(folder.record()["settings"], {})
     with ConsoleListener() as listener, listener.task(f"loading {settings.model}", 1) as advance:
