@@ -1,6 +1,7 @@
 """Merging a delta into its base: a plain transformers folder with a model card."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def checkpoint_dtype(name: str, identity: str) -> torch.dtype | None:
         if preset.package is not None and identity == preset.package.sha256:
             return None
         name = preset.hub_id
-    path: Any = Path(name).expanduser() / "config.json"
+    path: Any = Path(os.path.expanduser(name)) / "config.json"
     if not path.is_file():
         try:
             path = try_to_load_from_cache(name, "config.json")

@@ -4,6 +4,7 @@ They were made for another model than the one under test, so their success measu
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ class Artifact(Attack):
         if folder is None:
             return None
         stems = (self.short, *self.published.aliases)
-        usual, *others = (folder.expanduser() / f"{stem}.{self.target}.jsonl" for stem in stems)
+        usual, *others = (Path(os.path.expanduser(folder)) / f"{stem}.{self.target}.jsonl" for stem in stems)
         existing = next((path for path in (usual, *others) if exists(path)), None)
         # A folder that was named for this attack must contain the file.
         return existing or (usual if self.folder else None)
