@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from safety_neurons.core import plugins
+from safety_neurons.core import trust as trust_module
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import Family, options_of, unknown_name
 from safety_neurons.evaluation import judges
@@ -57,8 +58,8 @@ def family(package: ModuleType) -> Family[Member]:
 
 @pytest.fixture(autouse=True)
 def _forget_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_recorded", set())
-    monkeypatch.setattr(plugins, "_named", set())
+    monkeypatch.setattr(trust_module, "_recorded", set())
+    monkeypatch.setattr(trust_module, "_named", set())
 
 
 def test_members_are_found_in_the_order_of_their_files(family: Family[Member]) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 
 from builders.models import tiny_model
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.neurons.neuron_set import read_tensors
 from safety_neurons.report.results import RunResults
 
 TEXTS = {
@@ -103,13 +103,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def same_tensors(one: Path, other: Path) -> bool:
-    """The same names, bits and metadata; safetensors writes metadata in no fixed order."""
-    (mine, of_mine), (theirs, of_theirs) = read_tensors(one), read_tensors(other)
-    return (
-        of_mine == of_theirs
-        and mine.keys() == theirs.keys()
-        and all(torch.equal(value, theirs[name]) for name, value in mine.items())
-    )
+    """The same names, bits and metadata."""
+    with safe_open(one, framework="pt") as mine, safe_open(other, framework="pt") as theirs:
+        names = set(mine.keys())
+        return (
+            mine.metadata() == theirs.metadata()
+            and names == set(theirs.keys())
+            and all(torch.equal(mine.get_tensor(name), theirs.get_tensor(name)) for name in names)
+        )
 
 
 def no_model(*_arguments: Any, **_options: Any) -> ChatModel:

@@ -22,7 +22,6 @@ from safety_neurons.core.files import (
     open_regular,
     read_bytes,
     read_json,
-    read_tensors,
     read_text,
     write_json,
     write_text,
@@ -176,14 +175,6 @@ def test_missing_json_is_an_error(tmp_path: Path) -> None:
 def test_the_content_hash_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content" * 100_000)
     assert file_sha256(tmp_path / "file") == hashlib.sha256(b"content" * 100_000).hexdigest()
-
-
-@pytest.mark.parametrize(("content", "message"), [(None, "does not exist"), (b"nonsense", "is broken")])
-def test_tensors_that_cannot_be_read_are_an_error(content: bytes | None, message: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "file").write_bytes(content)
-    with pytest.raises(SafetyNeuronsError, match=message):
-        read_tensors(tmp_path / "file")
 
 
 def test_a_private_file_is_the_owners_alone(tmp_path: Path) -> None:

@@ -85,8 +85,7 @@ read = []
 
 def save(name, neurons):
     folder = Path({str(tmp_path)!r})
-    neurons.save(folder / f"{{name}}.{{rank}}")
-    neurons.directions.save(folder / f"{{name}}.{{rank}}.directions")
+    neurons.save(folder / f"{{name}}.{{rank}}", folder / f"{{name}}.{{rank}}.directions")
 
 from safety_neurons.neurons import capture
 original = capture.forward

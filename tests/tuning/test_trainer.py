@@ -152,10 +152,10 @@ def test_broken_checkpoint_is_an_error_that_says_what_to_do(
 ) -> None:
     file = tmp_path / "checkpoint.safetensors"
     file.write_bytes(b"nothing")
-    with pytest.raises(SafetyNeuronsError, match="is broken"):
+    with pytest.raises(SafetyNeuronsError, match=r"is damaged.*Delete it"):
         tune(model, neuron_set(model), corpus, checkpoint=file)
     tune(model, neuron_set(model), corpus).save(file)
-    with pytest.raises(SafetyNeuronsError, match="is not a checkpoint"):
+    with pytest.raises(SafetyNeuronsError, match=r"is not a checkpoint.*Delete it"):
         tune(model, neuron_set(model), corpus, checkpoint=file)
     assert file.exists()
 

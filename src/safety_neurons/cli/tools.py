@@ -3,7 +3,7 @@
 import importlib
 from pathlib import Path
 
-from safety_neurons.cli.app import Count, RunFolderArgument, app, check_written, command_line, group
+from safety_neurons.cli.app import Count, RunFolderArgument, TrustArgument, app, check_written, command_line, group
 from safety_neurons.cli.console import ConsoleListener, console, print_line, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
 
@@ -12,7 +12,13 @@ listing = group("list", "List what can be chosen: attacks, defenses, judges, sco
 
 @app.command
 def tokens(
-    run_dir: RunFolderArgument, prompt: str, *, top: Count = 3, words: Count = 5, json: Path | None = None
+    run_dir: RunFolderArgument,
+    prompt: str,
+    *,
+    top: Count = 3,
+    words: Count = 5,
+    json: Path | None = None,
+    trust_remote_code: TrustArgument = False,
 ) -> None:
     """Show which of a run's safety neurons fire on each token of a prompt, and what they write.
 
@@ -36,17 +42,21 @@ def tokens(
 
     from safety_neurons.core.files import write_json
     from safety_neurons.explanation.token_view import trace_tokens
-    from safety_neurons.neurons.neuron_set import NeuronSet
+    from safety_neurons.runs.artifacts import load_neurons
     from safety_neurons.runs.context import load_model
     from safety_neurons.runs.folder import RunFolder, merged_settings
+    from safety_neurons.runs.outside import LOAD, tell_outside
 
     folder = RunFolder(run_dir)
     folder.check()
-    neurons = NeuronSet.load(folder.neurons, folder.directions)
-    settings = merged_settings(folder.record()["settings"], {})
-    with ConsoleListener() as listener, listener.task(f"loading {settings.model}", 1) as advance:
-        model = load_model(settings)
-        advance(1)
+    neurons = load_neurons(folder)
+    stored, given = folder.record()["settings"], _permitted(trust_remote_code)
+    settings = merged_settings(stored, given)
+    with ConsoleListener() as listener:
+        tell_outside(run_dir, stored, given, settings, [LOAD], listener)
+        with listener.task(f"loading {settings.model}", 1) as advance:
+            model = load_model(settings)
+            advance(1)
     trace = trace_tokens(model, neurons, prompt, top=top, words=words)
     console.print(trace)
     if json is not None:
@@ -56,7 +66,7 @@ def tokens(
 
 
 @app.command
-def merge(run_dir: RunFolderArgument, folder: Path) -> None:
+def merge(run_dir: RunFolderArgument, folder: Path, *, trust_remote_code: TrustArgument = False) -> None:
     """Write a run's tuned model as a plain transformers folder, with a model card.
 
     The weights have the dtype of the base model's checkpoint, or, for GGUF files, the dtype of the run. Deltas of a run
@@ -71,12 +81,11 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
     folder
         A new folder to write to. `AutoModelForCausalLM.from_pretrained(folder)` loads it.
     """
-    from safety_neurons.core.files import read_json
     from safety_neurons.report.exports import model_card
-    from safety_neurons.report.results import RunResults
+    from safety_neurons.runs.artifacts import load_delta, load_results
     from safety_neurons.runs.context import load_model
     from safety_neurons.runs.folder import RunFolder, merged_settings
-    from safety_neurons.tuning.delta import NeuronDelta
+    from safety_neurons.runs.outside import LOAD, tell_outside
     from safety_neurons.tuning.merge import checkpoint_dtype
     from safety_neurons.tuning.merge import merge as write_merged
 
@@ -87,19 +96,27 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
             f"{run_dir} holds no finished tuning to merge. Run `safety-neurons tune {run_dir}`, or wait for the "
             "process that works on it."
         )
-    delta = NeuronDelta.load(paths.delta)
+    delta = load_delta(paths)
     base = record["model"]
     dtype = checkpoint_dtype(base["name"], base["identity"])
     own = base["dtype"] if dtype is None else str(dtype).removeprefix("torch.")
-    settings = merged_settings(record["settings"], {}).model_copy(update={"quantize": None, "dtype": own})
-    card = model_card(delta, RunResults.of(read_json(paths.results)), command_line())
+    stored, given = record["settings"], _permitted(trust_remote_code)
+    settings = merged_settings(stored, given).model_copy(update={"quantize": None, "dtype": own})
+    card = model_card(delta, load_results(paths), command_line())
     if paths.record() != record:
         raise SafetyNeuronsError(f"Another process changed {run_dir} while it was read. Run the same command again.")
-    with ConsoleListener() as listener, listener.task("merging", 1) as advance:
-        write_merged(delta, load_model(settings), folder, card)
-        advance(1)
+    with ConsoleListener() as listener:
+        tell_outside(run_dir, stored, given, settings, [LOAD], listener)
+        with listener.task("merging", 1) as advance:
+            write_merged(delta, load_model(settings), folder, card)
+            advance(1)
     check_written(folder)
     print_line(f"Tuned model: {folder}")
+
+
+def _permitted(trust_remote_code: bool) -> dict[str, bool]:
+    """The settings that these commands were given."""
+    return {"trust_remote_code": True} if trust_remote_code else {}
 
 
 @listing.command

@@ -11,15 +11,12 @@ import stat
 from collections.abc import Iterator
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.temporary import temporary_path
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # The largest JSON or text file that is read: hundreds of times what a run writes.
 MOST_BYTES = 1 << 30
@@ -282,23 +279,6 @@ def file_sha256(path: Path) -> str:
     """
     with open_regular(path, limit=1 << 42) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Read the tensors and the metadata of a safetensors file.
-
-    Raises:
-        SafetyNeuronsError: the file is missing or broken.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            # Copies, as tensors within the file are not aligned, and sums over them are rounded differently.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except FileNotFoundError as error:
-        raise SafetyNeuronsError(f"{path} does not exist. Run the stage that writes it first.") from error
-    except SafetensorError as error:
-        raise SafetyNeuronsError(f"{path} is broken ({error}). Delete it and run again.") from error
 
 
 def cache_folder() -> Path:

@@ -13,6 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from safety_neurons.core.addresses import HIDDEN, KEY_VARIABLES, hidden, take_credentials, without_credentials
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.trust import only_recorded
 
 CONNECT_SECONDS = 10.0
 # What clients add to the URL of an API.
@@ -62,6 +63,23 @@ def api_key() -> str | None:
                 raise SafetyNeuronsError(f"{name} is not a valid API key: it has characters that cannot be sent.")
             return key
     return None
+
+
+def key_for(url: str) -> str | None:
+    """The API key from the environment, for an address that was named in this process.
+
+    Raises:
+        SafetyNeuronsError: there is a key, and only the record of a run names the address; or as `api_key`.
+    """
+    key = api_key()
+    if key is not None and only_recorded(url):
+        variable = next(name for name in KEY_VARIABLES if os.environ.get(name, "").strip())
+        raise SafetyNeuronsError(
+            f"The settings of this run name a server, {shown(url, key)}, and the API key in {variable} is sent only to "
+            "servers that you name. If this one should get it, name the judge, the attack or the "
+            f"evaluate.preference_endpoint with this address again in this call; otherwise unset {variable}."
+        )
+    return key
 
 
 def shown(text: str, key: str | None, length: int = SHOWN) -> str:

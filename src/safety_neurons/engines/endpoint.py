@@ -19,7 +19,7 @@ from safety_neurons.core.addresses import credentials_of, secrets
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
 from safety_neurons.engines.client import Client, Usage
-from safety_neurons.engines.connection import api_key, checked_url, proxy_for, shown
+from safety_neurons.engines.connection import api_key, checked_url, key_for, proxy_for, shown
 from safety_neurons.engines.exchange import Exchange
 from safety_neurons.engines.parameters import Parameters
 from safety_neurons.engines.server import (
@@ -226,7 +226,7 @@ class Endpoint:
             return portal.call(self._with_client, work, model_name)
 
     async def _with_client(self, work: Callable[[Client], Awaitable[T]], model_name: str) -> T:
-        server = Server(self.url, model_name, proxy_for(self.url), api_key())
+        server = Server(self.url, model_name, proxy_for(self.url), key_for(self.url))
         transfer = Transfer(self.url, server.proxy, credentials_of(self.url), server.key)
         limits = Limits(self.timeout, int(self.max_reply_bytes))
         try:

@@ -15,12 +15,13 @@ from pydantic import JsonValue
 
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
-from safety_neurons.core.plugins import trusted
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import JsonlCache, Line
+from safety_neurons.core.trust import trusted
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.report.results import RunResults
+from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.find import score_neurons_of
@@ -128,7 +129,8 @@ def _auto_tune(
     listener: Listener | None,
     command: str,
 ) -> RunResults:
-    with opened(path, _from_the_start(RunFolder(path), given), listener, command) as context:
+    start = _from_the_start(RunFolder(path), given)
+    with opened(path, start, listener, command, uses=("find", "tune")) as context:
         validator = Validator.open(context)
         before = validator.measure_base()
         tried = _search(context, validator, space, trials)
@@ -139,8 +141,8 @@ def _auto_tune(
     chosen = choose(tried, max_over_refusal)
     # What was given holds for the trials and for what they lead to.
     final = overridden(given, nested(chosen.settings))
-    with opened(path, final, listener, command, until="tune") as context:
-        after = _measure(context, Validator.open(context), NeuronDelta.load(context.folder.delta))
+    with opened(path, final, listener, command, until="tune", is_told=True) as context:
+        after = _measure(context, Validator.open(context), load_delta(context.folder))
         section = {
             "base": asdict(before),
             "trials": [asdict(trial) for trial in tried],
@@ -150,7 +152,7 @@ def _auto_tune(
             "chosen": chosen.number,
             "tuned": asdict(after),
         }
-        return keep_section(context.folder, "auto", section)
+        return keep_section(context, "auto", section)
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -214,7 +216,9 @@ def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, An
     starts = [
         line.start
         for line in JsonlCache.read(folder.trials, CachedTrial).entries.values()
-        if line.settings == now and asked.items() <= line.start.items() and trusted(line.start)
+        # The file may come from somebody else: a start has no other settings, and names no code.
+        if line.start.keys() == now.keys() and line.settings == now
+        if asked.items() <= line.start.items() and trusted(line.start)
     ]
     return overridden(given, nested(starts[-1])) if starts else dict(given)
 
@@ -268,7 +272,7 @@ def _try(
 
     All trials train on refusals made with the run's own neurons, so that these are generated once.
     """
-    settings = merged_settings(context.settings.model_dump(mode="json"), nested(chosen))
+    settings = Settings.checked(overridden(context.settings.model_dump(), nested(chosen)))
     name = settings.find.score
     if name not in scored:
         scored[name] = score_neurons_of(context, name)

@@ -239,13 +239,14 @@ def _from_pretrained(
     own = found.adapter is not None and has_own_tokenizer(Path(found.adapter))
     trusted = bool(arguments["trust_remote_code"])
     try:
-        with _library_errors(f"The tokenizer of {name} cannot be loaded", "tokenizer.json"):
+        with _library_errors(f"The tokenizer of {name} cannot be loaded", "tokenizer.json", name, trusted):
             folder = _fetched(source, trusted)
             if trusted:
                 _say_what_runs(folder, Path(str(found.adapter)) if own else folder, source)
             source = str(folder)
             tokenizer = AutoTokenizer.from_pretrained(found.adapter if own else source, trust_remote_code=trusted)
-        with _library_errors(f"{name} cannot be loaded as a causal language model", MODEL_CONFIG), _bounded(folder):
+        what = f"{name} cannot be loaded as a causal language model"
+        with _library_errors(what, MODEL_CONFIG, name, trusted), _bounded(folder):
             model, info = AutoModelForCausalLM.from_pretrained(
                 source,
                 use_safetensors=True,
@@ -300,8 +301,14 @@ def _say_what_runs(model: Path, tokenizer: Path, source: str) -> None:
 
 
 @contextlib.contextmanager
-def _library_errors(what: str, file: str) -> Iterator[None]:
-    """Turn what the libraries raise for a broken file into an error that says what was loaded."""
+def _library_errors(what: str, file: str, name: str, trusted: bool) -> Iterator[None]:
+    """Turn what the libraries raise for a broken file into an error that says what was loaded.
+
+    Args:
+        what: how the error begins.
+        file: which of the model's files is to be corrected.
+        trusted: code that comes with the model may run.
+    """
     try:
         yield
     except (OSError, SafetyNeuronsError):
@@ -309,6 +316,12 @@ def _library_errors(what: str, file: str) -> Iterator[None]:
     except BaseException as error:
         # tokenizers raises a bare Exception, and a panic of its own, which is not an Exception.
         if isinstance(error, LOADING_ERRORS) or type(error) is Exception or is_panic(error):
+            if not trusted and "trust_remote_code" in str(error):
+                raise SafetyNeuronsError(
+                    f"{name} needs code that comes with it, and no code is run without your permission. If you trust "
+                    "its authors, give trust_remote_code=True (--trust-remote-code) in each call. Models that judge or "
+                    "translate never get it: put such a one behind a server."
+                ) from error
             reason = _first_line(error).rstrip(".")
             raise SafetyNeuronsError(f"{what}: {reason}. Correct its {file}, or get the files again.") from error
         raise

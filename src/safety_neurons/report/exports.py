@@ -134,8 +134,17 @@ def model_card(delta: "NeuronDelta", results: RunResults | None = None, command:
     Args:
         results: the run's results; without them the card says only what was tuned.
         command: the command that merged the model.
+
+    Raises:
+        SafetyNeuronsError: the results are of another model than the delta.
     """
     provenance = delta.neurons.provenance
+    if results is not None and (results.run.model or {}).get("identity") != provenance.identity:
+        measured = results.run.model or {"name": "an unknown model", "identity": "?"}
+        raise SafetyNeuronsError(
+            f"The delta is of {provenance.model} ({provenance.identity[:12]}), and the results are of "
+            f"{measured['name']} ({measured['identity'][:12]}). Give the results of the run that made the delta."
+        )
     preset = PRESETS.get(provenance.model)
     lines = summary.before_after(results.evaluation) if results else []
     environment = Environment(

@@ -361,6 +361,7 @@ class GuardedRow(Section):
 
 
 class GuardTest(Section):
+    digest: str | None = None
     layer: int
     deciding_neurons: int
     false_positive_rate: float
@@ -531,6 +532,7 @@ class Evaluation(Section):
     utility: list[OrdinaryAnswers] = []
     tasks: list[DefenseTasks] = []
     preferences: list[DefensePreferences] = []
+    guard: str | None = None
 
 
 class RunResults(Section):

@@ -16,10 +16,11 @@ from safety_neurons.core.folders import atomic_folder, check_entries, remove_lef
 from safety_neurons.core.locks import NAME as LOCK
 from safety_neurons.core.locks import locked
 from safety_neurons.core.temporary import is_temporary
+from safety_neurons.core.trust import trust
 from safety_neurons.models.locate import path_identity
 from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.report.results import SCHEMA
-from safety_neurons.settings import Settings
+from safety_neurons.settings import Settings, without_permissions
 
 STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 # What the processes of torchrun do together.
@@ -172,14 +173,37 @@ def _link_or_copy(file: Path, target: Path) -> None:
 
 
 def merged_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
-    """The folder's own settings, overridden by what was given now.
+    """The folder's own settings, overridden by what was given now. PERMISSIONS are never taken from the folder.
 
     Raises:
-        SafetyNeuronsError: a value is not allowed.
+        SafetyNeuronsError: a value is not allowed, or the permission to run a model's code was given for a model with
+            an adapter that only the folder names.
     """
     values = {name: value for name, value in stored.items() if name in Settings.model_fields}
-    plugins.trust(given, values)
-    return Settings.checked(overridden(values, given))
+    trust(given, values)
+    settings = Settings.checked(overridden(without_permissions(values), given))
+    if settings.adapter is not None:
+        check_permitted(settings, "adapter", given)
+    return settings
+
+
+def check_permitted(settings: Settings, path: str, given: Mapping[str, Any]) -> None:
+    """Check that the permission to run code was not given before it was known that it concerns this model, too.
+
+    Args:
+        path: the setting that names a model or an adapter besides the run's model.
+
+    Raises:
+        SafetyNeuronsError: the permission was given, and only the record names this model.
+    """
+    section, _, name = path.rpartition(".")
+    values = settings.model_dump(include={section: {name}} if section else {name})
+    model = values[section][name] if section else values[name]
+    if settings.trust_remote_code and name not in (given.get(section, {}) if section else given):
+        raise SafetyNeuronsError(
+            f"trust_remote_code would also run code that comes with {model}, which the record of the run names "
+            f"({path}) and this call does not. If you trust its authors as well, give {path} again in this call."
+        )
 
 
 def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
