@@ -209,7 +209,7 @@ def test_the_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, "a.txt", "one\n")
 
-    def refuse(path: str, flags: int) -> int:
+    def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
     # Not chmod: the tests may run as root, who may read everything.

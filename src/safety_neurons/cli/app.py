@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from safety_neurons.cli.console import ConsoleListener, console, errors, print_line, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import exists, read_text
 from safety_neurons.core.trust import code_in
 from safety_neurons.settings import PROFILES, Profile, Settings
 
@@ -156,13 +157,10 @@ def command_line() -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     import tomllib
 
+    text = read_text(path, "Name a TOML file of settings, or omit --config.")
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise SafetyNeuronsError(f"The settings file {path} does not exist.") from error
-    except OSError as error:
-        raise SafetyNeuronsError(f"The settings file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        given = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SafetyNeuronsError(f"The settings file {path} is not valid TOML: {error}.") from error
     # Checked alone: an option could hide a mistake in the file.
     if Settings.checked(given).trust_remote_code:
@@ -182,5 +180,17 @@ def print_results(results: "RunResults", run_dir: Path | None, *parts: "Part") -
         print_where(run_dir)
 
 
+def check_written(*paths: Path) -> None:
+    """Check that what a command says it wrote is there: the folder may have been removed meanwhile.
+
+    Raises:
+        SafetyNeuronsError: one is missing.
+    """
+    if lost := [path for path in paths if not exists(path)]:
+        raise SafetyNeuronsError(f"{lost[0]} was written, and is gone. Run the same command again.")
+
+
 def print_where(run_dir: Path) -> None:
-    print_line(f"Report: {run_dir / 'report.html'}   Numbers: {run_dir / 'results.json'}")
+    """Where the report and the numbers are; a run that was not reported on has no report yet."""
+    files = {"Report": run_dir / "report.html", "Numbers": run_dir / "results.json"}
+    print_line("   ".join(f"{name}: {path}" for name, path in files.items() if exists(path)))

@@ -5,7 +5,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from safety_neurons.cli.app import ConfigArgument, SettingsArgument, app, group, perform, print_where, shows
+from safety_neurons.cli.app import (
+    ConfigArgument,
+    SettingsArgument,
+    app,
+    check_written,
+    group,
+    perform,
+    print_where,
+    shows,
+)
 from safety_neurons.cli.console import ConsoleListener, print_line, print_tables
 
 
@@ -87,6 +96,7 @@ def compare(
     print_tables([comparison_table(rows, str(first), str(second))])
     if json is not None:
         write_json(json, rows)
+        check_written(json)
         print_line(f"Numbers: {json}")
 
 
@@ -129,4 +139,5 @@ def check(
     print_tables(judge_check_tables(errors))
     if out is not None:
         save_errors(errors, out)
+        check_written(out)
         print_line(f"Counts: {out}")

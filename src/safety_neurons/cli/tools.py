@@ -3,8 +3,9 @@
 import importlib
 from pathlib import Path
 
-from safety_neurons.cli.app import Count, RunFolderArgument, TrustArgument, app, command_line, group
+from safety_neurons.cli.app import Count, RunFolderArgument, TrustArgument, app, check_written, command_line, group
 from safety_neurons.cli.console import ConsoleListener, console, print_line, print_tables
+from safety_neurons.core.errors import SafetyNeuronsError
 
 listing = group("list", "List what can be chosen: attacks, defenses, judges, scores, models.")
 
@@ -47,6 +48,7 @@ def tokens(
     from safety_neurons.runs.outside import LOAD, tell_outside
 
     folder = RunFolder(run_dir)
+    folder.check()
     neurons = load_neurons(folder)
     stored, given = folder.whole_record().settings, _permitted(trust_remote_code)
     settings = merged_settings(stored, given)
@@ -59,6 +61,7 @@ def tokens(
     console.print(trace)
     if json is not None:
         write_json(json, asdict(trace))
+        check_written(json)
         print_line(f"Numbers: {json}")
 
 
@@ -87,18 +90,26 @@ def merge(run_dir: RunFolderArgument, folder: Path, *, trust_remote_code: TrustA
     from safety_neurons.tuning.merge import merge as write_merged
 
     paths = RunFolder(run_dir)
-    delta = load_delta(paths)
     record = paths.whole_record()
+    if "tune" not in record.stages:
+        raise SafetyNeuronsError(
+            f"{run_dir} holds no finished tuning to merge. Run `safety-neurons tune {run_dir}`, or wait for the "
+            "process that works on it."
+        )
+    delta = load_delta(paths)
     dtype = checkpoint_dtype(record.model.name, record.model.identity)
     own = record.model.dtype if dtype is None else str(dtype).removeprefix("torch.")
     stored, given = record.settings, _permitted(trust_remote_code)
     settings = merged_settings(stored, given).model_copy(update={"quantize": None, "dtype": own})
     card = model_card(delta, load_results(paths), command_line())
+    if paths.record() != record:
+        raise SafetyNeuronsError(f"Another process changed {run_dir} while it was read. Run the same command again.")
     with ConsoleListener() as listener:
         tell_outside(run_dir, stored, given, settings, [LOAD], listener)
         with listener.task("merging", 1) as advance:
             write_merged(delta, load_model(settings), folder, card)
             advance(1)
+    check_written(folder)
     print_line(f"Tuned model: {folder}")
 
 

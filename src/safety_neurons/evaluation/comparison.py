@@ -1,6 +1,5 @@
 """Two evaluations on the same requests: what differs between them, by how much, and on which requests."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.fields import Section
-from safety_neurons.core.files import read_json
+from safety_neurons.core.files import exists, read_json
 from safety_neurons.core.plugins import unknown_name
 from safety_neurons.core.records import first_problem
 from safety_neurons.core.statistics import Verdict, VerdictsById, by_request, compare_verdicts, holm
@@ -99,7 +98,7 @@ class _Evaluation(Section):
 
 def _read(path: Path) -> _Evaluation:
     for file in (path / "evaluation.json", path / "results.json"):
-        if not os.path.lexists(file):
+        if not exists(file):
             continue
         own = file.name == "results.json"
         again = f"Evaluate again: safety-neurons evaluate {path if own else f'TARGETS --out {path}'}"

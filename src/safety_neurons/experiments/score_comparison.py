@@ -112,6 +112,7 @@ def compare_scores(
             found.split(split)
     run = RunContext(RunFolder(path), settings, prompts, listener or Silence(), given or {}, command)
     tell(prompts, run.listener)
+    run.folder.check()
     with locked(path):
         return _compare(run, list(budgets), overlap_at, seeds, equal_dose)
 

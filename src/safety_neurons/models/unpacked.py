@@ -8,7 +8,8 @@ from pathlib import Path
 import filelock
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import cache_folder, disk_errors, read_text, remove_leftovers, write_text
+from safety_neurons.core.files import cache_folder, disk_errors, read_text, write_text
+from safety_neurons.core.folders import remove_leftovers
 from safety_neurons.core.progress import Listener
 from safety_neurons.models.identity import folder_identity
 

@@ -1,7 +1,7 @@
 """The results in other forms than a page: tables as Markdown, figures as files, and the card of a merged model."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,11 @@ import plotly.io
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, write_text
+from safety_neurons.core.files import atomic_path, disk_errors, write_text
+from safety_neurons.core.folders import remove_leftovers
 from safety_neurons.core.markdown import Markdown, code_line, escaped
 from safety_neurons.core.tables import markdown
+from safety_neurons.core.temporary import temporary_path
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.report import (
     PARTS,
@@ -24,6 +26,7 @@ from safety_neurons.report import (
     text,
 )
 from safety_neurons.report.comparison import Runs, comparison_tables
+from safety_neurons.report.drawing import Figure
 from safety_neurons.report.page import run_charts
 from safety_neurons.report.results import Evaluation, RunResults
 
@@ -47,15 +50,16 @@ def write_markdown(runs: Runs, path: Path) -> None:
     Raises:
         SafetyNeuronsError: the disk failed.
     """
+    private = any(results.shows_responses for results in runs.values())
     if len(runs) > 1:
         evaluations = [results.evaluation for results in runs.values() if results.evaluation]
         notes = [note for one in evaluations for note in evaluation_tables.evaluation_notes(one)]
-        write_text(path, markdown(comparison_tables(runs), list(dict.fromkeys(notes))))
+        write_text(path, markdown(comparison_tables(runs), list(dict.fromkeys(notes))), private=private)
         return
     (results,) = runs.values()
     found = tables_of(results, *PARTS)
     notes = [*run_tables.introduction(results), *found.notes]
-    write_text(path, markdown(found.tables, notes, results.run.command))
+    write_text(path, markdown(found.tables, notes, results.run.command), private=private)
 
 
 def evaluation_markdown(found: Evaluation, command: str = "") -> str:
@@ -81,12 +85,23 @@ def write_figures(results: RunResults, folder: Path) -> list[Path]:
             "also needs Chrome or Chromium."
         )
     drawn = [*run_charts(results).values(), *run_figures.grids(results)]
+    pairs = [(figure, f"{figure.name}.{kind}") for figure in drawn for kind in ("png", "svg")]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    pairs = [(figure, folder / f"{figure.name}.{kind}") for figure in drawn for kind in ("png", "svg")]
-    paths = [path for _, path in pairs]
-    for path in paths:
-        path.unlink(missing_ok=True)
+        remove_leftovers(folder)
+        # Drawn elsewhere, so that no half of a figure takes the place of another.
+        with temporary_path(folder / "figures") as temporary:
+            temporary.mkdir()
+            _draw(pairs, temporary)
+            for _, name in pairs:
+                with atomic_path(folder / name) as path:
+                    (temporary / name).replace(path)
+    return [folder / name for _, name in pairs]
+
+
+def _draw(pairs: Sequence[tuple[Figure, str]], folder: Path) -> None:
+    """Draw each figure in the file of its name in a folder."""
+    paths = [folder / name for _, name in pairs]
     try:
         plotly.io.write_images(
             fig=[_on_paper(figure.specification) for figure, _ in pairs],
@@ -104,7 +119,6 @@ def write_figures(results: RunResults, folder: Path) -> list[Path]:
         raise SafetyNeuronsError(
             f"Kaleido did not write {', '.join(lost[:5])}. Try again; if it fails again, check that Chrome starts."
         )
-    return paths
 
 
 def _on_paper(specification: dict[str, Any]) -> dict[str, Any]:

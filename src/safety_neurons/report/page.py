@@ -45,7 +45,7 @@ def write_report(results: RunResults, path: Path) -> None:
     Raises:
         SafetyNeuronsError: the disk failed.
     """
-    write_text(path, render(results))
+    write_text(path, render(results), private=results.shows_responses)
 
 
 def run_charts(results: RunResults) -> dict[str, Figure]:
@@ -122,7 +122,7 @@ def write_comparison(runs: Runs, path: Path) -> None:
         plotly=Markup(plotly),
         policy=_policy([plotly, script] if drawn else []),
     )
-    write_text(path, page)
+    write_text(path, page, private=any(results.shows_responses for results in runs.values()))
 
 
 @functools.cache

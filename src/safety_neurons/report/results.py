@@ -537,6 +537,11 @@ class RunResults(Section):
     adaptive: Adaptive | None = None
     auto: AutoTuning | None = None
 
+    @property
+    def shows_responses(self) -> bool:
+        """Whether the examples may hold answers that comply with harmful requests: files of them are private."""
+        return bool(self.run.settings.get("show_responses"))
+
     @classmethod
     def of(cls, content: Any, source: str = "These results", again: str = AGAIN) -> "RunResults":
         """Validate the content of a results.json.

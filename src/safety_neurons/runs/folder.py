@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from pydantic import ValidationError
 
 from safety_neurons.core import plugins
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, fingerprint, is_leftover, read_errors, read_object, write_json
+from safety_neurons.core.files import disk_errors, exists, fingerprint, read_object, write_json
+from safety_neurons.core.folders import atomic_folder, check_entries, remove_leftovers
 from safety_neurons.core.locks import NAME as LOCK
 from safety_neurons.core.locks import locked
 from safety_neurons.core.records import first_problem
+from safety_neurons.core.temporary import is_temporary
 from safety_neurons.core.trust import trust
 from safety_neurons.models.locate import path_identity
 from safety_neurons.prompts import PromptSet, load_prompts
@@ -26,6 +29,9 @@ from safety_neurons.settings import Settings, without_permissions
 STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 # What the processes of torchrun do together.
 SHARED = frozenset({"find", "tune", "evaluate"})
+# What is written in a run's folder, or in that of an evaluation or a comparison.
+FILES = re.compile(r"\.lock|.+\.(json|jsonl|damaged|safetensors|html|md)", re.DOTALL)
+FOLDERS = re.compile(r"replaced|lora-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -87,21 +93,27 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
+    def check(self) -> list[str]:
+        """Check that the artifacts are files of this folder, not links or devices; returns the names in the folder.
+
+        Raises:
+            SafetyNeuronsError: one is something else, or the folder cannot be read.
+        """
+        return check_entries(self.path, FILES, FOLDERS)
+
     def record(self) -> RunRecord | None:
         """What is known of the run so far; None for a new folder, and for a run that lost its record.
 
         A lost run.json is found again in results.json.
 
         Raises:
-            SafetyNeuronsError: the folder holds other things than a run, or a damaged record.
+            SafetyNeuronsError: the folder holds other things than a run, or a damaged record; as `check`.
         """
-        with read_errors(self.path, "Choose another folder for the run with --out."):
-            if self.path.exists() and not self.path.is_dir():
-                raise SafetyNeuronsError(f"{self.path} is a file. Choose a folder for the run with --out.")
-            if os.path.lexists(self.record_file):
-                return self._read_record()
-            if not self.path.exists() or all(_is_remains(entry.name) for entry in self.path.iterdir()):
-                return None
+        names = self.check()
+        if self.record_file.name in names:
+            return self._read_record()
+        if all(map(_is_remains, names)):
+            return None
         copy = self._copied_record()
         if copy is None and not self.lost_record:
             raise SafetyNeuronsError(
@@ -126,9 +138,8 @@ class RunFolder:
     @property
     def lost_record(self) -> bool:
         """Whether a run's files are here without its run.json."""
-        with read_errors(self.path, "Choose another folder."):
-            there = self.neurons.is_file() and self.directions.is_file()
-            return not os.path.lexists(self.record_file) and (there or self._copied_record() is not None)
+        there = exists(self.neurons) and exists(self.directions)
+        return not exists(self.record_file) and (there or self._copied_record() is not None)
 
     def _read_record(self) -> RunRecord:
         content = read_object(self.record_file, self._advice())
@@ -163,14 +174,17 @@ class RunFolder:
         return "Choose another folder."
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, advice: str = "Wait for it, or choose another folder.") -> Iterator[None]:
         """Hold the lock of the folder, which is made if it is missing; one that holds other things gets no lock.
+
+        Args:
+            advice: what the user can do if another process holds it.
 
         Raises:
             SafetyNeuronsError: as `record`, or another process works on the run.
         """
         self.record()
-        with locked(self.path):
+        with locked(self.path, advice):
             yield
 
     def write_record(self, record: RunRecord) -> None:
@@ -192,7 +206,9 @@ class RunFolder:
     def _next_replaced(self) -> Path:
         above = self.path / "replaced"
         above.mkdir(exist_ok=True)
-        return above / str(1 + max((int(one.name) for one in above.iterdir() if one.name.isdecimal()), default=0))
+        remove_leftovers(above)
+        numbers = [int(name) for name in os.listdir(above) if re.fullmatch(r"[0-9]{1,9}", name)]
+        return above / str(1 + max(numbers, default=0))
 
     def keep_replaced(self) -> Path:
         """Copy the run to the next folder `replaced/N`, a run folder like this one, before something is replaced.
@@ -203,20 +219,16 @@ class RunFolder:
         above = self.path / "replaced"
         with disk_errors(above):
             target = self._next_replaced()
-            # Renamed when it is whole, so that a kill leaves no half of a run.
-            partial = above / ".partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            for file in self.path.iterdir():
-                if file.is_file() and file.name != LOCK:
-                    _link_or_copy(file, partial / file.name)
-            partial.rename(target)
+            with atomic_folder(target) as partial, os.scandir(self.path) as entries:
+                for entry in entries:
+                    if entry.is_file(follow_symlinks=False) and entry.name != LOCK and not is_temporary(entry.name):
+                        _link_or_copy(Path(entry.path), partial / entry.name)
         return target
 
 
 def _is_remains(name: str) -> bool:
     """Whether a process that was killed before it kept anything left a file of this name."""
-    return name == LOCK or is_leftover(name)
+    return name == LOCK or is_temporary(name)
 
 
 def _link_or_copy(file: Path, target: Path) -> None:

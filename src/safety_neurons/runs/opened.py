@@ -81,7 +81,7 @@ def keep_section(run: RunContext, name: str, section: Mapping[str, Any], unused:
     _, results = read_content(folder.results)
     results[name] = {**section, "settings": settings}
     found = RunResults.of(results)
-    write_json(folder.results, results)
+    write_json(folder.results, results, private=found.shows_responses)
     write_report(found, folder.report)
     return found
 

@@ -2,7 +2,6 @@
 
 import datetime
 import importlib.metadata
-import os
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import write_json
+from safety_neurons.core.files import exists, write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.locate import locate
 from safety_neurons.prompts import PromptSet, load_prompts, tell
@@ -28,7 +27,7 @@ from safety_neurons.runs.folder import (
     stage_fingerprints,
 )
 from safety_neurons.runs.outside import tell_outside
-from safety_neurons.runs.stage_files import Lost, check_replaceable, hashes, lost
+from safety_neurons.runs.stage_files import Lost, check_replaceable, hashes, left_by, lost
 from safety_neurons.settings import Settings, without_permissions
 from safety_neurons.tuning.corpus import Corpus
 
@@ -299,8 +298,14 @@ def _run(
             current -= stale
         record = record.model_copy(update={"stages": dict(stages)})
         results["run"] = record.to_json()
-        write_json(folder.results, results)
+        write_json(folder.results, results, private=settings.show_responses)
         folder.write_record(record)
+    left = [path for stage in wanted for path in left_by(folder, stage)]
+    for path in (folder.record_file, folder.results, *left, *[folder.report] * ("report" in wanted)):
+        if not exists(path):
+            raise SafetyNeuronsError(
+                f"{path} was removed while this process worked on the run. Run the same command again: it is made anew."
+            )
     return results
 
 
@@ -360,7 +365,7 @@ def _say_changes(opening: _Opening, record: RunRecord | None, todo: Sequence[str
     if outdated:
         what = f"Settings changed ({'; '.join(others)})" if others else "The content of a file changed"
         say(f"{what}, so {_follows(outdated, todo)}.")
-    return bool(outdated or (others and "tune" in todo and opening.folder.checkpoint.exists()))
+    return bool(outdated or (others and "tune" in todo and exists(opening.folder.checkpoint)))
 
 
 def _check_shard(settings: Settings) -> None:
@@ -416,7 +421,7 @@ def _kept_results(
     A damaged file, or one of another run, is set aside: all that it held can be made again.
     """
     empty = _current_results({}, set())
-    if not os.path.lexists(folder.results):
+    if not exists(folder.results):
         return None, empty
     try:
         found, content = read_content(folder.results, "It is made again.")

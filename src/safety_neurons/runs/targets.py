@@ -10,7 +10,7 @@ from typing import Any
 from safety_neurons.core.addresses import take_credentials
 from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import write_json, write_text
+from safety_neurons.core.files import exists, write_json, write_text
 from safety_neurons.core.locks import locked
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.core.records import JsonlCache
@@ -95,6 +95,7 @@ def _side_by_side(
     evaluators = [evaluator, *(replace(evaluator, settings=one.model_copy(update=shared)) for one in others)]
     for name in names:
         check_target(name, given, listener)
+    RunFolder(folder).check()
     with locked(folder):
         responses = JsonlCache.read(folder / "responses.jsonl", CachedAnswer)
         models: list[str] = []
@@ -122,8 +123,9 @@ def _side_by_side(
         judged = evaluator.judge(cells, JsonlCache.read(folder / "verdicts.jsonl", CachedVerdict), listener)
         results = evaluator.results(judged, rows, command)
         evaluation = Evaluation.model_validate(results)
-        write_json(folder / "evaluation.json", results)
-        write_text(folder / "evaluation.md", evaluation_markdown(evaluation, command))
+        private = first.show_responses
+        write_json(folder / "evaluation.json", results, private=private)
+        write_text(folder / "evaluation.md", evaluation_markdown(evaluation, command), private=private)
     return evaluation
 
 
@@ -133,8 +135,10 @@ def is_single_run(names: Sequence[str], out: Path | None) -> bool:
 
 
 def is_run(name: str) -> bool:
+    """Whether a folder of this name holds a run; errors as `exists`."""
+    # A file has no files in it, and the name of a model can be longer than that of a file.
     folder = RunFolder(Path(name))
-    return os.path.lexists(folder.record_file) or folder.lost_record
+    return os.path.isdir(name) and (exists(folder.record_file) or folder.lost_record)
 
 
 def is_address(name: str) -> bool:

@@ -17,7 +17,8 @@ from torch import nn
 
 from safety_neurons.core.distributed import process_count
 from safety_neurons.core.errors import CannotRunError, DivergedError, SafetyNeuronsError
-from safety_neurons.core.files import fingerprint, write_json
+from safety_neurons.core.files import disk_errors, exists, fingerprint, write_json
+from safety_neurons.core.folders import remove_leftovers
 from safety_neurons.core.progress import Advance, Listener, Silence, ignore
 from safety_neurons.core.records import Record
 from safety_neurons.core.tensors import StoredTensors, write_tensors
@@ -299,7 +300,7 @@ def cached_lora(
         SafetyNeuronsError: the cached ones are damaged, or were made for other weights.
     """
     place = folder and folder / f"lora-{_fingerprint(model, corpus, training, rank, alpha)[:16]}"
-    if place and (place / TENSORS).exists():
+    if place and exists(place / TENSORS):
         found = Adapter.load(place)
         if (found.base, found.rank, found.alpha) != (model.identity, rank, alpha):
             raise SafetyNeuronsError(
@@ -314,7 +315,9 @@ def cached_lora(
         )
     checkpoint = None
     if place:
-        place.mkdir(parents=True, exist_ok=True)
+        with disk_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(place)
         checkpoint = place / ".checkpoint.safetensors"
     steps = training_steps(corpus, training.batch_size, training.epochs)
     with (listener or Silence()).task(f"training LoRA, rank {rank}", steps) as advance:

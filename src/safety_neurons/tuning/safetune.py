@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import TrainingArguments
 
 from safety_neurons.core.distributed import owns, process_count
 from safety_neurons.core.errors import DivergedError, NotFiniteError, SafetyNeuronsError
+from safety_neurons.core.folders import scratch_folder
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.packing import can_pack
@@ -119,7 +119,7 @@ def trained(
     with delta_model.as_base():
         delta_model.read_base(examples, padding_token(model), training.batch_size)
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        scratch = stack.enter_context(scratch_folder())
         if resumed is not None:
             # The trainer reads this part itself, from a folder.
             (scratch / "trainer_state.json").write_text(json.dumps(resumed.state.trainer.whole()), encoding="utf-8")

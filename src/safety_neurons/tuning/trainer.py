@@ -25,8 +25,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from safety_neurons.core.distributed import all_gather, broadcast, owns, process_count, sync_errors
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
+from safety_neurons.core.files import disk_errors, exists
 from safety_neurons.core.progress import Advance
 from safety_neurons.core.records import Record
+from safety_neurons.core.temporary import remove, remove_abandoned
 from safety_neurons.core.tensors import StoredTensors, write_tensors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import halve_when_full
@@ -185,7 +187,7 @@ def resumable(path: Path | None, fingerprint: str, parameters: Mapping[str, Tens
         raise SafetyNeuronsError("The processes have different models, neurons, corpora or training options.")
     checkpoint = None
     with sync_errors():
-        if path is not None and owns(0) and (path.exists() or path.is_symlink()):
+        if path is not None and owns(0) and exists(path):
             checkpoint = Checkpoint.load(path, fingerprint, parameters)
             if checkpoint is None:
                 warnings.warn(
@@ -197,9 +199,9 @@ def resumable(path: Path | None, fingerprint: str, parameters: Mapping[str, Tens
 
 def discard(path: Path) -> None:
     """Remove the checkpoint, and temporary files of a process that was killed while writing one."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink()
-    path.unlink(missing_ok=True)
+    with disk_errors(path):
+        remove_abandoned(path.parent, path.name)
+        remove(path)
 
 
 def training_fingerprint(
