@@ -31,7 +31,8 @@ DECIDING = {
     *("stage", "subject", "condition", "prompts", "defense", "metric", "side", "weighting", "lexicon", "toward"),
     *("detector", "model", "judge", "attack"),
 }
-KEPT = {"none", "safetuning", "benign", "borderline", "harmful"}
+# What a reader of results accepts nothing but: verdicts among them.
+KEPT = {"none", "safetuning", "benign", "borderline", "harmful", "refused", "complied", "unscored"}
 
 
 def everything() -> dict[str, Any]:
@@ -49,7 +50,7 @@ def everything() -> dict[str, Any]:
         cell |= {"blocked": 3, "blocked_by": {"a filter": 1}, "not_run": {cell["prompt_ids"][0]: "a template refused"}}
     results = full() | {"evaluation": section}
     run = results["run"]
-    run["coverage"] |= {"without_mlp": [1], "unread": ["layer 1 is of an unknown kind"]}
+    run["coverage"] |= {"without_mlp": 1, "unread": ["layer 1 is of an unknown kind"]}
     run["prompts"]["harmful"] |= {"columns": ["question"], "notes": ["read as CSV"], "category": "weapons"}
     run["settings"] |= {"model": "tiny", "system": "You are a model.", "evaluate": {"attacks": ["direct", "mine.py:A"]}}
     return results
@@ -57,6 +58,9 @@ def everything() -> dict[str, Any]:
 
 def poisoned(value: Any, text: str, key: str = "", deciding: bool = False) -> Any:
     """The same with `text` after every string and every name, or instead of every text that decides."""
+    if key == "settings":
+        # Settings with halves of characters are not read at all.
+        text = text.encode("utf-8", "ignore").decode()
     if isinstance(value, dict):
         own = "" if key not in NAMED else text
         return {

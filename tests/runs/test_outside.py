@@ -135,9 +135,3 @@ def test_commands_that_open_a_run_several_times_say_it_once(finished: Path) -> N
         notes = Recorder()
         command(notes)
         assert len([said for said in notes.said if "not this call" in said]) == 1
-
-
-def test_it_is_said_without_control_characters() -> None:
-    (said,) = told({"chat_template": "\x1b[31mred\u202e.jinja"}, {}, "find")
-    assert "red" in said
-    assert said.isprintable()

@@ -53,7 +53,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
         monkeypatch.setattr(module, name, function)
 
-    spy(workers_module, "find", ("find", lambda *arguments, **_: arguments[3]))
+    spy(workers_module, "score_neurons", ("find", lambda *arguments, **_: arguments[3]))
     spy(
         context_module,
         "calibrate",

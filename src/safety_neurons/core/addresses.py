@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, unquote_plus
-from urllib.request import getproxies
 
 KEY_VARIABLES = ("SAFETY_NEURONS_API_KEY", "OPENAI_API_KEY")
 KEY, HIDDEN = "[key]", "[hidden]"
@@ -96,6 +95,9 @@ def credentials_of(address: str) -> Credentials:
 
 def secrets() -> list[str]:
     """Every secret that this process knows, the longest first: API keys, credentials of addresses and of proxies."""
+    # Imported late, as most commands show no secret.
+    from urllib.request import getproxies
+
     for address in getproxies().values():
         take_credentials(address if "://" in address else f"http://{address}")
     found = {one for one in (*_keys(), *_secrets) if len(one) >= _SHORTEST}

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import listed
-from safety_neurons.models.declared_sizes import bounded_build, check_declared, stored_sizes
+from safety_neurons.models.declared_sizes import bounded_build, check_declared
 from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG
 from safety_neurons.models.model_files import check_files, model_object
+from safety_neurons.models.stored_sizes import stored_sizes
 
 # What PEFT puts before the names of the base's modules.
 _PREFIX = "base_model.model."

@@ -7,13 +7,10 @@ memory. The headers of the weights say how large the model can be.
 import contextlib
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -23,7 +20,7 @@ from torch.nn.modules.module import (
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.hub import GET_AGAIN
-from safety_neurons.models.model_files import refuse_holes
+from safety_neurons.models.stored_sizes import StoredSizes
 
 # Numbers of parts, each of which has weights of its own, or a row in one.
 _COUNTS = re.compile(
@@ -35,40 +32,8 @@ LARGEST_COUNT, LARGEST_POSITION, LARGEST = 1024, 1 << 27, 1 << 40
 MODULES, VALUES, BYTES = (50, 10_000), (2, 1 << 24), (2, 1 << 28)
 
 
-@dataclass(frozen=True)
-class StoredSizes:
-    """What the headers of a model's weights say: tensors, values and bytes in them, and the largest dimension."""
-
-    tensors: int
-    values: int
-    bytes: int
-    largest: int
-
-
 class TooLargeError(ValueError):
     """A model is larger than its weights."""
-
-
-def stored_sizes(paths: Sequence[Path]) -> StoredSizes:
-    """Read the headers of safetensors files.
-
-    Raises:
-        SafetyNeuronsError: a file is missing or broken, or has holes instead of weights.
-    """
-    tensors = values = size = largest = 0
-    for path in paths:
-        refuse_holes(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    shape = file.get_slice(name).get_shape()
-                    tensors += 1
-                    values += torch.Size(shape).numel()
-                    largest = max(largest, *shape, 1)
-        except (SafetensorError, OSError) as error:
-            raise SafetyNeuronsError(f"{path} is broken ({error}). {GET_AGAIN}") from error
-        size += path.stat().st_size
-    return StoredSizes(tensors, values, size, largest)
 
 
 def check_declared(path: Path | str, config: Mapping[str, Any], stored: StoredSizes) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from safety_neurons.core.files import open_regular
-from safety_neurons.models.declared_sizes import StoredSizes
+from safety_neurons.models.stored_sizes import StoredSizes
 
 ADVICE = "Check that the download is complete."
 _MOST_BYTES = 1 << 42

@@ -30,7 +30,7 @@ from safety_neurons.core.plugins import listed, unknown_name
 from safety_neurons.models.adapters import check_adapter, has_own_tokenizer, merge_adapter
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.checkpoint import check_weights
-from safety_neurons.models.declared_sizes import bounded_build, check_declared, stored_sizes
+from safety_neurons.models.declared_sizes import bounded_build, check_declared
 from safety_neurons.models.finite import check_finite
 from safety_neurons.models.hub import MODEL_CONFIG, fetch_adapter, fetch_model, snapshot, why_unreachable
 from safety_neurons.models.locate import Located, locate
@@ -38,6 +38,7 @@ from safety_neurons.models.model_files import check_files, code_of, is_panic, mo
 from safety_neurons.models.neurons.hook_points import fetched
 from safety_neurons.models.presets import PRESETS, Preset
 from safety_neurons.models.reasoning import without_thinking
+from safety_neurons.models.stored_sizes import stored_sizes
 from safety_neurons.models.template import (
     check_syntax,
     chosen_template,
