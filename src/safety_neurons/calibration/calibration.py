@@ -77,8 +77,9 @@ def open_window(
     known, reach = directions.positions, reach_of(model, config)
     if reach is not None and reach > known and config.direction == "position":
         raise SafetyNeuronsError(
-            f"Directions are known for the last {known} prompt positions, not for {reach}. Run find with more "
-            "positions, or pool the directions."
+            f"Directions are known for the last {known} prompt positions, not for {reach}. Lower "
+            f"calibrate.prompt_positions to {known}, set calibrate.direction to 'pooled', or raise find.positions to "
+            f"{reach}."
         )
     answer = None if config.generated_tokens == "all" else config.generated_tokens
     return TokenWindow(where, known, reach, answer)
@@ -102,7 +103,9 @@ def shifts(
         raise SafetyNeuronsError(f"alpha must be a finite number, not {alpha}.")
     first, last = config.layers or (0, max(neurons.layers))
     if first > max(neurons.layers):
-        raise SafetyNeuronsError(f"There is no layer {first}: the layers are 0 to {max(neurons.layers)}.")
+        raise SafetyNeuronsError(
+            f"There is no layer {first}: the layers are 0 to {max(neurons.layers)}. Correct calibrate.layers."
+        )
     hooks = []
     for hook_point, indices, harmful, benign in zip(
         model.hook_points, getattr(neurons, config.subset), directions.harmful, directions.benign, strict=True

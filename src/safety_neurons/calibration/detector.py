@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.numerals import rounded_up
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, follow_positions, forward
@@ -144,11 +145,23 @@ class Detector:
 def check_rate(false_positive_rate: float, ordinary: int) -> None:
     """Raise SafetyNeuronsError if this number of ordinary prompts is too small for a threshold at this rate."""
     if not 0 < false_positive_rate < 1:
-        raise SafetyNeuronsError(f"false_positive_rate must be above 0 and below 1, not {false_positive_rate}.")
+        raise SafetyNeuronsError(
+            f"false_positive_rate must be above 0 and below 1, not {false_positive_rate}. Correct it."
+        )
     if (ordinary + 1) * false_positive_rate < 1 - 1e-9:
         raise SafetyNeuronsError(
             f"A false-positive rate of {false_positive_rate:g} needs at least {math.ceil(1 / false_positive_rate) - 1} "
-            f"ordinary training prompts; there are {ordinary}. Raise false_positive_rate, or add benign prompts."
+            f"ordinary training prompts; there are {ordinary}. Raise false_positive_rate to "
+            f"{rounded_up(1 / (ordinary + 1))}, or add benign prompts."
+        )
+
+
+def check_prompts(harmful: int, ordinary: int) -> None:
+    """Raise SafetyNeuronsError if these numbers of prompts are too small for cross-validation."""
+    if min(harmful, ordinary) < FOLDS:
+        raise SafetyNeuronsError(
+            f"A detector needs at least {FOLDS} harmful and {FOLDS} benign training prompts, and there are {harmful} "
+            f"and {ordinary}. Add prompts, or use larger sets."
         )
 
 
@@ -164,9 +177,10 @@ def fit_detector(
     """
     safe = ordinary if borderline is None else torch.cat([ordinary, borderline])
     if not harmful.shape[1]:
-        raise SafetyNeuronsError("A detector needs features, and no neuron was chosen. Raise percent.")
-    if min(len(harmful), len(ordinary)) < FOLDS:
-        raise SafetyNeuronsError(f"A detector needs at least {FOLDS} harmful and {FOLDS} benign training prompts.")
+        raise SafetyNeuronsError(
+            "A detector needs features, and no neuron was chosen. Choose more neurons (a larger percent)."
+        )
+    check_prompts(len(harmful), len(ordinary))
     features = torch.cat([safe, harmful]).double().numpy()
     labels = numpy.r_[numpy.zeros(len(safe), dtype=int), numpy.ones(len(harmful), dtype=int)]
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)

@@ -17,7 +17,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_neurons.calibration.calibration import directions_of, open_window, reach_of, shifts
 from safety_neurons.calibration.config import CalibrationConfig, GuardConfig
-from safety_neurons.calibration.detector import Detector, LastTokens, check_rate, fit_detector, last_token_activations
+from safety_neurons.calibration.detector import (
+    Detector,
+    LastTokens,
+    check_prompts,
+    check_rate,
+    fit_detector,
+    last_token_activations,
+)
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.core.records import Record
@@ -193,6 +200,7 @@ def fit_guard(
     """
     config = config.override(options)
     directions = directions_of(model, neurons)
+    check_prompts(len(harmful), len(benign))
     check_rate(config.false_positive_rate, len(benign))
     calibration = calibration.override({"generated_tokens": config.generated_tokens})
     open_window(PromptPositions(), model, directions, calibration)
@@ -207,7 +215,8 @@ def fit_guard(
     candidates = sorted(set(layer_of.tolist()))[:-1]
     if not candidates:
         raise SafetyNeuronsError(
-            "A guard needs safety neurons in at least two layers, to decide and, later, to act. Raise percent."
+            "A guard needs safety neurons in at least two layers, to decide and, later, to act. Choose more neurons "
+            "(a larger percent), or some of each layer (scope 'layer')."
         )
 
     def fitted(last: int, **options: Any) -> Detector:
@@ -221,7 +230,8 @@ def fit_guard(
     if not (layer_of <= layer).any() or not (layer_of > layer).any():
         raise SafetyNeuronsError(
             f"A guard cannot decide in layer {layer}: it needs safety neurons up to it and after it, and they are in "
-            f"the layers {int(layer_of.min())} to {int(layer_of.max())}."
+            f"the layers {int(layer_of.min())} to {int(layer_of.max())}. Set guard.layer to "
+            f"{int(layer_of.min())} ({int(layer_of.max()) - 1} at most), or omit it."
         )
     alpha = calibration.alpha_rejection if config.alpha is None else config.alpha
     return Guard(neurons, fitted(layer), layer, config.false_positive_rate, alpha, calibration)

@@ -10,6 +10,7 @@ import cyclopts
 import pydantic
 
 from safety_neurons.cli import evaluation, experiments, stages, tools  # noqa: F401
+from safety_neurons.cli.advice import with_options
 from safety_neurons.cli.app import app
 from safety_neurons.cli.console import flush, print_error
 from safety_neurons.cli.signals import Stopped, exit_status, stopped_by_signals
@@ -35,7 +36,9 @@ def main() -> None:
                     _app()
                     flush()
         except SafetyNeuronsError as error:
-            _fail(str(error), 2)
+            # What cannot be parsed was named as an option by the user.
+            parsed = not isinstance(error.__cause__, cyclopts.CycloptsError)
+            _fail(with_options(str(error), sys.argv[1:]) if parsed else str(error), 2)
         except KeyboardInterrupt as error:
             number = error.number if isinstance(error, Stopped) else signal.SIGINT
             by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"

@@ -161,7 +161,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         given = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise SafetyNeuronsError(f"The settings file {path} is not valid TOML: {error}.") from error
+        raise SafetyNeuronsError(f"The settings file {path} is not valid TOML: {error}. Correct it.") from error
     # Checked alone: an option could hide a mistake in the file.
     if Settings.checked(given).trust_remote_code:
         raise SafetyNeuronsError(

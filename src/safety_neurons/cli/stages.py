@@ -264,5 +264,7 @@ def _results(run_dir: Path) -> "RunResults":
 
     folder = RunFolder(run_dir)
     if folder.results.name not in folder.check():
-        raise SafetyNeuronsError(f"{run_dir} has no results yet. Run `safety-neurons run --out {run_dir}` first.")
+        # Says what leads on where there is no run.
+        folder.whole_record()
+        raise SafetyNeuronsError(f"{run_dir} has no results yet. Run it first: {folder.command}")
     return read_results(folder.results)

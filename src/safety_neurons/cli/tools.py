@@ -1,6 +1,7 @@
 """The commands next to a run: tokens, merge, and `list`."""
 
 import importlib
+import shlex
 from pathlib import Path
 
 from safety_neurons.cli.app import Count, RunFolderArgument, TrustArgument, app, check_written, command_line, group
@@ -93,8 +94,8 @@ def merge(run_dir: RunFolderArgument, folder: Path, *, trust_remote_code: TrustA
     record = paths.whole_record()
     if "tune" not in record.stages:
         raise SafetyNeuronsError(
-            f"{run_dir} holds no finished tuning to merge. Run `safety-neurons tune {run_dir}`, or wait for the "
-            "process that works on it."
+            f"{run_dir} holds no finished tuning to merge. Wait for the process that works on it, or tune it: "
+            f"safety-neurons tune {shlex.quote(str(run_dir))}"
         )
     delta = load_delta(paths)
     dtype = checkpoint_dtype(record.model.name, record.model.identity)

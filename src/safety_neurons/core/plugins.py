@@ -62,7 +62,8 @@ class Family(Generic[M]):
                 member = self._checked(others[name].load(), spec)
             except (ImportError, AttributeError) as error:
                 raise SafetyNeuronsError(
-                    f"The {self.kind} {name} cannot be loaded from its package: {error}."
+                    f"The {self.kind} {name} cannot be loaded from its package: {error}. Install that package "
+                    f"again, or choose another {self.kind}."
                 ) from error
         else:
             raise SafetyNeuronsError(unknown_name(self.kind, name, self.names()))
@@ -98,7 +99,7 @@ class Family(Generic[M]):
                 "this call, and it will be executed."
             )
         if not path.is_file():
-            raise SafetyNeuronsError(f"The file {path} of the {self.kind} does not exist.")
+            raise SafetyNeuronsError(f"The file {path} of the {self.kind} does not exist. Correct its path.")
         digest = file_sha256(path)
         member = getattr(_module(path.resolve(), digest), attribute, None)
         if not attribute or member is None:
@@ -112,7 +113,10 @@ class Family(Generic[M]):
 
     def _checked(self, member: Any, spec: str) -> Any:
         if not isinstance(member, self.contract):
-            raise SafetyNeuronsError(f"{spec} is not a {self.contract.__name__} but a {type(member).__name__}.")
+            raise SafetyNeuronsError(
+                f"{spec} is not a {self.contract.__name__} but a {type(member).__name__}. Name another object of "
+                "the file."
+            )
         return member
 
 
@@ -129,7 +133,9 @@ def _module(path: Path, digest: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (ImportError, SyntaxError, NameError) as error:
         del sys.modules[name]
-        raise SafetyNeuronsError(f"{path} cannot be loaded ({type(error).__name__}): {error}.") from error
+        raise SafetyNeuronsError(
+            f"{path} cannot be loaded ({type(error).__name__}): {error}. Correct the file."
+        ) from error
     return module
 
 
@@ -192,5 +198,7 @@ def _options(member: Any, kind: str, name: str, given: str) -> dict[str, Any]:
             options[option] = TypeAdapter(types[option]).validate_strings(value.strip())
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
-            raise SafetyNeuronsError(f"{kind} {name}: {option} cannot be {value.strip()!r} ({problem}).") from error
+            raise SafetyNeuronsError(
+                f"{kind} {name}: {option} cannot be {value.strip()!r} ({problem}). Correct it."
+            ) from error
     return options

@@ -60,7 +60,9 @@ def api_key() -> str | None:
         key = os.environ.get(name, "").strip()
         if key:
             if not (key.isascii() and key.isprintable()):
-                raise SafetyNeuronsError(f"{name} is not a valid API key: it has characters that cannot be sent.")
+                raise SafetyNeuronsError(
+                    f"{name} is not a valid API key: it has characters that cannot be sent. Correct it."
+                )
             return key
     return None
 

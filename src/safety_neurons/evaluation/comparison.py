@@ -1,5 +1,6 @@
 """Two evaluations on the same requests: what differs between them, by how much, and on which requests."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -53,7 +54,10 @@ def compare(
         if paired.first.n:
             rows.append((cell, (name, other), paired))
     if not rows:
-        raise SafetyNeuronsError(f"{first} and {second} have no request in common on which both could be judged.")
+        raise SafetyNeuronsError(
+            f"{first} and {second} have no request in common on which both could be judged. Evaluate both on the "
+            "same prompt sets."
+        )
     return [
         {
             "attack": cell[1],
@@ -101,7 +105,7 @@ def _read(path: Path) -> _Evaluation:
         if not exists(file):
             continue
         own = file.name == "results.json"
-        again = f"Evaluate again: safety-neurons evaluate {path if own else f'TARGETS --out {path}'}"
+        again = f"Evaluate again: {_command(path, own)}"
         found = read_json(file, again)
         if own and isinstance(found, dict):
             found = found.get("evaluation")
@@ -113,14 +117,21 @@ def _read(path: Path) -> _Evaluation:
             return _Evaluation.model_validate(found)
         except ValidationError as error:
             raise SafetyNeuronsError(f"The evaluation in {file} is damaged: {first_problem(error)}. {again}") from error
-    raise SafetyNeuronsError(f"{path} holds no evaluation. Make one: safety-neurons evaluate {path}")
+    own = exists(path / "run.json")
+    raise SafetyNeuronsError(f"{path} holds no evaluation. Make one, or correct the folder: {_command(path, own)}")
+
+
+def _command(path: Path, own: bool) -> str:
+    """What evaluates into a folder: a run's `own`, or one for whatever is evaluated."""
+    folder = shlex.quote(str(path))
+    return f"safety-neurons evaluate {folder}" if own else f"safety-neurons evaluate TARGETS --out {folder}"
 
 
 def _named(names: Sequence[str] | None, place: int) -> str | None:
     if names is None:
         return None
     if len(names) != 2:
-        raise SafetyNeuronsError("defenses and models take two names: one of each evaluation.")
+        raise SafetyNeuronsError("defenses and models take two names: give one of each evaluation.")
     return names[place]
 
 
@@ -133,7 +144,9 @@ def _cells(
     """By (defense or "", attack, prompts, judge) the defense's name, and the verdicts by request."""
     known = found.models
     if model is None and len(known) > 1:
-        raise SafetyNeuronsError(f"{path} holds several models ({', '.join(known)}): say which with models.")
+        raise SafetyNeuronsError(
+            f"{path} holds several models ({', '.join(known)}): give models, one of each evaluation."
+        )
     for kind, name, names in (("model", model, known), ("defense", defense, list(found.defenses))):
         if name is not None and name not in names:
             raise SafetyNeuronsError(f"In {path}: {unknown_name(kind, name, names)}")

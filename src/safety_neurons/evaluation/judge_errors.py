@@ -4,6 +4,7 @@ import json
 import operator
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
@@ -74,12 +75,16 @@ class JudgeErrors:
         Raises:
             SafetyNeuronsError: the file is missing, has another format, or has no counts of this judge.
         """
-        advice = f"`safety-neurons judge check LABELED.jsonl --out {path.name}` writes a file of judges' counts."
+        advice = f"Make one of labeled answers: safety-neurons judge check LABELED.jsonl --out {shlex.quote(str(path))}"
         every = read_record(path, _ErrorsFile, advice).judges
         matching = [errors for errors in every if errors.judge == judge]
         if not matching:
             known = ", ".join(dict.fromkeys(errors.judge for errors in every))
-            raise SafetyNeuronsError(f"{path} has no counts of the judge {judge}. It has those of {known or 'none'}.")
+            raise SafetyNeuronsError(
+                f"{path} has no counts of the judge {judge}, but of {known or 'none'}. Choose one of these, or "
+                "count it: "
+                f"safety-neurons judge check LABELED.jsonl --judges {shlex.quote(judge)} --out FILE"
+            )
         return reduce(operator.add, matching)
 
     @classmethod
@@ -286,7 +291,7 @@ def _column(table: PromptTable, path: Path, *names: str) -> str:
         usual = {REQUEST_COLUMNS: "prompt", RESPONSE_COLUMNS: "response or completion"}.get(names, "label")
         raise SafetyNeuronsError(
             f"{path} has no column {usual}; it has {listed(table.columns)}. Labeled answers need prompt, response and "
-            "label (refused or complied)."
+            "label (refused or complied). Rename its columns."
         )
     return found
 

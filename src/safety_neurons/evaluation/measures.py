@@ -48,7 +48,7 @@ class CachedMeasure(Line):
 def check_measures(config: EvaluationConfig) -> None:
     """Raise SafetyNeuronsError where an option has no effect, is not permitted, or names what cannot be used."""
     if not config.tasks and (config.task_limit is not None or config.task_folder is not None):
-        raise SafetyNeuronsError("task_limit and task_folder belong to tasks: name the lm-eval tasks, too.")
+        raise SafetyNeuronsError("task_limit and task_folder belong to tasks: set evaluate.tasks, too.")
     if config.task_folder is not None and only_recorded(config.task_folder):
         raise SafetyNeuronsError(
             f"The settings of this run name a folder of tasks, {config.task_folder}, and tasks can execute code. If "
@@ -56,7 +56,7 @@ def check_measures(config: EvaluationConfig) -> None:
         )
     if config.preference_judge is None and (config.preference_endpoint is not None or config.questions is not None):
         raise SafetyNeuronsError(
-            "preference_endpoint and questions belong to preference_judge: name the model that judges, too."
+            "preference_endpoint and questions belong to preference_judge: set evaluate.preference_judge, too."
         )
     if config.preference_judge is not None and config.preference_endpoint is not None:
         # Fail early on an address that cannot be asked.

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, JsonValue
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.fields import Number
 from safety_neurons.core.files import fingerprint
+from safety_neurons.core.numerals import rounded_up
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.core.trust import trusted
@@ -57,7 +58,9 @@ class Space:
             raise SafetyNeuronsError("Name at least one score to search with.")
         for name in self.scores:
             if scores.get(name).compares_models:
-                raise SafetyNeuronsError(f"The score {name} compares two models, so it cannot be searched with.")
+                raise SafetyNeuronsError(
+                    f"The score {name} compares two models, so it cannot be searched with. Choose another."
+                )
         for name, (low, high) in (("percent", self.percent), ("learning_rate", self.learning_rate)):
             if not 0 < low <= high:
                 raise SafetyNeuronsError(f"The range of {name} must satisfy 0 < low <= high, not {low} to {high}.")
@@ -195,7 +198,7 @@ def choose(trials: Sequence[Trial], max_over_refusal: float | None = None) -> Tr
             least = min(trial.objectives.over_refusal for trial in trials)
             raise SafetyNeuronsError(
                 f"No trial keeps over-refusal at {max_over_refusal:.1%} or below; the least is {least:.1%}. Raise "
-                "max_over_refusal or trials."
+                f"max_over_refusal to {rounded_up(least)}, or raise trials."
             )
         return min(within, key=lambda trial: astuple(trial.objectives))
     best = front(trials)

@@ -11,6 +11,7 @@ from safety_neurons.experiments.intervention import NLL_LIMIT, Intervention, Int
 from safety_neurons.neurons.read import write_norms
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
+from safety_neurons.runs.percents import random_neurons_of
 
 MOST_ALPHAS = 101
 
@@ -65,7 +66,7 @@ def dose_response(
     """
     with opened(path, given, listener, command, on=[on]) as run:
         found = run.neurons
-        random = found.random_like(run.settings.seed + 1)
+        random = random_neurons_of(run)
         norms = write_norms(run.model).norm_2
         config = run.settings.calibrate
         units = dose(found, norms, config), dose(random, norms, config)

@@ -58,7 +58,7 @@ def guard_run(
             "harmful": run.split("contrast", "test", settings.evaluate.prompts),
             "benign": run.split("borderline", "test", settings.evaluate.prompts),
         }
-        fitted, learned, doses = fit_and_keep(run)
+        fitted, learned, doses = fit_and_keep(run, control=True)
         section = {
             "digest": fitted.digest,
             "layer": fitted.layer,

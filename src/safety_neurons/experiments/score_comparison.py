@@ -94,7 +94,7 @@ def compare_scores(
     if not budgets or any(not 0 < budget <= 100 for budget in budgets):
         raise SafetyNeuronsError("budgets must be above 0 and at most 100 percent of the neurons, such as 0.1 and 1.")
     if len(set(budgets)) < len(budgets):
-        raise SafetyNeuronsError("A budget is given twice in budgets.")
+        raise SafetyNeuronsError("A budget is given twice in budgets. Give each once.")
     if seeds < 0:
         raise SafetyNeuronsError(f"seeds must be at least 0, not {seeds}.")
     settings = merged_settings({}, given or {})

@@ -68,7 +68,9 @@ class TrainingPrompts:
         """Harmful and benign prompts in random parts, whose sizes differ by at most one prompt."""
         count = min(PARTS, len(self.harmful), len(self.benign))
         if count < 2:
-            raise SafetyNeuronsError("Comparing scores needs at least two training prompts on each side.")
+            raise SafetyNeuronsError(
+                "Comparing scores needs at least two training prompts on each side. Use larger sets."
+            )
         sides = []
         for number, prompts in enumerate((self.harmful, self.benign)):
             mixed = random.Random(f"{self.settings.seed} {number}").sample(prompts, len(prompts))

@@ -129,7 +129,8 @@ def search(
             if not len(one.neurons):
                 raise SafetyNeuronsError(
                     f"{scored.score.name} finds no neurons in any set of up to {limits.percent}%: harmful and benign "
-                    "prompts rank the same ones highest. Raise the limit of percent, or choose another find.score."
+                    "prompts rank the same ones highest. Raise limits.percent (--max-percent), or choose another "
+                    "find.score."
                 )
             directions.append(
                 {

@@ -45,7 +45,9 @@ class Readout:
         """
         unembedding = model.model.get_output_embeddings()
         if unembedding is None:
-            raise SafetyNeuronsError(f"{model.name} has no unembedding, so its neurons cannot be read in words.")
+            raise SafetyNeuronsError(
+                f"{model.name} has no unembedding, so its neurons cannot be read in words. Choose another model."
+            )
         return cls(model, final_norm(model), unembedding)
 
     @torch.no_grad()
@@ -164,7 +166,9 @@ def final_norm(model: ChatModel) -> nn.Module:
     for module, output in reversed(returned):
         if module is not unembedding and output.shape == read[0].shape and torch.equal(output, read[0]):
             return module
-    raise SafetyNeuronsError(f"The final norm of {model.name} was not found, so its neurons cannot be read in words.")
+    raise SafetyNeuronsError(
+        f"The final norm of {model.name} was not found, so its neurons cannot be read in words. Choose another model."
+    )
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         config = PeftConfig.from_pretrained(str(folder))
         if config.is_prompt_learning:
             raise SafetyNeuronsError(
-                f"The adapter {folder} cannot be merged: {config.peft_type.value} changes the prompt, not the weights."
+                f"The adapter {folder} cannot be merged: {config.peft_type.value} changes the prompt, not the "
+                "weights. Choose another adapter."
             )
         _fit_vocabulary(model, shapes, config)
         stored = stored_sizes([folder / ADAPTER_WEIGHTS])
@@ -111,7 +112,8 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             _check_all_used(folder, changed.load_adapter(str(folder), "default", key_mapping=mapping), shapes)
         if not hasattr(changed, "merge_and_unload"):
             raise SafetyNeuronsError(
-                f"The adapter {folder} cannot be merged: {config.peft_type.value} has no such step."
+                f"The adapter {folder} cannot be merged: {config.peft_type.value} has no such step. Choose another "
+                "adapter."
             )
         merged: PreTrainedModel = changed.merge_and_unload(safe_merge=True)
     except (

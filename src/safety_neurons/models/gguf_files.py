@@ -44,7 +44,7 @@ def gguf_parts(path: Path) -> list[Path]:
         parts = [present.get(name.casefold(), path.with_name(name)) for name in names]
     missing = [part.name for part in parts if not part.is_file()]
     if path.name in missing:
-        raise SafetyNeuronsError(f"The model file {path} does not exist.")
+        raise SafetyNeuronsError(f"The model file {path} does not exist. Correct its path.")
     if missing:
         raise SafetyNeuronsError(
             f"{path} is one of the {count} parts of a model, of which {path.parent.resolve()} lacks "
@@ -127,7 +127,9 @@ def convert(gguf: Sequence[Path], folder: Path, name: str) -> Path:
         except SafetyNeuronsError:
             raise
         except OSError as error:
-            raise SafetyNeuronsError(f"{name} cannot be unpacked: {error}.") from error
+            raise SafetyNeuronsError(
+                f"{name} cannot be unpacked: {error}. Get it again, or choose its safetensors version."
+            ) from error
         except HeaderError as error:
             raise SafetyNeuronsError(f"{name} is not a GGUF file that can be read: {error}. {ADVICE}") from error
         except BaseException as error:

@@ -76,7 +76,9 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SafetyNeuronsError(f"The device {name!r} cannot be used here: {_first_line(error)}.") from error
+        raise SafetyNeuronsError(
+            f"The device {name!r} cannot be used here: {_first_line(error)}. Choose another, such as cpu."
+        ) from error
     return device
 
 

@@ -61,7 +61,7 @@ def locate(name: str, listener: Listener = Silence(), adapter: str | None = None
         folder = Path(adapter).expanduser()
         added = Located(str(folder), folder_identity(folder)) if folder.is_dir() else _place(adapter, listener)
         if Path(added.source).is_dir() and not (Path(added.source) / ADAPTER_CONFIG).is_file():
-            raise SafetyNeuronsError(f"{adapter} is not a PEFT adapter: it has no {ADAPTER_CONFIG}.")
+            raise SafetyNeuronsError(f"{adapter} is not a PEFT adapter: it has no {ADAPTER_CONFIG}. Correct its path.")
         return Located(found.source, _joint(found.identity, added.identity), added.source)
     if (Path(found.source) / ADAPTER_CONFIG).is_file():
         note = (

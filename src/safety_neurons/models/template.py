@@ -56,7 +56,9 @@ def read_template(path: Path) -> str:
             f"The chat template {path} is not UTF-8 text: invalid byte at offset {error.start}. Save it as UTF-8."
         ) from error
     except OSError as error:
-        raise SafetyNeuronsError(f"The chat template {path} cannot be read ({error.strerror}).") from error
+        raise SafetyNeuronsError(
+            f"The chat template {path} cannot be read ({error.strerror}). Choose another file."
+        ) from error
     if not is_jinja(text):
         holds = "holds no Jinja, so that it would write the same for all prompts" if text.strip() else "is empty"
         raise SafetyNeuronsError(f"The chat template {path} {holds}. Name a file with a Jinja template.")

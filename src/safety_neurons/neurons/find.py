@@ -180,7 +180,9 @@ def score_neurons(
     chosen = scores.get(config.score)
     counted = config.tokens or chosen.tokens
     if not harmful or not benign:
-        raise SafetyNeuronsError("Finding needs harmful and benign prompts: one of the two sets is empty.")
+        raise SafetyNeuronsError(
+            "Finding needs harmful and benign prompts: one of the two sets is empty. Give at least one of each."
+        )
     check_reading(model, chosen, counted, config.last_tokens, config.positions, other)
     sides = read_both(
         model,

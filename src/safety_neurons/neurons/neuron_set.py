@@ -190,19 +190,32 @@ class NeuronSet:
             f"{partial}"
         )
 
+    @property
+    def crowded(self) -> str | None:
+        """What leaves too few neurons for as many random ones, if anything."""
+        sizes = (map(len, self.rejection), map(len, self.conformity))
+        for layer, width, found, *counts in zip(self.layers, self.widths, map(len, self.both), *sizes, strict=True):
+            if width - found < sum(counts):
+                return (
+                    f"{found} of the {width} neurons of an MLP in layer {layer} are chosen, so too few are left for as "
+                    "many random ones"
+                )
+        return None
+
     def random_like(self, seed: int) -> "NeuronSet":
-        """A control: as many random neurons per hook point, none of which is in this set."""
+        """A control: as many random neurons per hook point, none of which is in this set.
+
+        Raises:
+            SafetyNeuronsError: more than half of the neurons of an MLP are in the set.
+        """
+        if (crowded := self.crowded) is not None:
+            raise SafetyNeuronsError(f"{crowded}. Choose fewer neurons (a smaller percent).")
         generator = torch.Generator().manual_seed(seed)
         rejection, conformity = [], []
         for found, own, other, width in zip(self.both, self.rejection, self.conformity, self.widths, strict=True):
             free = torch.ones(width, dtype=torch.bool)
             free[found] = False
             others, count = free.nonzero().flatten(), len(own) + len(other)
-            if len(others) < count:
-                raise SafetyNeuronsError(
-                    f"{len(found)} of {width} neurons of an MLP are in the set: too few are left for as many random "
-                    "ones. Lower percent."
-                )
             drawn = others[torch.randperm(len(others), generator=generator)[:count]]
             rejection.append(drawn[: len(own)].sort().values)
             conformity.append(drawn[len(own) :].sort().values)

@@ -202,8 +202,8 @@ def _choose_column(table: PromptTable, name: str | None, source: str) -> tuple[s
     if found is None:
         what = "has no column with a well-known name" if name is None else f"has no column {name!r}"
         raise SafetyNeuronsError(
-            f"{source} {what}. Its columns are {listed(table.columns)}; name the one with the prompts (column). "
-            f"{_hint(table)}"
+            f"{source} {what}. Its columns are {listed(table.columns)}. Rename the one with the prompts to `prompt`, "
+            f"or name it (column) if all your files have it. {_hint(table)}"
         )
     return found, found if name is not None else f"{found} (guessed)"
 

@@ -3,6 +3,7 @@
 A results.json may come from others. It is validated when it is read; sections keep fields that they do not know.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -589,7 +590,7 @@ def read_results(path: Path) -> RunResults:
 
 def read_content(path: Path, again: str | None = None) -> tuple[RunResults, dict[str, Any]]:
     """Read a results.json, also as it is in the file; errors as `read_results`, which `again` ends."""
-    again = again or f"Make it again: safety-neurons run --out {path.parent}"
+    again = again or f"Make it again: safety-neurons run --out {shlex.quote(str(path.parent))}"
     content = read_json(path, again)
     return RunResults.of(content, f"The results in {path}", again), content
 

@@ -1,7 +1,5 @@
 """A run's artifacts, checked before they are used: as their stages left them, and of the run's own model."""
 
-import shlex
-
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.neurons.neuron_set import NeuronSet, Provenance
 from safety_neurons.report.results import RunResults, read_results
@@ -48,7 +46,7 @@ def load_results(folder: RunFolder) -> RunResults:
         other = found.run.model.name or "an unknown model"
         raise SafetyNeuronsError(
             f"{folder.results} is not of the run that {folder.record_file} describes, but of another one, of {other}. "
-            f"Make it again: safety-neurons run --out {shlex.quote(str(folder.path))}"
+            f"Make it again: {folder.command}"
         )
     return found
 

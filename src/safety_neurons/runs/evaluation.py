@@ -59,7 +59,9 @@ class Requests:
                 prompts = prompts.split(split)
             left = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learned))
             if not len(left):
-                raise SafetyNeuronsError(f"Nothing of {name!r} is left to ask: a run learns from all its prompts.")
+                raise SafetyNeuronsError(
+                    f"Nothing of {name!r} is left to ask: a run learns from all its prompts. Choose another set."
+                )
             return tuple(left.take(settings.evaluate.prompts))
 
         on = settings.evaluate.on
@@ -72,7 +74,7 @@ class Requests:
                 f"{on!r} does not name harmful and safe prompt sets: give them as jailbreakbench:alpaca:xstest-safe."
             )
         if len(set(names)) < len(names) or HARMFUL in names[1:]:
-            raise SafetyNeuronsError(f"{on!r} names a set twice, or {HARMFUL!r} as a safe one.")
+            raise SafetyNeuronsError(f"{on!r} names a set twice, or {HARMFUL!r} as a safe one. Name each set once.")
         harmful, *safe_names = names
         return cls(fresh(harmful, None), {name: fresh(name, None) for name in safe_names}, sets)
 
@@ -182,7 +184,7 @@ def check_members(config: EvaluationConfig) -> None:
     """Raise SafetyNeuronsError where an attack, a defense or a judge does not exist, or an option has no effect."""
     for what, names in (("attacks", config.attacks), ("defenses", config.defenses), ("judges", judge_names(config))):
         if len(set(names)) < len(names):
-            raise SafetyNeuronsError(f"evaluate.{what} names one of them twice: {', '.join(names)}.")
+            raise SafetyNeuronsError(f"evaluate.{what} names one of them twice: {', '.join(names)}. Name each once.")
     for family, names in ((attacks, config.attacks), (defenses, config.defenses), (judges, judge_names(config))):
         for name in names:
             family.get(name)

@@ -14,10 +14,11 @@ def find_neurons_of(run: RunContext, title: str) -> NeuronSet:
     return _scored(run, settings.score, title).top(settings.percent, settings.scope, settings.selection)
 
 
-def score_neurons_of(run: RunContext, name: str | None = None) -> ScoredNeurons:
-    """Every neuron's score on the training prompts: the run's score, or another one."""
+def score_neurons_of(run: RunContext, name: str | None = None, title: str | None = None) -> ScoredNeurons:
+    """Every neuron's score on the training prompts: the run's score, or another one. `title` is for the progress "
+    "bar."""
     name = name or run.settings.find.score
-    return _scored(run, name, f"scoring neurons ({scores.get(name).name})")
+    return _scored(run, name, title or f"scoring neurons ({scores.get(name).name})")
 
 
 def _scored(run: RunContext, name: str, title: str) -> ScoredNeurons:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ class RunFolder:
         copy = self._copied_record()
         if copy is None and not self.lost_record:
             raise SafetyNeuronsError(
-                f"{self.path} is not empty and holds no run. Choose another --out, so that nothing of yours is lost."
+                f"{self.path} is not empty and holds no run. Choose another folder, so that nothing of yours is lost."
             )
         return copy
 
@@ -128,11 +129,11 @@ class RunFolder:
             SafetyNeuronsError: as `record`, or there is none.
         """
         if (record := self.record()) is None:
-            what = "lost its record" if self.lost_record else "holds no run"
-            raise SafetyNeuronsError(
-                f"{self.path} {what}. Run it with its settings, the model among them: safety-neurons run --out "
-                f"{self.path} --model MODEL"
-            )
+            if self.lost_record:
+                problem = "lost its record, run.json. Run it again with its settings, the model among them"
+            else:
+                problem = "holds no run. Correct the folder, or make a run in it"
+            raise SafetyNeuronsError(f"{self.path} {problem}: {self.command} --model MODEL")
         return record
 
     @property
@@ -157,6 +158,11 @@ class RunFolder:
             problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
             raise SafetyNeuronsError(f"{self.record_file} is damaged: {problem}. {self._advice()}") from error
 
+    @property
+    def command(self) -> str:
+        """The command that runs all stages."""
+        return f"safety-neurons run --out {shlex.quote(str(self.path))}"
+
     def _copied_record(self) -> RunRecord | None:
         """The record in results.json; None where there is no whole one."""
         try:
@@ -170,7 +176,10 @@ class RunFolder:
             return "Delete it and run the same command again: results.json has a copy of it."
         others = [entry.name for entry in self.path.iterdir() if entry.name != self.record_file.name]
         if (self.neurons.is_file() and self.directions.is_file()) or all(map(_is_remains, others)):
-            return "Delete it, and run again with the run's settings, the model among them: answers are cached."
+            return (
+                "Delete it, and run again with the run's settings, the model among them (answers are cached): "
+                f"{self.command} --model MODEL"
+            )
         return "Choose another folder."
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ from safety_neurons.core.files import disk_errors, fingerprint, read_json
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import score_neurons_of
+from safety_neurons.runs.percents import can_guard, in_two_layers, unusable
 from safety_neurons.runs.validation import Validator
 from safety_neurons.tuning.augmentation import augment
 from safety_neurons.tuning.config import Validation
@@ -145,15 +146,23 @@ def _check_guard(run: RunContext, found: Guard) -> None:
         )
 
 
-def fit_and_keep(run: RunContext) -> Fitted:
+def fit_and_keep(run: RunContext, *, control: bool = False) -> Fitted:
     """Fit the guard that the run's settings describe, and keep it in the run's folder.
 
     One that is there already is taken: fitted again, it would differ by rounding, and what was measured with it be out
     of date.
+
+    Args:
+        control: whether the guard is to be compared with as many random neurons.
+
+    Raises:
+        SafetyNeuronsError: as `fit_guard`, or too few neurons are left for the control.
     """
     settings, learned = run.settings, DetectorRequests.of(run)
     kept = _kept(run)
     fitted = kept if kept is not None and kept.origin == _origin(run) else _fit(run, learned)
+    if control and (problem := fitted.neurons.crowded) is not None:
+        raise unusable(run, score_neurons_of(run), "guard.percent", settings.guard.percent, problem, can_guard)
     doses = () if settings.guard.alpha is not None else _tried(run, fitted)
     if doses:
         best = best_dose(doses)
@@ -166,7 +175,7 @@ def fit_and_keep(run: RunContext) -> Fitted:
         if best.attack_success >= doses[0].attack_success:
             run.listener.say(
                 "This guard stops no attack on the validation prompts. Try another guard.percent, find.score or "
-                "guard.generated-tokens."
+                "guard.generated_tokens."
             )
     if kept is not None and kept.digest != fitted.digest:
         run.listener.say(f"The guard is replaced. The run as it was is kept in {run.folder.keep_replaced()}.")
@@ -176,7 +185,11 @@ def fit_and_keep(run: RunContext) -> Fitted:
 
 def _fit(run: RunContext, learned: DetectorRequests) -> Guard:
     settings = run.settings
-    neurons = score_neurons_of(run).top(settings.guard.percent, settings.find.scope, settings.find.selection)
+    scored = score_neurons_of(run)
+    neurons = scored.top(settings.guard.percent, settings.find.scope, settings.find.selection)
+    if not in_two_layers(neurons):
+        problem = "A guard needs safety neurons in at least two layers, to decide and, later, to act"
+        raise unusable(run, scored, "guard.percent", settings.guard.percent, problem, can_guard)
     with run.listener.task("fitting the guard", len(learned.all)) as advance:
         fitted = fit_guard(
             run.model,

@@ -105,7 +105,9 @@ def prompts_to_test(context: RunContext, pair: str | None = None) -> dict[str, l
             prompts = prompts.split("test")
         fresh = replace(prompts, prompts=tuple(prompt for prompt in prompts if prompt.text not in learned))
         if not len(fresh):
-            raise SafetyNeuronsError(f"Nothing of {name!r} is left to test on: the run learned from all its prompts.")
+            raise SafetyNeuronsError(
+                f"Nothing of {name!r} is left to test on: the run learned from all its prompts. Choose another set."
+            )
         found[side] = context.fitting(list(fresh.take(settings.evaluate.prompts)), f"test prompt of {prompts.name}")
     return found
 

@@ -188,7 +188,9 @@ def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
         if getattr(settings.tune, name, True):
             prompts[name].split("train")
     if settings.tune.corpus is not None and not Corpus.load(settings.tune.corpus).pairs:
-        raise SafetyNeuronsError(f"The corpus {settings.tune.corpus} holds no pairs to learn from.")
+        raise SafetyNeuronsError(
+            f"The corpus {settings.tune.corpus} holds no pairs to learn from. Add some, or omit tune.corpus."
+        )
 
 
 def _check_names(settings: Settings, sections: set[str]) -> None:

@@ -73,8 +73,6 @@ def check_left(folder: RunFolder, stage: str) -> str:
         SafetyNeuronsError: the stage is not finished, or a file is missing, damaged or was replaced.
     """
     again = f"safety-neurons {stage} {shlex.quote(str(folder.path))}"
-    if not folder.record_file.exists():
-        raise SafetyNeuronsError(f"{folder.path} is not the folder of a run: {folder.record_file} does not exist.")
     entry = folder.whole_record().stages.get(stage)
     if entry is None:
         raise SafetyNeuronsError(f"The stage `{stage}` of {folder.path} is not finished. Run it: {again}")

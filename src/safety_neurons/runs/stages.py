@@ -21,9 +21,10 @@ from safety_neurons.runs.artifacts import load_corpus, load_delta
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.evaluation import Evaluator
-from safety_neurons.runs.find import find_neurons_of
+from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.folder import TUNED
 from safety_neurons.runs.guard import guard_of
+from safety_neurons.runs.percents import random_neurons_of, unusable
 from safety_neurons.runs.validation import Validator
 from safety_neurons.runs.workers import tune_together
 from safety_neurons.tuning.batches import training_steps
@@ -45,12 +46,11 @@ class StageResult:
 def find_stage(run: RunContext) -> StageResult:
     settings = run.settings.find
     score = scores.get(settings.score)
-    neurons = find_neurons_of(run, f"finding neurons ({score.name})")
+    scored = score_neurons_of(run, title=f"finding neurons ({score.name})")
+    neurons = scored.top(settings.percent, settings.scope, settings.selection)
     if not len(neurons):
-        raise SafetyNeuronsError(
-            f"{settings.score} found no neurons at {settings.percent}%: harmful and benign prompts rank the same ones. "
-            "Raise find.percent or choose another find.score."
-        )
+        problem = f"{settings.score} found no neurons: harmful and benign prompts rank the same ones"
+        raise unusable(run, scored, "find.percent", settings.percent, problem)
     neurons.save(run.folder.neurons, run.folder.directions)
     run.listener.say(str(neurons))
     per_layer = [count._asdict() for count in neurons.per_layer()]
@@ -118,7 +118,7 @@ def explain_stage(run: RunContext) -> StageResult:
 def calibrate_stage(run: RunContext) -> StageResult:
     count = run.settings.evaluate.prompts
     test = {name: run.split(name, "test", count) for name in ("harmful", "benign")}
-    random = run.neurons.random_like(run.settings.seed + 1)
+    random = random_neurons_of(run)
     rows: list[Row] = []
     examples: list[dict[str, Any]] = []
 

@@ -164,7 +164,9 @@ def check_target(name: str, given: Mapping[str, Any], listener: Listener) -> Non
     """
     if "model" in given and not is_run(name):
         raise SafetyNeuronsError(
-            f"--model is for runs, and {name} is evaluated as it is: name each model to evaluate as a target."
+            f"The setting model is for runs, and {name} is evaluated as it is. Omit model, and name each model to "
+            "evaluate "
+            "as a target."
         )
     if not is_address(name):
         settings = settings_of(name, given)

@@ -136,7 +136,9 @@ class Validation:
         for name in ("attack_success", "over_refusal"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise SafetyNeuronsError(f"{name} is a rate from 0 to 1, not {value!r}.")
+                raise SafetyNeuronsError(
+                    f"{name} is a rate from 0 to 1, not {value!r}. Correct the function that validates."
+                )
 
 
 # Called with the deltas active in the model, which is in evaluation mode, and with the digest of their values.

@@ -76,7 +76,7 @@ class Corpus:
                 raise SafetyNeuronsError(
                     f"{row_name} of the corpus {path} is not a pair: {place}{problem['msg']}. Each "
                     'line is a JSON object such as {"kind": "refusal", "user": "...", "response": "..."}; kinds are '
-                    "refusal, benign and borderline."
+                    "refusal, benign and borderline. Correct it."
                 ) from error
         return cls(tuple(pairs), table.notes)
 

@@ -45,7 +45,7 @@ def trainable_hook_points(model: ChatModel, neurons: NeuronSet) -> Iterator[tupl
         if not (hook_point.reads if isinstance(hook_point, DenseHookPoint) else hook_point.feeding_rows):
             raise SafetyNeuronsError(
                 f"The neurons of {hook_point.name} can be found, explained and calibrated, but not tuned: the rows of "
-                "its input projections that feed each neuron are unknown."
+                "its input projections that feed each neuron are unknown. Choose another model to tune."
             )
         yield f"site{number}", hook_point, indices
 

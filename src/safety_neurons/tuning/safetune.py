@@ -68,7 +68,9 @@ def tune(
     """
     training = Training.of(config.override(options), seed)
     if not corpus.pairs:
-        raise SafetyNeuronsError("The corpus is empty: no refusal was kept. Raise alpha_rejection.")
+        raise SafetyNeuronsError(
+            "The corpus is empty: no refusal was kept. Raise calibrate.alpha_rejection, tune.refusals or tune.samples."
+        )
     if not len(neurons):
         raise SafetyNeuronsError("There are no neurons to tune. Raise find.percent.")
     if training.patience is not None and validate is None:

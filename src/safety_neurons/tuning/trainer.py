@@ -184,7 +184,9 @@ def resumable(path: Path | None, fingerprint: str, parameters: Mapping[str, Tens
         SafetyNeuronsError: the file is damaged or not a checkpoint, or the processes would train different things.
     """
     if len(set(all_gather(fingerprint, str))) > 1:
-        raise SafetyNeuronsError("The processes have different models, neurons, corpora or training options.")
+        raise SafetyNeuronsError(
+            "The processes have different models, neurons, corpora or training options. Start all with the same."
+        )
     checkpoint = None
     with sync_errors():
         if path is not None and owns(0) and exists(path):

@@ -104,7 +104,9 @@ def _manager(tasks: Sequence[str], include_path: Path | None) -> "TaskManager":
 
     if include_path is not None:
         if not include_path.is_dir():
-            raise SafetyNeuronsError(f"There is no folder {include_path}. Correct include_path.")
+            raise SafetyNeuronsError(
+                f"There is no folder {include_path}. Correct include_path (a run has it from evaluate.task_folder)."
+            )
         own = TaskManager(include_path=str(include_path), include_defaults=False)
         if all(name in own.all_tasks for name in tasks):
             return own
@@ -113,7 +115,7 @@ def _manager(tasks: Sequence[str], include_path: Path | None) -> "TaskManager":
         if name not in manager.all_tasks:
             raise SafetyNeuronsError(
                 f"There is no task {name!r} in the LM Evaluation Harness. {did_you_mean(name, manager.all_tasks)}"
-                "`lm-eval ls tasks` lists all tasks; include_path adds your own."
+                "`lm-eval ls tasks` lists all tasks; include_path (evaluate.task_folder) adds your own."
             )
     return manager
 
@@ -128,7 +130,7 @@ def _loaded(manager: "TaskManager", tasks: Sequence[str]) -> list[Any]:
         except OSError as error:
             raise CannotRunError(
                 f"The data of the task {name} are unavailable ({error}). Run it once with a network to cache them, or "
-                "use a task whose data are in a file, with include_path."
+                "use a task whose data are in a file, with include_path (evaluate.task_folder)."
             ) from error
         groups = content.get("groups", {})
         loaded += [groups[name]] if name in groups else list(content["tasks"].values())

@@ -51,7 +51,9 @@ def overhead(
         SafetyNeuronsError: there is no prompt or no round.
     """
     if not prompts or rounds < 1:
-        raise SafetyNeuronsError("Measuring the overhead of a defense takes at least one prompt and one round.")
+        raise SafetyNeuronsError(
+            "Measuring the overhead of a defense takes at least one prompt and one round. Raise them."
+        )
     model = weights_of(context.engine, "The overhead of a defense")
     contenders = [defenses.get("none"), *given]
     spent: list[list[tuple[float, float]]] = [[] for _ in contenders]

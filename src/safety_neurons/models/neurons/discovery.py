@@ -91,7 +91,8 @@ def find_neurons(
     if not matched and not unread:
         raise SafetyNeuronsError(
             f"The pattern {write_matrices!r} matches no matrix of {type(model).__name__} that writes an MLP to the "
-            f"residual stream. Without a pattern, {points[0].name if points else 'none'} is found first."
+            f"residual stream. Without a pattern, {points[0].name if points else 'none'} is found first. Correct "
+            "write_matrices, or omit it."
         )
     if not points:
         reason = unread[0] if unread else "None of its layers has an MLP whose neurons could be read."

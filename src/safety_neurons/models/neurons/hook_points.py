@@ -44,7 +44,7 @@ class Activations(NamedTuple):
         if self.tokens is None and len(flat) != len(self.values):
             raise SafetyNeuronsError(
                 f"An MLP ran on {len(self.values)} of {len(flat)} tokens, and it is not known on which: this model "
-                "skips tokens in an unsupported way."
+                "skips tokens in an unsupported way. Choose another model."
             )
         return flat if self.tokens is None else flat[self.tokens.to(flat.device)]
 

@@ -110,7 +110,10 @@ def dummy_input(model: PreTrainedModel) -> dict[str, Tensor]:
     embeddings = model.get_input_embeddings()
     weight = getattr(embeddings, "weight", None)
     if weight is None:
-        raise SafetyNeuronsError(f"{type(model).__name__} has no embedding of plain text: it is not a language model.")
+        raise SafetyNeuronsError(
+            f"{type(model).__name__} has no embedding of plain text: it is not a language model. Choose a language "
+            "model."
+        )
     numbers = torch.arange(2, 2 + DUMMY_SHAPE[0] * DUMMY_SHAPE[1], device=device_of(embeddings))
     tokens = (numbers * 7 % min(weight.shape[0], 1000)).view(DUMMY_SHAPE)
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
