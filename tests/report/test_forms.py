@@ -181,7 +181,7 @@ def test_command_writes_what_is_asked_for(tmp_path: Path) -> None:
         app(["report", *arguments], result_action="return_value")
         assert written.stat().st_size > 0
         written.unlink()
-    with pytest.raises(SafetyNeuronsError, match="has no results yet"):
+    with pytest.raises(SafetyNeuronsError, match="holds no run"):
         app(["report", str(first), str(tmp_path / "missing")], result_action="return_value")
 
 
