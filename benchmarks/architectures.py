@@ -24,6 +24,8 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.markdown import escaped
+from safety_neurons.core.visible import line
 from safety_neurons.models.neurons.discovery import find_neurons
 
 OUTCOMES = {
@@ -118,7 +120,7 @@ def table(rows: list[Row]) -> Table:
     for column in ("model type", "class", "outcome", "what was found"):
         result.add_column(column, overflow="fold", no_wrap=column == "outcome")
     for row in rows:
-        detail = escape(textwrap.shorten(row.detail, 250, placeholder=" ..."))
+        detail = escape(line(textwrap.shorten(row.detail, 250, placeholder=" ...")))
         result.add_row(row.model_type, row.model_class, f"[{STYLES[row.outcome]}]{row.outcome}[/]", detail)
     return result
 
@@ -128,8 +130,8 @@ def markdown(rows: list[Row]) -> str:
     lines = ["| model type | class | outcome | why |", "|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: list(OUTCOMES).index(row.outcome)):
         if row.outcome != "exact":
-            reason = textwrap.shorten(row.detail.replace("|", "/"), 230, placeholder=" ...")
-            lines.append(f"| {row.model_type} | `{row.model_class}` | {row.outcome} | {reason} |")
+            reason = textwrap.shorten(row.detail, 230, placeholder=" ...")
+            lines.append(f"| {row.model_type} | `{row.model_class}` | {row.outcome} | {escaped(reason)} |")
     exact = ", ".join(row.model_type for row in rows if row.outcome == "exact")
     head = f"With transformers {transformers.__version__}: {summary(rows)}"
     return "\n\n".join([head, "\n".join(lines), f"Exact: {exact}."]) + "\n"

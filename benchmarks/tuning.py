@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tuning_contenders import METHODS, WITH_BUDGET, Contender, Materials, Tuned, train, training_of
 from tuning_measures import Exam, measure
@@ -20,10 +20,12 @@ from tuning_table import as_json, compare, summarize, tables
 from safety_neurons.cli.app import given_settings
 from safety_neurons.cli.console import ConsoleListener, console, print_error
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.fields import Number, Section, Share, one_of
 from safety_neurons.core.files import fingerprint, write_json, write_text
 from safety_neurons.core.plugins import unknown_name
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import JsonlCache, Line
+from safety_neurons.core.statistics import Verdict
 from safety_neurons.core.tables import markdown
 from safety_neurons.core.terminal import TerminalTable
 from safety_neurons.runs.context import RunContext
@@ -147,10 +149,26 @@ def benchmark(
     return results
 
 
+class _TriedRate(Section):
+    name: str
+    attack_success: Share
+    over_refusal: Share
+
+
+class _MeasuredContender(Section):
+    name: str
+    method: str
+    attacks: dict[str, list[Verdict | None]]
+    sets: dict[str, list[Verdict | None]]
+    kl_divergence: list[Number]
+    nll: list[Number | None]
+    costs: dict[str, Number] = {}  # noqa: RUF012
+
+
 class CachedResult(Line):
     """What was measured of a contender, or of a learning rate on validation prompts: a line of tuning.jsonl."""
 
-    found: dict[str, Any]
+    found: Annotated[dict[str, Any], one_of(_TriedRate, _MeasuredContender)]
 
 
 @dataclass(frozen=True)

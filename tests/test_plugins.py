@@ -11,10 +11,12 @@ from types import ModuleType
 import pytest
 
 from safety_neurons.core import plugins
+from safety_neurons.core import trust as trust_module
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import Family, options_of, unknown_name
 from safety_neurons.evaluation import judges
-from safety_neurons.runs.folder import PROMPT_SETS, merged_settings, stage_fingerprints
+from safety_neurons.report.record import PROMPT_SETS
+from safety_neurons.runs.folder import merged_settings, stage_fingerprints
 from safety_neurons.settings import Settings
 
 
@@ -57,8 +59,8 @@ def family(package: ModuleType) -> Family[Member]:
 
 @pytest.fixture(autouse=True)
 def _forget_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugins, "_recorded", set())
-    monkeypatch.setattr(plugins, "_named", set())
+    monkeypatch.setattr(trust_module, "_recorded", set())
+    monkeypatch.setattr(trust_module, "_named", set())
 
 
 def test_members_are_found_in_the_order_of_their_files(family: Family[Member]) -> None:

@@ -1,5 +1,6 @@
 """All settings of a run: the TOML file, the command line and the documentation are these fields."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +61,8 @@ class Settings(Config):
     reasoning_tokens: int = Field(1024, ge=0)
     """Maximum number of tokens of a thought, besides those of the answer, for models that think before they answer."""
     trust_remote_code: bool = False
-    """Run code that comes with the model. Only for models whose authors you trust."""
+    """Run code that comes with the model. Only for models whose authors you trust. A permission for one call: no run
+    keeps it, and no file can give it."""
     batch_size: int = Field(40, ge=1)
     """Prompts per batch; halved when memory runs out. Changes speed, memory and rounding: a run that is finished stays
     finished."""
@@ -72,6 +74,26 @@ class Settings(Config):
     guard: GuardConfig = GuardConfig()
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluationConfig = EvaluationConfig()
+
+    def to_record(self) -> dict[str, Any]:
+        """The settings as JSON, as a run keeps them: without PERMISSIONS."""
+        return without_permissions(self.model_dump(mode="json"))
+
+
+# Settings that let a call run code or send data elsewhere. No run keeps them, so that none of somebody else's has them.
+PERMISSIONS = ("trust_remote_code", "tune.report_to")
+
+
+def without_permissions(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, nested as in `Settings`, without those of PERMISSIONS."""
+    kept = dict(values)
+    for path in PERMISSIONS:
+        section, _, name = path.rpartition(".")
+        if not section:
+            kept.pop(name, None)
+        elif isinstance(kept.get(section), Mapping):
+            kept[section] = {option: value for option, value in kept[section].items() if option != name}
+    return kept
 
 
 Profile = Literal["quick"]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 
 from builders.models import tiny_model
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.neurons.neuron_set import read_tensors
+from safety_neurons.report.record import PROMPT_SETS, RunRecord
 from safety_neurons.report.results import RunResults
 
 TEXTS = {
@@ -68,6 +69,18 @@ def small_run(
     return values | copy.deepcopy(sections)
 
 
+def run_record(**changes: Any) -> RunRecord:
+    """A record as a run leaves it, of a model and prompts that do not exist."""
+    whole = {
+        "model": {"name": "tiny", "identity": "sha256:abc", "dtype": "float32", "device": "cpu", "parameters": 1000},
+        "settings": {"model": "tiny"},
+        "seed": 0,
+        "prompts": {role: {"name": role, "source": "bundled", "sha256": "f00d"} for role in PROMPT_SETS},
+        "stages": {},
+    }
+    return RunRecord.model_validate(whole | changes)
+
+
 def prompts_of(name: str, numbers: range) -> list[str]:
     """The texts of a set with these numbers."""
     return [TEXTS[name].format(number) for number in numbers]
@@ -103,13 +116,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def same_tensors(one: Path, other: Path) -> bool:
-    """The same names, bits and metadata; safetensors writes metadata in no fixed order."""
-    (mine, of_mine), (theirs, of_theirs) = read_tensors(one), read_tensors(other)
-    return (
-        of_mine == of_theirs
-        and mine.keys() == theirs.keys()
-        and all(torch.equal(value, theirs[name]) for name, value in mine.items())
-    )
+    """The same names, bits and metadata."""
+    with safe_open(one, framework="pt") as mine, safe_open(other, framework="pt") as theirs:
+        names = set(mine.keys())
+        return (
+            mine.metadata() == theirs.metadata()
+            and names == set(theirs.keys())
+            and all(torch.equal(mine.get_tensor(name), theirs.get_tensor(name)) for name in names)
+        )
 
 
 def no_model(*_arguments: Any, **_options: Any) -> ChatModel:

@@ -243,16 +243,16 @@ def test_a_model_of_another_shape_is_an_error(model: ChatModel, make_model: Call
         assert state(other) == before
 
 
-def test_other_weights_are_warned_of_where_the_context_is_opened(
+def test_other_weights_of_the_same_shape_are_refused_with_both_identities(
     model: ChatModel, make_model: Callable[..., ChatModel]
 ) -> None:
+    other = make_model(seed=1)
+    before = state(other)
     with (
-        pytest.warns(UserWarning, match="tiny-llama.*rates may not hold") as caught,
-        guard(make_model(seed=1), made(model)),
+        pytest.raises(SafetyNeuronsError, match=rf"{model.identity[:12]}\), not in .*{other.identity[:12]}"),
+        guard(other, made(model)),
     ):
         pass
-    assert [warning.filename for warning in caught] == [__file__]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        with guard(model, made(model)):
-            pass
+    assert state(other) == before
+    with guard(model, made(model)), guard(other.model, made(model)):
+        pass

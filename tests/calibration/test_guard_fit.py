@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +106,7 @@ def test_whatever_is_no_guard_is_an_error(model: ChatModel, harmful: Prompts, be
     whole = path.read_bytes()
     makers: list[Callable[[Path], object]] = [lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"no")]
     makers += [lambda path: path.write_bytes(whole[:200]), lambda path: path.write_bytes(whole[:-3])]
-    makers += [fitted.neurons.save, cast(Directions, fitted.neurons.directions).save]
+    makers += [fitted.neurons.save, lambda path: fitted.neurons.save(path.with_name("neurons"), path)]
     for metadata in (None, {"neurons": "{}"}, {"neurons": "[]"}, {"neurons": "5"}, {"neurons": "no"}):
         makers.append(functools.partial(save_file, {"rejection.0": torch.zeros(2)}, metadata=metadata))
     for make in makers:

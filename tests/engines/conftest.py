@@ -64,6 +64,8 @@ class Server:
         self.keys: list[str] = []
         # What clients that take this server for their proxy asked it for.
         self.proxied: list[str] = []
+        # The queries of the addresses of all requests.
+        self.queries: list[str] = []
         self.now = self.most_at_once = 0
         self.lock = threading.Lock()
         self.port = 0
@@ -91,6 +93,8 @@ class Server:
                 if self.path.startswith("http://"):
                     outer.proxied.append(self.path)
                     self.path = urlsplit(self.path).path
+                self.path, _, query = self.path.partition("?")
+                outer.queries.append(query)
 
             def do_GET(self) -> None:
                 self.take_path()

@@ -29,6 +29,13 @@ def test_answers_are_those_of_the_rendered_conversations(model: ChatModel) -> No
     assert len(set(found)) == 4
 
 
+def test_half_a_surrogate_stops_no_answer(model: ChatModel) -> None:
+    asked = [Conversation.of("a \ud83d b", before=(Turn("user", "c"), Turn("assistant", "\udfff")))]
+    for sampling in (None, Sampling(1.0, 0)):
+        [found] = answers(InProcess(model), asked, max_new_tokens=3, sampling=sampling)
+        assert found.outcome == "answered"
+
+
 def test_what_is_done_is_left_out(model: ChatModel) -> None:
     engine = InProcess(model, batch_size=2)
     every = dict(engine.answer(ASKED, max_new_tokens=6))

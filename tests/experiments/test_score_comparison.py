@@ -18,8 +18,8 @@ from safety_neurons.calibration.calibration import digest
 from safety_neurons.cli import console as console_module
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
+from safety_neurons.core.markdown import escaped
 from safety_neurons.core.progress import Silence
-from safety_neurons.core.tables import escaped
 from safety_neurons.evaluation.judges import Verdict
 from safety_neurons.experiments import score_comparison as comparison_module
 from safety_neurons.experiments import scored as scored_module

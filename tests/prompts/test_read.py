@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from safety_neurons.core import files
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.prompts import read_prompts
 from safety_neurons.prompts.prompt_set import SPLITS
@@ -208,10 +209,10 @@ def test_the_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, "a.txt", "one\n")
 
-    def refuse(self: Path) -> bytes:
+    def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
     # Not chmod: the tests may run as root, who may read everything.
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(files, "_open_at_once", refuse)
     with pytest.raises(SafetyNeuronsError, match=r"cannot be read \(Permission denied\)"):
         read_prompts(path)

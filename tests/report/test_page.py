@@ -164,8 +164,8 @@ def test_untrusted_text_cannot_reorder_its_surroundings(tmp_path: Path) -> None:
     results["examples"] = [example("שלום prompt", "refusal \u2067 text", "refused")]
     shown = page(tmp_path, results)
     assert "<bdi>tiny</bdi>" in shown.source
-    assert "<bdi>שלום prompt</bdi>" in shown.source
-    assert "<bdi>refusal \\u2067 text</bdi>" in shown.source
+    assert '<bdi class="passage">שלום prompt</bdi>' in shown.source
+    assert '<bdi class="passage">refusal \\u2067 text</bdi>' in shown.source
 
 
 def test_changed_weights_are_not_hidden(tmp_path: Path) -> None:
@@ -246,6 +246,6 @@ def test_results_of_0_1_are_refused_in_one_sentence() -> None:
 
 @pytest.mark.parametrize("broken", [{}, [], {"schema": 4, "run": {}, "rows": []}, {"schema": 3, "rows": []}])
 def test_other_results_are_refused(tmp_path: Path, broken: Any) -> None:
-    with pytest.raises(SafetyNeuronsError, match="report stage again"):
+    with pytest.raises(SafetyNeuronsError, match="Run all stages again"):
         page(tmp_path, broken)
     assert not (tmp_path / "report.html").exists()

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 from jinja2 import Environment
+from markdown_it import MarkdownIt
 from rich.console import Console
 
 from builders.report import PAYLOAD, extended_grid, full, mapped, poisoned
-from safety_neurons.core.tables import Table, TableCell, escaped, markdown, numbers, row, visible, words
+from safety_neurons.core.markdown import escaped
+from safety_neurons.core.tables import Table, TableCell, markdown, numbers, row, words
 from safety_neurons.core.terminal import TerminalTable, split
+from safety_neurons.core.visible import visible
 from safety_neurons.report import PARTS, RunResults, experiment_tables, run_tables, tables_of
 from safety_neurons.report.comparison import comparison_tables
 from safety_neurons.report.page import template
@@ -42,10 +45,15 @@ def as_terminal(table: Table) -> Grid:
 
 
 def as_markdown(table: Table) -> Grid:
-    lines = [line for line in markdown([table]).splitlines() if line.startswith("|")]
-    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
-    plain = [[re.sub(r"\\(.)", r"\1", html.unescape(cell.strip())) for cell in one] for one in cells]
-    return [plain[0], *plain[2:]]
+    rows: Grid = []
+    for token in MarkdownIt("commonmark").enable("table").parse(markdown([table])):
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type in ("th_open", "td_open"):
+            rows[-1].append("")
+        elif token.type == "inline" and rows and table.title not in token.content:
+            rows[-1][-1] = "".join(part.content for part in token.children or ())
+    return rows
 
 
 def as_page(table: Table) -> Grid:

@@ -12,8 +12,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from builders.report import cell, extended_grid, full, mapped, other_run, rate, share
-from safety_neurons.core.tables import Table, TableCell, numbers, visible, words
+from safety_neurons.core.tables import Table, TableCell, numbers, words
 from safety_neurons.core.terminal import TerminalTable, split
+from safety_neurons.core.visible import visible
 from safety_neurons.evaluation.judge_errors import JudgeErrors
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.report import PARTS, RunResults, evaluation_tables, experiment_tables, run_tables, tables_of

@@ -13,7 +13,6 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.prompts import Prompt, load_prompts
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.context import RunContext
-from safety_neurons.runs.folder import RunFolder
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
 from safety_neurons.settings import Settings
 
@@ -99,9 +98,11 @@ def test_nobody_else_works_on_an_opened_run(found: Path) -> None:
         pass
 
 
-def test_sections_are_added_to_what_is_there(found: Path) -> None:
+def test_sections_are_added_to_what_is_there_with_the_settings_they_were_made_with(
+    run: RunContext, found: Path
+) -> None:
     before = json.loads((found / "results.json").read_text())
-    results = keep_section(RunFolder(found), "search_of_mine", {"one": 1})
+    results = keep_section(run, "search_of_mine", {"one": 1})
     written = json.loads((found / "results.json").read_text())
-    assert written == before | {"search_of_mine": {"one": 1}}
+    assert written == before | {"search_of_mine": {"one": 1, "settings": run.settings.to_record()}}
     assert results == RunResults.of(written)

@@ -152,8 +152,8 @@ def test_what_cannot_be_trained_says_why(
         train_lora(model, corpus, TRAINING, rank=0)
     with pytest.raises(DivergedError, match="LoRA diverged"):
         train_lora(model, corpus, TRAINING.override({"learning_rate": 1e30, "epochs": 3}))
-    with pytest.raises(SafetyNeuronsError, match="other weights"):
-        Adapter("elsewhere", 8, 16.0, {}).added(model)
+    with pytest.raises(SafetyNeuronsError, match=r"made for elsewhere \(abc\), not for tiny"):
+        Adapter("elsewhere", "abc", 8, 16.0, {}).added(model)
     made = train_lora(model, corpus, TRAINING)
     made.save(tmp_path, model)
     (tmp_path / lora.TENSORS).write_bytes(b"broken")

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from builders.report import calibrated, evaluation, example
+from builders.runs import run_record
 from safety_neurons.cli import main
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import write_json
-from safety_neurons.core.tables import escaped
+from safety_neurons.core.files import file_sha256, write_json
+from safety_neurons.core.markdown import escaped
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import load
 from safety_neurons.models.presets import PRESETS
@@ -164,13 +165,14 @@ def test_merging_into_the_wrong_base_leaves_nothing(make_model: Callable[..., Ch
     assert list(tmp_path.iterdir()) == []
 
 
-def results(model: str = "any") -> dict[str, Any]:
+def results(model: str = "any", identity: str = "tiny-llama-0") -> dict[str, Any]:
     settings = merged_settings({}, {"model": model, "seed": 3, "tune": {"learning_rate": 0.00025}})
     evaluated = evaluation({"pre|fix": (0.3, 0.1)}, (0.5, 0.05), {"benign": (0.1, None)}, unscored=0, n=40)
     prompts = {"name": "a|b", "source": "bundled\n# Heading", "sha256": "0123", "train": 8, "validation": 2, "test": 4}
     return {
         "schema": 3,
         "run": {
+            "model": {"name": model, "identity": identity, "dtype": "float32"},
             "command": "safety-neurons run --model any\n```\n# not a heading",
             "settings": settings.model_dump(mode="json"),
             "prompts": {"harmful": prompts},
@@ -256,10 +258,13 @@ def test_merge_command(quantize: str | None, model: ChatModel, tmp_path: Path, m
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     delta.save(folder.delta)
-    record = results(str(base))
+    folder.corpus.write_bytes(b"")
+    record = results(str(base), plain.identity)
     record["run"]["settings"] |= {"quantize": quantize, "dtype": "float32"}
     record["run"]["model"] = {"name": str(base), "identity": plain.identity, "dtype": "float32"}
-    folder.write_record(record["run"])
+    files = {path.name: file_sha256(path) for path in (folder.corpus, folder.delta)}
+    record["run"]["stages"] = {"tune": {"fingerprint": "tuned", "files": files}}
+    folder.write_record(run_record(**{name: record["run"][name] for name in ("settings", "model", "stages")}))
     write_json(folder.results, record)
     monkeypatch.setattr("sys.argv", ["safety-neurons", "merge", str(folder.path), str(tmp_path / "merged")])
     with pytest.raises(SystemExit) as stopped:

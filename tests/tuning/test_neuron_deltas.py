@@ -302,9 +302,10 @@ def test_apply_restores_every_byte_after_an_exception(one_of_each_tunable: ChatM
 def test_apply_restores_what_it_changed_when_it_fails_half_way(model: ChatModel) -> None:
     neurons = neuron_set(model)
     tensors = random_delta(model, neurons)
-    tensors["site2_read1_weight"] = tensors["site2_read1_weight"][:, :5]
+    tensors["site2_read1_weight"] = torch.full_like(tensors["site2_read1_weight"], 1e38)
+    model.model.half()
     before = snapshot(model)
-    with pytest.raises(RuntimeError), NeuronDelta(neurons, tensors).apply(model):
+    with pytest.raises(SafetyNeuronsError, match="too large"), NeuronDelta(neurons, tensors).apply(model):
         pass
     assert all(same_bytes(value, before[name]) for name, value in snapshot(model).items())
 
@@ -492,8 +493,9 @@ def test_delta_is_saved_and_loaded(model: ChatModel, tmp_path: Path) -> None:
     assert all(same_bytes(loaded.tensors[name], value) for name, value in delta.tensors.items())
     assert loaded.neurons.provenance == neurons.provenance
     with safe_open(tmp_path / "delta.safetensors", framework="pt") as file:
-        said = json.loads(file.metadata()["neurons"])["base"]
-    assert (said["name"], said["identity"]) == (model.name, model.identity)
+        said = json.loads(file.metadata()["safety-neurons"])["about"]
+    origin = said["neurons"]["provenance"]
+    assert (origin["model"], origin["identity"]) == (model.name, model.identity)
     assert "SHA-256" in said["identity_is"]
     assert loaded.neurons.widths == neurons.widths
     for mine, theirs in zip(

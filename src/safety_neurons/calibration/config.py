@@ -8,7 +8,8 @@ from safety_neurons.core.config import Config
 
 Toward = Literal["rejection", "conformity"]
 Direction = Literal["position", "pooled"]
-GeneratedTokens = Annotated[int, Field(ge=0)] | Literal["all"]
+# More than any context has, and few enough for every integer type.
+GeneratedTokens = Annotated[int, Field(ge=0, le=1_000_000)] | Literal["all"]
 
 
 class CalibrationConfig(Config):

@@ -5,16 +5,13 @@ of the later layers are then calibrated in the same pass, for flagged prompts al
 """
 
 import contextlib
-import hashlib
-import json
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Annotated, Any, Self, cast
 
 import torch
-from safetensors.torch import save, save_file
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,18 +19,46 @@ from safety_neurons.calibration.calibration import directions_of, open_window, r
 from safety_neurons.calibration.config import CalibrationConfig, GuardConfig
 from safety_neurons.calibration.detector import Detector, LastTokens, check_rate, fit_detector, last_token_activations
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, read_tensors
 from safety_neurons.core.progress import Advance, ignore
+from safety_neurons.core.records import Record
+from safety_neurons.core.tensors import StoredTensors, digest_of, write_tensors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import PromptPositions, follow_positions
 from safety_neurons.models.generate import BATCH_SIZE
 from safety_neurons.models.neurons.hook_points import activation_hooks
-from safety_neurons.neurons.neuron_set import Directions, NeuronSet
+from safety_neurons.neurons.neuron_set import Directions, NeuronRecord, NeuronSet
 
 # The earliest layer whose out-of-fold AUROC is this near to the best layer's decides.
 NEAR_ENOUGH = 0.01
 # The penalty for comparing layers; the detector's own is chosen afterwards.
 COMPARING_PENALTY = 1e-2
+# What a guard's file holds, and what can be done about one that cannot be used, where nothing is known of a run.
+KIND = "guard"
+AGAIN = "Fit the guard again (sn.fit_guard), and save it with Guard.save."
+
+
+class GuardRecord(Record):
+    """What a guard's file says of it besides its tensors. `calibration` has default strengths: `alpha` counts."""
+
+    neurons: NeuronRecord
+    layer: Annotated[int, Field(ge=0)]
+    false_positive_rate: Annotated[float, Field(gt=0, lt=1)]
+    alpha: Annotated[float, Field(ge=0)]
+    calibration: CalibrationConfig
+    bias: float
+    auroc: Annotated[float, Field(ge=0, le=1)]
+    penalty: Annotated[float, Field(gt=0)]
+    origin: str
+
+    @model_validator(mode="after")
+    def _check_calibration(self) -> Self:
+        """Only what `guard` can use without a tokenizer, and layers that there are."""
+        if self.calibration.prompt_positions == "template":
+            raise ValueError("a guard calibrates a number of prompt positions, or all")
+        layers = self.calibration.layers
+        if max(self.layer, layers[0] if layers else 0) > self.neurons.layers[-1]:
+            raise ValueError(f"the layers are 0 to {self.neurons.layers[-1]}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -78,63 +103,65 @@ class Guard:
 
     @property
     def digest(self) -> str:
-        """Hash of the guard's file content."""
-        return hashlib.sha256(save(self._tensors(), self._metadata())).hexdigest()[:16]
+        """Hash of the guard: the beginning of its file's digest."""
+        return digest_of(KIND, self._named(), self._record().model_dump(mode="json"))[:16]
 
     def save(self, path: Path) -> None:
         """Write the guard as safetensors."""
-        with atomic_path(path) as temporary:
-            save_file(self._tensors(), temporary, self._metadata())
+        write_tensors(path, KIND, self._named(), self._record())
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _named(self) -> dict[str, Tensor]:
         directions = self.neurons.directions
         assert directions is not None
-        tensors = {"detector.weight": self.detector.weight, "detector.ordinary": self.detector.ordinary}
-        for source, names in ((self.neurons, ("rejection", "conformity")), (directions, _SIDES)):
-            for name in names:
-                tensors |= {f"{name}.{number}": part.contiguous() for number, part in enumerate(getattr(source, name))}
-        return tensors
+        detector = {"detector.weight": self.detector.weight, "detector.ordinary": self.detector.ordinary}
+        return detector | self.neurons.named() | directions.named()
 
-    def _metadata(self) -> dict[str, str]:
-        about = {
-            "layer": self.layer,
-            "false_positive_rate": self.false_positive_rate,
-            "alpha": self.alpha,
-            "calibration": self.calibration.but_alphas(),
-            "bias": self.detector.bias,
-            "auroc": self.detector.auroc,
-            "penalty": self.detector.penalty,
-            "origin": self.origin,
-        }
-        # A single entry: safetensors writes several in arbitrary order.
-        return {"neurons": json.dumps(json.loads(self.neurons.metadata()["neurons"]) | {"guard": about})}
+    def _record(self) -> GuardRecord:
+        return GuardRecord(
+            neurons=self.neurons.record,
+            layer=self.layer,
+            false_positive_rate=self.false_positive_rate,
+            alpha=self.alpha,
+            calibration=CalibrationConfig.checked(self.calibration.but_alphas()),
+            bias=self.detector.bias,
+            auroc=self.detector.auroc,
+            penalty=self.detector.penalty,
+            origin=self.origin,
+        )
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, *, advice: str = AGAIN) -> Self:
         """Read what `save` wrote.
 
+        Args:
+            advice: what can be done about a file that cannot be used; ends the error message.
+
         Raises:
-            SafetyNeuronsError: the file is missing, broken, or not a guard.
+            SafetyNeuronsError: the file is missing, damaged, or not a guard.
         """
-        path = Path(path)
-        tensors, metadata = read_tensors(path)
+        stored = StoredTensors.read(Path(path), KIND, advice)
+        about = stored.about(GuardRecord)
+        directions = Directions.of(stored, about.neurons.widths)
+        neurons = NeuronSet.of(stored, about.neurons, directions)
+        weight, ordinary = (stored.get(f"detector.{name}", torch.float32, (None,)) for name in ("weight", "ordinary"))
+        detector = Detector(weight, about.bias, ordinary, about.auroc, about.penalty)
+        found = cls(
+            neurons, detector, about.layer, about.false_positive_rate, about.alpha, about.calibration, about.origin
+        )
+        stored.check_names(found._named())
+        deciding = sum(map(len, found.deciding))
+        if len(weight) != deciding or not 0 < deciding < sum(map(len, neurons.both)):
+            raise stored.problem("the detector's weights are not those of the neurons that decide")
+        if (ordinary.diff() < 0).any():
+            raise stored.problem("the detector's scores of ordinary prompts are not sorted")
         try:
-            about = json.loads(metadata["neurons"])["guard"]
-            neurons = NeuronSet.load(path)
-            numbers = range(len(neurons.widths))
-            directions = Directions(*(tuple(tensors[f"{side}.{number}"] for number in numbers) for side in _SIDES))
-            calibration = CalibrationConfig.checked(about["calibration"])
-            weight, ordinary = tensors["detector.weight"], tensors["detector.ordinary"]
-            detector = Detector(weight, about["bias"], ordinary, about["auroc"], about["penalty"])
-            own = {name: about[name] for name in ("layer", "false_positive_rate", "alpha", "origin")}
-            return cls(replace(neurons, directions=directions), detector, calibration=calibration, **own)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise SafetyNeuronsError(
-                f"{path} is not a guard ({error!r}). Fit one: safety-neurons guard RUN."
-            ) from error
-
-
-_SIDES = ("harmful", "benign")
+            check_rate(about.false_positive_rate, len(ordinary))
+        except SafetyNeuronsError:
+            raise stored.problem("it has too few ordinary prompts for its false-positive rate") from None
+        reach = about.calibration.prompt_positions
+        if about.calibration.direction == "position" and isinstance(reach, int) and reach > directions.positions:
+            raise stored.problem(f"{reach} prompt positions have no directions")
+        return found
 
 
 def fit_guard(
@@ -215,18 +242,15 @@ def guard(model: ChatModel | PreTrainedModel, fitted: Guard) -> Iterator[Decisio
     Yields the decisions on the last batch of prompts. The guard decides when a prompt is read: a pass that continues
     from the cache of an earlier turn, and later chunks of a prompt that is read in chunks, keep the first decision.
 
+    Of a plain transformers model only the shape is checked: it does not say which weights it has, and a guard that was
+    fitted on others flags at random.
+
     Raises:
-        SafetyNeuronsError: the guard was fitted on a model of another shape.
+        SafetyNeuronsError: the guard was fitted on another model, or on one of another shape.
     """
     if isinstance(model, PreTrainedModel):
         nothing = cast(PreTrainedTokenizerBase, None)
         model = ChatModel(model, nothing, model.config.name_or_path or type(model).__name__, "")
-    elif model.identity != fitted.neurons.provenance.identity:
-        warnings.warn(
-            f"This guard was fitted on {fitted.neurons.provenance.model}, whose weights differ from those of "
-            f"{model.name}: its rates may not hold.",
-            stacklevel=3,
-        )
     first, last = fitted.calibration.layers or (0, max(fitted.neurons.layers))
     calibration = fitted.calibration.override({"layers": (max(first, fitted.layer + 1), max(last, fitted.layer + 1))})
     directions = directions_of(model, fitted.neurons)

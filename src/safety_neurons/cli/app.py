@@ -10,8 +10,10 @@ import cyclopts
 from cyclopts import Parameter
 from pydantic import BaseModel
 
-from safety_neurons.cli.console import ConsoleListener, console, errors, print_tables
+from safety_neurons.cli.console import ConsoleListener, console, errors, print_line, print_tables
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import exists, read_text
+from safety_neurons.core.trust import code_in
 from safety_neurons.settings import PROFILES, Profile, Settings
 
 if TYPE_CHECKING:
@@ -45,8 +47,13 @@ For example:
 )
 
 SettingsArgument = Annotated[Settings | None, Parameter(name="*")]
-ConfigArgument = Annotated[Path | None, Parameter(help="A TOML file of settings; options override it.")]
+ConfigArgument = Annotated[
+    Path | None, Parameter(help="A TOML file of settings; options override it. It cannot permit to run code.")
+]
 Count = Annotated[int, Parameter(validator=cyclopts.validators.Number(gte=1))]
+TrustArgument = Annotated[
+    bool, Parameter(help="Run code that comes with the model. Only for models whose authors you trust.", negative=())
+]
 ProfileArgument = Annotated[
     Profile | None,
     Parameter(help="quick: fewer prompts and less training, for a first look. Default: the full run."),
@@ -130,9 +137,17 @@ def given_settings(settings: Settings | None, config: Path | None, profile: Prof
     """The settings of the profile, overridden by those of the file, overridden by those of the command line."""
     from safety_neurons.runs.folder import overridden
 
+    options = {} if settings is None else settings.model_dump(mode="json", exclude_unset=True)
     given: dict[str, Any] = {} if profile is None else dict(PROFILES[profile])
-    given = given if config is None else overridden(given, _read_config(config))
-    return given if settings is None else overridden(given, settings.model_dump(mode="json", exclude_unset=True))
+    given = overridden(given if config is None else overridden(given, _read_config(config)), options)
+    named = code_in(options)
+    for code, field in code_in(given).items():
+        if code not in named:
+            raise SafetyNeuronsError(
+                f"The settings file {config} names code, {code}, and no file can permit to execute it. If you trust "
+                f"it, name it on the command line, too, with {_option(field)}."
+            )
+    return given
 
 
 def command_line() -> str:
@@ -142,16 +157,17 @@ def command_line() -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     import tomllib
 
+    text = read_text(path, "Name a TOML file of settings, or omit --config.")
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise SafetyNeuronsError(f"The settings file {path} does not exist.") from error
-    except OSError as error:
-        raise SafetyNeuronsError(f"The settings file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        given = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SafetyNeuronsError(f"The settings file {path} is not valid TOML: {error}.") from error
     # Checked alone: an option could hide a mistake in the file.
-    Settings.checked(given)
+    if Settings.checked(given).trust_remote_code:
+        raise SafetyNeuronsError(
+            f"The settings file {path} sets trust_remote_code, and no file can permit to run a model's code. Remove "
+            "it there, and give --trust-remote-code on the command line if you trust the model's authors."
+        )
     return given
 
 
@@ -164,5 +180,17 @@ def print_results(results: "RunResults", run_dir: Path | None, *parts: "Part") -
         print_where(run_dir)
 
 
+def check_written(*paths: Path) -> None:
+    """Check that what a command says it wrote is there: the folder may have been removed meanwhile.
+
+    Raises:
+        SafetyNeuronsError: one is missing.
+    """
+    if lost := [path for path in paths if not exists(path)]:
+        raise SafetyNeuronsError(f"{lost[0]} was written, and is gone. Run the same command again.")
+
+
 def print_where(run_dir: Path) -> None:
-    console.print(f"Report: {run_dir / 'report.html'}   Numbers: {run_dir / 'results.json'}", soft_wrap=True)
+    """Where the report and the numbers are; a run that was not reported on has no report yet."""
+    files = {"Report": run_dir / "report.html", "Numbers": run_dir / "results.json"}
+    print_line("   ".join(f"{name}: {path}" for name, path in files.items() if exists(path)))

@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, cast
 
-from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -16,16 +14,20 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from safety_neurons.cli.streams import Stream
 from safety_neurons.core.progress import Advance
-from safety_neurons.core.tables import Table, visible
-from safety_neurons.core.terminal import TerminalTable
+from safety_neurons.core.tables import Table
+from safety_neurons.core.terminal import InertConsole, TerminalTable
+from safety_neurons.core.visible import line
 
-console = Console(file=cast(IO[str], Stream("stdout")), highlight=False)
-errors = Console(file=cast(IO[str], Stream("stderr")), stderr=True, highlight=False)
+console = InertConsole(file=cast(IO[str], Stream("stdout")))
+errors = InertConsole(file=cast(IO[str], Stream("stderr")), stderr=True)
 # Bars of finished work that stay in sight.
 FINISHED_BARS = 12
+# Characters of what a bar is for.
+_DESCRIPTION = 200
 
 
 class ConsoleListener:
@@ -33,7 +35,7 @@ class ConsoleListener:
 
     def __init__(self) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -53,7 +55,7 @@ class ConsoleListener:
     @contextlib.contextmanager
     def task(self, description: str, total: int) -> Iterator[Advance]:
         """A bar that goes on while the context is open."""
-        task = self._progress.add_task(escape(description), total=total)
+        task = self._progress.add_task(line(description, _DESCRIPTION), total=total)
         try:
             yield lambda items: self._progress.advance(task, items)
         finally:
@@ -63,11 +65,16 @@ class ConsoleListener:
         for old in self._finished[:-FINISHED_BARS]:
             self._progress.update(old, visible=False)
         if not console.is_terminal:
-            console.print(f"{escape(description)}: done", soft_wrap=True)
+            print_line(f"{line(description, _DESCRIPTION)}: done")
 
     def say(self, message: Any) -> None:
         """Print above the bars."""
-        console.print(escape(message) if isinstance(message, str) else message)
+        console.print(line(message) if isinstance(message, str) else message)
+
+
+def print_line(text: str) -> None:
+    """One line, which only the terminal breaks."""
+    console.print(line(text), soft_wrap=True)
 
 
 def print_tables(tables: Sequence[Table], notes: Sequence[str] = ()) -> None:
@@ -75,7 +82,7 @@ def print_tables(tables: Sequence[Table], notes: Sequence[str] = ()) -> None:
     for table in tables:
         console.print(Padding(TerminalTable(table), (1, 0, 0, 0)))
     for note in notes:
-        console.print(escape(visible(note)))
+        console.print(line(note))
 
 
 def flush() -> None:
@@ -85,4 +92,4 @@ def flush() -> None:
 
 def print_error(message: str) -> None:
     """One paragraph on standard error."""
-    errors.print(f"[bold red]Error:[/bold red] {escape(message)}")
+    errors.print(Text.assemble(("Error:", "bold red"), " ", line(message)))

@@ -5,8 +5,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from safety_neurons.cli.app import ConfigArgument, SettingsArgument, app, group, perform, print_where, shows
-from safety_neurons.cli.console import ConsoleListener, console, print_tables
+from safety_neurons.cli.app import (
+    ConfigArgument,
+    SettingsArgument,
+    app,
+    check_written,
+    group,
+    perform,
+    print_where,
+    shows,
+)
+from safety_neurons.cli.console import ConsoleListener, print_line, print_tables
 
 
 @app.command(**shows("evaluate", "data_dir", "seed", "device", "quantize", "batch_size", "show_responses"))
@@ -48,7 +57,7 @@ def evaluate(
         print_where(Path(targets[0]))
     else:
         folder = out or OUT
-        console.print(f"Tables: {folder / 'evaluation.md'}   Numbers: {folder / 'evaluation.json'}", soft_wrap=True)
+        print_line(f"Tables: {folder / 'evaluation.md'}   Numbers: {folder / 'evaluation.json'}")
 
 
 @app.command
@@ -87,7 +96,8 @@ def compare(
     print_tables([comparison_table(rows, str(first), str(second))])
     if json is not None:
         write_json(json, rows)
-        console.print(f"Numbers: {json}", soft_wrap=True)
+        check_written(json)
+        print_line(f"Numbers: {json}")
 
 
 judge = group("judge", "Check judges of answers.")
@@ -129,4 +139,5 @@ def check(
     print_tables(judge_check_tables(errors))
     if out is not None:
         save_errors(errors, out)
-        console.print(f"Counts: {out}", soft_wrap=True)
+        check_written(out)
+        print_line(f"Counts: {out}")

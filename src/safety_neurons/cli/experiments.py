@@ -15,7 +15,7 @@ from safety_neurons.cli.app import (
     print_results,
     shows,
 )
-from safety_neurons.cli.console import console, print_tables
+from safety_neurons.cli.console import print_line, print_tables
 
 experiment = group("experiment", "Experiments with the neurons of a run, and with all neuron scores.")
 
@@ -178,4 +178,4 @@ def scores(
         equal_dose=equal_dose,
     )
     print_tables(score_tables(results), score_notes(results))
-    console.print(f"Tables: {out_dir / 'scores.md'}   Numbers: {out_dir / 'scores.json'}", soft_wrap=True)
+    print_line(f"Tables: {out_dir / 'scores.md'}   Numbers: {out_dir / 'scores.json'}")

@@ -1,5 +1,8 @@
 """The commands that bring a run up to date: everything, one stage, the guard, or the report."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,12 +15,13 @@ from safety_neurons.cli.app import (
     RunFolderArgument,
     SettingsArgument,
     app,
+    check_written,
     perform,
     print_results,
     print_where,
     shows,
 )
-from safety_neurons.cli.console import console
+from safety_neurons.cli.console import print_line
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.settings import Profile, Settings
 
@@ -182,7 +186,7 @@ def guard(
 
     results = perform(guard_run, run_dir, settings=settings, config=config, on=on or (), answers=answers)
     print_results(results, None, "guard")
-    console.print(f"Guard: {run_dir / 'guard.safetensors'}", soft_wrap=True)
+    print_line(f"Guard: {run_dir / 'guard.safetensors'}")
     print_where(run_dir)
 
 
@@ -216,30 +220,49 @@ def report(
     from safety_neurons.report.exports import write_figures, write_markdown
     from safety_neurons.report.page import write_comparison, write_report
 
-    runs = dict(zip(names(run_dirs), map(_results, run_dirs), strict=True))
-    first, *_ = runs
     if out is None:
-        out = run_dirs[0] / f"report.{format}" if len(runs) == 1 else run_dirs[0].parent / f"comparison.{format}"
-    if format == "md":
-        write_markdown(runs, out)
-    elif len(runs) > 1:
-        write_comparison(runs, out)
-    else:
-        write_report(runs[first], out)
-    console.print(f"Report: {out}", soft_wrap=True)
+        alone = len(run_dirs) == 1
+        out = run_dirs[0] / f"report.{format}" if alone else run_dirs[0].parent / f"comparison.{format}"
+    with _page_of(run_dirs, out):
+        runs = dict(zip(names(run_dirs), map(_results, run_dirs), strict=True))
+        if format == "md":
+            write_markdown(runs, out)
+        elif len(runs) > 1:
+            write_comparison(runs, out)
+        else:
+            (results,) = runs.values()
+            write_report(results, out)
+    check_written(out)
+    print_line(f"Report: {out}")
     if figures is None:
         return
     for name, results in runs.items():
         folder = figures if len(runs) == 1 else figures / name
-        console.print(f"Figures: {len(write_figures(results, folder))} files in {folder}", soft_wrap=True)
+        paths = write_figures(results, folder)
+        check_written(*paths)
+        print_line(f"Figures: {len(paths)} files in {folder}")
+
+
+@contextlib.contextmanager
+def _page_of(run_dirs: list[Path], out: Path) -> Iterator[None]:
+    """Hold the lock of the run whose own page is written, so that it does not become older than the run."""
+    from safety_neurons.runs.folder import RunFolder
+
+    advice = "It writes report.html when it ends. To see what it has so far, name another file (--out)."
+    with contextlib.ExitStack() as stack:
+        for folder in map(RunFolder, run_dirs):
+            own = os.path.realpath(folder.report) == os.path.realpath(out)
+            if own and folder.record_file.name in folder.check():
+                stack.enter_context(folder.held(advice))
+        yield
 
 
 def _results(run_dir: Path) -> "RunResults":
-    from safety_neurons.core.files import read_json
-    from safety_neurons.report import RunResults
+
+    from safety_neurons.report.results import read_results
     from safety_neurons.runs.folder import RunFolder
 
     folder = RunFolder(run_dir)
-    if not folder.results.exists():
+    if folder.results.name not in folder.check():
         raise SafetyNeuronsError(f"{run_dir} has no results yet. Run `safety-neurons run --out {run_dir}` first.")
-    return RunResults.of(read_json(folder.results))
+    return read_results(folder.results)

@@ -1,14 +1,20 @@
-"""Standard output and standard error: characters that they cannot encode, closed pipes, and full disks."""
+"""Standard output and standard error: characters that they cannot encode, closed pipes, full disks, and other
+people's text: what libraries print, log and warn of quotes names from files and servers."""
 
 import codecs
 import contextlib
 import io
+import logging
 import os
+import re
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
+from safety_neurons.core.addresses import without_known_secrets
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.visible import line, spelled_out
 
 _HANDLER = "safety-neurons-plain"
 # What stands for a character that the encoding lacks: as wide as it, so that tables stay aligned. Others become "?".
@@ -22,6 +28,9 @@ _PLAIN = {
     **dict.fromkeys("\u2502\u2503", "|"),
     **{"\u2192": ">", "\u2190": "<"},
 }
+# Colors, moves of the cursor and clearing (CSI sequences), carriage returns and tabs: what bars and rich write.
+_DRAWS = re.compile(r"(\x1b\[[\d;?]*[A-Za-z]|[\r\t])")
+_COLOR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def prepare_streams() -> None:
@@ -42,6 +51,55 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(_PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+@contextlib.contextmanager
+def inert_output() -> Iterator[None]:
+    """While the context is open, no text moves the cursor or hides on the standard streams, whoever writes it.
+
+    Warnings are one line, and further lines of log messages are indented, so that they cannot pass for ours.
+    """
+    streams, factory, form = (sys.stdout, sys.stderr), logging.getLogRecordFactory(), warnings.formatwarning
+    sys.stdout, sys.stderr = map(_InertStream, streams)
+    logging.setLogRecordFactory(_InertRecord)
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"Note: {line(without_known_secrets(message))}\n"
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        logging.setLogRecordFactory(factory)
+        warnings.formatwarning = form
+
+
+class _InertStream:
+    """A text stream that writes hidden characters as escapes, but for what draws progress bars and colors."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write to the stream; the number of characters of the text."""
+        parts = _DRAWS.split(text)
+        # Every other part is one of the sequences.
+        self._stream.write("".join(part if number % 2 else spelled_out(part) for number, part in enumerate(parts)))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each to the stream."""
+        for text in lines:
+            self.write(text)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _InertRecord(logging.LogRecord):
+    def getMessage(self) -> str:
+        """The message without colors."""
+        return "\n  ".join(map(line, _COLOR.sub("", super().getMessage()).split("\n")))
 
 
 class Stream:

@@ -3,15 +3,22 @@
 import importlib
 from pathlib import Path
 
-from safety_neurons.cli.app import Count, RunFolderArgument, app, command_line, group
-from safety_neurons.cli.console import ConsoleListener, console, print_tables
+from safety_neurons.cli.app import Count, RunFolderArgument, TrustArgument, app, check_written, command_line, group
+from safety_neurons.cli.console import ConsoleListener, console, print_line, print_tables
+from safety_neurons.core.errors import SafetyNeuronsError
 
 listing = group("list", "List what can be chosen: attacks, defenses, judges, scores, models.")
 
 
 @app.command
 def tokens(
-    run_dir: RunFolderArgument, prompt: str, *, top: Count = 3, words: Count = 5, json: Path | None = None
+    run_dir: RunFolderArgument,
+    prompt: str,
+    *,
+    top: Count = 3,
+    words: Count = 5,
+    json: Path | None = None,
+    trust_remote_code: TrustArgument = False,
 ) -> None:
     """Show which of a run's safety neurons fire on each token of a prompt, and what they write.
 
@@ -35,25 +42,31 @@ def tokens(
 
     from safety_neurons.core.files import write_json
     from safety_neurons.explanation.token_view import trace_tokens
-    from safety_neurons.neurons.neuron_set import NeuronSet
+    from safety_neurons.runs.artifacts import load_neurons
     from safety_neurons.runs.context import load_model
     from safety_neurons.runs.folder import RunFolder, merged_settings
+    from safety_neurons.runs.outside import LOAD, tell_outside
 
     folder = RunFolder(run_dir)
-    neurons = NeuronSet.load(folder.neurons, folder.directions)
-    settings = merged_settings(folder.record()["settings"], {})
-    with ConsoleListener() as listener, listener.task(f"loading {settings.model}", 1) as advance:
-        model = load_model(settings)
-        advance(1)
+    folder.check()
+    neurons = load_neurons(folder)
+    stored, given = folder.whole_record().settings, _permitted(trust_remote_code)
+    settings = merged_settings(stored, given)
+    with ConsoleListener() as listener:
+        tell_outside(run_dir, stored, given, settings, [LOAD], listener)
+        with listener.task(f"loading {settings.model}", 1) as advance:
+            model = load_model(settings)
+            advance(1)
     trace = trace_tokens(model, neurons, prompt, top=top, words=words)
     console.print(trace)
     if json is not None:
         write_json(json, asdict(trace))
-        console.print(f"Numbers: {json}", soft_wrap=True)
+        check_written(json)
+        print_line(f"Numbers: {json}")
 
 
 @app.command
-def merge(run_dir: RunFolderArgument, folder: Path) -> None:
+def merge(run_dir: RunFolderArgument, folder: Path, *, trust_remote_code: TrustArgument = False) -> None:
     """Write a run's tuned model as a plain transformers folder, with a model card.
 
     The weights have the dtype of the base model's checkpoint, or, for GGUF files, the dtype of the run. Deltas of a run
@@ -68,27 +81,41 @@ def merge(run_dir: RunFolderArgument, folder: Path) -> None:
     folder
         A new folder to write to. `AutoModelForCausalLM.from_pretrained(folder)` loads it.
     """
-    from safety_neurons.core.files import read_json
     from safety_neurons.report.exports import model_card
-    from safety_neurons.report.results import RunResults
+    from safety_neurons.runs.artifacts import load_delta, load_results
     from safety_neurons.runs.context import load_model
     from safety_neurons.runs.folder import RunFolder, merged_settings
-    from safety_neurons.tuning.delta import NeuronDelta
+    from safety_neurons.runs.outside import LOAD, tell_outside
     from safety_neurons.tuning.merge import checkpoint_dtype
     from safety_neurons.tuning.merge import merge as write_merged
 
     paths = RunFolder(run_dir)
-    delta = NeuronDelta.load(paths.delta)
-    record = paths.record()
-    base = record["model"]
-    dtype = checkpoint_dtype(base["name"], base["identity"])
-    own = base["dtype"] if dtype is None else str(dtype).removeprefix("torch.")
-    settings = merged_settings(record["settings"], {}).model_copy(update={"quantize": None, "dtype": own})
-    card = model_card(delta, RunResults.of(read_json(paths.results)), command_line())
-    with ConsoleListener() as listener, listener.task("merging", 1) as advance:
-        write_merged(delta, load_model(settings), folder, card)
-        advance(1)
-    console.print(f"Tuned model: {folder}", soft_wrap=True)
+    record = paths.whole_record()
+    if "tune" not in record.stages:
+        raise SafetyNeuronsError(
+            f"{run_dir} holds no finished tuning to merge. Run `safety-neurons tune {run_dir}`, or wait for the "
+            "process that works on it."
+        )
+    delta = load_delta(paths)
+    dtype = checkpoint_dtype(record.model.name, record.model.identity)
+    own = record.model.dtype if dtype is None else str(dtype).removeprefix("torch.")
+    stored, given = record.settings, _permitted(trust_remote_code)
+    settings = merged_settings(stored, given).model_copy(update={"quantize": None, "dtype": own})
+    card = model_card(delta, load_results(paths), command_line())
+    if paths.record() != record:
+        raise SafetyNeuronsError(f"Another process changed {run_dir} while it was read. Run the same command again.")
+    with ConsoleListener() as listener:
+        tell_outside(run_dir, stored, given, settings, [LOAD], listener)
+        with listener.task("merging", 1) as advance:
+            write_merged(delta, load_model(settings), folder, card)
+            advance(1)
+    check_written(folder)
+    print_line(f"Tuned model: {folder}")
+
+
+def _permitted(trust_remote_code: bool) -> dict[str, bool]:
+    """The settings that these commands were given."""
+    return {"trust_remote_code": True} if trust_remote_code else {}
 
 
 @listing.command

@@ -4,8 +4,9 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from safety_neurons.core.addresses import take_credentials
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import did_you_mean
 
@@ -18,6 +19,12 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_credentials(cls, values: Any) -> Any:
+        # Settings are written to files, and shown.
+        return take_credentials(values)
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:

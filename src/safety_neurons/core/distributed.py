@@ -1,6 +1,7 @@
 """Several processes, started by torchrun: process 0 owns a run, the others help where it asks them to.
 
-What is exchanged are sums in float64, texts and settings, all in the CPU's memory, so a gloo group serves on GPUs, too.
+What is exchanged are sums in float64 and messages of JSON and tensors (`core.messages`), never pickles. All of it is in
+the CPU's memory, so a gloo group serves on GPUs, too.
 As with every collective operation of torch.distributed, all processes of the group have to take part.
 """
 
@@ -9,14 +10,15 @@ import datetime
 import gc
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 import torch
 import transformers
 from torch import Tensor, distributed
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.messages import pack, unpack
 
 T = TypeVar("T")
 # A process that dies closes its connections, and torchrun then ends the others. This is for one that hangs: longer than
@@ -54,13 +56,81 @@ def _over_processes(tensors: Iterable[Tensor], operation: distributed.ReduceOp.R
             tensor.copy_(shared)
 
 
-def all_gather(mine: T) -> list[T]:
-    """What each process gives, in their order, for all of them."""
+def all_gather(mine: T, kind: Any) -> list[T]:
+    """What each process gives, a value of the type `kind` (see `core.messages`), in their order, for all of them.
+
+    Raises:
+        SafetyNeuronsError: in all processes, where one gives something else or memory is full in one.
+    """
     if process_count() == 1:
         return [mine]
-    given: list[T | None] = [None] * process_count()
-    distributed.all_gather_object(given, mine)
-    return given  # type: ignore[return-value]
+    sent = pack(mine, kind)
+    sizes = _gather_sizes(len(sent))
+    with sync_errors():
+        spaces = [_space(max(sizes)) for _ in sizes]
+    given = _gather_bytes(sent, sizes, spaces)
+    with sync_errors():
+        return [unpack(message, kind, sender) for sender, message in enumerate(given)]
+
+
+def broadcast(mine: T, kind: Any) -> T:
+    """What process 0 gives, a value of the type `kind`, for all of them; what the others give is ignored.
+
+    Raises:
+        SafetyNeuronsError: in all processes, where this is something else or memory is full in one.
+    """
+    if process_count() == 1:
+        return mine
+    sent = pack(mine, kind) if owns(0) else b""
+    size = torch.tensor([len(sent)], device=_device())
+    distributed.broadcast(size, src=0)
+    with sync_errors():
+        space = _space(int(size))
+    if owns(0):
+        space.copy_(_as_tensor(sent))
+    distributed.broadcast(space, src=0)
+    with sync_errors():
+        return mine if owns(0) else unpack(_as_bytes(space), kind, 0)
+
+
+def _device() -> str:
+    """Where tensors have to be to be sent: scripts may have started their group on GPUs."""
+    return "cuda" if distributed.get_backend() == "nccl" else "cpu"
+
+
+def _gather_sizes(mine: int) -> list[int]:
+    sizes = [torch.zeros(1, dtype=torch.int64, device=_device()) for _ in range(process_count())]
+    distributed.all_gather(sizes, torch.tensor([mine], device=_device()))
+    return [int(size) for size in sizes]
+
+
+def _space(size: int) -> Tensor:
+    """Memory for a message of `size` bytes."""
+    try:
+        return torch.empty(size, dtype=torch.uint8, device=_device())
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch reports full memory of the CPU as a plain RuntimeError.
+        raise SafetyNeuronsError(
+            f"There is no memory for a message of {size:,} bytes from another process. Start fewer processes on this "
+            "machine, or close other programs."
+        ) from error
+
+
+def _gather_bytes(mine: bytes, sizes: list[int], spaces: list[Tensor]) -> list[bytes]:
+    """The bytes of each process, whose numbers are `sizes`; the spaces are as long as the longest."""
+    padded = torch.zeros_like(spaces[0])
+    padded[: len(mine)] = _as_tensor(mine)
+    distributed.all_gather(spaces, padded)
+    return [_as_bytes(space[:size]) for space, size in zip(spaces, sizes, strict=True)]
+
+
+def _as_tensor(message: bytes) -> Tensor:
+    """uint8 [bytes]."""
+    return torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else torch.empty(0, dtype=torch.uint8)
+
+
+def _as_bytes(message: Tensor) -> bytes:
+    return message.cpu().numpy().tobytes()
 
 
 @contextlib.contextmanager
@@ -75,17 +145,39 @@ def sync_errors() -> Iterator[None]:
         yield
     except SafetyNeuronsError as error:
         own = error
-    problems = all_gather(None if own is None else str(own))
-    if own is not None:
-        raise own
-    for number, problem in enumerate(problems):
-        if problem is not None:
-            raise SafetyNeuronsError(f"Process {number} failed: {problem}")
+    failed = torch.tensor([own is not None], dtype=torch.int64)
+    max_over_processes([failed])
+    if own is None and not failed:
+        return
+    problem = b"" if own is None else (str(own) or type(own).__name__).encode(errors="backslashreplace")
+    problems = [problem]
+    if process_count() > 1:
+        sizes = _gather_sizes(len(problem))
+        problems = _gather_bytes(problem, sizes, [_space(max(sizes)) for _ in sizes])
+    if own is None:
+        number = next(number for number, text in enumerate(problems) if text)
+        own = SafetyNeuronsError(f"Process {number} failed: {problems[number].decode(errors='replace')}")
+    own.shared = True
+    raise own
+
+
+class Task(Protocol):
+    """What process 0 can ask the others to do: a dataclass of its inputs. It is sent as its class's name and these."""
+
+    def run(self) -> None:
+        """Do it. Starts with `sync_errors` around the loading of what it needs."""
 
 
 @contextlib.contextmanager
-def join_processes() -> Iterator[bool]:
-    """Join the processes that torchrun started: true in process 0, whom the others help until it leaves."""
+def join_processes(tasks: Iterable[type[Task]]) -> Iterator[bool]:
+    """Join the processes that torchrun started: true in process 0, whom the others help until it leaves.
+
+    Args:
+        tasks: all that process 0 may ask the others to do.
+
+    Raises:
+        SafetyNeuronsError: another process ended while process 0 needed it.
+    """
     distributed.init_process_group("gloo", timeout=TIMEOUT)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
@@ -94,20 +186,35 @@ def join_processes() -> Iterator[bool]:
             # Process 0 says whatever there is to say.
             warnings.simplefilter("ignore")
             transformers.logging.set_verbosity_error()
-            with contextlib.suppress(KeyboardInterrupt):
-                _serve()
+            with contextlib.suppress(KeyboardInterrupt, _LostProcessError), _lost_processes():
+                _serve({task.__name__: task for task in tasks})
             yield False
             return
-        try:
+        with _lost_processes():
             yield True
-        except (SafetyNeuronsError, SystemExit):
             release_workers()
-            raise
-        release_workers()
     finally:
-        # After any other failure the others notice that the connection is closed.
+        # After a failure the others may wait for this process anywhere, and notice that the connection is closed.
         if distributed.is_initialized():
             _leave()
+
+
+class _LostProcessError(SafetyNeuronsError):
+    """Another process ended in the middle of the work."""
+
+
+@contextlib.contextmanager
+def _lost_processes() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no error class of its own.
+        if not any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer")):
+            raise
+        raise _LostProcessError(
+            "Another process ended before the work was done. Its own output says why; if it says nothing, it was "
+            "killed, maybe for its memory. Run the same command again: it continues where it stopped."
+        ) from error
 
 
 def _leave() -> None:
@@ -119,31 +226,49 @@ def _leave() -> None:
 def release_workers() -> None:
     """Let the other processes end; process 0 goes on like one that was started alone."""
     if process_count() > 1:
-        _broadcast(None)
+        _announce(False)
         _leave()
         for name in VARIABLES:
             os.environ.pop(name, None)
 
 
-def ask_workers(task: Callable[..., None], **inputs: Any) -> None:
-    """From process 0: the others call `task(**inputs)`. Returns when they have loaded their models."""
-    if process_count() > 1 and distributed.get_rank() == 0:
-        _broadcast({"task": task, **inputs})
+def ask_workers(task: Task) -> None:
+    """From process 0: the others run the task. Returns when they have loaded their models.
+
+    Raises:
+        SafetyNeuronsError: one of them does not know the task, cannot read its inputs, or fails to load its model.
+    """
+    if process_count() > 1 and owns(0):
+        _announce(True)
+        broadcast(type(task).__name__, str)
+        with sync_errors():
+            pass
+        broadcast(task, type(task))
         with sync_errors():
             pass
 
 
-def _serve() -> None:
+def _serve(tasks: Mapping[str, type[Task]]) -> None:
     """Do what process 0 asks for until it releases the workers."""
-    while (request := _broadcast(None)) is not None:
-        task = request.pop("task")
-        # Process 0 learns of the failures of all, and reports them.
-        with contextlib.suppress(SafetyNeuronsError):
-            task(**request)
+    while _announce(False):
+        try:
+            name = broadcast("", str)
+            with sync_errors():
+                if name not in tasks:
+                    raise SafetyNeuronsError(
+                        f"Process 0 asks for {name!r}, and the tasks are {', '.join(tasks)}. Start all processes with "
+                        "the same version of safety-neurons."
+                    )
+            received: Any = broadcast(None, tasks[name])
+            received.run()
+        except SafetyNeuronsError as error:
+            # Process 0 failed, too, and reports it. Otherwise it may be waiting for this process, which has to end.
+            if not error.shared:
+                raise
 
 
-def _broadcast(message: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Process 0's message, for all processes."""
-    messages = [message]
-    distributed.broadcast_object_list(messages, src=0)
-    return messages[0]
+def _announce(task_follows: bool) -> bool:
+    """Process 0's word on whether a task follows, for all processes. It waits for no reply, as it may be its last."""
+    told = torch.tensor([task_follows], dtype=torch.uint8, device=_device())
+    distributed.broadcast(told, src=0)
+    return bool(told)

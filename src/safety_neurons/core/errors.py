@@ -5,8 +5,10 @@ class SafetyNeuronsError(Exception):
     """An expected failure, such as bad input, a missing file or an unsupported model.
 
     The message says what was wrong, with which input, and what to do. The command line prints it without a traceback
-    and exits with code 2.
+    and exits with code 2. `shared`: all processes of a run failed together.
     """
+
+    shared = False
 
 
 class DivergedError(SafetyNeuronsError):

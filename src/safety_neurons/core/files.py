@@ -8,25 +8,25 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from safety_neurons.core.errors import SafetyNeuronsError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from safety_neurons.core.temporary import temporary_path
 
 # The largest JSON or text file that is read: hundreds of times what a run writes.
 MOST_BYTES = 1 << 30
 # What the user can do about a file that cannot be read, where nothing more is known.
 ADVICE = "Choose another file, or a whole copy of this one."
-# What `temporary_name` gives: the process that writes it, and eight characters that tell two of its files apart.
-_TEMPORARY = re.compile(r"\..*\.(?P<process>\d+)\.\w{8}\.partial(\.[^.]+)?")
+# Controls, marks that reorder or hide what stands beside them, separators and lone surrogates.
+_HIDDEN = re.compile(
+    "[\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 @contextlib.contextmanager
@@ -37,68 +37,56 @@ def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
         private: only the owner may read the file; otherwise the umask decides.
 
     Raises:
-        SafetyNeuronsError: the disk is full, the folder cannot be written, or `path` is a symbolic link.
+        SafetyNeuronsError: the disk is full, the folder cannot be written, or `path` is a link, pipe or device.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_link(path)
-        prefix, suffix = temporary_name(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        _refuse_irregular(path)
+        with temporary_path(path) as temporary:
+            temporary.touch(mode=0o600, exist_ok=False)
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o600 if private else 0o666 & ~_umask())
+            temporary.chmod(0o600 if private else new_mode(0o666))
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
-def temporary_name(path: Path) -> tuple[str, str]:
-    """Prefix and suffix, for `tempfile`, of what becomes `path`; `remove_leftovers` knows it again."""
-    return f".{path.name[:100]}.{os.getpid()}.", f".partial{path.suffix[:20]}"
+def new_mode(wanted: int) -> int:
+    """The permissions of a new file or folder: those that are wanted, less the umask."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return wanted & ~umask
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder. Whoever calls this holds the folder's lock."""
-    with disk_errors(folder):
-        for entry in os.scandir(folder):
-            if (left := _TEMPORARY.fullmatch(entry.name)) and not _runs(int(left["process"])):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
+def exists(path: Path) -> bool:
+    """Whether there is a file, folder or link of this name.
 
-
-def is_leftover(name: str) -> bool:
-    """Whether a file of this name was left half-written, or is being written."""
-    return _TEMPORARY.fullmatch(name) is not None
-
-
-def _runs(process: int) -> bool:
+    Raises:
+        SafetyNeuronsError: nobody can tell, for example because the folder cannot be read.
+    """
     try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
+        path.lstat()
+    except (FileNotFoundError, ValueError):
+        # ValueError: no file has a name with a NUL byte.
         return False
-    except PermissionError:
-        # It is somebody else's.
-        return True
+    except OSError as error:
+        raise SafetyNeuronsError(
+            f"{path} cannot be read ({error.strerror or error}). Choose another place, or mend this one."
+        ) from error
     return True
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
-def _refuse_link(path: Path) -> None:
+def _refuse_irregular(path: Path) -> None:
     if path.is_symlink():
         raise SafetyNeuronsError(
             f"{path} is a symbolic link, so it is not written: what it points to would change. Remove the link, or "
             "choose another place."
+        )
+    if path.is_dir():
+        raise SafetyNeuronsError(f"{path} cannot be written: it is a folder. Name a file, or move the folder away.")
+    if path.exists() and not path.is_file():
+        raise SafetyNeuronsError(
+            f"{path} is a pipe, socket or device, not a regular file, so it is not written. Choose another place."
         )
 
 
@@ -110,7 +98,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             yield
     except OSError as error:
         if error.errno == errno.ELOOP:
-            _refuse_link(path)
+            _refuse_irregular(path)
         raise SafetyNeuronsError(
             f"{path} cannot be written ({error.strerror or error}). Choose another folder, or mend this one."
         ) from error
@@ -144,8 +132,11 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
 
 
 def write_json(path: Path, value: Any, *, private: bool = False) -> None:
-    """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", private=private)
+    """Write a JSON file atomically. It shows every script, but hidden characters as escapes."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    # They can only stand within strings.
+    text = _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    write_text(path, text + "\n", private=private)
 
 
 @contextlib.contextmanager
@@ -158,6 +149,8 @@ def open_regular(path: Path, advice: str = ADVICE, limit: int = MOST_BYTES) -> I
     Raises:
         SafetyNeuronsError: the file is missing, unreadable, too large, or a folder, pipe or device.
     """
+    if "\0" in str(path):
+        raise SafetyNeuronsError(f"No file has a name with a NUL byte, as in {str(path)!r}. {advice}")
     with read_errors(path, advice), open(path, "rb", opener=_open_at_once) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
@@ -237,11 +230,40 @@ def append_bytes(path: Path, content: bytes) -> None:
         SafetyNeuronsError: the disk is full, or `path` cannot be written, or is a link, pipe or device.
     """
     with disk_errors(path):
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with os.fdopen(os.open(path, flags, 0o600), "ab") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise SafetyNeuronsError(f"{path} is not a regular file, so it is not written. Remove it.")
-            file.write(content)
+        with _open_to_append(path) as file:
+            if os.fstat(file.fileno()).st_nlink == 1:
+                _append(file.fileno(), content)
+                return
+        # Another name of the same file, such as that of a backup, keeps what it has.
+        with atomic_path(path, private=True) as temporary:
+            shutil.copyfile(path, temporary)
+        with _open_to_append(path) as file:
+            _append(file.fileno(), content)
+
+
+def _open_to_append(path: Path) -> FileIO:
+    """Open a file that its owner alone can read, now at the latest."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = FileIO(os.open(path, flags, 0o600), "ab")
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        file.close()
+        raise SafetyNeuronsError(f"{path} is not a regular file, so it is not written. Remove it.")
+    if os.geteuid() in (0, found.st_uid) and stat.S_IMODE(found.st_mode) != 0o600:
+        os.fchmod(file.fileno(), 0o600)
+    return file
+
+
+def _append(handle: int, content: bytes) -> None:
+    """Append all or nothing, unless the process is killed meanwhile."""
+    before = os.fstat(handle).st_size
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[os.write(handle, left) :]
+    except OSError:
+        os.ftruncate(handle, before)
+        raise
 
 
 def fingerprint(*parts: Any) -> str:
@@ -257,23 +279,6 @@ def file_sha256(path: Path) -> str:
     """
     with open_regular(path, limit=1 << 42) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Read the tensors and the metadata of a safetensors file.
-
-    Raises:
-        SafetyNeuronsError: the file is missing or broken.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            # Copies, as tensors within the file are not aligned, and sums over them are rounded differently.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except FileNotFoundError as error:
-        raise SafetyNeuronsError(f"{path} does not exist. Run the stage that writes it first.") from error
-    except SafetensorError as error:
-        raise SafetyNeuronsError(f"{path} is broken ({error}). Delete it and run again.") from error
 
 
 def cache_folder() -> Path:

@@ -5,9 +5,10 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -15,15 +16,13 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from safety_neurons.core.addresses import take_credentials
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import file_sha256
+from safety_neurons.core.trust import code_files, only_recorded
 
 M = TypeVar("M")
 N = TypeVar("N")
-
-# Files that a run's record names, and those that the user of this process named: the others are never executed.
-_recorded: set[Path] = set()
-_named: set[Path] = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +50,11 @@ class Family(Generic[M]):
         Raises:
             SafetyNeuronsError: there is no such member or option, or a value is not of the option's type.
         """
+        spec = take_credentials(spec)
         name, _, options = spec.partition(":")
         if name.endswith(".py"):
             attribute, _, options = options.partition(":")
-            member = self._from_file(Path(name).expanduser(), attribute)
+            member = self._from_file(Path(os.path.expanduser(name)), attribute)
         elif name in (built_in := self._built_in()):
             member = built_in[name]
         elif name in (others := self._entry_points()):
@@ -92,7 +92,7 @@ class Family(Generic[M]):
         return {entry.name: entry for entry in entry_points(group=f"safety_neurons.{self.kind}s")}
 
     def _from_file(self, path: Path, attribute: str) -> Any:
-        if path.resolve() in _recorded - _named:
+        if only_recorded(path):
             raise SafetyNeuronsError(
                 f"The settings of this run name code in a file: {path}. If you trust it, name the {self.kind} again in "
                 "this call, and it will be executed."
@@ -133,32 +133,9 @@ def _module(path: Path, digest: str) -> ModuleType:
     return module
 
 
-def trust(given: Any, recorded: Any) -> None:
-    """Remember which files settings name: those `given` in this process may be executed, `recorded` ones not yet."""
-    _named.update(_files(given))
-    _recorded.update(_files(recorded))
-
-
-def trusted(settings: Any) -> bool:
-    """Whether all files that the settings name were given in this process."""
-    return _named.issuperset(_files(settings))
-
-
 def digests(settings: Any) -> list[str]:
     """Content hashes of the files that settings name members in; empty for a file that does not exist."""
-    return [file_sha256(path) if path.is_file() else "" for path in _files(settings)]
-
-
-def _files(settings: Any) -> Iterator[Path]:
-    if isinstance(settings, str):
-        name = settings.partition(":")[0]
-        if name.endswith(".py"):
-            yield Path(name).expanduser().resolve()
-    elif isinstance(settings, Mapping):
-        yield from _files(list(settings.values()))
-    elif isinstance(settings, list | tuple):
-        for value in settings:
-            yield from _files(value)
+    return [file_sha256(path) if path.is_file() else "" for path in code_files(settings)]
 
 
 def discover(package: ModuleType, attribute: str) -> dict[str, Any]:

@@ -1,22 +1,13 @@
 """One typed table and its renderers: terminal (core/terminal.py), Markdown, and HTML (report/macros.html.j2).
 
-Names, prompts and model output in a table are untrusted. A table holds them as they are; each renderer escapes them.
+A table holds untrusted names, prompts and answers unchanged; each renderer makes them inert.
 """
 
-import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-# Controls, formats (all bidirectional marks are among them), lone surrogates, private use, line separators.
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-_NAMED = {"\n": "↵", "\t": "→", "\r": "\\r"}
-# No language stacks more marks on one letter; they would climb over the lines above.
-_MARKS_ON_A_LETTER = 4
-_MARKUP = re.compile(r"([\\`*_{}\[\]>#|~$])")
-# Characters of a cell, a heading or a note.
-LIMIT = 600
+from safety_neurons.core.markdown import Markdown, code_block, escaped, paragraph
 
 Mark = Literal["", "chosen", "mean", "section"]
 
@@ -91,44 +82,15 @@ def numbers(*names: str) -> tuple[Column, ...]:
     return tuple(Column(name, number=True) for name in names)
 
 
-def visible(text: Any, limit: int = LIMIT) -> str:
-    """The text with every hidden character as an escape, cut after `limit` characters.
-
-    Applying it twice changes nothing more.
-    """
-    text = str(text)
-    shown: list[str] = []
-    marks = 0
-    # The cut comes first: a megabyte of one word costs no more than its beginning.
-    for letter in text[:limit]:
-        category = unicodedata.category(letter)
-        marks = marks + 1 if category in ("Mn", "Me") else 0
-        if letter in _NAMED:
-            shown.append(_NAMED[letter])
-        elif category in _HIDDEN or marks > _MARKS_ON_A_LETTER:
-            shown.append(f"\\u{ord(letter):04x}" if ord(letter) <= 0xFFFF else f"\\U{ord(letter):08x}")
-        else:
-            shown.append(letter)
-    if len(text) > limit:
-        shown.append("…")
-    return "".join(shown)
-
-
-def escaped(text: Any, limit: int = LIMIT) -> str:
-    """One line of Markdown that shows just these characters, also within a table."""
-    return _MARKUP.sub(r"\\\1", visible(text, limit)).replace("&", "&amp;").replace("<", "&lt;")
-
-
-def markdown(tables: Sequence[Table], notes: Sequence[str] = (), command: str = "") -> str:
+def markdown(tables: Sequence[Table], notes: Sequence[str] = (), command: str = "") -> Markdown:
     """The notes, the command and the tables, each table under its title."""
-    parts = list(map(escaped, notes))
-    parts += [f"```\n{visible(command, 4000).replace('```', '')}\n```"] if command else []
+    parts: list[str] = [*map(paragraph, notes), *([code_block(command)] if command else [])]
     for table in tables:
-        parts += [f"**{escaped(table.title)}**", *([escaped(table.caption)] if table.caption else [])]
-        lines = [
+        parts += [f"**{escaped(table.title)}**", *([paragraph(table.caption)] if table.caption else [])]
+        lines: list[Sequence[str]] = [
             [escaped(column.name) for column in table.columns],
             ["--:" if column.number else "---" for column in table.columns],
             *([escaped(cell.text) for cell in one.cells] for one in table.rows),
         ]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(parts) + "\n"
+    return Markdown("\n\n".join(parts) + "\n")

@@ -38,7 +38,14 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], about: B
     Raises:
         SafetyNeuronsError: the disk is full or the folder cannot be written.
     """
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    whole: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        # safetensors writes no two tensors that share memory.
+        whole[name] = value.clone() if place in memory else value
+        memory.add(place)
     described = about.model_dump(mode="json")
     digest = digest_of(kind, whole, described)
     entry = json.dumps({"kind": kind, "digest": digest, "about": described}, allow_nan=False)
@@ -83,21 +90,24 @@ class StoredTensors:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = (file.metadata() or {}).get(ENTRY, "")
-                # Copies, as tensors within the file are not aligned, and sums over them are rounded differently.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
+                mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            # The last three are for types of numbers that this version of PyTorch does not have.
             raise SafetyNeuronsError(f"{path} is damaged ({error}). {advice}") from error
         try:
             entry = json.loads(metadata)
             found, digest, described = (entry[name] for name in ("kind", "digest", "about"))
+            computed = digest_of(found, mapped, described)
         except (ValueError, TypeError, KeyError, RecursionError):
             raise SafetyNeuronsError(
                 f"{path} is not a {kind} of this version of safety-neurons: its description is missing. {advice}"
             ) from None
         if found != kind:
             raise SafetyNeuronsError(f"{path} is not a {kind}. {advice}")
-        if digest != digest_of(kind, tensors, described):
+        if digest != computed:
             raise SafetyNeuronsError(f"{path} is damaged: its content does not match its digest. {advice}")
+        # Copies, as tensors within the file are not aligned, and sums over them are rounded differently.
+        tensors = {name: value.clone() for name, value in mapped.items()}
         return cls(path, tensors, described, digest, advice)
 
     def about(self, kind: type[R]) -> R:
@@ -107,7 +117,7 @@ class StoredTensors:
             SafetyNeuronsError: a field is missing, unknown or wrong.
         """
         try:
-            return kind.model_validate_json(json.dumps(self.described))
+            return kind.model_validate_json(json.dumps(self.described), strict=True)
         except ValidationError as error:
             raise self.problem(first_problem(error)) from error
 

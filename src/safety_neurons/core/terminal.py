@@ -1,26 +1,54 @@
-"""A table in a terminal: columns as wide as there is room for, broken between words, and never inside one that fits.
+"""A console that text of strangers cannot command, and a table in it.
 
-Where whole words do not fit, long names break after a hyphen, slash, colon and the like. Where that does not fit, the
-columns are split among several tables, each of which begins with the columns that say what a row is about.
+A table has columns as wide as there is room for, broken between words, and never inside one that fits. Where whole
+words do not fit, long names break after a hyphen, slash, colon and the like. Where that does not fit, the columns are
+split among several tables, each of which begins with the columns that say what a row is about.
 """
 
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import rich.table
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len, chop_cells
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.text import Text
 
-from safety_neurons.core.tables import Column, Table, TableRow, visible
+from safety_neurons.core.tables import Column, Table, TableRow
+from safety_neurons.core.visible import spelled_out, visible
 
 # Where a name may break when words do not fit; a number may not.
 _BREAK = re.compile(r"(?<=[-_:=.,/])(?=[^\W\d_])")
 _AFTER_COMMA = re.compile(r"(?<=,) ")
 # A column that is split off stays at least this wide.
 _LEAST = 8
+# rich remembers the widths of short texts only.
+_width = functools.lru_cache(4096)(cell_len)
+
+
+class InertConsole(Console):
+    """A console that reads no markup and no emoji codes, and writes no control characters and links but rich's own.
+
+    This is the last guard, for text that was not made inert (`core.visible.line`) before it was laid out.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**({"markup": False, "emoji": False, "highlight": False} | options))
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of a renderable."""
+        return map(_inert, super().render(renderable, options))
+
+
+def _inert(segment: Segment) -> Segment:
+    text, style, control = segment
+    if control is not None:
+        return segment
+    return Segment(spelled_out(text), style.update_link(None) if style and style.link else style)
 
 
 @dataclass(frozen=True)
@@ -96,13 +124,13 @@ class _Cells:
 
     @property
     def natural(self) -> int:
-        return max(cell_len(" ".join(parts)) for parts in self.cells)
+        return max(_width(" ".join(parts)) for parts in self.cells)
 
     def least(self, within_words: bool) -> int:
         """The width of the longest word, or of the longest part of one; what belongs to a value is not broken."""
         words = [word for first, *more in self.cells for word in (*first.split(), *more)]
         pieces = [piece for word in words for piece in _BREAK.split(word)] if within_words else words
-        return max(map(cell_len, pieces), default=1)
+        return max(map(_width, pieces), default=1)
 
     def wrapped(self, width: int) -> LaidOut:
         return LaidOut(self.column, tuple(tuple(_lines(parts, width)) for parts in self.cells), width)
@@ -144,19 +172,19 @@ def _shrunk(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]
 def _lines(parts: Sequence[str], width: int) -> Iterator[str]:
     """A cell's lines: value and detail together if they fit, else each on lines of its own."""
     whole = " ".join(parts)
-    for part in (whole,) if cell_len(whole) <= width else parts:
+    for part in (whole,) if _width(whole) <= width else parts:
         yield from _wrapped(part, width) or [""]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for word in text.split():
-        if lines and cell_len(f"{lines[-1]} {word}") <= width:
+        if lines and _width(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
             continue
         lines.append("")
-        for piece in [word] if cell_len(word) <= width else _BREAK.split(word):
-            if cell_len(lines[-1] + piece) <= width:
+        for piece in [word] if _width(word) <= width else _BREAK.split(word):
+            if _width(lines[-1] + piece) <= width:
                 lines[-1] += piece
             else:
                 lines += chop_cells(piece, width)

@@ -7,16 +7,14 @@ import importlib.util
 import ipaddress
 import os
 import ssl
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from typing import NamedTuple
+from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from safety_neurons.core.addresses import HIDDEN, KEY_VARIABLES, hidden, take_credentials, without_credentials
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.trust import only_recorded
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
-KEY_VARIABLES = ("SAFETY_NEURONS_API_KEY", "OPENAI_API_KEY")
 CONNECT_SECONDS = 10.0
 # What clients add to the URL of an API.
 _ENDINGS = ("/chat/completions", "/completions", "/responses", "/embeddings", "/models", "/messages")
@@ -25,12 +23,13 @@ _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 SHOWN = 300
 
 
-def check_url(url: str) -> None:
-    """Fail early on a URL that cannot be that of an API.
+def checked_url(address: str) -> str:
+    """The URL of an API, without user, password and query, which are remembered for its requests.
 
     Raises:
-        SafetyNeuronsError: it is invalid, holds a secret, or is that of one request.
+        SafetyNeuronsError: it is invalid, or is that of one request.
     """
+    url = take_credentials(address)
     try:
         parts = urlsplit(url)
         plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
@@ -39,8 +38,8 @@ def check_url(url: str) -> None:
     if not plain or set(url) & set(" ?#") or not (url.isascii() and url.isprintable()):
         # The URL is not repeated, as it may hold a secret.
         raise SafetyNeuronsError(
-            "The URL of the server must look like http://127.0.0.1:8000/v1, without user, password and query. "
-            f"Put an API key into the environment variable {KEY_VARIABLES[0]}."
+            "The URL of the server must look like http://127.0.0.1:8000/v1 or http://USER:PASSWORD@HOST/v1, with "
+            f"special characters in percent-encoding. Put an API key into the environment variable {KEY_VARIABLES[0]}."
         )
     trimmed = url.rstrip("/")
     for ending in _ENDINGS:
@@ -48,6 +47,7 @@ def check_url(url: str) -> None:
             raise SafetyNeuronsError(
                 f"{url} is the URL of one kind of request. Give that of the API: {trimmed.removesuffix(ending)}"
             )
+    return url
 
 
 def api_key() -> str | None:
@@ -65,11 +65,27 @@ def api_key() -> str | None:
     return None
 
 
+def key_for(url: str) -> str | None:
+    """The API key from the environment, for an address that was named in this process.
+
+    Raises:
+        SafetyNeuronsError: there is a key, and only the record of a run names the address; or as `api_key`.
+    """
+    key = api_key()
+    if key is not None and only_recorded(url):
+        variable = next(name for name in KEY_VARIABLES if os.environ.get(name, "").strip())
+        raise SafetyNeuronsError(
+            f"The settings of this run name a server, {shown(url, key)}, and the API key in {variable} is sent only to "
+            "servers that you name. If this one should get it, name the judge, the attack or the "
+            f"evaluate.preference_endpoint with this address again in this call; otherwise unset {variable}."
+        )
+    return key
+
+
 def shown(text: str, key: str | None, length: int = SHOWN) -> str:
-    """The beginning of a text in one line, without the key and without control characters."""
-    hidden = text.replace(key, "[key]") if key else text
-    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(hidden.split()))
-    return line if len(line) <= length else f"{line[:length]} ..."
+    """The beginning of a text in one line, without secrets and without control characters; `key`: the API key."""
+    line = hidden(text.replace(key, "[key]") if key else text, length)
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 class Proxy(NamedTuple):
@@ -81,8 +97,7 @@ class Proxy(NamedTuple):
     @property
     def name(self) -> str:
         """Without user and password."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]} ({self.source})"
+        return f"{without_credentials(self.url)} ({self.source})"
 
 
 def proxy_for(url: str) -> Proxy | None:
@@ -144,34 +159,7 @@ def _is_excluded(netloc: str, no_proxy: str) -> bool:
     return False
 
 
-def open_client(url: str, proxy: Proxy | None, key: str | None, *, timeout: float, retries: int) -> "AsyncOpenAI":
-    """A client of the server, through this proxy and no other.
-
-    Raises:
-        SafetyNeuronsError: the certificates of the environment cannot be used.
-    """
-    from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
-
-    async def check_redirect(response: Any) -> None:
-        _check_redirect(url, response)
-
-    http_client = DefaultAsyncHttpxClient(
-        proxy=None if proxy is None else proxy.url,
-        trust_env=False,
-        verify=_certificates() if url.startswith("https:") else True,
-        event_hooks={"response": [check_redirect]},
-    )
-    # Local servers need no key, but the client requires one.
-    return AsyncOpenAI(
-        base_url=url,
-        api_key=key or "none",
-        timeout=Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
-        max_retries=retries,
-        http_client=http_client,
-    )
-
-
-def _certificates() -> ssl.SSLContext | bool:
+def certificates() -> ssl.SSLContext | bool:
     """The certificates that the environment names; True: those of the system."""
     name = next((name for name in _CERTIFICATES if os.environ.get(name)), None)
     if name is None:
@@ -192,29 +180,30 @@ def _of_folder(path: str) -> ssl.SSLContext:
     return ssl.create_default_context(capath=path)
 
 
-def _check_redirect(url: str, response: Any) -> None:
-    """Stop at a redirect that would lose the request's body, or send it to another server.
+def redirected(url: str, asked: str, status: int, location: str | None) -> str | None:
+    """Where a response redirects to on the same server; None if it does not.
+
+    Args:
+        url: of the API.
+        asked: the URL that was asked.
 
     Raises:
-        SafetyNeuronsError: it says where the server is.
+        SafetyNeuronsError: the redirect would lose the request's body, or send it to another server.
     """
-    location = response.headers.get("location")
-    if not location or not 300 <= response.status_code < 400:
-        return
+    if not location or not 300 <= status < 400:
+        return None
+    found = ""
     try:
-        target = urlsplit(str(response.url.join(location)))
-        moved = (target.scheme, target.hostname, target.port) != (
-            response.url.scheme,
-            response.url.host,
-            response.url.port,
-        )
+        found = urljoin(asked, location)
+        target, before = urlsplit(found), urlsplit(asked)
+        moved = (target.scheme, target.hostname, target.port) != (before.scheme, before.hostname, before.port)
     except ValueError:
         moved = True
         target = urlsplit("")
     # Other statuses turn a POST into a GET.
-    if response.status_code in (307, 308) and not moved:
-        return
-    address = shown(f"{target.scheme}://{target.netloc.rpartition('@')[2]}{target.path}", None)
+    if status in (307, 308) and not moved and found.isascii() and found.isprintable() and " " not in found:
+        return found
+    address = shown(f"{target.scheme}://{target.netloc}{target.path}", None)
     given = address
     for ending in _ENDINGS:
         given = given.removesuffix(ending)
@@ -222,18 +211,9 @@ def _check_redirect(url: str, response: Any) -> None:
     raise SafetyNeuronsError(f"The server at {url} redirects to {address}, which is not followed. {advice}.")
 
 
-def hidden_parts(proxy: Proxy | None, key: str | None) -> list[str]:
-    """What no message may contain."""
-    password = "" if proxy is None else urlsplit(proxy.url).password or ""
-    return [part for part in (key, password, unquote(password)) if part]
-
-
 def connection_error(url: str, cause: BaseException, proxy: Proxy | None, key: str | None) -> SafetyNeuronsError:
     """What to do when no response came back; `cause` is the error of the HTTP client."""
-    said = str(cause)
-    for secret in hidden_parts(proxy, key):
-        said = said.replace(secret, "[hidden]")
-    said = shown(said or type(cause).__name__, key)
+    said = shown((str(cause) or type(cause).__name__).replace(key or HIDDEN, HIDDEN), None)
     through = "" if proxy is None else f" through the proxy {proxy.name}"
     without = "" if proxy is None else f" If it needs no proxy, put {urlsplit(url).hostname} into NO_PROXY."
     kind = type(cause).__name__

@@ -5,6 +5,8 @@ config) is invisible here, and its answers may vary slightly with its load.
 """
 
 import functools
+import math
+import os
 import queue
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,30 +15,61 @@ from typing import Any, Literal, NoReturn, TypeVar
 import anyio
 from anyio.from_thread import start_blocking_portal
 
+from safety_neurons.core.addresses import credentials_of, secrets
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
 from safety_neurons.engines.client import Client, Usage
-from safety_neurons.engines.connection import api_key, check_url, open_client, proxy_for, shown
+from safety_neurons.engines.connection import api_key, checked_url, key_for, proxy_for, shown
 from safety_neurons.engines.exchange import Exchange
 from safety_neurons.engines.parameters import Parameters
-from safety_neurons.engines.server import Server, check_sampling, repeats_prefill
+from safety_neurons.engines.server import (
+    SIZE_VARIABLE,
+    TIMEOUT_VARIABLE,
+    Server,
+    check_sampling,
+    repeats_prefill,
+)
+from safety_neurons.engines.transfer import Limits, Transfer
 from safety_neurons.models.chat import Conversation
 from safety_neurons.models.generate import Completion, Sampling
 
 T = TypeVar("T")
+
+TIMEOUT_SECONDS = 600.0
+MAX_REPLY_BYTES = 32 * 1024 * 1024
+
+
+def _from_environment(variable: str, default: float) -> Callable[[], float]:
+    """A positive number from the environment: for servers that no option is passed to, such as those of judges."""
+
+    def read() -> float:
+        text = os.environ.get(variable, "").strip()
+        try:
+            value = float(text or default)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > 0):
+            raise SafetyNeuronsError(f"{variable} must be a positive number, not {text!r}.")
+        return value
+
+    return read
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """A model behind the server at `url` (usually ending in /v1).
 
-    The API key comes from the environment: SAFETY_NEURONS_API_KEY, or else OPENAI_API_KEY. A request that a content
+    The API key comes from the environment: SAFETY_NEURONS_API_KEY, or else OPENAI_API_KEY. A user, a password and a
+    query in the URL are sent with each request, the user and the password instead of the API key; `url` and all that is
+    kept or shown is without them. A request that a content
     filter stops is "blocked", and one that the server rejects while it accepts others is "not run": too long, mostly.
 
     Args:
         model_name: Default: the server's only model.
         concurrency: maximum number of simultaneous requests.
-        timeout: in seconds, per request.
+        timeout: in seconds, for one try of a request with its whole response; all its tries together may take
+            `retries + 1` times as long. Default: $SAFETY_NEURONS_TIMEOUT, or 600.
+        max_reply_bytes: maximum size of a response, decompressed. Default: $SAFETY_NEURONS_MAX_REPLY_BYTES, or 32 MiB.
         retries: maximum number of retries after dropped connections, timeouts, full queues (respecting Retry-After up
             to two minutes), server errors, and responses that are cut off.
         prefill: "continue" sends a prefill with `continue_final_message`, after a few one-token requests have shown
@@ -52,17 +85,23 @@ class Endpoint:
     url: str
     model_name: str | None = None
     concurrency: int = 8
-    timeout: float = 600.0
+    timeout: float = field(default_factory=_from_environment(TIMEOUT_VARIABLE, TIMEOUT_SECONDS))
     retries: int = 5
     prefill: Literal["continue", "unsupported"] = "continue"
     system: str | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
     reasoning_tokens: int = 1024
+    max_reply_bytes: float = field(default_factory=_from_environment(SIZE_VARIABLE, MAX_REPLY_BYTES))
     usage: Usage = field(default_factory=Usage, compare=False)
     parameters: Parameters = field(default_factory=Parameters, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_url(self.url)
+        # The class is frozen, but no field may hold a secret.
+        object.__setattr__(self, "url", checked_url(self.url))
+        for name in ("timeout", "max_reply_bytes"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise SafetyNeuronsError(f"{name} must be a positive number, not {value:g}.")
         if self.concurrency < 1:
             raise SafetyNeuronsError(f"concurrency must be at least 1, not {self.concurrency}.")
         if self.reasoning_tokens < 0:
@@ -187,16 +226,26 @@ class Endpoint:
             return portal.call(self._with_client, work, model_name)
 
     async def _with_client(self, work: Callable[[Client], Awaitable[T]], model_name: str) -> T:
-        server = Server(self.url, model_name, proxy_for(self.url), api_key())
-        async with open_client(
-            self.url, server.proxy, server.key, timeout=self.timeout, retries=self.retries
-        ) as client:
-            try:
-                return await work(
-                    Client(
-                        client, server, self.retries, self.parameters, self.usage, self.system, self.template_options
-                    )
+        server = Server(self.url, model_name, proxy_for(self.url), key_for(self.url))
+        transfer = Transfer(self.url, server.proxy, credentials_of(self.url), server.key)
+        limits = Limits(self.timeout, int(self.max_reply_bytes))
+        try:
+            return await work(
+                Client(
+                    transfer,
+                    server,
+                    self.retries,
+                    limits,
+                    secrets(),
+                    self.parameters,
+                    self.usage,
+                    self.system,
+                    self.template_options,
                 )
-            except ExceptionGroup as group:
-                # The first failure ends the others.
-                raise group.exceptions[0] from None
+            )
+        except ExceptionGroup as group:
+            # The first failure ends the others.
+            raise group.exceptions[0] from None
+        finally:
+            with anyio.CancelScope(shield=True):
+                await transfer.close()

@@ -226,10 +226,16 @@ def engine_for(endpoint: str | None, model: str, chat_template: str | None = Non
 
 @functools.cache
 def served(endpoint: str, model: str) -> "Endpoint":
-    """The shared `Endpoint` of a server's model, so that its usage is counted together."""
+    """The shared `Endpoint` of a server's model, so that its usage is counted together.
+
+    Raises:
+        SafetyNeuronsError: the URL is invalid, or the API key may not be sent to it.
+    """
     # Imported late, as `Endpoint` needs anyio and most runs have no server.
+    from safety_neurons.engines.connection import key_for
     from safety_neurons.engines.endpoint import Endpoint
 
+    key_for(endpoint)
     return Endpoint(endpoint, model)
 
 

@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from safety_neurons.core.addresses import without_secrets
 
 # Names under which servers put messages, codes and the parameter at fault.
 _MESSAGES = re.compile(
@@ -15,6 +17,9 @@ _PARAMETERS = frozenset(("param", "loc", "parameter", "field"))
 # Fields that repeat the request.
 _ECHOES = frozenset(("input", "flagged_input", "ctx", "body", "request", "messages", "prompt"))
 _DEPTH = 8
+# Of a long message, only its start and its end are read.
+_START, _END = 3000, 1000
+_CODE = 200
 _LEAVES = 200
 
 # Statuses that say nothing about one prompt: key, payment, proxy, time, conflict, rate.
@@ -53,7 +58,7 @@ _LONG_CODES = re.compile(
 _TOO_LONG = re.compile(
     r"context[_ -]?(?:length|window|size)|exceed_context|max_model_len|when context the overflows"
     r"|max(?:imum)?[_ ](?:allowed )?(?:context|model|input|prompt|sequence)[_ ](?:len|size|tok)"
-    r"|(?:prompt|input|request|conversation|message|text|content|sequence)s?(?: \([^)]*\))? (?:is|are|was|were) "
+    r"|(?:prompt|input|request|conversation|message|text|content|sequence)s?(?: \([^)]{0,80}\))? (?:is|are|was|were) "
     r"(?:too (?:long|large|big)|longer)|too many (?:input |prompt )?tokens|longer than the (?:max|model|context)"
     r"|(?:entity|payload|body|request|prompt|input)(?: body)? too (?:large|long)|too large for model"
     r"|`inputs` tokens|must have less than \d+ tokens|range of input length|token (?:count|limit).{0,40}exceed"
@@ -84,6 +89,15 @@ class Problem:
     categories: tuple[str, ...] = ()
     reported: bool = True
     page: bool = False
+
+    def without(self, secrets: Collection[str]) -> "Problem":
+        """The same where the server repeats none of its secrets; those that are words may be part of its message."""
+        codes, parameters, categories = (
+            tuple(without_secrets(one, secrets) for one in several)
+            for several in (self.codes, self.parameters, self.categories)
+        )
+        message = without_secrets(self.message, secrets)
+        return replace(self, message=message, codes=codes, parameters=parameters, categories=categories)
 
     @property
     def label(self) -> str:
@@ -153,20 +167,22 @@ def problem_in(body: Any, status: int, said: Collection[str] = (), reported: boo
         if number > _LEAVES:
             break
         if name in _PARAMETERS:
-            parameters.append(str(value))
+            parameters.append(str(value)[:_CODE])
         elif _CODES.fullmatch(name):
-            codes.append(str(value))
+            codes.append(str(value)[:_CODE])
         elif _MESSAGES.fullmatch(name) and isinstance(value, str) and value.strip():
             messages.append(value.strip())
         elif name.endswith(":filtered") and value is True:
             categories.append(name.removesuffix(":filtered"))
     codes = [code for code in codes if code not in ("error", "invalid_request_error", "None", "False", "True")]
     reasons = _part(body, "error", "metadata", "reasons")
-    categories += map(str, reasons) if isinstance(reasons, list) else ()
+    categories += [str(one)[:_CODE] for one in reasons[:_LEAVES]] if isinstance(reasons, list) else ()
     text = body if isinstance(body, str) else " ".join(dict.fromkeys(messages)) or json.dumps(body, default=str)
     for one in said:
         if len(one) > 3:
             text = text.replace(one, "...")
+    if len(text) > _START + _END:
+        text = f"{text[:_START]} ... {text[-_END:]}"
     if reported:
         known = status
     else:

@@ -6,7 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from safety_neurons.core.addresses import without_secrets
 from safety_neurons.engines.problems import Problem, problem_in
+from safety_neurons.models.quoting import well_formed
 from safety_neurons.models.reasoning import Parted, part
 
 # Names of the end of an answer at the limit of tokens, and of one that a content filter ended.
@@ -18,8 +20,11 @@ _FILTERS = re.compile(
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_text", "thinking_content")
 _REASONING_PARTS = ("reasoning_details", "thinking_blocks")
 _SSE = re.compile(r"(?::|data:|event:|id:|retry:)")
-_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-_NOT_SHOWN = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+# What is not closed reaches to the end: a page of openings is read once, and not once from each of them.
+_TITLE = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
+_NOT_SHOWN = re.compile(
+    r"<!--.*?(?:-->|\Z)|<(script|style|title)\b.*?(?:</\1\s*>|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL
+)
 
 
 class UnreadableError(Exception):
@@ -53,6 +58,13 @@ class Reply:
     completion_tokens: int | None = None
     hidden_tokens: int = 0
 
+    def without(self, secrets: Collection[str]) -> "Reply":
+        """The same where the server repeats none of its secrets."""
+        text, reasoning, finish, filtered = (
+            without_secrets(one, secrets) for one in (self.text, self.reasoning, self.finish, self.filtered)
+        )
+        return replace(self, text=text, reasoning=reasoning, finish=finish, filtered=filtered)
+
     @property
     def written(self) -> str:
         """The reasoning and the text."""
@@ -84,17 +96,12 @@ def decoded(raw: bytes) -> str:
     return raw.decode(json.detect_encoding(raw), errors="replace").strip("\0\ufeff \t\r\n")
 
 
-def well_formed(text: str) -> str:
-    """Text that every file can hold: halves of surrogate pairs and NULs become replacement characters."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
-
-
 def plain_text(text: str) -> str:
     """The words of an HTML page; other text is unchanged."""
     if not text.lstrip().startswith("<"):
         return text
     title = _TITLE.search(text)
-    words = " ".join(_NOT_SHOWN.sub(" ", _TITLE.sub(" ", text)).split())
+    words = " ".join(_NOT_SHOWN.sub(" ", text).split())
     return f"{' '.join(title[1].split())}: {words}" if title else words
 
 
@@ -204,7 +211,7 @@ def _is_json(text: str) -> bool:
 
 def _joined(events: list[dict[str, Any]], ended: bool) -> dict[str, Any]:
     """The chat completion that streamed events add up to."""
-    message: dict[str, Any] = {}
+    parts: dict[str, list[Any]] = {}
     finish: Any = None
     usage: Any = None
     seen = False
@@ -220,17 +227,26 @@ def _joined(events: list[dict[str, Any]], ended: bool) -> dict[str, Any]:
         finish = choice.get("finish_reason") or finish
         delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
         for name, value in delta.items() if isinstance(delta, dict) else ():
-            before = message.get(name)
             if value is not None:
-                joins = type(before) is type(value) and isinstance(value, str | list) and name != "role"
-                message[name] = before + value if joins else value
+                before = parts.setdefault(name, [])
+                if not (before and type(before[0]) is type(value) and isinstance(value, str | list) and name != "role"):
+                    before.clear()
+                before.append(value)
     if not seen and events:
         return events[-1]
     if not seen:
         raise UnreadableError("Its stream of events holds no answer.", broken=True)
     if not ended and finish is None:
         raise UnreadableError("Its stream of events is cut off.", broken=True)
+    message = {name: _whole(values) for name, values in parts.items()}
     return {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
+
+
+def _whole(parts: list[Any]) -> Any:
+    """One value from the parts of a text or of a list, or the only part."""
+    if isinstance(parts[0], str):
+        return "".join(parts)
+    return [one for part in parts for one in part] if isinstance(parts[0], list) else parts[0]
 
 
 def _without_choices(body: Mapping[str, Any], said: Collection[str]) -> Exception:

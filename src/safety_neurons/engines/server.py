@@ -4,19 +4,23 @@ Servers silently ignore unknown fields, so a few short requests test prefill and
 message contains the API key.
 """
 
-import contextlib
 import email.utils
+import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
-from safety_neurons.engines.connection import Proxy, connection_error, proxy_status, shown
+from safety_neurons.engines.connection import Proxy, proxy_status, shown
 from safety_neurons.engines.problems import Problem
-from safety_neurons.engines.replies import Reply, UnreadableError, plain_text, problem_of
+from safety_neurons.engines.replies import Reply, UnreadableError, plain_text
+from safety_neurons.engines.transfer import Limits
 from safety_neurons.models.chat import Conversation
+
+TIMEOUT_VARIABLE = "SAFETY_NEURONS_TIMEOUT"
+SIZE_VARIABLE = "SAFETY_NEURONS_MAX_REPLY_BYTES"
 
 
 class RejectedError(SafetyNeuronsError):
@@ -36,26 +40,33 @@ class Server:
     proxy: Proxy | None = None
     key: str | None = None
 
-    @contextlib.contextmanager
-    def explained(self, said: Collection[str] = ()) -> Iterator[None]:
-        """Turn errors of the client, which retries by itself, into ours; `said`: texts of the request."""
-        from openai import APIConnectionError, APIStatusError, APITimeoutError
+    def _about(self, said: Collection[str]) -> str:
+        """Which request, for messages; `said`: its texts, of which the last is the prompt."""
+        return f"the request {shown(list(said)[-1], self.key, 60)!r}" if said else "the request for its models"
 
-        try:
-            yield
-        except APITimeoutError:
-            through = "" if self.proxy is None else f" (through the proxy {self.proxy.name})"
-            raise SafetyNeuronsError(
-                f"The server at {self.url} timed out{through}. Request shorter answers, lower concurrency, or raise "
-                "timeout."
-            ) from None
-        except APIConnectionError as error:
-            raise connection_error(self.url, error.__cause__ or error, self.proxy, self.key) from None
-        except APIStatusError as error:
-            # The client's error holds the request, and with it the key.
-            response = error.response
-            problem = problem_of(response.content, error.status_code, said)
-            raise self.rejected(problem, _retry_after(response.headers)) from None
+    def late(self, said: Collection[str], limits: Limits, tried: int) -> SafetyNeuronsError:
+        """The error for a request that takes too long.
+
+        Args:
+            said: texts of the request.
+            tried: number of tries before this one.
+        """
+        through = "" if self.proxy is None else f" (through the proxy {self.proxy.name})"
+        tries = f", in each of {tried + 1} tries" if tried else ""
+        return SafetyNeuronsError(
+            f"The server at {self.url} timed out{through}: {self._about(said)} had no complete response within "
+            f"{limits.seconds:g} seconds{tries}. Request shorter answers, lower concurrency, or raise timeout "
+            f"({TIMEOUT_VARIABLE})."
+        )
+
+    def too_large(self, said: Collection[str], limits: Limits) -> SafetyNeuronsError:
+        """The error for a response that is larger than allowed."""
+        through = "" if self.proxy is None else f" It was asked through the proxy {self.proxy.name}."
+        return SafetyNeuronsError(
+            f"The server at {self.url} responds to {self._about(said)} with more than {limits.size:,} bytes, "
+            "decompressed. Check that the URL is that of its API, request shorter answers, or raise max_reply_bytes "
+            f"({SIZE_VARIABLE}).{through}"
+        )
 
     def rejected(self, problem: Problem, wait: float | None = None) -> RejectedError:
         """The error for what the server reports; `wait`: seconds until it accepts requests again."""
@@ -130,14 +141,18 @@ def _requested(url: str) -> list[str]:
     return [f"{path}/chat/completions", f"{path}/models"]
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds until the server accepts requests again, if it says so: as a number, or as a date."""
     said = headers.get("retry-after", "")
     try:
-        return float(said)
+        seconds = float(headers.get("retry-after-ms", "")) / 1000 if "retry-after-ms" in headers else float(said)
     except ValueError:
         date = email.utils.parsedate_tz(said)
-        return None if date is None else email.utils.mktime_tz(date) - time.time()
+        try:
+            seconds = math.nan if date is None else email.utils.mktime_tz(date) - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _later(wait: float | None) -> str:

@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json
+from safety_neurons.core.fields import Section
+from safety_neurons.core.files import exists, read_json
 from safety_neurons.core.plugins import unknown_name
-from safety_neurons.core.statistics import VerdictsById, by_request, compare_verdicts, holm
+from safety_neurons.core.records import first_problem
+from safety_neurons.core.statistics import Verdict, VerdictsById, by_request, compare_verdicts, holm
 from safety_neurons.evaluation.summary import SCHEMA, counted_in
 
 
@@ -65,16 +69,50 @@ def compare(
     ]
 
 
-def _read(path: Path) -> dict[str, Any]:
+class _Judged(Section):
+    verdicts: list[Verdict | None]
+
+
+class _Cell(Section):
+    model: str
+    defense: str
+    attack: str
+    prompts: str
+    prompt_ids: list[str]
+    judges: dict[str, _Judged]
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if any(len(judged.verdicts) != len(self.prompt_ids) for judged in self.judges.values()):
+            raise ValueError("a judge has not one verdict for each prompt")
+        return self
+
+
+class _Evaluation(Section):
+    """What a comparison needs of an evaluation."""
+
+    models: Annotated[list[str], Field(min_length=1)]
+    defenses: dict[str, Any]
+    cells: list[_Cell]
+
+
+def _read(path: Path) -> _Evaluation:
     for file in (path / "evaluation.json", path / "results.json"):
-        if file.exists():
-            content = read_json(file)
-            found = content.get("evaluation") if isinstance(content, dict) and file.name == "results.json" else content
+        if not exists(file):
+            continue
+        own = file.name == "results.json"
+        again = f"Evaluate again: safety-neurons evaluate {path if own else f'TARGETS --out {path}'}"
+        found = read_json(file, again)
+        if own and isinstance(found, dict):
+            found = found.get("evaluation")
             if found is None:
                 continue
-            if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-                raise SafetyNeuronsError(f"{file} does not hold an evaluation of this version. Evaluate again.")
-            return found
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise SafetyNeuronsError(f"{file} does not hold an evaluation of this version. {again}")
+        try:
+            return _Evaluation.model_validate(found)
+        except ValidationError as error:
+            raise SafetyNeuronsError(f"The evaluation in {file} is damaged: {first_problem(error)}. {again}") from error
     raise SafetyNeuronsError(f"{path} holds no evaluation. Make one: safety-neurons evaluate {path}")
 
 
@@ -90,20 +128,20 @@ CellKey = tuple[str, str, str, str]
 
 
 def _cells(
-    found: dict[str, Any], path: Path, model: str | None, defense: str | None
+    found: _Evaluation, path: Path, model: str | None, defense: str | None
 ) -> dict[CellKey, tuple[str, VerdictsById]]:
     """By (defense or "", attack, prompts, judge) the defense's name, and the verdicts by request."""
-    known = found["models"]
+    known = found.models
     if model is None and len(known) > 1:
         raise SafetyNeuronsError(f"{path} holds several models ({', '.join(known)}): say which with models.")
-    for kind, name, names in (("model", model, known), ("defense", defense, list(found["defenses"]))):
+    for kind, name, names in (("model", model, known), ("defense", defense, list(found.defenses))):
         if name is not None and name not in names:
             raise SafetyNeuronsError(f"In {path}: {unknown_name(kind, name, names)}")
     cells: dict[CellKey, tuple[str, VerdictsById]] = {}
-    for cell in found["cells"]:
-        if cell["model"] == (model or known[0]) and defense in (None, cell["defense"]):
-            for judge, judged in cell["judges"].items():
-                verdicts = by_request(cell["prompt_ids"], judged["verdicts"])
-                place = cell["defense"] if defense is None else ""
-                cells[place, cell["attack"], cell["prompts"], judge] = (cell["defense"], verdicts)
+    for cell in found.cells:
+        if cell.model == (model or known[0]) and defense in (None, cell.defense):
+            for judge, judged in cell.judges.items():
+                verdicts = by_request(cell.prompt_ids, judged.verdicts)
+                place = cell.defense if defense is None else ""
+                cells[place, cell.attack, cell.prompts, judge] = (cell.defense, verdicts)
     return cells

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy
-from pydantic import TypeAdapter, ValidationError
 from scipy.optimize import brentq
 from scipy.stats import beta, norm
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json, write_json
+from safety_neurons.core.fields import Count
+from safety_neurons.core.files import write_json
 from safety_neurons.core.progress import Listener, Silence
-from safety_neurons.core.records import JsonlCache
+from safety_neurons.core.records import JsonlCache, Record, read_record
 from safety_neurons.core.statistics import CONFIDENCE, Array, Rate, share
 from safety_neurons.evaluation import judges
 from safety_neurons.evaluation.judges import Judge, JudgeInput, RuleJudge, Verdict
@@ -46,12 +46,12 @@ class JudgeErrors:
 
     judge: str
     source: str
-    refused_refused: int
-    refused_complied: int
-    refused_unscored: int
-    complied_refused: int
-    complied_complied: int
-    complied_unscored: int
+    refused_refused: Count
+    refused_complied: Count
+    refused_unscored: Count
+    complied_refused: Count
+    complied_complied: Count
+    complied_unscored: Count
 
     @classmethod
     def of(cls, judge: str, source: str, verdicts: Iterable[tuple[Verdict, Verdict]]) -> Self:
@@ -74,14 +74,8 @@ class JudgeErrors:
         Raises:
             SafetyNeuronsError: the file is missing, has another format, or has no counts of this judge.
         """
-        content = read_json(path)
-        try:
-            every = TypeAdapter(list[JudgeErrors]).validate_python(content["judges"])
-        except (KeyError, TypeError, ValidationError) as error:
-            raise SafetyNeuronsError(
-                f"{path} does not contain a judge's counts. `safety-neurons judge check LABELED.jsonl --out "
-                f"{path.name}` writes such a file."
-            ) from error
+        advice = f"`safety-neurons judge check LABELED.jsonl --out {path.name}` writes a file of judges' counts."
+        every = read_record(path, _ErrorsFile, advice).judges
         matching = [errors for errors in every if errors.judge == judge]
         if not matching:
             known = ", ".join(dict.fromkeys(errors.judge for errors in every))
@@ -128,6 +122,10 @@ class JudgeErrors:
         if people == "refused":
             return self.refused_refused, self.refused_complied
         return self.complied_complied, self.complied_refused
+
+
+class _ErrorsFile(Record):
+    judges: list[JudgeErrors]
 
 
 _COUNTS = tuple(field.name for field in fields(JudgeErrors) if field.name not in ("judge", "source"))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from safety_neurons.core.fields import Number
 from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Advance, Listener, Silence, ignore
 from safety_neurons.core.records import JsonlCache, Line
@@ -20,7 +21,7 @@ class CachedVerdict(Line):
     judge: str
     verdict: Verdict
     reason: str
-    score: float | None = None
+    score: Number | None = None
 
     @property
     def judgment(self) -> Judgment:

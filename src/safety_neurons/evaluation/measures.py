@@ -9,10 +9,12 @@ from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.core.files import file_sha256, fingerprint
 from safety_neurons.core.plugins import options_of
 from safety_neurons.core.records import JsonlCache, Line
-from safety_neurons.engines.engine import InProcess, engine_for, uncached, weights_of
+from safety_neurons.core.trust import only_recorded
+from safety_neurons.engines.engine import InProcess, engine_for, served, uncached, weights_of
 from safety_neurons.evaluation.config import EvaluationConfig
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defense, get
+from safety_neurons.evaluation.measured import MeasuredDefense
 from safety_neurons.evaluation.summary import UNDEFENDED
 from safety_neurons.evaluation.utility.lm_eval import lm_eval
 from safety_neurons.evaluation.utility.ordinary import BaseAnswers, read_base_answers, utility
@@ -40,17 +42,25 @@ QUESTION_TOKENS = 256
 class CachedMeasure(Line):
     """A row of one measure for one defense, without the names of model and defense: a line of measures.jsonl."""
 
-    found: dict[str, Any]
+    found: MeasuredDefense
 
 
 def check_measures(config: EvaluationConfig) -> None:
-    """Raise SafetyNeuronsError where an option has no effect, or a file of questions cannot be read."""
+    """Raise SafetyNeuronsError where an option has no effect, is not permitted, or names what cannot be used."""
     if not config.tasks and (config.task_limit is not None or config.task_folder is not None):
         raise SafetyNeuronsError("task_limit and task_folder belong to tasks: name the lm-eval tasks, too.")
+    if config.task_folder is not None and only_recorded(config.task_folder):
+        raise SafetyNeuronsError(
+            f"The settings of this run name a folder of tasks, {config.task_folder}, and tasks can execute code. If "
+            "you trust it, name evaluate.task_folder again in this call."
+        )
     if config.preference_judge is None and (config.preference_endpoint is not None or config.questions is not None):
         raise SafetyNeuronsError(
             "preference_endpoint and questions belong to preference_judge: name the model that judges, too."
         )
+    if config.preference_judge is not None and config.preference_endpoint is not None:
+        # Fail early on an address that cannot be asked.
+        served(config.preference_endpoint, config.preference_judge)
     read_questions(config.questions or BUNDLED)
 
 

@@ -10,10 +10,10 @@ from safety_neurons.experiments.intervention import Intervention, InterventionRu
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt
 from safety_neurons.report.results import RunResults
+from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import find_neurons_of
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
-from safety_neurons.tuning.delta import NeuronDelta
 
 
 def adaptive(
@@ -38,7 +38,7 @@ def adaptive(
     """
     with opened(path, given, listener, command, until="tune", on=[on]) as run:
         sets = prompts_to_test(run, on)
-        delta = NeuronDelta.load(run.folder.delta)
+        delta = load_delta(run.folder)
         rows = _attack(run, sets, "base", {"found": run.neurons}, run.engine)
         with delta.apply(run.model):
             neurons = {
@@ -51,7 +51,7 @@ def adaptive(
             "on": on or f"{run.settings.harmful}:{run.settings.benign}",
             "calibrate": run.settings.calibrate.model_dump(mode="json"),
         }
-        return keep_section(run.folder, "adaptive", section)
+        return keep_section(run, "adaptive", section)
 
 
 def _attack(

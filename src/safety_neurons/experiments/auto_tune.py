@@ -7,20 +7,22 @@ over-refusal, or the knee of the Pareto front, selects the trial.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy
 import optuna
-from pydantic import JsonValue
+from pydantic import AfterValidator, JsonValue
 
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
+from safety_neurons.core.fields import Number
 from safety_neurons.core.files import fingerprint
-from safety_neurons.core.plugins import trusted
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import JsonlCache, Line
+from safety_neurons.core.trust import trusted
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.report.results import RunResults
+from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.find import score_neurons_of
@@ -65,14 +67,28 @@ class Space:
 class Objectives(Validation):
     """The validation rates and the KL divergence from the base model in nats per token; lower is better."""
 
-    kl_divergence: float
+    kl_divergence: Number
+
+
+def _searched(settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The searched settings, each with a value that is allowed."""
+    if settings.keys() != set(SEARCHED):
+        raise ValueError(f"these are not the settings that are searched: {', '.join(SEARCHED)}")
+    try:
+        Settings.checked(nested(settings))
+    except SafetyNeuronsError as error:
+        raise ValueError(str(error)) from error
+    return settings
+
+
+SearchedSettings = Annotated[dict[str, JsonValue], AfterValidator(_searched)]
 
 
 class CachedTrial(Line):
     """A trial and the settings that its search started from; None for one that failed: a line of trials.jsonl."""
 
-    start: dict[str, JsonValue]
-    settings: dict[str, JsonValue]
+    start: SearchedSettings
+    settings: SearchedSettings
     objectives: Objectives | None
 
 
@@ -128,7 +144,8 @@ def _auto_tune(
     listener: Listener | None,
     command: str,
 ) -> RunResults:
-    with opened(path, _from_the_start(RunFolder(path), given), listener, command) as context:
+    start = _from_the_start(RunFolder(path), given)
+    with opened(path, start, listener, command, uses=("find", "tune")) as context:
         validator = Validator.open(context)
         before = validator.measure_base()
         tried = _search(context, validator, space, trials)
@@ -139,8 +156,8 @@ def _auto_tune(
     chosen = choose(tried, max_over_refusal)
     # What was given holds for the trials and for what they lead to.
     final = overridden(given, nested(chosen.settings))
-    with opened(path, final, listener, command, until="tune") as context:
-        after = _measure(context, Validator.open(context), NeuronDelta.load(context.folder.delta))
+    with opened(path, final, listener, command, until="tune", is_told=True) as context:
+        after = _measure(context, Validator.open(context), load_delta(context.folder))
         section = {
             "base": asdict(before),
             "trials": [asdict(trial) for trial in tried],
@@ -150,7 +167,7 @@ def _auto_tune(
             "chosen": chosen.number,
             "tuned": asdict(after),
         }
-        return keep_section(context.folder, "auto", section)
+        return keep_section(context, "auto", section)
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:
@@ -208,13 +225,16 @@ def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, An
 
     Without this, repeating a search would start from what the earlier one chose, and so be another search.
     """
-    now = own_settings(merged_settings(folder.record().get("settings", {}), {}))
+    record = folder.record()
+    now = own_settings(merged_settings(record.settings if record else {}, {}))
     split = {path: path.split(".") for path in SEARCHED}
     asked = {path: given[part][name] for path, (part, name) in split.items() if name in given.get(part, {})}
     starts = [
         line.start
         for line in JsonlCache.read(folder.trials, CachedTrial).entries.values()
-        if line.settings == now and asked.items() <= line.start.items() and trusted(line.start)
+        # The file may come from somebody else: a start has no other settings, and names no code.
+        if line.start.keys() == now.keys() and line.settings == now
+        if asked.items() <= line.start.items() and trusted(line.start)
     ]
     return overridden(given, nested(starts[-1])) if starts else dict(given)
 
@@ -268,7 +288,7 @@ def _try(
 
     All trials train on refusals made with the run's own neurons, so that these are generated once.
     """
-    settings = merged_settings(context.settings.model_dump(mode="json"), nested(chosen))
+    settings = Settings.checked(overridden(context.settings.model_dump(), nested(chosen)))
     name = settings.find.score
     if name not in scored:
         scored[name] = score_neurons_of(context, name)

@@ -90,4 +90,4 @@ def dose_response(
             "nll_limit": NLL_LIMIT,
             "calibrate": run.settings.calibrate.model_dump(mode="json"),
         }
-        return keep_section(run.folder, "dose_response", section)
+        return keep_section(run, "dose_response", section)

@@ -60,6 +60,7 @@ def guard_run(
         }
         fitted, learned, doses = fit_and_keep(run)
         section = {
+            "digest": fitted.digest,
             "layer": fitted.layer,
             "deciding_neurons": sum(map(len, fitted.deciding)),
             "false_positive_rate": fitted.false_positive_rate,
@@ -73,7 +74,7 @@ def guard_run(
             "detectors": _compare_detectors(run, fitted, learned, tests),
             "rows": _compare_answers(run, fitted, tests) if answers else [],
         }
-        return keep_section(run.folder, "guard", section)
+        return keep_section(run, "guard", section)
 
 
 def _compare_detectors(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 from safety_neurons.calibration.calibration import reach_of
 from safety_neurons.calibration.config import CalibrationConfig, Toward
+from safety_neurons.core.fields import Number
 from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Advance, Within, ignore
 from safety_neurons.core.records import JsonlCache, Line
@@ -113,7 +114,7 @@ class CachedMeasurement(Line):
     """A number per answer, in nats, by the name of what was measured: a line of measurements.jsonl."""
 
     name: str
-    value: float | None
+    value: Number | None
 
 
 @dataclass(frozen=True)

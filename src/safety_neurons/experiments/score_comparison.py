@@ -110,8 +110,9 @@ def compare_scores(
     for found in prompts.values():
         for split in ("train", "test"):
             found.split(split)
-    run = RunContext(RunFolder(path), settings, prompts, listener or Silence(), command=command)
+    run = RunContext(RunFolder(path), settings, prompts, listener or Silence(), given or {}, command)
     tell(prompts, run.listener)
+    run.folder.check()
     with locked(path):
         return _compare(run, list(budgets), overlap_at, seeds, equal_dose)
 
@@ -135,7 +136,7 @@ def _compare(run: RunContext, budgets: list[float], overlap_at: float, seeds: in
             "device": str(run.model.device),
         },
         "other_model": None if other is None else other.name,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.to_record(),
         "training_prompts": {"harmful": len(harmful), "benign": len(benign)},
         "command": run.command,
         "versions": {name: importlib.metadata.version(name) for name in ("safety-neurons", "torch", "transformers")},

@@ -5,25 +5,27 @@ sets of equal size, and the overlap of sets and rankings.
 """
 
 import itertools
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy
 import torch
-from safetensors.torch import save_file
+from pydantic import Field
 from scipy.stats import spearmanr
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, fingerprint, read_tensors
+from safety_neurons.core.files import exists, fingerprint
 from safety_neurons.core.progress import Listener
+from safety_neurons.core.records import Record
+from safety_neurons.core.tensors import StoredTensors, write_tensors
 from safety_neurons.experiments.cost import Cost, costing
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons, compute_score
-from safety_neurons.neurons.neuron_set import Directions, NeuronSet
+from safety_neurons.neurons.neuron_set import Directions, NeuronSet, numbered
 from safety_neurons.neurons.read import BothSides, check_reading, measure_both, passes, read_both, write_norms
 from safety_neurons.neurons.scores import Score, WriteNorms
 from safety_neurons.settings import Settings
@@ -42,6 +44,15 @@ class ResampledScore:
     whole: ScoredNeurons
     halves: tuple[ScoredNeurons, ...]
     cost: Cost
+
+
+class ScoreRecord(Record):
+    """What a file of scores says of them: what they depend on, what they cost, and the tested neurons."""
+
+    key: str
+    seconds: Annotated[float, Field(ge=0)]
+    peak: Annotated[int, Field(ge=0)]
+    significant: tuple[Annotated[int, Field(ge=0)], ...] | None
 
 
 @dataclass(frozen=True)
@@ -168,41 +179,40 @@ def _score(
 
 
 def _save(path: Path, key: str, scored: ResampledScore) -> None:
-    tensors = {}
-    for number, one in enumerate((scored.whole, *scored.halves)):
-        tensors[f"harmful.{number}"], tensors[f"benign.{number}"] = torch.cat(one.harmful), torch.cat(one.benign)
-    directions = scored.whole.directions
-    for hook_point, (harmful, benign) in enumerate(zip(directions.harmful, directions.benign, strict=True)):
-        tensors[f"direction.harmful.{hook_point}"] = harmful.contiguous()
-        tensors[f"direction.benign.{hook_point}"] = benign.contiguous()
-    cost = {"seconds": scored.cost.seconds, "peak": scored.cost.peak}
-    about = {"key": key, **cost, "significant": scored.whole.significant}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"score": json.dumps(about)})
+    every, cost = (scored.whole, *scored.halves), scored.cost
+    tensors = numbered("score.harmful", [torch.cat(one.harmful) for one in every])
+    tensors |= numbered("score.benign", [torch.cat(one.benign) for one in every])
+    tensors |= scored.whole.directions.named()
+    about = ScoreRecord(key=key, seconds=cost.seconds, peak=cost.peak, significant=scored.whole.significant)
+    write_tensors(path, "file of scores", tensors, about)
 
 
 def _load(path: Path, key: str, model: ChatModel, score: Score, training: TrainingPrompts) -> ResampledScore | None:
     """Read what `_save` wrote; None if it is missing or has another key."""
-    if not path.exists():
+    if not exists(path):
         return None
-    tensors, metadata = read_tensors(path)
-    about = json.loads(metadata.get("score", "{}"))
-    if about.get("key") != key:
+    stored = StoredTensors.read(path, "file of scores", "Delete it: the scores are then computed again.")
+    about = stored.about(ScoreRecord)
+    if about.key != key:
         return None
     widths = [hook_point.width for hook_point in model.hook_points]
-    directions = Directions(
-        tuple(tensors[f"direction.harmful.{hook_point}"] for hook_point in range(len(widths))),
-        tuple(tensors[f"direction.benign.{hook_point}"] for hook_point in range(len(widths))),
-    )
+    if about.significant is not None and len(about.significant) != len(widths):
+        raise stored.problem("it counts the tested neurons of another number of MLPs")
+    directions = Directions.of(stored, widths)
+    sides = ("score.harmful", "score.benign")
+    names = [[f"{side}.{number}" for side in sides] for number in range(1 + training.seeds)]
+    stored.check_names({*directions.named(), *itertools.chain(*names)})
 
     def scored(number: int) -> ScoredNeurons:
-        harmful, benign = (list(tensors[f"{side}.{number}"].split(widths)) for side in ("harmful", "benign"))
-        significant = None if number or about["significant"] is None else tuple(about["significant"])
+        harmful, benign = (
+            list(stored.get(name, torch.float32, (sum(widths),)).split(widths)) for name in names[number]
+        )
+        significant = None if number else about.significant
         seed = training.settings.seed + number
         return ScoredNeurons(model, score, score.tokens, seed, harmful, benign, directions, significant)
 
     halves = tuple(scored(1 + number) for number in range(training.seeds))
-    return ResampledScore(scored(0), halves, Cost(about["seconds"], about["peak"]))
+    return ResampledScore(scored(0), halves, Cost(about.seconds, about.peak))
 
 
 def of_size(scored: ScoredNeurons, percent: float) -> NeuronSet:

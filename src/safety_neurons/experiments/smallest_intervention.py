@@ -114,6 +114,8 @@ def search(
     if trials < 1:
         raise SafetyNeuronsError(f"A search needs at least one trial, not {trials}.")
     with opened(path, given, listener, command, on=on) as run:
+        if "calibrate" in run.given:
+            run.listener.say("The search chooses how to calibrate itself: the options of calibrate are not used.")
         tests = {name or "test": prompts_to_test(run, name) for name in (None, *on)}
         validation = {name: list(run.prompts[name].split("validation")) for name in ("harmful", "benign")}
         scored = score_neurons_of(run)
@@ -148,7 +150,7 @@ def search(
             "validation": {name: len(prompts) for name, prompts in validation.items()},
             "directions": directions,
         }
-        return keep_section(run.folder, "search", section)
+        return keep_section(run, "search", section, unused=["calibrate"])
 
 
 def _try_all(setup: _Setup, runner: InterventionRunner, direction: CausalDirection) -> list[dict[str, Any]]:

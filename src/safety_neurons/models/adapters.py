@@ -1,6 +1,7 @@
 """PEFT adapters (LoRA, DoRA, IA3 ...): which base they belong to, and merging them into its weights in memory."""
 
 import importlib.util
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +13,19 @@ from transformers import PreTrainedModel
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import listed
-from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GET_AGAIN, MODEL_CONFIG
-from safety_neurons.models.model_files import check_files
+from safety_neurons.models.declared_sizes import bounded_build, check_declared
+from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_CONFIG
+from safety_neurons.models.model_files import check_files, model_object
+from safety_neurons.models.stored_sizes import stored_sizes
 
 # What PEFT puts before the names of the base's modules.
 _PREFIX = "base_model.model."
 # What it puts before the names of modules that were trained whole, or wrapped.
 _SAVED, _WRAPPED = ".modules_to_save", ".base_layer"
+# Settings that make PEFT import a module, or load other adapters.
+_NOT_FOLLOWED = ("megatron_config", "adapters", "arrow_config")
+_PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern")
+_MOST_REPETITIONS = 16
 
 
 def check_adapter(folder: Path, quantized: bool) -> None:
@@ -36,14 +43,40 @@ def check_adapter(folder: Path, quantized: bool) -> None:
                 "save_pretrained wrote (as safetensors; pickled weights are not read)."
             )
     check_files(folder)
-    try:
-        _shapes(folder / ADAPTER_WEIGHTS)
-    except SafetensorError as error:
-        raise SafetyNeuronsError(f"{folder / ADAPTER_WEIGHTS} is broken ({error}). {GET_AGAIN}") from error
+    config = model_object(folder / ADAPTER_CONFIG)
+    check_declared(folder / ADAPTER_CONFIG, config, stored_sizes([folder / ADAPTER_WEIGHTS]))
+    _check_config(folder / ADAPTER_CONFIG, config)
     if quantized:
         raise SafetyNeuronsError(
             f"The adapter {folder} is merged into the base's full weights: load it without quantize."
         )
+
+
+def _check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Check that an adapter's config neither names code or other adapters, nor holds patterns that take forever.
+
+    Raises:
+        SafetyNeuronsError: it does.
+    """
+    for key in _NOT_FOLLOWED:
+        if config.get(key):
+            raise SafetyNeuronsError(
+                f"{path} sets {key}, which would load code or files from elsewhere, and is not followed. Remove it, or "
+                "merge the adapter with PEFT."
+            )
+    patterns: list[str] = []
+    for key in _PATTERNS:
+        value = config.get(key)
+        patterns += [value] if isinstance(value, str) else value if isinstance(value, list | dict) else ()
+    for pattern in patterns:
+        # Python's patterns take exponential time only where a repeated group is repeated, and are polynomial in the
+        # number of repetitions.
+        text = str(pattern)
+        if re.search(r"\)\s*[*+{]", text) or len(re.findall(r"[*+{]", text)) > _MOST_REPETITIONS:
+            raise SafetyNeuronsError(
+                f"{path} chooses modules by the pattern {text[:100]!r}, which could take forever. Name the modules "
+                "in a list instead."
+            )
 
 
 def has_own_tokenizer(folder: Path) -> bool:
@@ -68,7 +101,8 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
                 f"The adapter {folder} cannot be merged: {config.peft_type.value} changes the prompt, not the weights."
             )
         _fit_vocabulary(model, shapes, config)
-        with warnings.catch_warnings():
+        stored = stored_sizes([folder / ADAPTER_WEIGHTS])
+        with warnings.catch_warnings(), bounded_build(stored, only_meta=False):
             # What it warns of is an error below.
             warnings.simplefilter("ignore")
             changed: Any = PeftModel.from_pretrained(model, str(folder), config=config)
@@ -82,11 +116,16 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         merged: PreTrainedModel = changed.merge_and_unload(safe_merge=True)
     except (
         ValueError,
-        KeyError,
+        LookupError,
         RuntimeError,
         TypeError,
         AttributeError,
-        NotImplementedError,
+        ArithmeticError,
+        MemoryError,
+        ImportError,
+        AssertionError,
+        OSError,
+        re.error,
         SafetensorError,
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -12,8 +12,10 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
 from safety_neurons.models.context import context_length, too_long
 from safety_neurons.models.generate import generate
+from safety_neurons.models.model_files import is_panic
 from safety_neurons.models.neurons.discovery import Coverage, find_neurons
 from safety_neurons.models.neurons.hook_points import HookPoint, device_of
+from safety_neurons.models.quoting import encodable
 from safety_neurons.models.reasoning import may_think, with_prefill
 from safety_neurons.models.template import ChatTemplate, Turn
 from safety_neurons.models.tokens import left_padded, padding_token
@@ -177,7 +179,17 @@ class ChatModel:
     def _tokens(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
-        found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
+        try:
+            found: list[list[int]] = self.tokenizer(list(map(encodable, texts)), add_special_tokens=add_special_tokens)[
+                "input_ids"
+            ]
+        except BaseException as error:
+            # tokenizers raises a bare Exception, and a panic of its own, which is not an Exception.
+            if type(error) is Exception or is_panic(error):
+                raise SafetyNeuronsError(
+                    f"The tokenizer of {self.name} cannot read a prompt: {error}. Get its files again."
+                ) from error
+            raise
         return found
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> BatchEncoding:

@@ -50,15 +50,27 @@ def check_weights(name: str, info: Mapping[str, Any], folder: Path | None = None
 
 def _computed(folder: Path, keys: Collection[str]) -> set[str]:
     """The keys of tensors that are not learned: causal masks, mask values and position ids of older checkpoints."""
-    found = set()
+    found, wanted = set[str](), set(keys)
+    # By each end of a name: comparing all names with all others takes hours for a million of them.
+    by_end: dict[str, set[str]] = {}
+    for key in keys:
+        for end in _ends(key):
+            by_end.setdefault(end, set()).add(key)
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for stored in file.keys():  # noqa: SIM118
                 # transformers may add the prefix of the base model to a name, or remove it.
-                same = {key for key in keys if f".{key}".endswith(f".{stored}") or f".{stored}".endswith(f".{key}")}
+                same = by_end.get(stored, set()) | wanted.intersection(_ends(stored))
                 if same and _is_computed(file.get_tensor(stored)):
                     found |= same
     return found
+
+
+def _ends(name: str) -> list[str]:
+    """A dotted name, and what is left of it without its first parts."""
+    parts = name.split(".")
+    # Names of modules have some ten parts.
+    return [".".join(parts[place:]) for place in range(min(len(parts), 64))]
 
 
 def _is_computed(value: Tensor) -> bool:

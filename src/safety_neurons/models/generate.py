@@ -262,6 +262,6 @@ def drawing(sampling: Sampling | None, texts: Sequence[str]) -> Iterator[None]:
         yield
         return
     with torch.random.fork_rng():
-        digest = hashlib.sha256("\0".join([str(sampling.seed), *texts]).encode()).digest()
+        digest = hashlib.sha256("\0".join([str(sampling.seed), *texts]).encode(errors="surrogatepass")).digest()
         torch.manual_seed(int.from_bytes(digest[:7]))
         yield

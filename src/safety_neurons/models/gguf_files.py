@@ -2,15 +2,18 @@
 
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import disk_errors
+from safety_neurons.core.folders import follow_umask
 from safety_neurons.core.plugins import listed
+from safety_neurons.core.temporary import temporary_path
+from safety_neurons.models.gguf_header import ADVICE, HeaderError, read_header
+from safety_neurons.models.model_files import is_panic
+from safety_neurons.models.unpacked import record
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -109,20 +112,29 @@ def convert(gguf: Sequence[Path], folder: Path, name: str) -> Path:
     transformers.logging.disable_progress_bar()
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with temporary_path(folder) as temporary:
+        with disk_errors(folder):
+            temporary.mkdir()
         try:
             source = gguf[0]
+            for part in gguf:
+                read_header(part)
             if len(gguf) > 1:
                 source = temporary / "joined.gguf"
                 with disk_errors(source):
                     join(gguf, source)
             model, tokenizer = _read(source, name)
-        except (OSError, SafetyNeuronsError):
+        except SafetyNeuronsError:
             raise
-        except Exception as error:
+        except OSError as error:
+            raise SafetyNeuronsError(f"{name} cannot be unpacked: {error}.") from error
+        except HeaderError as error:
+            raise SafetyNeuronsError(f"{name} is not a GGUF file that can be read: {error}. {ADVICE}") from error
+        except BaseException as error:
             # The file is untrusted input, and its readers raise anything: struct.error, KeyError, and a bare Exception
-            # in the tokenizers library.
+            # or a panic in the tokenizers library.
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise SafetyNeuronsError(
                 f"{name} is not a GGUF file that transformers can read ({type(error).__name__}: {error}). "
                 "Check that the download is complete and that the architecture is supported."
@@ -131,13 +143,10 @@ def convert(gguf: Sequence[Path], folder: Path, name: str) -> Path:
             (temporary / "joined.gguf").unlink(missing_ok=True)
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
-            for path in temporary.iterdir():
-                path.chmod(0o644)
-            temporary.chmod(0o755)
+            follow_umask(temporary)
+            record(temporary)
             if not folder.exists():
                 os.rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -147,7 +156,10 @@ def _read(gguf: Path, name: str) -> tuple["PreTrainedModel", Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from safety_neurons.models.checkpoint import check_weights
+    from safety_neurons.models.declared_sizes import bounded_build, check_declared
 
+    stored, integers = read_header(gguf)
+    check_declared(name, integers, stored)
     reader = GGUFReader(gguf)
     count = _integer(reader, COUNT)
     if count not in (None, 1):
@@ -157,14 +169,15 @@ def _read(gguf: Path, name: str) -> tuple["PreTrainedModel", Any]:
         )
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        **where,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-        output_loading_info=True,
-        # Reported by `check_weights`.
-        ignore_mismatched_sizes=True,
-    )
+    with bounded_build(stored):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            **where,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            # Reported by `check_weights`.
+            ignore_mismatched_sizes=True,
+        )
     check_weights(name, info)
     _check_nothing_is_left_over(reader, model, name)
     _set_rope_scaling(reader, model, name)

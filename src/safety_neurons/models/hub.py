@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from safety_neurons.core.addresses import without_credentials
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import read_object
 
@@ -113,7 +114,8 @@ def why_unreachable() -> str | None:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
     # A proxy that the client cannot use is a ValueError or an ImportError.
     except (errors.HTTPError, OSError, ValueError, ImportError) as error:
-        return f"no connection to {constants.ENDPOINT}: {str(error) or type(error).__name__}"
+        # The addresses of a mirror and of a proxy may hold a password.
+        return without_credentials(f"no connection to {constants.ENDPOINT}: {str(error) or type(error).__name__}")
     return None
 
 
@@ -133,3 +135,22 @@ def fetch_adapter(hub_id: str) -> Path | None:
         name for name in files if "/" not in name and name.endswith((".json", ".safetensors", ".jinja", ".model"))
     ]
     return Path(snapshot_download(hub_id, allow_patterns=wanted))
+
+
+def fetch_model(hub_id: str) -> Path:
+    """Download a model: its small files first, then the safetensors files that hold its weights.
+
+    Raises:
+        OSError: the repository does not exist, is gated, or the download failed.
+        SafetyNeuronsError: its index of weights is broken.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    files = HfApi().list_repo_files(hub_id)
+    ends = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+    small = [name for name in files if name.endswith(ends) and ("/" not in name or name.endswith(".jinja"))]
+    folder = Path(snapshot_download(hub_id, allow_patterns=small))
+    index = folder / WEIGHTS_INDEX
+    weights = {WEIGHTS} if WEIGHTS in files or not index.exists() else set(shards(index).values())
+    # Of the same commit.
+    return Path(snapshot_download(hub_id, allow_patterns=[*small, *weights], revision=folder.name))

@@ -1,12 +1,13 @@
 """`load`: turn a preset, hub id, folder, .gguf file or transformers model into a `ChatModel`."""
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,29 @@ from safety_neurons.core.plugins import listed, unknown_name
 from safety_neurons.models.adapters import check_adapter, has_own_tokenizer, merge_adapter
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.checkpoint import check_weights
+from safety_neurons.models.declared_sizes import bounded_build, check_declared
 from safety_neurons.models.finite import check_finite
-from safety_neurons.models.hub import fetch_adapter, snapshot, why_unreachable
+from safety_neurons.models.hub import MODEL_CONFIG, fetch_adapter, fetch_model, snapshot, why_unreachable
 from safety_neurons.models.locate import Located, locate
-from safety_neurons.models.model_files import check_files
+from safety_neurons.models.model_files import check_files, code_of, is_panic, model_object, weight_files
 from safety_neurons.models.neurons.hook_points import fetched
 from safety_neurons.models.presets import PRESETS, Preset
 from safety_neurons.models.reasoning import without_thinking
-from safety_neurons.models.template import check_syntax, chosen_template, named_or_read, template_of_processor
+from safety_neurons.models.stored_sizes import stored_sizes
+from safety_neurons.models.template import (
+    check_syntax,
+    chosen_template,
+    named_or_read,
+    read_template,
+    template_of_processor,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("8bit", "4bit")
 # What values of the wrong type or size in a model's files lead to.
 LOADING_ERRORS = (
-    *(ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, ImportError),
-    *(SafetensorError, StrictDataclassError),
+    *(ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError, ImportError, ArithmeticError),
+    *(MemoryError, SyntaxError, SafetensorError, StrictDataclassError),
 )
 
 
@@ -229,35 +238,94 @@ def _from_pretrained(
     if not Path(source).is_dir():
         _check_hub(source, name, preset)
     own = found.adapter is not None and has_own_tokenizer(Path(found.adapter))
+    trusted = bool(arguments["trust_remote_code"])
     try:
-        if Path(source).is_dir():
-            check_files(Path(source))
-        tokenizer = AutoTokenizer.from_pretrained(
-            found.adapter if own else source, trust_remote_code=arguments["trust_remote_code"]
-        )
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source,
-            use_safetensors=True,
-            output_loading_info=True,
-            # Reported by `check_weights`.
-            ignore_mismatched_sizes=True,
-            # transformers would apply an adapter beside the model without a word: this is where it does not look.
-            adapter_kwargs={"subfolder": "no-adapter"},
-            **arguments,
-        )
+        with _library_errors(f"The tokenizer of {name} cannot be loaded", "tokenizer.json", name, trusted):
+            folder = _fetched(source, trusted)
+            if trusted:
+                _say_what_runs(folder, Path(str(found.adapter)) if own else folder, source)
+            source = str(folder)
+            tokenizer = AutoTokenizer.from_pretrained(found.adapter if own else source, trust_remote_code=trusted)
+        what = f"{name} cannot be loaded as a causal language model"
+        with _library_errors(what, MODEL_CONFIG, name, trusted), _bounded(folder):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source,
+                use_safetensors=True,
+                output_loading_info=True,
+                # Reported by `check_weights`.
+                ignore_mismatched_sizes=True,
+                # transformers would apply an adapter beside the model without a word: this is where it does not look.
+                adapter_kwargs={"subfolder": "no-adapter"},
+                **arguments,
+            )
     except OSError as error:
         raise SafetyNeuronsError(_not_available(name, source, preset, _first_line(error))) from error
-    except LOADING_ERRORS as error:
-        message = f"{name} cannot be loaded as a causal language model: {_first_line(error)}"
-        raise SafetyNeuronsError(message) from error
-    cached = None if Path(source).is_dir() else snapshot(source)
-    check_weights(name, info, cached.folder if cached else Path(source))
+    check_weights(name, info, folder)
     if found.adapter is not None:
         template = Path(found.adapter) / "chat_template.jinja"
         if not own and template.is_file() and found.adapter != source:
-            tokenizer.chat_template = template.read_text(encoding="utf-8")
+            tokenizer.chat_template = read_template(template)
         model = merge_adapter(model, Path(found.adapter))
     return model, tokenizer
+
+
+def _fetched(source: str, trusted: bool) -> Path:
+    """The folder of a model, downloaded if it is not here, with its files checked.
+
+    Raises:
+        OSError: it cannot be downloaded.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = fetch_model(source)
+    check_files(folder, trust_remote_code=trusted)
+    return folder
+
+
+@contextlib.contextmanager
+def _bounded(folder: Path) -> Iterator[None]:
+    """Build a model only if it can be as large as its config says."""
+    config, stored = model_object(folder / MODEL_CONFIG), stored_sizes(weight_files(folder))
+    check_declared(folder / MODEL_CONFIG, config, stored)
+    with bounded_build(stored, packed="quantization_config" in config):
+        yield
+
+
+def _say_what_runs(model: Path, tokenizer: Path, source: str) -> None:
+    for folder in dict.fromkeys((model, tokenizer)):
+        if code := code_of(folder):
+            warnings.warn(
+                f"trust_remote_code is given: code that comes with {source if folder == model else folder} runs now "
+                f"({listed(code)}).",
+                stacklevel=4,
+            )
+
+
+@contextlib.contextmanager
+def _library_errors(what: str, file: str, name: str, trusted: bool) -> Iterator[None]:
+    """Turn what the libraries raise for a broken file into an error that says what was loaded.
+
+    Args:
+        what: how the error begins.
+        file: which of the model's files is to be corrected.
+        trusted: code that comes with the model may run.
+    """
+    try:
+        yield
+    except (OSError, SafetyNeuronsError):
+        raise
+    except BaseException as error:
+        # tokenizers raises a bare Exception, and a panic of its own, which is not an Exception.
+        if isinstance(error, LOADING_ERRORS) or type(error) is Exception or is_panic(error):
+            if not trusted and "trust_remote_code" in str(error):
+                raise SafetyNeuronsError(
+                    f"{name} needs code that comes with it, and no code is run without your permission. If you trust "
+                    "its authors, give trust_remote_code=True (--trust-remote-code) in each call. Models that judge or "
+                    "translate never get it: put such a one behind a server."
+                ) from error
+            reason = _first_line(error).rstrip(".")
+            raise SafetyNeuronsError(f"{what}: {reason}. Correct its {file}, or get the files again.") from error
+        raise
 
 
 def _identity_in_memory(model: PreTrainedModel) -> str:
@@ -274,7 +342,7 @@ def _identity_in_memory(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # A line that ends in a colon says nothing by itself.
     count = next((place for place, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, cache_folder, file_sha256, fingerprint, read_object
+from safety_neurons.core.files import disk_errors, file_sha256, fingerprint
 from safety_neurons.core.plugins import did_you_mean, listed
 from safety_neurons.core.progress import Listener, Silence
+from safety_neurons.core.temporary import temporary_path
 from safety_neurons.models.gguf_files import convert, gguf_parts
-from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GET_AGAIN, MODEL_CONFIG, hub_identity, snapshot
-from safety_neurons.models.model_files import check_not_pointer
+from safety_neurons.models.hub import ADAPTER_CONFIG, GET_AGAIN, MODEL_CONFIG, hub_identity, snapshot
+from safety_neurons.models.identity import folder_identity
+from safety_neurons.models.model_files import check_card, check_not_pointer, model_object, refuse_holes
 from safety_neurons.models.presets import PRESETS, Preset, WeightsPackage
+from safety_neurons.models.unpacked import is_unpacked, model_folder, unpacking
 
 CHUNK = 1 << 22
 
@@ -125,7 +128,7 @@ def _base_of(folder: Path, listener: Listener) -> Located:
     Raises:
         SafetyNeuronsError: it names none, or one that is not here.
     """
-    config = read_object(folder / ADAPTER_CONFIG, GET_AGAIN)
+    config = model_object(folder / ADAPTER_CONFIG)
     base, revision = config.get("base_model_name_or_path") or _base_in_card(folder), config.get("revision")
     way_out = "Pass the base as the model, and this folder as adapter."
     if not base or not isinstance(base, str):
@@ -156,10 +159,20 @@ def _base_of(folder: Path, listener: Listener) -> Located:
 
 def _base_in_card(folder: Path) -> str | None:
     """The base in an adapter's model card, where PEFT writes it as well."""
+    import yaml  # type: ignore[import-untyped]
     from huggingface_hub.repocard import metadata_load
 
     path = folder / "README.md"
-    named = (metadata_load(path) or {}).get("base_model") if path.is_file() else None
+    if not path.is_file():
+        return None
+    check_card(path)
+    try:
+        card = metadata_load(path) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SafetyNeuronsError(
+            f"{path} has no valid YAML at its beginning ({' '.join(str(error).split())}). {GET_AGAIN}"
+        ) from error
+    named = card.get("base_model")
     return named[0] if isinstance(named, list) and len(named) == 1 else named if isinstance(named, str) else None
 
 
@@ -173,7 +186,7 @@ def availability(preset: Preset) -> tuple[str, str]:
     """Whether the weights of a preset are on this machine, and where they are or how to get them."""
     package = preset.package
     if package is not None:
-        if model_folder(package.sha256).exists():
+        if is_unpacked(model_folder(package.sha256)):
             return "yes", f"unpacked in the cache ({preset.hub_id})"
         if installed_parts(package) is not None:
             return "yes", f"in an installed package ({preset.hub_id})"
@@ -198,12 +211,6 @@ def installed_parts(package: WeightsPackage) -> list[Path] | None:
     return paths
 
 
-def model_folder(sha256: str) -> Path:
-    """The folder of the unpacked GGUF file with this checksum."""
-    # Version 0.1 unpacked to "models", and did not check that no weight was missing.
-    return cache_folder() / "unpacked" / sha256[:16]
-
-
 def unpack_preset(preset: Preset, listener: Listener = Silence()) -> Path | None:
     """The transformers folder of a preset's weights package; None if the package is not installed.
 
@@ -214,26 +221,30 @@ def unpack_preset(preset: Preset, listener: Listener = Silence()) -> Path | None
     if package is None:
         return None
     folder = model_folder(package.sha256)
-    if folder.exists():
+    if is_unpacked(folder):
         return folder
     parts = installed_parts(package)
     if parts is None:
         return None
+    with unpacking(folder, listener, preset.name) as needed:
+        if needed:
+            _unpack_parts(parts, folder, listener, preset, package)
+    return folder
+
+
+def _unpack_parts(parts: list[Path], folder: Path, listener: Listener, preset: Preset, package: WeightsPackage) -> None:
     if len(parts) == 1:
         _check(file_sha256(parts[0]), package, preset)
-        return _unpack([parts[0]], folder, listener, preset.name)
-    whole = cache_folder() / "gguf" / f"{preset.name}.{os.getpid()}.gguf"
-    with atomic_path(whole) as temporary:
-        digest = hashlib.sha256()
-        with temporary.open("wb") as output:
+        _unpack([parts[0]], folder, listener, preset.name)
+        return
+    with temporary_path(folder.with_name(f"{preset.name}.gguf")) as whole:
+        with disk_errors(whole), whole.open("xb") as output:
+            digest = hashlib.sha256()
             for chunk in _chunks(parts):
                 digest.update(chunk)
                 output.write(chunk)
         _check(digest.hexdigest(), package, preset)
-    try:
-        return _unpack([whole], folder, listener, preset.name)
-    finally:
-        whole.unlink(missing_ok=True)
+        _unpack([whole], folder, listener, preset.name)
 
 
 def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:
@@ -245,32 +256,15 @@ def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:
     parts = gguf_parts(path)
     for part in parts:
         check_not_pointer(part)
+        refuse_holes(part)
     sums = [file_sha256(part) for part in parts]
     sha256 = sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
     folder = model_folder(sha256)
-    return (folder if folder.exists() else _unpack(parts, folder, listener, str(path))), sha256
-
-
-def folder_identity(folder: Path) -> str:
-    """Identity of a folder of weights: a hash of the names, sizes and samples of the bytes of its files.
-
-    An adapter beside a model does not count.
-    """
-    digest = hashlib.sha256()
-    beside = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if (folder / MODEL_CONFIG).exists() else ()
-    # Chat templates with names lie in a folder of their own.
-    for path in [*sorted(folder.glob("*")), *sorted(folder.glob("*/*.jinja"))]:
-        if path.suffix not in (".json", ".safetensors", ".jinja", ".model", ".txt", ".py") or not path.is_file():
-            continue
-        if path.name in beside:
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            for start in sorted({0, *(size * part // 32 for part in range(32))}):
-                file.seek(start)
-                digest.update(file.read(1 << 16))
-    return digest.hexdigest()
+    if not is_unpacked(folder):
+        with unpacking(folder, listener, str(path)) as needed:
+            if needed:
+                _unpack(parts, folder, listener, str(path))
+    return folder, sha256
 
 
 def path_identity(name: str | Path | None) -> str | None:
@@ -301,8 +295,7 @@ def _check(sha256: str, package: WeightsPackage, preset: Preset) -> None:
         )
 
 
-def _unpack(gguf: Sequence[Path], folder: Path, listener: Listener, name: str) -> Path:
+def _unpack(gguf: Sequence[Path], folder: Path, listener: Listener, name: str) -> None:
     with listener.task(f"unpacking {name}", 1) as advance:
         convert(gguf, folder, name)
         advance(1)
-    return folder

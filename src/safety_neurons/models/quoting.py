@@ -9,7 +9,7 @@ import hashlib
 import re
 import unicodedata
 
-# Longer texts are shortened: some answers exceed the context window.
+# Longer texts lose their middle, which is said where it was: some answers exceed the context window.
 START_CHARACTERS = 12_000
 END_CHARACTERS = 4_000
 
@@ -17,6 +17,12 @@ END_CHARACTERS = 4_000
 _TEMPLATE_OPENS = re.compile("<(?=[|\uff5c/A-Za-z_<\u2581])")
 _TEMPLATE_CLOSES = re.compile("(?<=[|\uff5c])>")
 _TEMPLATE_NAME = re.compile(r"\[(?=/?[A-Z_]{2,}\])")
+# What looks like one of our marks, with any sign or none, and in any brackets.
+_LIKE_A_MARK = re.compile(
+    r"[\[({<\uff3b\uff08\u3010\u2045](?=\W{0,12}(?:\w{1,20}\W{1,4}){0,7}?(?:begins|ends|left out)\b)",
+    re.IGNORECASE,
+)
+_LIKE_THE_END = re.compile(r"\bmaterial(?=\W{1,4}(?:ends|is over|stops|begins)\b)", re.IGNORECASE)
 
 
 def fenced(what: str, text: str) -> str:
@@ -25,9 +31,13 @@ def fenced(what: str, text: str) -> str:
 
 
 def quoted(what: str, text: str, key: str) -> str:
-    """`text` between two marks with the label `what`; `key` is the `key_of` all texts that are quoted together."""
-    inside = harmless(text).replace(key, "[mark]")
-    return f"[{what} {key} begins]\n{inside}\n[{what} {key} ends]"
+    """`text` between two marks with the label `what`; `key` is the `key_of` all texts that are quoted together.
+
+    Where its middle is left out, a third mark says so.
+    """
+    start, left_out, end = (harmless_part.replace(key, "[mark]") for harmless_part in _parts(text))
+    cut = f"\n[{what} {key} {left_out}]\n" if left_out else ""
+    return f"[{what} {key} begins]\n{start}{cut}{end}\n[{what} {key} ends]"
 
 
 def key_of(*texts: str) -> str:
@@ -37,18 +47,45 @@ def key_of(*texts: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """`text` with invisible characters spelled out, template tokens broken up, and the middle cut if very long."""
-    text = _bounded(text.replace("\r\n", "\n"))
-    text = "".join(_seen(character) for character in text)
-    text = _TEMPLATE_CLOSES.sub(" >", _TEMPLATE_OPENS.sub("< ", text))
-    return _TEMPLATE_NAME.sub("[ ", text)
+    """`text` with invisible characters spelled out, and template tokens and what looks like our marks broken up.
+
+    If it is very long, its middle is left out, and a line says so.
+    """
+    start, left_out, end = _parts(text)
+    return f"{start}\n[{left_out}]\n{end}" if left_out else start
 
 
-def _bounded(text: str) -> str:
+def well_formed(text: str) -> str:
+    """Text that every file, tokenizer and server takes: halves of surrogate pairs and NULs become U+FFFD."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
+
+
+def encodable(text: str) -> str:
+    """The same, or `well_formed` if tokenizers and hashes could not encode it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return well_formed(text)
+    return text
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    """The harmless start, what is left out after it, in words, and the harmless end; only a start if the text fits."""
+    text = text.replace("\r\n", "\n")
     left_out = len(text) - START_CHARACTERS - END_CHARACTERS
     if left_out <= 0:
-        return text
-    return f"{text[:START_CHARACTERS]}\n(... {left_out} characters are left out here ...)\n{text[-END_CHARACTERS:]}"
+        return _broken_up(text), "", ""
+    said = f"{left_out} characters are left out here"
+    return _broken_up(text[:START_CHARACTERS]), said, _broken_up(text[-END_CHARACTERS:])
+
+
+def _broken_up(text: str) -> str:
+    text = "".join(_seen(character) for character in text)
+    text = _TEMPLATE_CLOSES.sub(" >", _TEMPLATE_OPENS.sub("< ", text))
+    text = _LIKE_THE_END.sub(r"\g<0> (quoted)", _LIKE_A_MARK.sub(r"\g<0>quoted: ", text))
+    return _TEMPLATE_NAME.sub("[ ", text)
 
 
 def _seen(character: str) -> str:

@@ -32,22 +32,21 @@ MARKS = (
 )
 # gpt-oss writes channels: analysis and commentary are thoughts, final is the answer.
 _CHANNEL = re.compile(
-    r"(?:<\|start\|>assistant)?<\|channel\|>(?P<name>\w+)[^<]*<\|message\|>(?P<said>.*?)"
+    r"(?:<\|start\|>assistant)?<\|channel\|>(?P<name>\w++)[^<]*+<\|message\|>(?P<said>.*?)"
     r"(?P<end><\|(?:end|return|call)\|>|(?=<\|start\|>)|\Z)",
     re.DOTALL,
 )
 # The same from servers that leave out special tokens: "analysisWe ...assistantfinalSorry ...".
 _BARE_CHANNELS = re.compile(
-    r"\A\s*analysis(?=[A-Z\"'][\w']*,?\s[a-z]).*?(?:assistant(?:commentary.*?assistant)?final(?P<said>.*)|\Z)",
+    r"\A\s*analysis(?=[A-Z\"'][\w']*,?\s[a-z]).*?(?:assistantfinal(?P<said>.*)|\Z)",
     re.DOTALL,
 )
 # Marks around the answer, which are left out.
-_ANSWER_MARKS = re.compile(
-    r"\A\s*(?:<answer>|<response>|<\|begin_of_solution\|>|<\|START_RESPONSE\|>)\s*"
-    r"|\s*(?:</answer>|</response>|<\|end_of_solution\|>|<\|END_RESPONSE\|>)\s*\Z"
-)
+_ANSWER_OPENS = ("<answer>", "<response>", "<|begin_of_solution|>", "<|START_RESPONSE|>")
+_ANSWER_CLOSES = ("</answer>", "</response>", "<|end_of_solution|>", "<|END_RESPONSE|>")
 _CLOSING = {opening.lower(): closing for opening, closing in MARKS}
-_OPENS = re.compile(rf"\s*({'|'.join(re.escape(opening) for opening, _ in MARKS)})", re.IGNORECASE)
+_OPENINGS = re.compile("|".join(re.escape(opening) for opening, _ in MARKS), re.IGNORECASE)
+_OPENS = re.compile(rf"\s*({_OPENINGS.pattern})", re.IGNORECASE)
 _CLOSES = re.compile("|".join(re.escape(closing) for _, closing in MARKS), re.IGNORECASE)
 # A closing mark without an opening one counts where a line ends: an answer may mention the mark in passing.
 _CLOSES_LINE = re.compile(
@@ -92,15 +91,26 @@ def part(text: str, inside: bool = False) -> Parted:
             return Parted(text, "", unfinished=True)
         # Thoughts within the thought.
         for _ in re.findall(re.escape(opening[1]), text[opening.end() : closing.start()], re.IGNORECASE):
-            closing = closes.search(text, closing.end()) or closing
+            if (later := closes.search(text, closing.end())) is None:
+                break
+            closing = later
         place = closing.end()
-    if not place and (closing := _CLOSES_LINE.search(text)) and not _OPENS.search(text, 0, closing.start()):
+    if not place and (closing := _CLOSES_LINE.search(text)) and not _OPENINGS.search(text, 0, closing.start()):
         # The server or the template kept the opening mark.
         place = closing.end()
     if not place:
         return Parted("", text)
     answer = text[place:].lstrip()
-    return Parted(text[: len(text) - len(answer)], _ANSWER_MARKS.sub("", answer))
+    return Parted(text[: len(text) - len(answer)], _without_marks(answer))
+
+
+def _without_marks(answer: str) -> str:
+    """The answer without the marks around it, and without the space beside them."""
+    if opening := next((mark for mark in _ANSWER_OPENS if answer.startswith(mark)), ""):
+        answer = answer.removeprefix(opening).lstrip()
+    end = answer.rstrip()
+    closing = next((mark for mark in _ANSWER_CLOSES if end.endswith(mark)), "")
+    return end.removesuffix(closing).rstrip() if closing else answer
 
 
 def _part_channels(text: str, channels: Sequence[re.Match[str]]) -> Parted:

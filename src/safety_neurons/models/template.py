@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import itertools
 import os
 import warnings
@@ -14,6 +15,7 @@ import jinja2
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import read_object
+from safety_neurons.models import bounded_jinja
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,12 +90,9 @@ def template_of_processor(folder: Path) -> str | None:
 
 
 def check_syntax(text: str, value: str | Path) -> None:
-    """Raise SafetyNeuronsError for a template, named or read from `value`, that transformers cannot parse."""
-    # Imported late: a finished run answers without transformers.
-    from transformers.utils.chat_template_utils import render_jinja_template
-
+    """Raise SafetyNeuronsError for a template, named or read from `value`, that is not one."""
     try:
-        render_jinja_template([], chat_template=text)
+        _compiled(text)
     except jinja2.TemplateSyntaxError as error:
         name = "" if value == text else f" {value}"
         raise SafetyNeuronsError(
@@ -273,30 +272,33 @@ class ChatTemplate:
             {"role": role, "content": [{"type": "text", "text": content}] if role in parts else content}
             for role, content in turns
         ]
-        template = self.text
-        if "strftime_now" in template:
-            template = _CLOCK + template
+        # As `apply_chat_template` passes them.
+        variables = {**self.tokenizer.special_tokens_map, "tools": None, "documents": None, **self.options}
+        variables["add_generation_prompt"] = answer
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=answer, **self.options
-            )
+            return bounded_jinja.render(_compiled(self.text), messages, **variables)
+        except bounded_jinja.TooMuchWorkError as error:
+            raise SafetyNeuronsError(
+                f"The chat template of {self.model} was stopped: {error}. Pass another template (chat_template)."
+            ) from error
         except TEMPLATE_ERRORS as error:
-            raise SafetyNeuronsError(f"The chat template of {self.model} cannot be rendered: {error}") from error
-        assert isinstance(text, str)
-        return text
+            # The text of a syntax error has several lines.
+            reason = error.message if isinstance(error, jinja2.TemplateError) else error
+            raise SafetyNeuronsError(f"The chat template of {self.model} cannot be rendered: {reason}") from error
 
 
-def _clock() -> str:
-    """A macro that stands in for transformers' function of the current time, to go before a template's first line."""
-    values = {code: TODAY.strftime(f"%{code}") for code in "aAbBdHIjmMpSyYUWwcxXf"}
-    values |= {f"-{code}": values[code].lstrip("0") or "0" for code in "dHIjmMSy"}
-    values |= {"F": f"{TODAY:%Y-%m-%d}", "T": f"{TODAY:%H:%M:%S}", "D": f"{TODAY:%m/%d/%y}", "R": f"{TODAY:%H:%M}"}
-    values |= {"e": f"{TODAY.day:2}", "%": "%"}
-    replaced = "".join(f'|replace("%{code}", "{value}")' for code, value in values.items())
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro -%}}"
+def _strftime(format: str) -> str:
+    return TODAY.strftime(format)
 
 
-_CLOCK = _clock()
+@functools.lru_cache(maxsize=64)
+def _compiled(text: str) -> jinja2.Template:
+    return _environment().bounded(text)
+
+
+@functools.cache
+def _environment() -> bounded_jinja.BoundedEnvironment:
+    return bounded_jinja.BoundedEnvironment(_strftime)
 
 
 def _roles(turns: Iterable[Turn]) -> tuple[Role, ...]:

@@ -1,19 +1,24 @@
 """Safety neurons, and the directions of their activations on harmful and benign prompts."""
 
-import json
 import operator
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
-from safetensors.torch import save_file
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, read_tensors
+from safety_neurons.core.records import Record
+from safety_neurons.core.tensors import StoredTensors, write_tensors
 from safety_neurons.models.chat import ChatModel
+
+# What can be done about a file that cannot be used, where nothing is known of a run.
+AGAIN = "Find the neurons again (sn.find), and save them with NeuronSet.save."
+# More than any MLP has, and few enough to have a mask of all neurons in memory.
+MOST_NEURONS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -28,25 +33,27 @@ class Directions:
         """Number of positions."""
         return self.harmful[0].shape[0]
 
-    def save(self, path: Path) -> None:
-        """Write the means as safetensors."""
-        tensors = {f"harmful.{number}": value.contiguous() for number, value in enumerate(self.harmful)}
-        tensors |= {f"benign.{number}": value.contiguous() for number, value in enumerate(self.benign)}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary)
+    def named(self) -> dict[str, Tensor]:
+        """The tensors of a file: `harmful.N` and `benign.N` for hook point N."""
+        return numbered("harmful", self.harmful) | numbered("benign", self.benign)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Load directions.
+    def of(cls, stored: StoredTensors, widths: Sequence[int]) -> Self:
+        """Read what `named` gives for hook points of these widths.
 
         Raises:
-            SafetyNeuronsError: the file is missing or broken, or holds something else.
+            SafetyNeuronsError: a tensor is missing or wrong.
         """
-        tensors, _ = read_tensors(path)
-        names = [[f"{side}.{number}" for number in range(len(tensors) // 2)] for side in ("harmful", "benign")]
-        if set(tensors) != {*names[0], *names[1]}:
-            raise SafetyNeuronsError(f"{path} does not hold directions. Run `find` again.")
-        return cls(*(tuple(tensors[name] for name in side) for side in names))
+        positions = len(stored.get("harmful.0", torch.float32, (None, widths[0])))
+        if not positions:
+            raise stored.problem("the directions have no positions")
+        sides = (
+            tuple(
+                stored.get(f"{side}.{point}", torch.float32, (positions, width)) for point, width in enumerate(widths)
+            )
+            for side in ("harmful", "benign")
+        )
+        return cls(*sides)
 
 
 @dataclass(frozen=True)
@@ -61,15 +68,46 @@ class Provenance:
     model: str
     identity: str
     score: str
-    percent: float
+    percent: Annotated[float, Field(ge=0, le=100)]
     scope: str
     seed: int
-    parameters_per_neuron: tuple[int, ...]
-    parameters_total: int
+    parameters_per_neuron: tuple[Annotated[int, Field(ge=0)], ...]
+    parameters_total: Annotated[int, Field(gt=0)]
     coverage: str = ""
     tokens: str = ""
     selection: str = "difference"
-    significant: tuple[int, ...] | None = None
+    significant: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+
+
+class NeuronRecord(Record):
+    """What a file says of a neuron set besides the indices."""
+
+    widths: tuple[Annotated[int, Field(gt=0, le=MOST_NEURONS)], ...] = Field(min_length=1)
+    layers: tuple[Annotated[int, Field(ge=0)], ...]
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _check_hook_points(self) -> Self:
+        """One entry for each hook point everywhere, in the order of the layers."""
+        origin, points = self.provenance, len(self.widths)
+        significant = (0,) * points if origin.significant is None else origin.significant
+        if {len(self.layers), len(origin.parameters_per_neuron), len(significant)} != {points}:
+            raise ValueError("widths, layers and counts are of different numbers of MLPs")
+        if list(self.layers) != sorted(self.layers):
+            raise ValueError("the layers are not in order")
+        if any(count > width for count, width in zip(significant, self.widths, strict=True)):
+            raise ValueError("more neurons are significant than there are")
+        if max(origin.parameters_per_neuron) > origin.parameters_total:
+            raise ValueError("a neuron has more parameters than the model")
+        return self
+
+
+class DirectionsRecord(Record):
+    """The neuron set that a file of directions belongs to: its model, and the digest of its file."""
+
+    model: str
+    identity: str
+    neurons: str
 
 
 class LayerCount(NamedTuple):
@@ -171,57 +209,86 @@ class NeuronSet:
         provenance = replace(self.provenance, score="random", seed=seed)
         return replace(self, rejection=tuple(rejection), conformity=tuple(conformity), provenance=provenance)
 
-    def metadata(self) -> dict[str, str]:
-        """The metadata of the file: one entry, as safetensors writes several in any order."""
-        return {
-            "neurons": json.dumps({"widths": self.widths, "layers": self.layers, "provenance": asdict(self.provenance)})
-        }
-
     def check_fits(self, model: ChatModel) -> None:
-        """Raise SafetyNeuronsError if the neurons belong to a model of another shape."""
+        """Raise SafetyNeuronsError if the neurons belong to another model.
+
+        Only the shape is checked of a model whose identity is unknown (empty).
+        """
+        origin = self.provenance
         shape = tuple((point.layer, point.width) for point in model.hook_points)
         if tuple(zip(self.layers, self.widths, strict=True)) != shape:
             raise SafetyNeuronsError(
-                f"The neurons were found in {self.provenance.model}, whose layers have other widths than those of "
-                f"{model.name}. Find them on this model."
+                f"The neurons were found in {origin.model}, whose layers have other widths than those of {model.name}. "
+                "Find them on this model."
+            )
+        if model.identity and origin.identity != model.identity:
+            raise SafetyNeuronsError(
+                f"The neurons were found in {origin.model} ({origin.identity[:12]}), not in {model.name} "
+                f"({model.identity[:12]}), whose weights differ. Load that model, or find the neurons of this one."
             )
 
-    def save(self, path: Path) -> None:
-        """Write the indices and their provenance as safetensors, without the directions."""
-        tensors = {f"rejection.{point}": value for point, value in enumerate(self.rejection)}
-        tensors |= {f"conformity.{point}": value for point, value in enumerate(self.conformity)}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, self.metadata())
+    @property
+    def record(self) -> NeuronRecord:
+        """What a file says of the set besides the indices."""
+        return NeuronRecord(widths=self.widths, layers=self.layers, provenance=self.provenance)
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors of a file: `rejection.N` and `conformity.N` for hook point N."""
+        return numbered("rejection", self.rejection) | numbered("conformity", self.conformity)
 
     @classmethod
-    def load(cls, path: Path, directions: Path | None = None) -> Self:
-        """Load a neuron set, optionally with the directions in another file.
+    def of(cls, stored: StoredTensors, about: NeuronRecord, directions: Directions | None = None) -> Self:
+        """Read what `named` and `record` give.
 
         Raises:
-            SafetyNeuronsError: a file is missing or broken.
+            SafetyNeuronsError: a tensor is missing or wrong.
         """
-        tensors, metadata = read_tensors(path)
-        try:
-            described = json.loads(metadata["neurons"])
-            widths, layers, origin = described["widths"], described["layers"], described["provenance"]
-            for name in ("parameters_per_neuron", "significant"):
-                if origin.get(name) is not None:
-                    origin[name] = tuple(origin[name])
-            provenance = Provenance(**origin)
-            rejection, conformity = (
-                tuple(tensors[f"{side}.{point}"] for point in range(len(widths)))
-                for side in ("rejection", "conformity")
-            )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise SafetyNeuronsError(f"{path} is not a neuron set: {error!r}. Run `find` again.") from error
-        return cls(
-            rejection,
-            conformity,
-            tuple(widths),
-            tuple(layers),
-            provenance,
-            Directions.load(directions) if directions else None,
+        rejection, conformity = (
+            tuple(stored.indices(f"{side}.{point}", width) for point, width in enumerate(about.widths))
+            for side in ("rejection", "conformity")
         )
+        return cls(rejection, conformity, about.widths, about.layers, about.provenance, directions)
+
+    def save(self, path: Path, directions: Path | None = None) -> None:
+        """Write the indices and their provenance as safetensors, and optionally the directions to another file."""
+        digest = write_tensors(path, "neuron set", self.named(), self.record)
+        if directions is not None:
+            assert self.directions is not None
+            origin = self.provenance
+            belongs_to = DirectionsRecord(model=origin.model, identity=origin.identity, neurons=digest)
+            write_tensors(directions, "directions file", self.directions.named(), belongs_to)
+
+    @classmethod
+    def load(cls, path: str | Path, directions: str | Path | None = None, *, advice: str = AGAIN) -> Self:
+        """Load a neuron set, optionally with the directions in another file.
+
+        Args:
+            advice: what can be done about a file that cannot be used; ends the error message.
+
+        Raises:
+            SafetyNeuronsError: a file is missing or damaged, or the directions belong to other neurons.
+        """
+        stored = StoredTensors.read(Path(path), "neuron set", advice)
+        found = cls.of(stored, stored.about(NeuronRecord))
+        stored.check_names(found.named())
+        if directions is None:
+            return found
+        means = StoredTensors.read(Path(directions), "directions file", advice)
+        belongs_to, origin = means.about(DirectionsRecord), found.provenance
+        if belongs_to.neurons != stored.digest:
+            raise SafetyNeuronsError(
+                f"{directions} belongs to other neurons, of {belongs_to.model} ({belongs_to.identity[:12]}), than "
+                f"{path}, of {origin.model} ({origin.identity[:12]}). {advice}"
+            )
+        complete = replace(found, directions=Directions.of(means, found.widths))
+        assert complete.directions is not None
+        means.check_names(complete.directions.named())
+        return complete
+
+
+def numbered(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names `name.0`, `name.1` ..."""
+    return {f"{name}.{number}": value for number, value in enumerate(tensors)}
 
 
 def sorted_indices(masks: Sequence[Tensor]) -> tuple[Tensor, ...]:

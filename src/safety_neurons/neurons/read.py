@@ -164,7 +164,7 @@ def _respond(model: ChatModel, texts: Sequence[str], tokens: int, batch_size: in
     with sync_errors():
         for index, answer in generate(model, texts, max_new_tokens=tokens, batch_size=batch_size, done=others):
             answers[index] = answer.text
-    for part in all_gather(answers):
+    for part in all_gather(answers, dict[int, str]):
         answers |= part
     return [answers[index] or PLAIN_REFUSAL for index in range(len(texts))]
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import read_bytes
 
 # UTF-32 comes first, as its mark begins with that of UTF-16.
 _MARKS = (
@@ -32,10 +33,7 @@ def read_text(path: Path, source: str) -> tuple[str, list[str]]:
     Raises:
         SafetyNeuronsError: the file cannot be read, is not text, or its encoding cannot be told for sure.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SafetyNeuronsError(f"{source} cannot be read ({error.strerror}). Check its permissions.") from error
+    content = read_bytes(path, "Check its permissions, or choose another file.")
     for start, what in _FORMATS:
         if content.startswith(start):
             raise SafetyNeuronsError(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, cache_folder
+from safety_neurons.core.files import atomic_path, cache_folder, exists
+from safety_neurons.core.folders import prepare_cache
 from safety_neurons.prompts.prompt_set import PromptSet
 from safety_neurons.prompts.read import ENDINGS, REQUEST_COLUMNS, listed, make_set, read_table
 from safety_neurons.prompts.table import PLAIN
@@ -82,7 +83,7 @@ def load_named(row: NamedSet, data_dir: str | Path | None = None) -> PromptSet:
         if copy is not None:
             return _read(row, copy, str(copy))
     path = cached_path(row)
-    if not path.exists():
+    if not exists(path):
         _download(row, path, data_dir)
     try:
         return _read(row, path, row.url)
@@ -159,6 +160,7 @@ def _download(row: NamedSet, path: Path, data_dir: str | Path | None) -> None:
             f"machine and put the file, as {row.file} or {row.name}{path.suffix}, into {folder}; or save it as {path}; "
             f"or {bundled}."
         ) from error
+    prepare_cache(path.parent)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
         try:

@@ -1,5 +1,6 @@
 """Prompts from files: .txt, .csv, .tsv, .jsonl and .json."""
 
+import errno
 import io
 import os
 from collections.abc import Sequence
@@ -167,12 +168,18 @@ def make_set(
 
 
 def check_path(path: Path) -> None:
-    """Raise SafetyNeuronsError if a prompt file does not exist, or is a folder."""
-    # Path.exists would raise for names that are too long for the disk.
+    """Raise SafetyNeuronsError if a prompt file does not exist, is a folder, or cannot be read."""
     if os.path.isdir(path):
         raise SafetyNeuronsError(f"{path} is a folder. Name a file of prompts ({', '.join(ENDINGS)}) in it.")
-    if os.path.exists(path):
+    try:
+        os.stat(path)
         return
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.EIO):
+            raise SafetyNeuronsError(f"{path} cannot be read ({error.strerror}). Name another file.") from error
+    except ValueError:
+        # No file has a name with a NUL byte.
+        pass
     if os.path.islink(path):
         raise SafetyNeuronsError(f"{path} is a link to {os.readlink(path)}, which does not exist. Correct the link.")
     if not os.path.isdir(path.parent):

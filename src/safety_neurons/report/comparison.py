@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.statistics import Rate
 from safety_neurons.core.tables import Table, TableCell, words
+from safety_neurons.core.visible import visible
 from safety_neurons.report import run_tables, summary, text
 from safety_neurons.report.drawing import (
     BLUE,
@@ -76,7 +77,7 @@ def _overview(results: RunResults) -> dict[str, str | TableCell]:
     run, neurons, training = results.run, results.neurons, results.training
     unchanged = training.unchanged_outside if training else None
     return {
-        "model": str((run.model or {}).get("name") or text.NONE),
+        "model": run.model.name or text.NONE,
         "started": text.date(run.started),
         "seed": text.NONE if run.seed is None else str(run.seed),
         "score": neurons.score if neurons else text.NONE,
@@ -187,7 +188,7 @@ def _compared(runs: Runs, name: str, what: str, harmful: bool) -> Figure | None:
         if tuned:
             traces.append(markers(run, tuned, color, symbol, horizontal=True))
     said = "; ".join(
-        f"{text.visible(run, 40)}, {text.visible(line, 60)}: "
+        f"{visible(run, 40)}, {visible(line, 60)}: "
         f"{text.percent(one.values[0])} before, {text.percent(one.values[1])} after"
         for run, found in measured.items()
         for line, one in found.items()

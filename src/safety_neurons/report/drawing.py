@@ -9,6 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from safety_neurons.core.statistics import Rate
+from safety_neurons.core.visible import visible
 from safety_neurons.report import text
 
 BLUE, VERMILION, GREEN, PURPLE, GRAY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
@@ -18,6 +19,8 @@ LAYER_AXIS: dict[str, Any] = {"title": {"text": "layer (0 is next to the input)"
 DOTTED: dict[str, Any] = {"type": "line", "layer": "below", "line": {"color": GRAY, "width": 1, "dash": "dot"}}
 # More points than this on a line are drawn as a line only.
 _MOST_MARKERS = 40
+# Characters of a figure's text alternative.
+_MOST_SPOKEN = 8000
 # A rate and its place on the axis of names.
 Placed = tuple[float, Rate]
 
@@ -52,7 +55,7 @@ def make_figure(name: str, alternative: str, height: int, traces: Sequence[Any],
     plot.update_yaxes(fixedrange=True, zeroline=False, automargin=True, title=title)
     specification = plot.to_plotly_json()
     specification["layout"].pop("template", None)
-    return Figure(name, alternative, height, specification)
+    return Figure(name, visible(alternative, _MOST_SPOKEN), height, text.drawn(specification))
 
 
 def names_axis(names: Sequence[str]) -> dict[str, Any]:

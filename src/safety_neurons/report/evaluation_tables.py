@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from safety_neurons.core.plugins import options_of
-from safety_neurons.core.statistics import Rate
+from safety_neurons.core.statistics import Rate, Verdict
 from safety_neurons.core.tables import Table, TableCell, numbers, words
+from safety_neurons.core.visible import visible
 from safety_neurons.report import text
 from safety_neurons.report.results import HARMFUL, CellResult, CellVerdicts, Evaluation, PairedChange
 from safety_neurons.report.run_tables import MOST_ROWS
@@ -46,14 +47,14 @@ class CellDetails:
 
     def add(self, cell: CellResult, judge: str, judged: CellVerdicts) -> int:
         """The number of the cell's entry."""
-        verdicts = [_NOT_JUDGED if one is None else text.visible(one, 40) for one in judged.verdicts]
+        verdicts = [_NOT_JUDGED if one is None else visible(one, 40) for one in judged.verdicts]
         self.left -= len(verdicts)
         attack = cell.attack if cell.prompts == HARMFUL else f"{cell.prompts} requests"
         parts = (attack, f"against {cell.defense}", cell.model, f"judge {judge}")
-        title = ", ".join(text.visible(part, 80) for part in parts)
+        title = ", ".join(visible(part, 80) for part in parts)
         entry: dict[str, Any] = {"title": title, "lines": _lines(cell, judged, verdicts)}
         if self.left >= 0:
-            ids = tuple(text.visible(one, 80) for one in cell.prompt_ids)
+            ids = tuple(visible(one, 80) for one in cell.prompt_ids)
             entry["ids"] = self.ids.setdefault(ids, len(self.ids))
             entry["verdicts"] = [self.words.setdefault(verdict, len(self.words)) for verdict in verdicts]
         self.cells.append(entry)
@@ -86,11 +87,11 @@ def _lines(cell: CellResult, judged: CellVerdicts, verdicts: list[str]) -> list[
 
 def _missing(cell: CellResult) -> list[str]:
     """What a cell lacks: requests that were not run or were blocked by a filter, and thoughts without an end."""
-    lines = [f"{number:,} blocked: {text.visible(reason, 200)}" for reason, number in cell.blocked_by.items()]
+    lines = [f"{number:,} blocked: {visible(reason, 200)}" for reason, number in cell.blocked_by.items()]
     for reason in dict.fromkeys(cell.not_run.values()):
-        ids = [text.visible(one, 40) for one, why in cell.not_run.items() if why == reason]
+        ids = [visible(one, 40) for one, why in cell.not_run.items() if why == reason]
         more = f" and {len(ids) - _MOST_IDS:,} more" if len(ids) > _MOST_IDS else ""
-        lines.append(f"{len(ids):,} not run ({', '.join(ids[:_MOST_IDS])}{more}): {text.visible(reason, 200)}")
+        lines.append(f"{len(ids):,} not run ({', '.join(ids[:_MOST_IDS])}{more}): {visible(reason, 200)}")
     if cell.unfinished:
         lines.append(f"{cell.unfinished:,} unscored: the thought reached the limit of tokens (reasoning_tokens).")
     return lines
@@ -312,7 +313,7 @@ def kappa(pairs: Sequence[tuple[Any, Any]]) -> float | None:
     return None if chance == 1 else (same - chance) / (1 - chance)
 
 
-def _verdicts(cell: CellResult, judge: str) -> list[str | None]:
+def _verdicts(cell: CellResult, judge: str) -> list[Verdict | None]:
     return cell.judges[judge].verdicts if judge in cell.judges else []
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from safety_neurons.core.statistics import Rate
+from safety_neurons.core.visible import visible
 from safety_neurons.report import experiment_tables as tables
 from safety_neurons.report import text
 from safety_neurons.report.drawing import (
@@ -171,7 +172,7 @@ def _doses_in_words(rows: list[DoseRow], subjects: list[str]) -> str:
         own = [row for row in rows if row.subject == name]
         shown = own[:: -(-len(own) // _MOST_SPOKEN) or 1]
         cells = [f"{text.alpha(row.alpha)}: {text.percent(row.refused.value)}" for row in shown]
-        said.append(f"{text.visible(_named(name), 40)} at alpha {', '.join(cells)}")
+        said.append(f"{visible(_named(name), 40)} at alpha {', '.join(cells)}")
     return "; ".join(said)
 
 
@@ -198,7 +199,7 @@ def _trials(number: int, one: SearchDirection, limits: SearchLimits) -> Figure:
     ends = [math.log10(max(trial.percent, _SMALLEST)) for trial in (*tried, one.chosen)]
     return make_figure(
         f"search-{number}",
-        f"Points: share of {text.visible(one.moving, 40)} prompts {one.verb} over the size of the set, for "
+        f"Points: share of {visible(one.moving, 40)} prompts {one.verb} over the size of the set, for "
         f"{len(tried):,} trials, {len(left):,} of them beyond the limits. Chosen: {say(one.chosen)}.",
         330,
         traces,
@@ -239,7 +240,7 @@ def _detectors(guard: GuardTest) -> Figure | None:
         placed = [(tests.index(row.on) + shift, row.auroc) for row in rows if row.detector == name]
         traces.append(markers(name, placed, color, symbol, horizontal=True, say=_auroc))
     said = [
-        f"{text.visible(row.on, 40)}, {text.visible(row.detector, 60)}: {text.auroc(row.auroc.value)}"
+        f"{visible(row.on, 40)}, {visible(row.detector, 60)}: {text.auroc(row.auroc.value)}"
         for row in rows[:_MOST_SPOKEN]
     ]
     least = min(0.5, *(row.auroc.low for row in rows if row.auroc.low is not None), 0.5)

@@ -1,16 +1,19 @@
 """The results in other forms than a page: tables as Markdown, figures as files, and the card of a merged model."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plotly.io
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, write_text
-from safety_neurons.core.tables import escaped, markdown, visible
+from safety_neurons.core.files import atomic_path, disk_errors, write_text
+from safety_neurons.core.folders import remove_leftovers
+from safety_neurons.core.markdown import Markdown, code_line, escaped
+from safety_neurons.core.tables import markdown
+from safety_neurons.core.temporary import temporary_path
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.report import (
     PARTS,
@@ -23,6 +26,7 @@ from safety_neurons.report import (
     text,
 )
 from safety_neurons.report.comparison import Runs, comparison_tables
+from safety_neurons.report.drawing import Figure
 from safety_neurons.report.page import run_charts
 from safety_neurons.report.results import Evaluation, RunResults
 
@@ -46,15 +50,16 @@ def write_markdown(runs: Runs, path: Path) -> None:
     Raises:
         SafetyNeuronsError: the disk failed.
     """
+    private = any(results.shows_responses for results in runs.values())
     if len(runs) > 1:
         evaluations = [results.evaluation for results in runs.values() if results.evaluation]
         notes = [note for one in evaluations for note in evaluation_tables.evaluation_notes(one)]
-        write_text(path, markdown(comparison_tables(runs), list(dict.fromkeys(notes))))
+        write_text(path, markdown(comparison_tables(runs), list(dict.fromkeys(notes))), private=private)
         return
     (results,) = runs.values()
     found = tables_of(results, *PARTS)
     notes = [*run_tables.introduction(results), *found.notes]
-    write_text(path, markdown(found.tables, notes, results.run.command))
+    write_text(path, markdown(found.tables, notes, results.run.command), private=private)
 
 
 def evaluation_markdown(found: Evaluation, command: str = "") -> str:
@@ -80,12 +85,23 @@ def write_figures(results: RunResults, folder: Path) -> list[Path]:
             "also needs Chrome or Chromium."
         )
     drawn = [*run_charts(results).values(), *run_figures.grids(results)]
+    pairs = [(figure, f"{figure.name}.{kind}") for figure in drawn for kind in ("png", "svg")]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    pairs = [(figure, folder / f"{figure.name}.{kind}") for figure in drawn for kind in ("png", "svg")]
-    paths = [path for _, path in pairs]
-    for path in paths:
-        path.unlink(missing_ok=True)
+        remove_leftovers(folder)
+        # Drawn elsewhere, so that no half of a figure takes the place of another.
+        with temporary_path(folder / "figures") as temporary:
+            temporary.mkdir()
+            _draw(pairs, temporary)
+            for _, name in pairs:
+                with atomic_path(folder / name) as path:
+                    (temporary / name).replace(path)
+    return [folder / name for _, name in pairs]
+
+
+def _draw(pairs: Sequence[tuple[Figure, str]], folder: Path) -> None:
+    """Draw each figure in the file of its name in a folder."""
+    paths = [folder / name for _, name in pairs]
     try:
         plotly.io.write_images(
             fig=[_on_paper(figure.specification) for figure, _ in pairs],
@@ -103,7 +119,6 @@ def write_figures(results: RunResults, folder: Path) -> list[Path]:
         raise SafetyNeuronsError(
             f"Kaleido did not write {', '.join(lost[:5])}. Try again; if it fails again, check that Chrome starts."
         )
-    return paths
 
 
 def _on_paper(specification: dict[str, Any]) -> dict[str, Any]:
@@ -119,24 +134,35 @@ def model_card(delta: "NeuronDelta", results: RunResults | None = None, command:
     Args:
         results: the run's results; without them the card says only what was tuned.
         command: the command that merged the model.
+
+    Raises:
+        SafetyNeuronsError: the results are of another model than the delta.
     """
     provenance = delta.neurons.provenance
+    if results is not None and (measured := results.run.model).identity != provenance.identity:
+        raise SafetyNeuronsError(
+            f"The delta is of {provenance.model} ({provenance.identity[:12]}), and the results are of "
+            f"{measured.name or 'an unknown model'} ({measured.identity[:12] or '?'}). Give the results of the run "
+            "that made the delta."
+        )
     preset = PRESETS.get(provenance.model)
     lines = summary.before_after(results.evaluation) if results else []
     environment = Environment(
         loader=PackageLoader("safety_neurons.report", ""),
         autoescape=False,
+        # Whatever the template shows and is not Markdown yet becomes inert text.
+        finalize=lambda value: value if isinstance(value, Markdown | Undefined) else escaped(value),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"cell": escaped, "visible": visible, "count": text.count, "share": text.share}
+    environment.filters |= {"count": text.count, "share": text.share, "code": code_line}
     return environment.get_template("card.md.j2").render(
         delta=delta,
         neurons=delta.neurons,
         provenance=provenance,
-        hub_id=preset.hub_id if preset else None,
+        hub_id=Markdown(preset.hub_id) if preset else None,
         rejection=sum(map(len, delta.neurons.rejection)),
         conformity=sum(map(len, delta.neurons.conformity)),
         share=delta.parameters / provenance.parameters_total,
@@ -144,7 +170,7 @@ def model_card(delta: "NeuronDelta", results: RunResults | None = None, command:
         settings=_settings(results.run.settings) if results else {},
         prompts=results.run.prompts if results else {},
         versions=results.run.versions if results else {},
-        measured=markdown([run_tables.before_after(results)]) if results and lines else "",
+        measured=markdown([run_tables.before_after(results)]) if results and lines else None,
         commands=[line for line in (results and results.run.command, command) if line],
     )
 

@@ -9,12 +9,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from safety_neurons.core.files import write_text
-from safety_neurons.core.tables import Table, visible
+from safety_neurons.core.tables import Table
+from safety_neurons.core.visible import spelled_out, visible
 from safety_neurons.report import (
     clouds,
     comparison,
@@ -34,6 +35,8 @@ from safety_neurons.report.results import ExampleAnswer, RunResults
 
 _MOST_EXAMPLES = 40
 _MOST_ANSWERS = 12
+# Characters of a text that a template does not cut itself.
+_MOST_TEXT = 8000
 
 
 def write_report(results: RunResults, path: Path) -> None:
@@ -42,7 +45,7 @@ def write_report(results: RunResults, path: Path) -> None:
     Raises:
         SafetyNeuronsError: the disk failed.
     """
-    write_text(path, render(results))
+    write_text(path, render(results), private=results.shows_responses)
 
 
 def run_charts(results: RunResults) -> dict[str, Figure]:
@@ -119,7 +122,7 @@ def write_comparison(runs: Runs, path: Path) -> None:
         plotly=Markup(plotly),
         policy=_policy([plotly, script] if drawn else []),
     )
-    write_text(path, page)
+    write_text(path, page, private=any(results.shows_responses for results in runs.values()))
 
 
 @functools.cache
@@ -129,14 +132,13 @@ def template(name: str) -> Any:
         loader=PackageLoader("safety_neurons.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: (
-            visible(value, 4000) if isinstance(value, str) and not isinstance(value, Markup) else value
-        ),
+        finalize=lambda value: value if isinstance(value, Markup | Undefined) else visible(value, _MOST_TEXT),
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {
         "untrusted": text.untrusted,
+        "passage": text.passage,
         "visible": visible,
         "percent": text.percent,
         "interval": lambda rate: text.interval(rate.low, rate.high),
@@ -152,9 +154,8 @@ def template(name: str) -> Any:
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that cannot end the script element it stands in, whatever its strings hold."""
-    # ensure_ascii also writes U+2028, U+2029 and lone surrogates as escapes.
-    encoded = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    """JSON that cannot end the script element it stands in, and holds nothing hidden that a script would show."""
+    encoded = json.dumps(text.everywhere(spelled_out, value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(encoded.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 

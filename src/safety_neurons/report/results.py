@@ -4,63 +4,38 @@ A results.json may come from others. It is validated when it is read; sections k
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, ValidationError, model_validator
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.statistics import Rate
-from safety_neurons.core.tables import visible
+from safety_neurons.core.fields import (
+    Change,
+    Count,
+    Layer,
+    Mean,
+    Measured,
+    Number,
+    Percent,
+    Positive,
+    RateFields,
+    Section,
+    Share,
+)
+from safety_neurons.core.files import read_json
+from safety_neurons.core.statistics import Verdict
+from safety_neurons.core.visible import visible
+from safety_neurons.evaluation.measured import Ordinary, Preferences, Tasks, Timing
+from safety_neurons.report.record import RunRecord
 
 SCHEMA = 3
+AGAIN = "Run all stages again: answers are cached."
+# Levels of lists and objects; results have about a dozen.
+_DEEPEST = 50
 HARMFUL = "harmful"
 # The defenses that stand for the base and for the tuned model.
 BASE, TUNED = "none", "safetuning"
-
-
-class Section(BaseModel):
-    """A part of the results."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True, defer_build=True)
-
-
-def _counted(value: Any) -> Any:
-    return {"n": 0, "unscored": 0} | value if isinstance(value, dict) else value
-
-
-# A rate or a mean; where all prompts of a row were counted, their number stands in the row and not in the rate.
-Measured = Annotated[Rate, BeforeValidator(_counted)]
-
-
-class RateFields(Section):
-    """A rate among the other fields of a row."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    unscored: int
-
-    @property
-    def rate(self) -> Rate:
-        return Rate(self.value, self.low, self.high, self.n, self.unscored)
-
-
-class StageRecord(Section):
-    seconds: float | None = None
-    finished: str | None = None
-
-
-class RunRecord(Section):
-    model: dict[str, Any] | None = None
-    coverage: dict[str, Any] | None = None
-    settings: dict[str, Any] = {}
-    seed: int | None = None
-    versions: dict[str, str] = {}
-    prompts: dict[str, dict[str, Any]] = {}
-    command: str = ""
-    started: str = ""
-    stages: dict[str, StageRecord] = {}
 
 
 class CalibrationRow(RateFields):
@@ -87,26 +62,32 @@ class ExampleAnswer(Section):
 
 
 class LayerNeurons(Section):
-    layer: int
-    rejection: int
-    conformity: int
-    width: int | None = None
+    layer: Layer
+    rejection: Count
+    conformity: Count
+    width: Count | None = None
 
 
 class HookPointNeurons(Section):
-    layer: int
-    hook_point: int = Field(validation_alias=AliasChoices("hook_point", "site"))
-    width: int
-    rejection: list[int]
-    conformity: list[int]
+    layer: Layer
+    hook_point: Layer = Field(validation_alias=AliasChoices("hook_point", "site"))
+    width: Count
+    rejection: list[Count]
+    conformity: list[Count]
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if max((*self.rejection, *self.conformity), default=-1) >= self.width:
+            raise ValueError(f"a neuron has an index of {self.width} or above, the number of neurons")
+        return self
 
 
 class FoundNeurons(Section):
-    total: int
-    rejection: int
-    conformity: int
-    share_of_neurons: float
-    share_of_parameters: float
+    total: Count
+    rejection: Count
+    conformity: Count
+    share_of_neurons: Share
+    share_of_parameters: Share
     score: str
     formula: str = ""
     per_layer: list[LayerNeurons] = []
@@ -118,16 +99,16 @@ class RandomNeurons(Section):
 
 
 class SingleNeuron(Section):
-    layer: int
+    layer: Layer
     side: str
-    hook_point: int = Field(validation_alias=AliasChoices("hook_point", "site"))
-    neuron: int
+    hook_point: Layer = Field(validation_alias=AliasChoices("hook_point", "site"))
+    neuron: Count
     promoted: list[str]
     suppressed: list[str]
 
 
 class LayerSideWords(Section):
-    layer: int
+    layer: Layer
     side: str
     words: list[str]
     suppressed: list[str] = []
@@ -135,9 +116,9 @@ class LayerSideWords(Section):
 
 
 class LayerShare(Section):
-    layer: int
+    layer: Layer
     weighting: str
-    projection: float
+    projection: Number
 
 
 class _LexiconScore(Section):
@@ -147,42 +128,42 @@ class _LexiconScore(Section):
 
 
 class LayerScore(_LexiconScore):
-    layer: int
-    neurons: int
-    together: float
-    random_low: float
-    random_high: float
-    p_adjusted: float
-    single: float
-    single_above: int
+    layer: Layer
+    neurons: Count
+    together: Share
+    random_low: Share
+    random_high: Share
+    p_adjusted: Share
+    single: Share
+    single_above: Count
 
 
 class MeanScore(_LexiconScore):
-    layers: int
-    significant: int
-    together: float
-    random: float
-    random_low: float
-    random_high: float
-    p: float
-    single: float
-    random_single: float
-    lens: float | None
+    layers: Count
+    significant: Count
+    together: Share
+    random: Share
+    random_low: Share
+    random_high: Share
+    p: Share
+    single: Share
+    random_single: Share
+    lens: Share | None
 
 
 class ResidualScore(_LexiconScore):
-    layer: int
-    auroc: float
+    layer: Layer
+    auroc: Share
 
 
 class FirstReadable(Section):
     side: str
     weighting: str
-    layer: int | None
+    layer: Layer | None
 
 
 class Vocabulary(Section):
-    random_sets: int
+    random_sets: Count
     scores: list[LayerScore] = []
     overall: list[MeanScore] = []
     lens: list[ResidualScore] = []
@@ -195,65 +176,80 @@ class CloudPrompt(Section):
 
 
 class CloudPoints(Section):
-    x: list[float]
-    y: list[float]
+    x: list[Number]
+    y: list[Number]
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        if not self.x or len(self.x) != len(self.y):
+            raise ValueError("a point has an x and a y, and there is at least one")
+        return self
 
 
 class CloudLayer(Section):
     """A layer, or all of them together where `layer` is None."""
 
-    layer: int | None
-    neurons: int
+    layer: Layer | None
+    neurons: Count
     auroc: Measured
     auroc_random: Measured
-    harmful_half: dict[str, float]
-    explained: tuple[float, float] | None
+    harmful_half: dict[str, Share]
+    explained: tuple[Share, Share] | None
     points: dict[str, CloudPoints] | None
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        points = self.points or {}
+        for side in ("harmful", "benign") if self.points is not None else ():
+            before, after = (points.get(name) for name in (side, f"{side}_calibrated"))
+            if before is None or after is None or len(before.x) != len(after.x):
+                raise ValueError(f"each {side} prompt has a point before and one after calibration")
+        return self
 
 
 class Clouds(Section):
-    alpha: dict[str, float]
+    alpha: dict[str, Number]
     prompts: dict[str, list[CloudPrompt]]
     layers: list[CloudLayer]
 
 
 class LossStep(Section):
-    step: int
-    loss: float | None
+    step: Count
+    loss: Number | None
 
 
 class ValidationRates(Section):
-    attack_success: float
-    over_refusal: float
+    attack_success: Share
+    over_refusal: Share
 
 
 class StepRates(ValidationRates):
-    step: int
+    step: Count
 
 
 class TrainingResults(Section):
     loss: list[LossStep] = []
     validation: list[StepRates] = []
-    corpus: dict[str, int] = {}
-    trainable_parameters: int
-    share_of_parameters: float | None = None
+    corpus: dict[str, Count] = {}
+    trainable_parameters: Count
+    share_of_parameters: Share | None = None
     unchanged_outside: bool | None = None
-    seconds: float | None = None
+    seconds: Positive | None = None
 
 
 class Answered(Section):
     """What was answered to `n` prompts, as shares of all of them."""
 
-    n: int
+    n: Count
     refused: Measured
     answered: Measured
     broken: Measured
-    kl_divergence: Measured
+    kl_divergence: Mean
 
 
 class DoseRow(Answered):
-    alpha: float
-    alpha_used: float
+    alpha: Number
+    alpha_used: Number
     subject: str
     prompts: str
 
@@ -261,28 +257,28 @@ class DoseRow(Answered):
 class DoseResponse(Section):
     rows: list[DoseRow]
     on: str
-    neurons: int
-    equal_dose_factor: float
-    nll_limit: float
+    neurons: Count
+    equal_dose_factor: Number
+    nll_limit: Number
 
 
 class SearchLimits(Section):
-    target: float
-    broken: float
-    kl_divergence: float | None
+    target: Share
+    broken: Share
+    kl_divergence: Number | None
 
 
 class InterventionTrial(Section):
-    percent: float
-    alpha: float
-    prompt_positions: int
-    generated_tokens: int
-    neurons: int
-    share_of_neurons: float
-    share_of_parameters: float
-    moved: float
-    broken: float
-    side_kl_divergence: float | None
+    percent: Percent
+    alpha: Number
+    prompt_positions: Count
+    generated_tokens: Count
+    neurons: Count
+    share_of_neurons: Share
+    share_of_parameters: Share
+    moved: Share
+    broken: Share
+    side_kl_divergence: Number | None
 
     def keeps(self, limits: SearchLimits) -> bool:
         """Whether it is within the limits; what was not measured, or has no limit, is."""
@@ -295,8 +291,8 @@ class TestedIntervention(Section):
     moving: Answered
     staying: Answered | None
     moved: Measured
-    alpha: float | None = None
-    p_value: float | None = None
+    alpha: Number | None = None
+    p_value: Share | None = None
 
 
 class InterventionTest(Section):
@@ -325,7 +321,7 @@ class SearchDirection(Section):
 
 class Search(Section):
     score: str
-    trials: int
+    trials: Count
     limits: SearchLimits
     directions: list[SearchDirection]
 
@@ -333,8 +329,8 @@ class Search(Section):
 class DetectorRow(Section):
     detector: str
     on: str
-    harmful: int
-    benign: int
+    harmful: Count
+    benign: Count
     auroc: Measured
     tpr_at_1: Measured = Field(alias="tpr_at_0.01")
     tpr_at_5: Measured = Field(alias="tpr_at_0.05")
@@ -343,29 +339,30 @@ class DetectorRow(Section):
 
 
 class GuardAlpha(ValidationRates):
-    alpha: float
+    alpha: Number
 
 
 class GuardAnswers(Section):
     refused: Measured
     answered: Measured
-    unscored: int
+    unscored: Count
 
 
 class GuardedRow(Section):
     on: str
     prompts: str
-    n: int
+    n: Count
     base: GuardAnswers
     guarded: GuardAnswers
 
 
 class GuardTest(Section):
-    layer: int
-    deciding_neurons: int
-    false_positive_rate: float
-    fitted_on: dict[str, int]
-    alpha: float
+    digest: str | None = None
+    layer: Layer
+    deciding_neurons: Count
+    false_positive_rate: Share
+    fitted_on: dict[str, Count]
+    alpha: Number
     doses: list[GuardAlpha]
     detectors: list[DetectorRow]
     rows: list[GuardedRow]
@@ -383,37 +380,50 @@ class Adaptive(Section):
 
 
 class TuningRates(ValidationRates):
-    kl_divergence: float
+    kl_divergence: Number
+
+
+def _searched(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a trial, with those that a table shows."""
+    for name in ("find.percent", "tune.learning_rate", "tune.kl", "tune.refusals", "tune.contrast", "tune.benign"):
+        if type(settings.get(name)) not in (int, float):
+            raise ValueError(f"{name} is not a number")
+    if not isinstance(settings.get("find.score"), str):
+        raise ValueError("find.score is not a name")
+    return settings
 
 
 class TuningTrial(Section):
-    number: int
-    settings: dict[str, int | float | str]
+    number: Count
+    settings: Annotated[dict[str, Count | Number | str], AfterValidator(_searched)]
     objectives: TuningRates
 
 
 class AutoTuning(Section):
     base: ValidationRates
     trials: list[TuningTrial]
-    left_out: int
-    front: list[int]
-    max_over_refusal: float | None
-    chosen: int
+    left_out: Count
+    front: list[Count]
+    max_over_refusal: Share | None
+    chosen: Count
     tuned: TuningRates
 
+    @model_validator(mode="after")
+    def _among_them(self) -> Self:
+        if self.chosen not in {trial.number for trial in self.trials}:
+            raise ValueError(f"the chosen trial {self.chosen} is not among the trials")
+        return self
 
-class PairedChange(Section):
-    value: float | None
-    low: float | None
-    high: float | None
-    p: float | None = None
-    n: int | None = None
+
+class PairedChange(Change):
+    p: Share | None = None
+    n: Count | None = None
 
 
 class CellVerdicts(RateFields):
     """One judge's verdicts in a cell, prompt by prompt; None where nothing was asked."""
 
-    verdicts: list[str | None]
+    verdicts: list[Verdict | None]
     corrected: Measured | None = None
     against_none: PairedChange | None = None
 
@@ -426,11 +436,11 @@ class CellResult(Section):
     reason: str = ""
     prompt_ids: list[str]
     not_run: dict[str, str] = {}
-    blocked: int = 0
-    blocked_by: dict[str, int] = {}
-    reasoned: int = 0
-    unfinished: int = 0
-    cut_off: int = 0
+    blocked: Count = 0
+    blocked_by: dict[str, Count] = {}
+    reasoned: Count = 0
+    unfinished: Count = 0
+    cut_off: Count = 0
     judges: dict[str, CellVerdicts]
 
     @model_validator(mode="after")
@@ -453,14 +463,14 @@ class DefenseSummary(Section):
 
 class EvaluationPrompts(Section):
     name: str
-    harmful: int
-    safe: dict[str, int]
+    harmful: Count
+    safe: dict[str, Count]
     remarks: dict[str, str] = {}
 
 
 class ErrorCounts(Section):
     source: str = ""
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, Count]] = {}
 
 
 class Member(Section):
@@ -472,49 +482,20 @@ class _OfDefense(Section):
     defense: str
 
 
-class DefenseTime(_OfDefense):
-    ratio: float
-    low: float | None = None
-    high: float | None = None
+class DefenseTime(Timing, _OfDefense):
+    pass
 
 
-class OrdinaryAnswers(_OfDefense):
-    words: Measured
-    looping: Measured
-    blocked: Measured
-    kl_divergence: Measured | None
-    perplexity: Measured | None
+class OrdinaryAnswers(Ordinary, _OfDefense):
+    pass
 
 
-class TaskMetric(Section):
-    value: float
-    stderr: float | None
+class DefenseTasks(Tasks, _OfDefense):
+    pass
 
 
-class TaskMetrics(Section):
-    metrics: dict[str, TaskMetric]
-
-
-class DefenseTasks(_OfDefense):
-    results: dict[str, TaskMetrics]
-
-
-class PreferenceCounts(Section):
-    rate: Measured
-    wins: int
-    ties: int
-    losses: int
-    swayed: int
-    unscored: int
-
-
-class PreferenceGrades(Section):
-    mean: Measured
-
-
-class DefensePreferences(_OfDefense):
-    win_rate: PreferenceCounts
-    grades: PreferenceGrades
+class DefensePreferences(Preferences, _OfDefense):
+    pass
 
 
 class Evaluation(Section):
@@ -523,8 +504,10 @@ class Evaluation(Section):
     defenses: dict[str, Member]
     judges: dict[str, Member]
     prompts: EvaluationPrompts
-    answer_tokens: int
+    answer_tokens: Count
     judge_errors: dict[str, ErrorCounts] = {}
+    guard: str | None = None
+    """Digest of the guard that was evaluated."""
     cells: list[CellResult]
     summary: list[DefenseSummary]
     overhead: list[DefenseTime] = []
@@ -554,9 +537,18 @@ class RunResults(Section):
     adaptive: Adaptive | None = None
     auto: AutoTuning | None = None
 
+    @property
+    def shows_responses(self) -> bool:
+        """Whether the examples may hold answers that comply with harmful requests: files of them are private."""
+        return bool(self.run.settings.get("show_responses"))
+
     @classmethod
-    def of(cls, content: Any) -> "RunResults":
+    def of(cls, content: Any, source: str = "These results", again: str = AGAIN) -> "RunResults":
         """Validate the content of a results.json.
+
+        Args:
+            source: where it is from; begins the error message.
+            again: how to make it again; ends the error message.
 
         Raises:
             SafetyNeuronsError: it is of another version, incomplete or damaged.
@@ -564,21 +556,54 @@ class RunResults(Section):
         found = content.get("schema") if isinstance(content, Mapping) else type(content).__name__
         if found == 2:
             raise SafetyNeuronsError(
-                "These results were written by version 0.1, and this version cannot read them: repeat the run in a new "
+                f"{source} were written by version 0.1, and this version cannot read them: repeat the run in a new "
                 "folder."
             )
-        again = "Delete results.json and run the report stage again."
         if found != SCHEMA:
             raise SafetyNeuronsError(
-                f"The results have schema {visible(repr(found), 40)}; this version reads schema {SCHEMA}. {again}"
+                f"{source} have schema {visible(repr(found), 40)}; this version reads schema {SCHEMA}. {again}"
             )
+        if _too_deep(content):
+            raise SafetyNeuronsError(f"{source} are damaged: they are nested too deeply. {again}")
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            problem = error.errors()[0]
+            problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
             where = visible(".".join(map(str, problem["loc"])), 200)
-            raise SafetyNeuronsError(f"The results are damaged at {where}: {problem['msg']}. {again}") from error
+            said = visible(problem["msg"], 300)
+            raise SafetyNeuronsError(f"{source} are damaged at {where}: {said}. {again}") from error
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
         return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+def read_results(path: Path) -> RunResults:
+    """Read a results.json.
+
+    Raises:
+        SafetyNeuronsError: the file is missing, unreadable, damaged or of another version.
+    """
+    return read_content(path)[0]
+
+
+def read_content(path: Path, again: str | None = None) -> tuple[RunResults, dict[str, Any]]:
+    """Read a results.json, also as it is in the file; errors as `read_results`, which `again` ends."""
+    again = again or f"Make it again: safety-neurons run --out {path.parent}"
+    content = read_json(path, again)
+    return RunResults.of(content, f"The results in {path}", again), content
+
+
+def _too_deep(value: Any) -> bool:
+    """Whether lists and objects are nested beyond all results, and near to what Python's recursion can follow."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True

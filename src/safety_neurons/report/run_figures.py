@@ -6,6 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from safety_neurons.core.statistics import Rate
+from safety_neurons.core.visible import visible
 from safety_neurons.report import evaluation_tables, run_tables, summary, text
 from safety_neurons.report.drawing import (
     BLUE,
@@ -147,7 +148,7 @@ def _causes(results: RunResults, prompts: str) -> Figure | None:
 
 
 def _in_words(rates: Sequence[tuple[str, Rate]]) -> str:
-    said = [f"{text.visible(name, 80)}: {text.percent(rate.value)}" for name, rate in rates[:_MOST_SPOKEN]]
+    said = [f"{visible(name, 80)}: {text.percent(rate.value)}" for name, rate in rates[:_MOST_SPOKEN]]
     return "; ".join(said) + "."
 
 

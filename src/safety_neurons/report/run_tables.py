@@ -200,26 +200,26 @@ def before_after(results: RunResults) -> Table:
 
 def introduction(results: RunResults) -> list[str]:
     """What stands above a run's tables: the verdict, what weakens it, and the model."""
-    found, model = summary.verdict(results), (results.run.model or {}).get("name") or "a model"
+    found, model = summary.verdict(results), results.run.model.name or "a model"
     return [found.sentence, *found.notes, f"{model}, {text.date(results.run.started)}. In brackets: 95% intervals."]
 
 
 def small_print(results: RunResults) -> list[Table]:
     """What a reader needs to repeat the run."""
-    run, coverage = results.run, results.run.coverage or {}
-    model = dict(run.model or {})
-    if coverage:
-        layers = f"{text.count(coverage.get('layers'))} of {text.count(coverage.get('layers_total'))} layers"
-        model["coverage"] = f"{layers}, {text.count(coverage.get('neurons'))} neurons"
-        if coverage.get("without_mlp"):
-            model["layers without an MLP"] = coverage["without_mlp"]
-        model |= {f"not read {number}": message for number, message in enumerate(coverage.get("unread") or [], 1)}
+    run, coverage = results.run, results.run.coverage
+    model = run.model.model_dump(exclude_unset=True)
+    if coverage.layers is not None:
+        layers = f"{text.count(coverage.layers)} of {text.count(coverage.layers_total)} layers"
+        model["coverage"] = f"{layers}, {text.count(coverage.neurons)} neurons"
+        if coverage.without_mlp:
+            model["layers without an MLP"] = coverage.without_mlp
+        model |= {f"not read {number}": message for number, message in enumerate(coverage.unread, 1)}
     sections = ("Dose-response", results.dose_response), ("Search", results.search), ("Guard", results.guard)
     parts: list[tuple[str, Mapping[str, Any]]] = [
         ("Model", model),
         ("Command", {key: value for key, value in (("command", run.command), ("started", run.started)) if value}),
         ("Neurons", _set_for(results.neurons)),
-        ("Prompts", run.prompts),
+        ("Prompts", _prompts(results)),
         ("Settings", {"seed": run.seed} | run.settings),
         *((title, _set_for(section)) for title, section in (*sections, ("Attack by defense", results.evaluation))),
         (
@@ -251,8 +251,14 @@ def made_with(results: RunResults) -> list[tuple[str, str]]:
     """The model, the settings, the prompts and the versions, as dotted names and values."""
     run = results.run
     return _flat(
-        {"model": run.model, "seed": run.seed, "prompts": run.prompts, "versions": run.versions} | run.settings
+        {"model": run.model.model_dump(exclude_unset=True), "seed": run.seed}
+        | {"prompts": _prompts(results), "versions": run.versions}
+        | run.settings
     )
+
+
+def _prompts(results: RunResults) -> dict[str, dict[str, Any]]:
+    return {role: found.model_dump(exclude_unset=True) for role, found in results.run.prompts.items()}
 
 
 def _flat(value: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:

@@ -91,8 +91,8 @@ def without(evaluation: Evaluation | None) -> str:
 
 def partial(results: RunResults) -> str:
     """A warning beside every number where only some layers were searched for neurons; else empty."""
-    coverage = results.run.coverage or {}
-    read, total = coverage.get("layers") or 0, coverage.get("layers_total") or 0
+    coverage = results.run.coverage
+    read, total = coverage.layers or 0, coverage.layers_total or 0
     return f"Partial: only {read} of {total} layers were searched for neurons." if read < total else ""
 
 

@@ -1,5 +1,6 @@
 """How numbers and untrusted text are written, in tables, sentences and figures."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -7,12 +8,16 @@ from typing import Any
 from markupsafe import Markup
 
 from safety_neurons.core.statistics import Rate
-from safety_neurons.core.tables import TableCell, visible
+from safety_neurons.core.tables import TableCell
+from safety_neurons.core.visible import spelled_out, visible
 from safety_neurons.report.results import PairedChange
 
 NONE = "\N{EN DASH}"
 # A difference this unlikely by chance is marked with a star.
 SIGNIFICANT = 0.05
+_EMPTY_LINES = re.compile(r"\s*\n\s*\n\s*")
+# Plotly also knows links and style attributes.
+_FOREIGN_TAG = re.compile(r"<(?!(?:br|b|/b|extra|/extra)>)")
 
 
 def untrusted(text: Any, limit: int = 600) -> Markup:
@@ -20,9 +25,30 @@ def untrusted(text: Any, limit: int = 600) -> Markup:
     return Markup("<bdi>{}</bdi>").format(visible(text, limit))
 
 
+def passage(text: Any, limit: int = 600) -> Markup:
+    """`untrusted` text of several lines, such as a prompt or an answer, with at most one empty line at a time."""
+    lines = _EMPTY_LINES.sub("\n\n", str(text)[: 2 * limit].strip())
+    return Markup('<bdi class="passage">{}</bdi>').format(visible(lines, limit, lines=True))
+
+
 def label(text: Any, limit: int = 26) -> str:
-    """Untrusted text inside a figure: Plotly reads tags in labels, so none may be left."""
-    return visible(text, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Untrusted text inside a figure, where Plotly reads tags, values (%{x}) and formulas ($...$)."""
+    shown = visible(text, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return shown.replace("$", "&#36;").replace("%{", "%&#123;")
+
+
+def drawn(value: Any) -> Any:
+    """What Plotly draws, with no tag in any text but line breaks, bold type and the end of a label."""
+    return everywhere(lambda one: _FOREIGN_TAG.sub("&lt;", spelled_out(one)), value)
+
+
+def everywhere(function: Callable[[str], str], value: Any) -> Any:
+    """JSON with the function applied to every string in it, names as well."""
+    if isinstance(value, str):
+        return function(value)
+    if isinstance(value, dict):
+        return {everywhere(function, key): everywhere(function, content) for key, content in value.items()}
+    return [everywhere(function, one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def token(text: str) -> str:

@@ -22,7 +22,8 @@ from safety_neurons.models.load import load
 from safety_neurons.models.reasoning import SWITCHES, thinking_of
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt, PromptSet
-from safety_neurons.runs.folder import RunFolder
+from safety_neurons.runs.artifacts import load_neurons
+from safety_neurons.runs.folder import RunFolder, check_permitted
 from safety_neurons.settings import Settings
 
 
@@ -94,10 +95,15 @@ class RunContext:
 
     @functools.cached_property
     def other_model(self) -> ChatModel | None:
-        """The second checkpoint that the settings name, if any."""
+        """The second checkpoint that the settings name, if any.
+
+        Raises:
+            SafetyNeuronsError: as `check_permitted`, or it cannot be loaded.
+        """
         name = self.settings.find.other_model
         if name is None:
             return None
+        check_permitted(self.settings, "find.other_model", self.given)
         with self.listener.task(f"loading {name}", 1) as advance:
             model = load_other_model(self.settings)
             advance(1)
@@ -105,7 +111,7 @@ class RunContext:
 
     @functools.cached_property
     def neurons(self) -> NeuronSet:
-        return NeuronSet.load(self.folder.neurons, self.folder.directions)
+        return load_neurons(self.folder)
 
     @functools.cached_property
     def engine(self) -> CachedEngine:

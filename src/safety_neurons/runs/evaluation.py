@@ -18,7 +18,7 @@ from safety_neurons.evaluation.judging import CachedVerdict
 from safety_neurons.evaluation.measures import MEASURES, check_measures, measures
 from safety_neurons.evaluation.summary import SCHEMA, cell_results, errors_of, summarize
 from safety_neurons.prompts import Prompt, PromptSet, load_prompts, tell
-from safety_neurons.runs.folder import PROMPT_SETS
+from safety_neurons.report.record import PROMPT_SETS
 from safety_neurons.runs.workers import answer_together
 from safety_neurons.settings import Settings
 

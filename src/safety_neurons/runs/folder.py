@@ -2,26 +2,36 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from safety_neurons.core import plugins
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, fingerprint, is_leftover, read_json, write_json
+from safety_neurons.core.files import disk_errors, exists, fingerprint, read_object, write_json
+from safety_neurons.core.folders import atomic_folder, check_entries, remove_leftovers
 from safety_neurons.core.locks import NAME as LOCK
 from safety_neurons.core.locks import locked
+from safety_neurons.core.records import first_problem
+from safety_neurons.core.temporary import is_temporary
+from safety_neurons.core.trust import trust
 from safety_neurons.models.locate import path_identity
 from safety_neurons.prompts import PromptSet, load_prompts
-from safety_neurons.report.results import SCHEMA
-from safety_neurons.settings import Settings
+from safety_neurons.report.record import PROMPT_SETS, RunRecord
+from safety_neurons.report.results import SCHEMA, read_results
+from safety_neurons.settings import Settings, without_permissions
 
 STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 # What the processes of torchrun do together.
 SHARED = frozenset({"find", "tune", "evaluate"})
-PROMPT_SETS = ("harmful", "benign", "borderline", "contrast")
+# What is written in a run's folder, or in that of an evaluation or a comparison.
+FILES = re.compile(r"\.lock|.+\.(json|jsonl|damaged|safetensors|html|md)", re.DOTALL)
+FOLDERS = re.compile(r"replaced|lora-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -83,41 +93,122 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report.html"
 
-    def record(self) -> dict[str, Any]:
-        """What is known of the run so far; empty for a new folder.
+    def check(self) -> list[str]:
+        """Check that the artifacts are files of this folder, not links or devices; returns the names in the folder.
 
         Raises:
-            SafetyNeuronsError: the folder holds other things than a run.
+            SafetyNeuronsError: one is something else, or the folder cannot be read.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise SafetyNeuronsError(f"{self.path} is a file. Choose a folder for the run with --out.")
-        if self.record_file.exists():
-            record = read_json(self.record_file)
-            if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-                raise SafetyNeuronsError(
-                    f"{self.path} holds a run of another version of safety-neurons: choose another folder."
-                )
-            return record
-        if self.path.exists() and any(not _is_remains(entry.name) for entry in self.path.iterdir()):
+        return check_entries(self.path, FILES, FOLDERS)
+
+    def record(self) -> RunRecord | None:
+        """What is known of the run so far; None for a new folder, and for a run that lost its record.
+
+        A lost run.json is found again in results.json.
+
+        Raises:
+            SafetyNeuronsError: the folder holds other things than a run, or a damaged record; as `check`.
+        """
+        names = self.check()
+        if self.record_file.name in names:
+            return self._read_record()
+        if all(map(_is_remains, names)):
+            return None
+        copy = self._copied_record()
+        if copy is None and not self.lost_record:
             raise SafetyNeuronsError(
                 f"{self.path} is not empty and holds no run. Choose another --out, so that nothing of yours is lost."
             )
-        return {}
+        return copy
+
+    def whole_record(self) -> RunRecord:
+        """The record of a run that exists.
+
+        Raises:
+            SafetyNeuronsError: as `record`, or there is none.
+        """
+        if (record := self.record()) is None:
+            what = "lost its record" if self.lost_record else "holds no run"
+            raise SafetyNeuronsError(
+                f"{self.path} {what}. Run it with its settings, the model among them: safety-neurons run --out "
+                f"{self.path} --model MODEL"
+            )
+        return record
+
+    @property
+    def lost_record(self) -> bool:
+        """Whether a run's files are here without its run.json."""
+        there = exists(self.neurons) and exists(self.directions)
+        return not exists(self.record_file) and (there or self._copied_record() is not None)
+
+    def _read_record(self) -> RunRecord:
+        content = read_object(self.record_file, self._advice())
+        schema = content.pop("schema", None)
+        if isinstance(schema, int) and schema != SCHEMA:
+            raise SafetyNeuronsError(
+                f"{self.path} holds a run of another version of safety-neurons (schema {schema} in run.json, and this "
+                f"version reads {SCHEMA}): choose another folder."
+            )
+        try:
+            if schema is None:
+                raise ValueError("schema is missing")
+            return RunRecord.model_validate(content).whole()
+        except ValueError as error:
+            problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
+            raise SafetyNeuronsError(f"{self.record_file} is damaged: {problem}. {self._advice()}") from error
+
+    def _copied_record(self) -> RunRecord | None:
+        """The record in results.json; None where there is no whole one."""
+        try:
+            return read_results(self.results).run.whole()
+        except (SafetyNeuronsError, ValueError):
+            return None
+
+    def _advice(self) -> str:
+        """What leads on where run.json cannot be read."""
+        if self._copied_record() is not None:
+            return "Delete it and run the same command again: results.json has a copy of it."
+        others = [entry.name for entry in self.path.iterdir() if entry.name != self.record_file.name]
+        if (self.neurons.is_file() and self.directions.is_file()) or all(map(_is_remains, others)):
+            return "Delete it, and run again with the run's settings, the model among them: answers are cached."
+        return "Choose another folder."
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, advice: str = "Wait for it, or choose another folder.") -> Iterator[None]:
         """Hold the lock of the folder, which is made if it is missing; one that holds other things gets no lock.
+
+        Args:
+            advice: what the user can do if another process holds it.
 
         Raises:
             SafetyNeuronsError: as `record`, or another process works on the run.
         """
         self.record()
-        with locked(self.path):
+        with locked(self.path, advice):
             yield
 
-    def write_record(self, record: Mapping[str, Any]) -> None:
+    def write_record(self, record: RunRecord) -> None:
         """Replace the record in one step."""
-        write_json(self.record_file, {"schema": SCHEMA, **record})
+        write_json(self.record_file, {"schema": SCHEMA} | record.to_json())
+
+    def set_aside(self, file: Path) -> Path:
+        """Move a file of the run, whatever it is, to the next folder `replaced/N`; where it is now.
+
+        Raises:
+            SafetyNeuronsError: the folder cannot be written.
+        """
+        with disk_errors(self.path / "replaced"):
+            target = self._next_replaced() / file.name
+            target.parent.mkdir()
+            file.rename(target)
+        return target
+
+    def _next_replaced(self) -> Path:
+        above = self.path / "replaced"
+        above.mkdir(exist_ok=True)
+        remove_leftovers(above)
+        numbers = [int(name) for name in os.listdir(above) if re.fullmatch(r"[0-9]{1,9}", name)]
+        return above / str(1 + max(numbers, default=0))
 
     def keep_replaced(self) -> Path:
         """Copy the run to the next folder `replaced/N`, a run folder like this one, before something is replaced.
@@ -127,22 +218,17 @@ class RunFolder:
         """
         above = self.path / "replaced"
         with disk_errors(above):
-            above.mkdir(exist_ok=True)
-            target = above / str(1 + max((int(one.name) for one in above.iterdir() if one.name.isdecimal()), default=0))
-            # Renamed when it is whole, so that a kill leaves no half of a run.
-            partial = above / ".partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            for file in self.path.iterdir():
-                if file.is_file() and file.name != LOCK:
-                    _link_or_copy(file, partial / file.name)
-            partial.rename(target)
+            target = self._next_replaced()
+            with atomic_folder(target) as partial, os.scandir(self.path) as entries:
+                for entry in entries:
+                    if entry.is_file(follow_symlinks=False) and entry.name != LOCK and not is_temporary(entry.name):
+                        _link_or_copy(Path(entry.path), partial / entry.name)
         return target
 
 
 def _is_remains(name: str) -> bool:
     """Whether a process that was killed before it kept anything left a file of this name."""
-    return name == LOCK or is_leftover(name)
+    return name == LOCK or is_temporary(name)
 
 
 def _link_or_copy(file: Path, target: Path) -> None:
@@ -158,14 +244,37 @@ def _link_or_copy(file: Path, target: Path) -> None:
 
 
 def merged_settings(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Settings:
-    """The folder's own settings, overridden by what was given now.
+    """The folder's own settings, overridden by what was given now. PERMISSIONS are never taken from the folder.
 
     Raises:
-        SafetyNeuronsError: a value is not allowed.
+        SafetyNeuronsError: a value is not allowed, or the permission to run a model's code was given for a model with
+            an adapter that only the folder names.
     """
     values = {name: value for name, value in stored.items() if name in Settings.model_fields}
-    plugins.trust(given, values)
-    return Settings.checked(overridden(values, given))
+    trust(given, values)
+    settings = Settings.checked(overridden(without_permissions(values), given))
+    if settings.adapter is not None:
+        check_permitted(settings, "adapter", given)
+    return settings
+
+
+def check_permitted(settings: Settings, path: str, given: Mapping[str, Any]) -> None:
+    """Check that the permission to run code was not given before it was known that it concerns this model, too.
+
+    Args:
+        path: the setting that names a model or an adapter besides the run's model.
+
+    Raises:
+        SafetyNeuronsError: the permission was given, and only the record names this model.
+    """
+    section, _, name = path.rpartition(".")
+    values = settings.model_dump(include={section: {name}} if section else {name})
+    model = values[section][name] if section else values[name]
+    if settings.trust_remote_code and name not in (given.get(section, {}) if section else given):
+        raise SafetyNeuronsError(
+            f"trust_remote_code would also run code that comes with {model}, which the record of the run names "
+            f"({path}) and this call does not. If you trust its authors as well, give {path} again in this call."
+        )
 
 
 def overridden(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

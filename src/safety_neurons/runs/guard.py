@@ -8,7 +8,9 @@ from torch import Tensor
 
 from safety_neurons.calibration.detector import Detector, fit_detector
 from safety_neurons.calibration.guard import Guard, fit_guard, guard
-from safety_neurons.core.files import fingerprint
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import disk_errors, fingerprint, read_json
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.validation import Validator
@@ -84,13 +86,63 @@ class Fitted(NamedTuple):
 def guard_of(run: RunContext) -> Guard:
     """Load the run's guard, or fit one if it is missing or stale.
 
-    A guard that was fitted on this run with other options is taken, unless this call was given options of the guard.
+    A guard that was fitted on this run with other options is taken, unless this call was given options that the guard
+    depends on.
     """
-    if run.folder.guard.exists():
-        found, names = Guard.load(run.folder.guard), 2 if "guard" in run.given else 1
-        if found.origin.split()[:names] == _origin(run).split()[:names]:
-            return found
+    found, names = _kept(run), 2 if {"guard", "calibrate"} & run.given.keys() else 1
+    if found is not None and found.origin.split()[:names] == _origin(run).split()[:names]:
+        if found.origin != _origin(run):
+            run.said_once(
+                f"The guard in {run.folder.path} was fitted with other options than those of the run, and is used as "
+                "it is. Give the options of the guard in this call to fit it again."
+            )
+        return found
     return fit_and_keep(run).guard
+
+
+def _kept(run: RunContext) -> Guard | None:
+    """The guard in the run's folder.
+
+    One that cannot be used is told and taken away, into a copy of the run as it was: it is then fitted again.
+
+    Raises:
+        SafetyNeuronsError: a folder is in its place.
+    """
+    path = run.folder.guard
+    if not path.exists():
+        return None
+    if path.is_dir():
+        raise SafetyNeuronsError(
+            f"{path} is a folder where the guard should be. Move it away, and run the same command again."
+        )
+    try:
+        found = Guard.load(path, advice="The guard is fitted again.")
+        _check_guard(run, found)
+    except SafetyNeuronsError as error:
+        run.listener.say(f"{error} The run as it was is kept in {run.folder.keep_replaced()}.")
+        with disk_errors(path):
+            path.unlink()
+        return None
+    return found
+
+
+def _check_guard(run: RunContext, found: Guard) -> None:
+    """Raise SafetyNeuronsError if a guard is of another model, or not the one that this run tested or evaluated."""
+    path, made_for = run.folder.guard, found.neurons.provenance
+    if made_for.identity != run.model.identity:
+        raise SafetyNeuronsError(
+            f"{path} is of {made_for.model} ({made_for.identity[:12]}), and this is a run of {run.model.name} "
+            f"({run.model.identity[:12]}). The guard is fitted again."
+        )
+    if not run.folder.results.exists():
+        return
+    results = RunResults.of(read_json(run.folder.results))
+    known = {section.digest for section in [results.guard] if section} - {None}
+    known |= {evaluation.guard for evaluation in [results.evaluation] if evaluation} - {None}
+    if known and found.origin == _origin(run) and found.digest not in known:
+        raise SafetyNeuronsError(
+            f"{path} is not the guard that this run tested or evaluated: it was replaced. The guard is fitted again."
+        )
 
 
 def fit_and_keep(run: RunContext) -> Fitted:
@@ -100,7 +152,7 @@ def fit_and_keep(run: RunContext) -> Fitted:
     of date.
     """
     settings, learned = run.settings, DetectorRequests.of(run)
-    kept = Guard.load(run.folder.guard) if run.folder.guard.exists() else None
+    kept = _kept(run)
     fitted = kept if kept is not None and kept.origin == _origin(run) else _fit(run, learned)
     doses = () if settings.guard.alpha is not None else _tried(run, fitted)
     if doses:

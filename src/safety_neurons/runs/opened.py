@@ -1,21 +1,21 @@
 """Open a run for an experiment, and keep what the experiment finds."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import read_json, write_json
+from safety_neurons.core.files import write_json
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.prompts import Prompt, load_prompts, tell
 from safety_neurons.report.page import write_report
-from safety_neurons.report.results import RunResults
+from safety_neurons.report.results import RunResults, read_content
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder, merged_settings
-from safety_neurons.runs.pipeline import read_prompts, run
+from safety_neurons.runs.pipeline import bring_up, read_prompts
 from safety_neurons.settings import Settings
 
 
@@ -28,11 +28,14 @@ def opened(
     until: str = "find",
     on: Sequence[str | None] = (),
     alone: bool = True,
+    uses: Sequence[str] = ("find",),
+    is_told: bool = False,
 ) -> Iterator[RunContext]:
     """A run that has come as far as `until`, with its folder locked.
 
     The HARMFUL:BENIGN pairs `on` are read before anything else, so that a mistyped name fails early. With `alone`, the
-    other processes of torchrun are released; otherwise they wait for what process 0 asks of them.
+    other processes of torchrun are released; otherwise they wait for what process 0 asks of them. `uses` and `is_told`
+    are those of `bring_up`.
 
     Raises:
         SafetyNeuronsError: as `run`, or another process works on the folder.
@@ -40,7 +43,7 @@ def opened(
     listener = listener or Silence()
     folder = RunFolder(path)
     with folder.held():
-        yield _opened(folder, given or {}, listener, command, until, on, alone)
+        yield _opened(folder, given or {}, listener, command, until, on, alone, uses, is_told)
 
 
 def _opened(
@@ -51,24 +54,34 @@ def _opened(
     until: str,
     on: Sequence[str | None],
     alone: bool,
+    uses: Sequence[str],
+    is_told: bool,
 ) -> RunContext:
-    wanted = merged_settings(folder.record().get("settings", {}), given)
+    wanted = merged_settings(record.settings if (record := folder.record()) else {}, given)
     named = [name for pair in on if pair is not None for name in _pair(pair, wanted)]
     tell({name: load_prompts(name, wanted.column, wanted.data_dir) for name in named}, listener)
-    run(folder.path, given, until=until, listener=listener, command=command)
+    bring_up(folder.path, given, until, listener, command, uses, is_told)
     if alone:
         # What comes now is not shared among the processes of torchrun.
         release_workers()
-    settings = merged_settings(folder.record()["settings"], given)
+    settings = merged_settings(folder.whole_record().settings, given)
     return RunContext(folder, settings, read_prompts(settings), listener, given, command)
 
 
-def keep_section(folder: RunFolder, name: str, section: Any) -> RunResults:
-    """Put a section into the run's results, and update its page. Returns the results."""
-    results: dict[str, Any] = read_json(folder.results)
-    results[name] = section
-    write_json(folder.results, results)
+def keep_section(run: RunContext, name: str, section: Mapping[str, Any], unused: Collection[str] = ()) -> RunResults:
+    """Put a section into the run's results, with the settings that it was made with, and update its page.
+
+    Options of an experiment hold for it alone: the record of the run keeps its own. Returns the results.
+
+    Args:
+        unused: sections of the settings that played no part.
+    """
+    folder = run.folder
+    settings = {part: value for part, value in run.settings.to_record().items() if part not in unused}
+    _, results = read_content(folder.results)
+    results[name] = {**section, "settings": settings}
     found = RunResults.of(results)
+    write_json(folder.results, results, private=found.shows_responses)
     write_report(found, folder.report)
     return found
 

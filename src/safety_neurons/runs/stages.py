@@ -17,6 +17,7 @@ from safety_neurons.explanation.readout import mean_residuals
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import FALSE_DISCOVERY_RATE
 from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.runs.artifacts import load_corpus, load_delta
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.evaluation import Evaluator
@@ -26,8 +27,7 @@ from safety_neurons.runs.guard import guard_of
 from safety_neurons.runs.validation import Validator
 from safety_neurons.runs.workers import tune_together
 from safety_neurons.tuning.batches import training_steps
-from safety_neurons.tuning.corpus import Corpus
-from safety_neurons.tuning.delta import NeuronDelta, outside_digest
+from safety_neurons.tuning.delta import outside_digest
 
 # Number of answers per group that the report shows.
 EXAMPLES = 3
@@ -51,9 +51,7 @@ def find_stage(run: RunContext) -> StageResult:
             f"{settings.score} found no neurons at {settings.percent}%: harmful and benign prompts rank the same ones. "
             "Raise find.percent or choose another find.score."
         )
-    assert neurons.directions is not None
-    neurons.directions.save(run.folder.directions)
-    neurons.save(run.folder.neurons)
+    neurons.save(run.folder.neurons, run.folder.directions)
     run.listener.say(str(neurons))
     per_layer = [count._asdict() for count in neurons.per_layer()]
     significance = _significance(neurons)
@@ -241,8 +239,8 @@ def artifacts_of(run: RunContext, defenses: Sequence[str]) -> RunArtifacts:
     return RunArtifacts(
         neurons=run.neurons,
         guard=guard_of(run) if "guard" in needed else None,
-        delta=NeuronDelta.load(run.folder.delta) if tuned else None,
-        corpus=Corpus.load(run.folder.corpus) if tuned else None,
+        delta=load_delta(run.folder) if tuned else None,
+        corpus=load_corpus(run.folder) if tuned else None,
         alpha_conformity=run.settings.calibrate.alpha_conformity,
     )
 

@@ -1,17 +1,20 @@
 """`evaluate`: a run, or runs, models and servers side by side."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from safety_neurons.core.addresses import take_credentials
 from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import write_json, write_text
+from safety_neurons.core.files import exists, write_json, write_text
 from safety_neurons.core.locks import locked
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.core.records import JsonlCache
+from safety_neurons.core.trust import trust
 from safety_neurons.engines.engine import CachedAnswer, CachedEngine
 from safety_neurons.evaluation.contracts import EvaluationContext, RunArtifacts
 from safety_neurons.evaluation.grid import Cell
@@ -22,8 +25,9 @@ from safety_neurons.report.exports import evaluation_markdown
 from safety_neurons.report.results import Evaluation
 from safety_neurons.runs.context import engine_of, load_model, template_options
 from safety_neurons.runs.evaluation import Evaluator
-from safety_neurons.runs.folder import TUNED, RunFolder, merged_settings, overridden
+from safety_neurons.runs.folder import TUNED, RunFolder, merged_settings, needed_for, overridden
 from safety_neurons.runs.opened import opened
+from safety_neurons.runs.outside import tell_outside
 from safety_neurons.runs.pipeline import run
 from safety_neurons.runs.stages import artifacts_of
 from safety_neurons.settings import Settings
@@ -56,12 +60,14 @@ def evaluate(
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
     """
-    names = [str(one) for one in ([targets] if isinstance(targets, str | Path) else targets)]
+    names = [take_credentials(str(one)) for one in ([targets] if isinstance(targets, str | Path) else targets)]
     if not names or len(set(names)) < len(names):
         raise SafetyNeuronsError("Name at least one run or model to evaluate, and each of them once.")
     if served_model is not None and not any(map(is_address, names)):
         raise SafetyNeuronsError("served_model is the model's name at a server: evaluate the server's address.")
     given = given or {}
+    # An address that is a target was named in this call, whatever the record of a run says.
+    trust(names, None)
     if is_single_run(names, out):
         wanted = overridden(given, {"evaluate": options})
         results = run(Path(names[0]), wanted, until="evaluate", listener=listener, command=command)
@@ -79,7 +85,9 @@ def _side_by_side(
     listener: Listener,
     command: str,
 ) -> Evaluation:
-    first, *others = (settings_of(name, overridden(given, {"evaluate": options})) for name in names)
+    wanted = overridden(given, {"evaluate": options})
+    first, *others = (settings_of(name, wanted) for name in names)
+    _tell_outside(names, [first, *others], wanted, listener)
     evaluator = Evaluator.prepare(first, [first, *others])
     evaluator.tell(listener)
     # All are asked the same: what the first one's settings say.
@@ -87,6 +95,7 @@ def _side_by_side(
     evaluators = [evaluator, *(replace(evaluator, settings=one.model_copy(update=shared)) for one in others)]
     for name in names:
         check_target(name, given, listener)
+    RunFolder(folder).check()
     with locked(folder):
         responses = JsonlCache.read(folder / "responses.jsonl", CachedAnswer)
         models: list[str] = []
@@ -114,8 +123,9 @@ def _side_by_side(
         judged = evaluator.judge(cells, JsonlCache.read(folder / "verdicts.jsonl", CachedVerdict), listener)
         results = evaluator.results(judged, rows, command)
         evaluation = Evaluation.model_validate(results)
-        write_json(folder / "evaluation.json", results)
-        write_text(folder / "evaluation.md", evaluation_markdown(evaluation, command))
+        private = first.show_responses
+        write_json(folder / "evaluation.json", results, private=private)
+        write_text(folder / "evaluation.md", evaluation_markdown(evaluation, command), private=private)
     return evaluation
 
 
@@ -125,7 +135,10 @@ def is_single_run(names: Sequence[str], out: Path | None) -> bool:
 
 
 def is_run(name: str) -> bool:
-    return RunFolder(Path(name)).record_file.exists()
+    """Whether a folder of this name holds a run; errors as `exists`."""
+    # A file has no files in it, and the name of a model can be longer than that of a file.
+    folder = RunFolder(Path(name))
+    return os.path.isdir(name) and (exists(folder.record_file) or folder.lost_record)
 
 
 def is_address(name: str) -> bool:
@@ -139,7 +152,7 @@ def settings_of(name: str, given: Mapping[str, Any]) -> Settings:
         SafetyNeuronsError: a value is not allowed, or the folder holds a run of another version.
     """
     if is_run(name):
-        return merged_settings(RunFolder(Path(name)).record().get("settings", {}), given)
+        return merged_settings(RunFolder(Path(name)).whole_record().settings, given)
     return merged_settings({}, given if is_address(name) else {**given, "model": name})
 
 
@@ -156,6 +169,23 @@ def check_target(name: str, given: Mapping[str, Any], listener: Listener) -> Non
     if not is_address(name):
         settings = settings_of(name, given)
         locate(settings.model, listener, settings.adapter)
+
+
+def _stage_for(settings: Settings) -> str:
+    """How far a run has to come before the defenses can be evaluated on it."""
+    needed = {one.partition(":")[0] for one in settings.evaluate.defenses}
+    return "tune" if TUNED & needed else "find"
+
+
+def _tell_outside(
+    names: Sequence[str], settings: Sequence[Settings], given: Mapping[str, Any], listener: Listener
+) -> None:
+    """Say of each run what its record names outside of its folder; all are evaluated with the first one's options."""
+    for number, (name, own) in enumerate(zip(names, settings, strict=True)):
+        if is_run(name):
+            uses = {*needed_for(_stage_for(settings[0]), own), *(() if number else ("evaluate",))}
+            stored = RunFolder(Path(name)).whole_record().settings
+            tell_outside(Path(name), stored, given, own, uses, listener)
 
 
 @contextmanager
@@ -188,11 +218,10 @@ def _open_target(
         engine = CachedEngine(endpoint, responses)
         yield evaluator.context(engine, RunArtifacts(), folder, listener)
     elif is_run(name):
-        needed = {one.partition(":")[0] for one in settings.evaluate.defenses}
-        until = "tune" if TUNED & needed else "find"
+        until = _stage_for(settings)
         # The options are those of this evaluation: the run keeps its own.
         own = {section: values for section, values in given.items() if section != "evaluate"}
-        with opened(Path(name), own, listener, command, until=until, alone=False) as context:
+        with opened(Path(name), own, listener, command, until=until, alone=False, is_told=True) as context:
             engine = engine_of(context.model, settings, responses)
             artifacts = artifacts_of(context, settings.evaluate.defenses)
             yield evaluator.context(engine, artifacts, folder, listener)

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.distributed import all_gather, ask_workers, owns, process_count, sync_errors
-from safety_neurons.core.progress import Advance, Silence, ignore
+from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.core.records import JsonlCache
 from safety_neurons.engines.engine import CachedAnswer, CachedEngine, InProcess, WrappedEngine, computing_with
 from safety_neurons.evaluation import attacks, defenses
-from safety_neurons.evaluation.contracts import EvaluationContext
+from safety_neurons.evaluation.contracts import EvaluationContext, RunArtifacts
 from safety_neurons.evaluation.grid import Cell, Plan, answer_grid
 from safety_neurons.models.chat import ChatModel, Conversation
 from safety_neurons.models.generate import Completion, Sampling, batches_by_length
 from safety_neurons.neurons import scores
-from safety_neurons.neurons.find import find
+from safety_neurons.neurons.find import ScoredNeurons, score_neurons
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import engine_of, load_model, load_other_model
@@ -29,21 +29,23 @@ from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.safetune import tune
 
 
-def find_together(
+def score_together(
     model: ChatModel,
     settings: Settings,
+    score: str,
     harmful: Sequence[str],
     benign: Sequence[str],
     other: ChatModel | None = None,
     advance: Advance = ignore,
-) -> NeuronSet:
-    """`find` with a run's settings; `other` is the second checkpoint, for scores that compare two."""
-    ask_workers(_help_find, settings=settings, harmful=list(harmful), benign=list(benign))
-    return find(
+) -> ScoredNeurons:
+    """`score_neurons` with a run's settings; `other` is the second checkpoint, for scores that compare two."""
+    ask_workers(ScoreTask(settings, score, tuple(harmful), tuple(benign)))
+    return score_neurons(
         model,
         harmful,
         benign,
         settings.find,
+        score=score,
         other=other,
         seed=settings.seed,
         batch_size=settings.batch_size,
@@ -51,11 +53,20 @@ def find_together(
     )
 
 
-def _help_find(settings: Settings, harmful: Sequence[str], benign: Sequence[str]) -> None:
-    with sync_errors():
-        model = _loaded(settings)
-        other = load_other_model(settings) if scores.get(settings.find.score).compares_models else None
-    find_together(model, settings, harmful, benign, other)
+@dataclass(frozen=True)
+class ScoreTask:
+    """Help with `score_together`."""
+
+    settings: Settings
+    score: str
+    harmful: tuple[str, ...]
+    benign: tuple[str, ...]
+
+    def run(self) -> None:
+        with sync_errors():
+            model = _loaded(self.settings)
+            other = load_other_model(self.settings) if scores.get(self.score).compares_models else None
+        score_together(model, self.settings, self.score, self.harmful, self.benign, other)
 
 
 def tune_together(
@@ -69,15 +80,8 @@ def tune_together(
     advance: Advance = ignore,
 ) -> NeuronDelta:
     """`tune` with a run's settings."""
-    ask_workers(
-        _help_tune,
-        settings=settings,
-        # Tuning does not need the directions.
-        neurons=replace(neurons, directions=None),
-        corpus=corpus,
-        validate=None if validate is None else _not_here,
-        checkpoint=checkpoint,
-    )
+    # Tuning does not need the directions.
+    ask_workers(TuneTask(settings, replace(neurons, directions=None), corpus, validated=validate is not None))
     return tune(
         model,
         neurons,
@@ -90,16 +94,24 @@ def tune_together(
     )
 
 
+@dataclass(frozen=True)
+class TuneTask:
+    """Help with `tune_together`; process 0 has the checkpoint, and validates if training is `validated`."""
+
+    settings: Settings
+    neurons: NeuronSet
+    corpus: Corpus
+    validated: bool
+
+    def run(self) -> None:
+        with sync_errors():
+            model = _loaded(self.settings)
+        validate = _not_here if self.validated else None
+        tune_together(model, self.neurons, self.corpus, self.settings, validate=validate)
+
+
 def _not_here(_digest: str) -> Validation:
     raise AssertionError("Process 0 validates.")
-
-
-def _help_tune(
-    settings: Settings, neurons: NeuronSet, corpus: Corpus, validate: Validate | None, checkpoint: Path | None
-) -> None:
-    with sync_errors():
-        model = _loaded(settings)
-    tune_together(model, neurons, corpus, settings, validate=validate, checkpoint=checkpoint)
 
 
 @dataclass(frozen=True)
@@ -117,10 +129,11 @@ class SharedEngine(WrappedEngine[InProcess]):
         texts = [self.engine.model.render_conversation(conversation) for conversation in conversations]
         batches = batches_by_length(texts, self.engine.batch_size)
         others = {index for number, batch in enumerate(batches) if not owns(number) for index in batch}
-        own = list(
-            self.engine.answer(conversations, max_new_tokens=max_new_tokens, sampling=sampling, done=done | others)
-        )
-        for completions in all_gather(own):
+        with sync_errors():
+            own = list(
+                self.engine.answer(conversations, max_new_tokens=max_new_tokens, sampling=sampling, done=done | others)
+            )
+        for completions in all_gather(own, list[tuple[int, Completion]]):
             yield from completions
 
 
@@ -130,12 +143,19 @@ def answer_together(plan: Plan, context: EvaluationContext, settings: Settings) 
     if process_count() == 1 or not isinstance(engine, CachedEngine) or not isinstance(engine.engine, InProcess):
         return answer_grid(plan, context)
     ask_workers(
-        _help_answer,
-        settings=settings,
-        harmful=plan.harmful,
-        safe=dict(plan.safe),
-        context=replace(context, engine=None, listener=Silence()),  # type: ignore[arg-type]
-        responses=engine.cache.entries,
+        AnswerTask(
+            settings,
+            plan.harmful,
+            dict(plan.safe),
+            context.answer_tokens,
+            context.seed,
+            tuple(context.harmful),
+            tuple(context.benign),
+            context.artifacts,
+            context.folder,
+            context.copies,
+            engine.cache.entries,
+        )
     )
     return answer_grid(plan, replace(context, engine=computing_with(engine, _shared)))
 
@@ -144,24 +164,44 @@ def _shared(engine: Any) -> SharedEngine:
     return SharedEngine(engine)
 
 
-def _help_answer(
-    settings: Settings,
-    harmful: tuple[Prompt, ...],
-    safe: dict[str, tuple[Prompt, ...]],
-    context: EvaluationContext,
-    responses: dict[str, CachedAnswer],
-) -> None:
-    with sync_errors():
-        model = _loaded(settings)
-    engine = engine_of(model, settings, JsonlCache(None, CachedAnswer, responses))
-    plan = Plan(
-        tuple(map(attacks.get, settings.evaluate.attacks)),
-        tuple(map(defenses.get, settings.evaluate.defenses)),
-        harmful,
-        safe,
-    )
-    for _ in answer_grid(plan, replace(context, engine=computing_with(engine, _shared))):
-        pass
+@dataclass(frozen=True)
+class AnswerTask:
+    """Help with `answer_together`: the requests of the plan, the fields of the context, and the cached answers."""
+
+    settings: Settings
+    harmful: tuple[Prompt, ...]
+    safe: dict[str, tuple[Prompt, ...]]
+    answer_tokens: int
+    seed: int
+    harmful_training: tuple[str, ...]
+    benign_training: tuple[str, ...]
+    artifacts: RunArtifacts
+    folder: Path | None
+    copies: Path | None
+    responses: dict[str, CachedAnswer]
+
+    def run(self) -> None:
+        with sync_errors():
+            model = _loaded(self.settings)
+        engine = engine_of(model, self.settings, JsonlCache(None, CachedAnswer, self.responses))
+        plan = Plan(
+            tuple(map(attacks.get, self.settings.evaluate.attacks)),
+            tuple(map(defenses.get, self.settings.evaluate.defenses)),
+            self.harmful,
+            self.safe,
+        )
+        context = EvaluationContext(
+            computing_with(engine, _shared),
+            self.answer_tokens,
+            self.seed,
+            self.harmful_training,
+            self.benign_training,
+            self.artifacts,
+            self.folder,
+            self.copies,
+        )
+        for _ in answer_grid(plan, context):
+            pass
 
 
 def _loaded(settings: Settings) -> ChatModel:
@@ -169,3 +209,7 @@ def _loaded(settings: Settings) -> ChatModel:
     model = load_model(settings)
     model.coverage  # noqa: B018
     return model
+
+
+# Everything that process 0 asks the others to do.
+TASKS = (ScoreTask, TuneTask, AnswerTask)

@@ -76,7 +76,8 @@ class TuningConfig(Config):
     checkpoint_every: int = Field(25, ge=1)
     """Optimizer steps between checkpoints; interrupted training resumes from the last one."""
     report_to: tuple[str, ...] = ()
-    """Experiment trackers to log to, by transformers' names: wandb, mlflow, tensorboard ..."""
+    """Experiment trackers to log to, by transformers' names: wandb, mlflow, tensorboard ... A permission for one call:
+    no run keeps it."""
 
     @model_validator(mode="after")
     def _check_parts(self) -> Self:

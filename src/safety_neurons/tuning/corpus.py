@@ -49,8 +49,9 @@ class Corpus:
         return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
 
     def save(self, path: Path) -> None:
-        """Write one pair per line."""
-        write_text(path, "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in self.pairs))
+        """Write one pair per line, for the owner alone: the answers are not redacted."""
+        lines = (json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in self.pairs)
+        write_text(path, "".join(lines), private=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -61,7 +62,7 @@ class Corpus:
         Raises:
             SafetyNeuronsError: the file is missing or unreadable, or a row is not a pair.
         """
-        if path.exists() and path.stat().st_size == 0:
+        if path.is_file() and path.stat().st_size == 0:
             return cls(())
         table = read_table(path, str(path))
         pairs = []

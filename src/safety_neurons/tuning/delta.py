@@ -2,8 +2,8 @@
 
 import contextlib
 import hashlib
-import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,15 +11,15 @@ from typing import Self
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, read_tensors
+from safety_neurons.core.records import Record
+from safety_neurons.core.tensors import StoredTensors, write_tensors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import fetched
-from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.neurons.neuron_set import NeuronRecord, NeuronSet
 from safety_neurons.tuning.neuron_deltas import (
     DeltaTensors,
     WeightRows,
@@ -36,6 +36,16 @@ IDENTITY = (
     "the SHA-256 of the GGUF file, also of a preset's; the commit of a model of the hub; otherwise a SHA-256 over the "
     "names and sizes of a folder's files and samples of their bytes, or over samples of every weight in memory"
 )
+# What can be done about a file that cannot be used, where nothing is known of a run.
+AGAIN = "Tune again (sn.tune), and save the delta with NeuronDelta.save."
+_NAME = re.compile(r"site(?P<point>0|[1-9]\d{0,8})_(?P<part>write|read\d+_weight|read\d+_bias)")
+
+
+class DeltaRecord(Record):
+    """What a delta's file says of it: its neurons, whose provenance names the base, and how that is identified."""
+
+    neurons: NeuronRecord
+    identity_is: str
 
 
 @dataclass(frozen=True)
@@ -147,45 +157,57 @@ class NeuronDelta:
         return replace(self, tensors={name: value * factor for name, value in self.tensors.items()})
 
     def check_base(self, model: ChatModel) -> None:
-        """Raise SafetyNeuronsError if the delta was made for other weights, or is incomplete."""
-        self.neurons.check_fits(model)
+        """Raise SafetyNeuronsError if the delta was made for other weights, is incomplete, or holds NaN or inf."""
         made_for = self.neurons.provenance
         if made_for.identity != model.identity:
             raise SafetyNeuronsError(
                 f"This delta was made for {made_for.model} ({made_for.identity[:12]}), not for {model.name} "
                 f"({model.identity[:12]}). Load that model, or tune this one."
             )
-        if missing := sorted(empty_delta(model, self.neurons).keys() - self.tensors.keys()):
+        self.neurons.check_fits(model)
+        # Only the shapes matter.
+        expected = empty_delta(model, self.neurons, device="meta")
+        if missing := sorted(expected.keys() - self.tensors.keys()):
             raise SafetyNeuronsError(
                 f"This delta is incomplete: {len(missing)} of its tensors are missing, first {missing[0]}. Tune again."
             )
+        for name, value in self.tensors.items():
+            if name not in expected or value.shape != expected[name].shape:
+                raise SafetyNeuronsError(f"The tensor {name} of this delta does not fit {model.name}. Tune again.")
+            if not value.isfinite().all():
+                raise SafetyNeuronsError(f"The tensor {name} of this delta holds NaN or inf. Tune again.")
 
     def save(self, path: Path) -> None:
         """Write the change, the neurons, and the identity of their base, as safetensors."""
-        tensors = {f"delta.{name}": value.contiguous() for name, value in self.tensors.items()}
-        tensors |= {f"rejection.{layer}": value for layer, value in enumerate(self.neurons.rejection)}
-        tensors |= {f"conformity.{layer}": value for layer, value in enumerate(self.neurons.conformity)}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, self._metadata())
-
-    def _metadata(self) -> dict[str, str]:
-        provenance = self.neurons.provenance
-        base = {"name": provenance.model, "identity": provenance.identity, "identity_is": IDENTITY}
-        # A single entry: safetensors writes several in arbitrary order.
-        return {"neurons": json.dumps(json.loads(self.neurons.metadata()["neurons"]) | {"base": base})}
+        tensors = {f"delta.{name}": value for name, value in self.tensors.items()} | self.neurons.named()
+        about = DeltaRecord(neurons=self.neurons.record, identity_is=IDENTITY)
+        write_tensors(path, "neuron delta", tensors, about)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: str | Path, *, advice: str = AGAIN) -> Self:
         """Read what `save` wrote.
 
+        Args:
+            advice: what can be done about a file that cannot be used; ends the error message.
+
         Raises:
-            SafetyNeuronsError: the file is missing, broken, or not a delta.
+            SafetyNeuronsError: the file is missing, damaged, or not a delta.
         """
-        tensors, metadata = read_tensors(path)
-        if "neurons" not in metadata or not any(name.startswith("delta.") for name in tensors):
-            raise SafetyNeuronsError(f"{path} is not a neuron delta. Run `tune` again.")
-        delta = {name.removeprefix("delta."): value for name, value in tensors.items() if name.startswith("delta.")}
-        return cls(NeuronSet.load(path), delta)
+        stored = StoredTensors.read(Path(path), "neuron delta", advice)
+        neurons = NeuronSet.of(stored, stored.about(DeltaRecord).neurons)
+        changes = {name.removeprefix("delta."): name for name in stored.tensors if name.startswith("delta.")}
+        stored.check_names({*neurons.named(), *changes.values()})
+        counts = list(map(len, neurons.both))
+        return cls(neurons, {name: _change(stored, whole, name, counts) for name, whole in changes.items()})
+
+
+def _change(stored: StoredTensors, whole: str, name: str, counts: Sequence[int]) -> Tensor:
+    """The tensor `name` of a delta, which has a row for each of the neurons of its hook point, `counts` of them."""
+    found = _NAME.fullmatch(name)
+    if found is None or int(found["point"]) >= len(counts):
+        raise stored.problem(f"the tensor {whole} is unknown")
+    count = counts[int(found["point"])]
+    return stored.get(whole, torch.float32, (count,) if found["part"].endswith("bias") else (count, None))
 
 
 def _write(part: WeightRows, change: Tensor, undo: contextlib.ExitStack) -> None:
@@ -193,6 +215,11 @@ def _write(part: WeightRows, change: Tensor, undo: contextlib.ExitStack) -> None
     view, rows = part.view, part.rows.to(part.view.device)
     original = view[rows]
     changed = (original.float() + change.to(view.device)).to(view.dtype)
+    if not changed.isfinite().all():
+        raise SafetyNeuronsError(
+            f"The tensor {part.name} of this delta is too large for {view.dtype} weights. Load the model with "
+            'dtype="float32", or tune with a lower learning_rate.'
+        )
     undo.callback(view.index_copy_, 0, rows, original)
     view[rows] = changed
 

@@ -5,21 +5,23 @@ The adapters are PEFT's; batches, loss, optimizer and schedule are those of `tun
 
 import contextlib
 import importlib.util
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
-from safetensors.torch import save_file
+from pydantic import Field
 from torch import nn
 
 from safety_neurons.core.distributed import process_count
 from safety_neurons.core.errors import CannotRunError, DivergedError, SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, fingerprint, read_tensors, write_json
+from safety_neurons.core.files import disk_errors, exists, fingerprint, write_json
+from safety_neurons.core.folders import remove_leftovers
 from safety_neurons.core.progress import Advance, Listener, Silence, ignore
+from safety_neurons.core.records import Record
+from safety_neurons.core.tensors import StoredTensors, write_tensors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import DenseHookPoint, has_plain_weight
 from safety_neurons.neurons.neuron_set import NeuronSet, Provenance
@@ -38,13 +40,24 @@ TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _DIVERGED = "Training LoRA diverged (NaN or inf). Lower its learning_rate."
 
 
+class AdapterRecord(Record):
+    """What a file of adapters says of them: the name and the identity of their model, and their shape and strength."""
+
+    model: str
+    base: str
+    rank: Annotated[int, Field(ge=1)]
+    alpha: Annotated[float, Field(gt=0)]
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Trained adapters: float32 tensors `...lora_A.weight` [rank, inputs] and `...lora_B.weight` [outputs, rank].
 
-    A matrix changes by `alpha / rank` times their product. `base` is the identity of their model.
+    A matrix changes by `alpha / rank` times their product. `model` and `base` are the name and the identity of their
+    model.
     """
 
+    model: str
     base: str
     rank: int
     alpha: float
@@ -67,7 +80,7 @@ class Adapter:
         """
         if self.base != model.identity:
             raise SafetyNeuronsError(
-                f"These adapters were made for other weights ({self.base[:12]}), not for {model.name} "
+                f"These adapters were made for {self.model} ({self.base[:12]}), not for {model.name} "
                 f"({model.identity[:12]}). Load that model, or train them again."
             )
         return adapted(model, self.rank, self.alpha, tensors=self.tensors)
@@ -98,22 +111,28 @@ class Adapter:
         described = _config(model, self.rank, self.alpha).to_dict()
         described |= {"target_modules": matrices_of(model), "base_model_name_or_path": model.name}
         write_json(folder / CONFIG, described | {"inference_mode": True})
-        about = {"base": self.base, "rank": self.rank, "alpha": self.alpha}
+        about = AdapterRecord(model=self.model, base=self.base, rank=self.rank, alpha=self.alpha)
         # Written last: `cached_lora` looks for this file.
-        with atomic_path(folder / TENSORS) as temporary:
-            save_file(self.tensors, temporary, {"adapter": json.dumps(about)})
+        write_tensors(folder / TENSORS, "set of adapters", self.tensors, about)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote.
 
         Raises:
-            SafetyNeuronsError: the file is missing, broken, or was not written by `save`.
+            SafetyNeuronsError: the file is missing, damaged, or was not written by `save`.
         """
-        tensors, metadata = read_tensors(folder / TENSORS)
-        if "adapter" not in metadata:
-            raise SafetyNeuronsError(f"{folder} does not contain trained adapters. Delete it to train them again.")
-        return cls(**json.loads(metadata["adapter"]), tensors=tensors)
+        advice = f"Delete the folder {folder} to train them again."
+        stored = StoredTensors.read(folder / TENSORS, "set of adapters", advice)
+        about = stored.about(AdapterRecord)
+        shapes = {"lora_A.weight": (about.rank, None), "lora_B.weight": (None, about.rank)}
+        tensors = {}
+        for name in stored.tensors:
+            shape = next((shape for end, shape in shapes.items() if name.endswith(f".{end}")), None)
+            if shape is None:
+                raise stored.problem(f"the tensor {name} is unknown")
+            tensors[name] = stored.get(name, torch.float32, shape)
+        return cls(about.model, about.base, about.rank, about.alpha, tensors)
 
 
 def matrices_of(model: ChatModel) -> list[str]:
@@ -144,10 +163,10 @@ def adapted(
 
     Raises:
         CannotRunError: PEFT is not installed, or the model has experts.
-        SafetyNeuronsError: the rank or alpha is not above 0.
+        SafetyNeuronsError: the rank or alpha is not above 0, or the tensors are of other matrices.
     """
     check_peft()
-    from peft import get_peft_model, set_peft_model_state_dict
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     if rank < 1 or not alpha > 0:
         raise SafetyNeuronsError(f"LoRA's rank must be at least 1 and its alpha above 0, not {rank} and {alpha}.")
@@ -164,6 +183,11 @@ def adapted(
         changed = get_peft_model(model.model, config)
         try:
             if tensors is not None:
+                own = {name: value.shape for name, value in get_peft_model_state_dict(changed).items()}
+                if own != {name: value.shape for name, value in tensors.items()}:
+                    raise SafetyNeuronsError(
+                        f"These adapters are not those of the MLPs of {model.name}. Train them again."
+                    )
                 set_peft_model_state_dict(changed, tensors)
                 # `generate` is slow with a frozen head, for the reason in `models.forward`.
                 learn()
@@ -256,7 +280,7 @@ def train_lora(
         raise DivergedError(_DIVERGED)
     if checkpoint is not None:
         discard(checkpoint)
-    return Adapter(model.identity, rank, alpha, tensors)
+    return Adapter(model.name, model.identity, rank, alpha, tensors)
 
 
 def cached_lora(
@@ -273,17 +297,27 @@ def cached_lora(
 
     Raises:
         CannotRunError: they are not cached, and there are several processes.
+        SafetyNeuronsError: the cached ones are damaged, or were made for other weights.
     """
     place = folder and folder / f"lora-{_fingerprint(model, corpus, training, rank, alpha)[:16]}"
-    if place and (place / TENSORS).exists():
-        return Adapter.load(place)
+    if place and exists(place / TENSORS):
+        found = Adapter.load(place)
+        if (found.base, found.rank, found.alpha) != (model.identity, rank, alpha):
+            raise SafetyNeuronsError(
+                f"{place / TENSORS} holds adapters of {found.model} ({found.base[:12]}) with rank {found.rank} and "
+                f"alpha {found.alpha:g}, not of {model.name} ({model.identity[:12]}) with rank {rank} and alpha "
+                f"{alpha:g}. Delete the folder {place} to train them again."
+            )
+        return found
     if process_count() > 1:
         raise CannotRunError(
             "LoRA is trained by one process. Train it without torchrun first; the cached adapters are then loaded."
         )
     checkpoint = None
     if place:
-        place.mkdir(parents=True, exist_ok=True)
+        with disk_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(place)
         checkpoint = place / ".checkpoint.safetensors"
     steps = training_steps(corpus, training.batch_size, training.epochs)
     with (listener or Silence()).task(f"training LoRA, rank {rank}", steps) as advance:

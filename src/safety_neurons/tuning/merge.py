@@ -1,8 +1,7 @@
 """Merging a delta into its base: a plain transformers folder with a model card."""
 
 import contextlib
-import shutil
-import tempfile
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, read_json, write_json, write_text
+from safety_neurons.core.files import disk_errors, exists, read_json, write_json, write_text
+from safety_neurons.core.folders import atomic_folder, follow_umask
+from safety_neurons.core.temporary import remove_abandoned
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.load import DTYPES
 from safety_neurons.models.presets import PRESETS
@@ -35,26 +36,23 @@ def merge(delta: NeuronDelta, model: ChatModel, folder: Path, card: str) -> Path
         SafetyNeuronsError: the folder exists, the disk is full, the delta belongs to other weights, or the base is
             loaded with less precision than its checkpoint: quantized, offloaded, or in a smaller dtype.
     """
-    if folder.exists():
+    if exists(folder):
         raise SafetyNeuronsError(f"{folder} exists already. Choose another folder for the merged model.")
     dtype = checkpoint_dtype(model.name, model.identity) or model.model.dtype
     _check_holds_all(delta, model, dtype)
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            with delta.apply(model), _valid_settings(model):
-                model.model.save_pretrained(temporary, state_dict=_in_dtype(model, dtype))
-            settings = model.model.generation_config.to_json_string()
-            write_text(temporary / "generation_config.json", settings)
-            config = read_json(temporary / "config.json")
-            write_json(temporary / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
-            model.tokenizer.save_pretrained(temporary)
-            write_text(temporary / "README.md", card)
-            temporary.chmod(0o755)
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        remove_abandoned(folder.parent, folder.name)
+    with atomic_folder(folder) as temporary:
+        with delta.apply(model), _valid_settings(model):
+            model.model.save_pretrained(temporary, state_dict=_in_dtype(model, dtype))
+        settings = model.model.generation_config.to_json_string()
+        write_text(temporary / "generation_config.json", settings)
+        config = read_json(temporary / "config.json")
+        write_json(temporary / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
+        model.tokenizer.save_pretrained(temporary)
+        write_text(temporary / "README.md", card)
+        follow_umask(temporary)
     return folder
 
 
@@ -83,7 +81,7 @@ def checkpoint_dtype(name: str, identity: str) -> torch.dtype | None:
         if preset.package is not None and identity == preset.package.sha256:
             return None
         name = preset.hub_id
-    path: Any = Path(name).expanduser() / "config.json"
+    path: Any = Path(os.path.expanduser(name)) / "config.json"
     if not path.is_file():
         try:
             path = try_to_load_from_cache(name, "config.json")

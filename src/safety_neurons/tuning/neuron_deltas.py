@@ -50,7 +50,7 @@ def trainable_hook_points(model: ChatModel, neurons: NeuronSet) -> Iterator[tupl
         yield f"site{number}", hook_point, indices
 
 
-def empty_delta(model: ChatModel, neurons: NeuronSet) -> DeltaTensors:
+def empty_delta(model: ChatModel, neurons: NeuronSet, device: str = "cpu") -> DeltaTensors:
     """Zeros: `site{s}_read{j}_weight` and `site{s}_write` [neurons, hidden], `site{s}_read{j}_bias` [neurons]."""
     tensors: DeltaTensors = {}
     for prefix, hook_point, indices in trainable_hook_points(model, neurons):
@@ -60,11 +60,11 @@ def empty_delta(model: ChatModel, neurons: NeuronSet) -> DeltaTensors:
         else:
             hidden = hook_point.layout.write_vectors(0).shape[1]
             biased = [hook_point.layout.read_blocks(0)[0].bias is not None for _ in hook_point.feeding_rows]
-        tensors[f"{prefix}_write"] = torch.zeros(len(indices), hidden)
+        tensors[f"{prefix}_write"] = torch.zeros(len(indices), hidden, device=device)
         for number, has_bias in enumerate(biased):
-            tensors[f"{prefix}_read{number}_weight"] = torch.zeros(len(indices), hidden)
+            tensors[f"{prefix}_read{number}_weight"] = torch.zeros(len(indices), hidden, device=device)
             if has_bias:
-                tensors[f"{prefix}_read{number}_bias"] = torch.zeros(len(indices))
+                tensors[f"{prefix}_read{number}_bias"] = torch.zeros(len(indices), device=device)
     return tensors
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import TrainingArguments
 
 from safety_neurons.core.distributed import owns, process_count
 from safety_neurons.core.errors import DivergedError, NotFiniteError, SafetyNeuronsError
+from safety_neurons.core.folders import scratch_folder
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.packing import can_pack
@@ -64,7 +64,7 @@ def tune(
 
     Raises:
         SafetyNeuronsError: the corpus or the neuron set is empty, an option is not allowed, training diverges, or the
-            checkpoint is broken.
+            checkpoint is damaged.
     """
     training = Training.of(config.override(options), seed)
     if not corpus.pairs:
@@ -112,17 +112,17 @@ def trained(
     Training resumes from a checkpoint with the same `fingerprint`.
     """
     model = delta_model.base
-    resumed = resumable(checkpoint, fingerprint)
+    resumed = resumable(checkpoint, fingerprint, dict(delta_model.delta.items()))
     transformers.set_seed(training.seed)
     # Tried now: processes that share the base must run it equally often.
     can_pack(model.model, 0)
     with delta_model.as_base():
         delta_model.read_base(examples, padding_token(model), training.batch_size)
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        scratch = stack.enter_context(scratch_folder())
         if resumed is not None:
             # The trainer reads this part itself, from a folder.
-            (scratch / "trainer_state.json").write_text(json.dumps(resumed.state["trainer"]), encoding="utf-8")
+            (scratch / "trainer_state.json").write_text(json.dumps(resumed.state.trainer.whole()), encoding="utf-8")
         steps = training_steps(corpus, training.batch_size, training.epochs)
         trainer = DeltaTrainer(
             delta_model,

@@ -11,7 +11,7 @@ from torch.distributed import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from safety_neurons.core.distributed import owns, process_count
+from safety_neurons.core.distributed import broadcast, owns, process_count
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.trace import decoder_layers, dummy_input
@@ -68,7 +68,7 @@ def led_by_process_0(model: ChatModel) -> Iterator[None]:
     """
 
     def lead(*_: object) -> None:
-        distributed.broadcast_object_list([True], src=0)
+        broadcast(True, bool)
 
     if owns(0):
         # Runs before the hook that gathers the first weights.
@@ -77,10 +77,9 @@ def led_by_process_0(model: ChatModel) -> Iterator[None]:
             yield
         finally:
             handle.remove()
-            distributed.broadcast_object_list([False], src=0)
+            broadcast(False, bool)
         return
-    told = [True]
-    while distributed.broadcast_object_list(told, src=0) or told[0]:
+    while broadcast(False, bool):
         model.model(**dummy_input(model.model), use_cache=False)
     yield
 

@@ -14,19 +14,22 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy
 import torch
-from safetensors.torch import save_file
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from safety_neurons.core.distributed import all_gather, owns, process_count, sync_errors
+from safety_neurons.core.distributed import all_gather, broadcast, owns, process_count, sync_errors
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, read_tensors
+from safety_neurons.core.files import disk_errors, exists
 from safety_neurons.core.progress import Advance
+from safety_neurons.core.records import Record
+from safety_neurons.core.temporary import remove, remove_abandoned
+from safety_neurons.core.tensors import StoredTensors, write_tensors
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import halve_when_full
 from safety_neurons.neurons.neuron_set import NeuronSet
@@ -40,17 +43,85 @@ from safety_neurons.tuning.shard import led_by_process_0
 DIVERGED = "Training diverged (NaN or inf). Lower learning_rate."
 
 
+# What can be done about a checkpoint that cannot be used.
+DELETE = "Delete it: training then starts anew."
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+_Word = Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
+@dataclass(frozen=True)
+class TrainerProgress:
+    """The part of transformers' `TrainerState` that a training depends on, under its names."""
+
+    epoch: float
+    global_step: _Count
+    max_steps: _Count
+    logging_steps: int | float
+    eval_steps: int | float
+    save_steps: int | float
+    train_batch_size: int | None
+    num_train_epochs: _Count
+    num_input_tokens_seen: _Count
+    total_flos: float
+    log_history: list[dict[str, int | float]]
+
+    @classmethod
+    def of(cls, state: TrainerState) -> Self:
+        return cls(**{field.name: getattr(state, field.name) for field in dataclasses.fields(cls)})
+
+    def whole(self) -> dict[str, Any]:
+        """The content of the trainer's own file."""
+        return dataclasses.asdict(TrainerState()) | dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class ScheduleProgress:
+    """How far the schedule of the learning rate is, and the rates of the groups of parameters."""
+
+    last_epoch: _Count
+    step_count: _Count
+    learning_rates: list[float]
+
+
+@dataclass(frozen=True)
+class RandomStates:
+    """The states of the random numbers of Python and NumPy, as their `getstate` and `get_state` return them."""
+
+    python_version: Literal[3]
+    python_words: Annotated[list[_Word], Field(min_length=625, max_length=625)]
+    python_gauss: float | None
+    numpy_words: Annotated[list[_Word], Field(min_length=624, max_length=624)]
+    numpy_position: Annotated[int, Field(ge=0, le=624)]
+    numpy_has_gauss: Literal[0, 1]
+    numpy_gauss: float
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint holds besides tensors."""
+
+    trainer: TrainerProgress
+    schedule: ScheduleProgress
+    random: RandomStates
+
+
+class CheckpointRecord(Record):
+    """What a checkpoint's file says besides its tensors."""
+
+    fingerprint: str
+    state: TrainingState
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Everything that the rest of a training depends on.
 
-    `tensors` are the deltas, the best deltas so far, AdamW's moments and the states of torch's random numbers; `state`
-    is that of the trainer, of the schedule and of the other random numbers, in JSON types.
+    `tensors` are the deltas, the best deltas so far, AdamW's moments and the states of torch's random numbers.
     """
 
     fingerprint: str
     tensors: Mapping[str, Tensor]
-    state: Mapping[str, Any]
+    state: TrainingState
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names have this prefix, without it."""
@@ -62,24 +133,43 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Replace the file atomically."""
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
-        described = json.dumps({"fingerprint": self.fingerprint, "state": self.state})
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"checkpoint": described})
+        write_tensors(
+            path, "checkpoint", self.tensors, CheckpointRecord(fingerprint=self.fingerprint, state=self.state)
+        )
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
+    def load(cls, path: Path, fingerprint: str, parameters: Mapping[str, Tensor]) -> Self | None:
+        """Read what `save` wrote; None if it is of another training than the one with this fingerprint.
+
+        Args:
+            parameters: those that are trained, of which only types and shapes matter here.
 
         Raises:
-            SafetyNeuronsError: the file is missing, broken, or not a checkpoint.
+            SafetyNeuronsError: the file is missing, damaged, or not a checkpoint of a training of these parameters.
         """
-        tensors, metadata = read_tensors(path)
-        try:
-            described = json.loads(metadata["checkpoint"])
-            return cls(described["fingerprint"], tensors, described["state"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise SafetyNeuronsError(f"{path} is not a checkpoint. Choose another file, or delete it.") from error
+        stored = StoredTensors.read(path, "checkpoint", DELETE)
+        about = stored.about(CheckpointRecord)
+        if about.fingerprint != fingerprint:
+            return None
+        shapes = {"random.cpu": torch.get_rng_state()}
+        if "random.cuda" in stored.tensors:
+            # Of a training on a GPU, which may not be here.
+            shapes["random.cuda"] = (
+                torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(16, dtype=torch.uint8)
+            )
+        shapes |= named("delta", parameters)
+        if any(name.startswith("best.") for name in stored.tensors):
+            shapes |= named("best", parameters)
+        for name, value in parameters.items():
+            moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), value) | {"step": torch.zeros(())}
+            if any(f"optimizer.{name}.{moment}" in stored.tensors for moment in moments):
+                shapes |= named(f"optimizer.{name}", moments)
+        stored.check_names(shapes)
+        return cls(
+            about.fingerprint,
+            {name: stored.get(name, value.dtype, tuple(value.shape)) for name, value in shapes.items()},
+            about.state,
+        )
 
 
 def named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,32 +177,31 @@ def named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{part}.{name}": value for name, value in tensors.items()}
 
 
-def resumable(path: Path | None, fingerprint: str) -> Checkpoint | None:
-    """The checkpoint at this path if it is of the same training; process 0 reads it for all.
+def resumable(path: Path | None, fingerprint: str, parameters: Mapping[str, Tensor]) -> Checkpoint | None:
+    """The checkpoint at this path if it is of the same training of these parameters; process 0 reads it for all.
 
     Raises:
-        SafetyNeuronsError: the file is broken or not a checkpoint, or the processes would train different things.
+        SafetyNeuronsError: the file is damaged or not a checkpoint, or the processes would train different things.
     """
-    if len(set(all_gather(fingerprint))) > 1:
+    if len(set(all_gather(fingerprint, str))) > 1:
         raise SafetyNeuronsError("The processes have different models, neurons, corpora or training options.")
     checkpoint = None
     with sync_errors():
-        if path is not None and owns(0) and path.exists():
-            checkpoint = Checkpoint.load(path)
-            if checkpoint.fingerprint != fingerprint:
+        if path is not None and owns(0) and exists(path):
+            checkpoint = Checkpoint.load(path, fingerprint, parameters)
+            if checkpoint is None:
                 warnings.warn(
                     f"{path} is of a training with another model, corpus, neurons or options. Training starts anew.",
                     stacklevel=3,
                 )
-                checkpoint = None
-    return all_gather(checkpoint)[0]
+    return broadcast(checkpoint, Checkpoint | None)
 
 
 def discard(path: Path) -> None:
     """Remove the checkpoint, and temporary files of a process that was killed while writing one."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink()
-    path.unlink(missing_ok=True)
+    with disk_errors(path):
+        remove_abandoned(path.parent, path.name)
+        remove(path)
 
 
 def training_fingerprint(
@@ -132,23 +221,26 @@ def training_fingerprint(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The states of torch's random numbers, and those of Python's and NumPy's in JSON types."""
+def random_states() -> tuple[dict[str, Tensor], RandomStates]:
+    """The states of torch's random numbers, and those of Python's and NumPy's."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
-    arrays = [part.tolist() if isinstance(part, numpy.ndarray) else part for part in numpy.random.get_state()]
-    return tensors, {"python": random.getstate(), "numpy": arrays}
+    version, words, gauss = random.getstate()
+    own: Any = numpy.random.get_state(legacy=False)
+    words_of_numpy, position = own["state"]["key"].tolist(), int(own["state"]["pos"])
+    known = (words_of_numpy, position, own["has_gauss"], own["gauss"])
+    return tensors, RandomStates(version, list(words), gauss, *known)
 
 
-def set_random_states(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def set_random_states(tensors: Mapping[str, Tensor], state: RandomStates) -> None:
     """Restore what `random_states` returned."""
     torch.set_rng_state(tensors["cpu"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    numpy.random.set_state(tuple(state["numpy"]))
+    random.setstate((state.python_version, tuple(state.python_words), state.python_gauss))
+    words = numpy.array(state.numpy_words, dtype=numpy.uint32)
+    numpy.random.set_state(("MT19937", words, state.numpy_position, state.numpy_has_gauss, state.numpy_gauss))
 
 
 class DeltaTrainer(Trainer):
@@ -213,7 +305,7 @@ class DeltaTrainer(Trainer):
         with sync_errors(), torch.no_grad(), self.delta_model.active(), led:
             if owns(0):
                 measured = self.validate(digest(self.delta_model.tensors()))
-        measured = all_gather(measured)[0]
+        measured = broadcast(measured, Validation)
         assert measured is not None
         least = min((seen.harm for seen in self.validations()), default=math.inf)
         self.log(dataclasses.asdict(measured))
@@ -241,21 +333,28 @@ class DeltaTrainer(Trainer):
     def _save_checkpoint(self, *_args: Any, **_kwargs: Any) -> None:
         if self.checkpoint is None or not owns(0):
             return
+        names, saved = self._names(), self.optimizer.state_dict()
         moments = {
-            f"{number}.{name}": value
-            for number, values in self.optimizer.state_dict()["state"].items()
-            for name, value in values.items()
+            f"{names[number]}.{moment}": value
+            for number, values in saved["state"].items()
+            for moment, value in values.items()
         }
         tensors = named("delta", self.delta_model.tensors()) | named("best", self.best or {})
         random_tensors, random_state = random_states()
         tensors |= named("optimizer", moments) | named("random", random_tensors)
-        state = {
-            "trainer": dataclasses.asdict(self.state),
-            "schedule": self.lr_scheduler.state_dict(),
-            "learning_rates": [group["lr"] for group in self.optimizer.param_groups],
-            "random": random_state,
-        }
+        schedule = self.lr_scheduler.state_dict()
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        state = TrainingState(
+            TrainerProgress.of(self.state),
+            ScheduleProgress(schedule["last_epoch"], schedule["_step_count"], rates),
+            random_state,
+        )
         Checkpoint(self.fingerprint, tensors, state).save(self.checkpoint)
+
+    def _names(self) -> list[str]:
+        """The parameters' names in the order of the optimizer."""
+        names = {id(value): name for name, value in self.delta_model.delta.items()}
+        return [names[id(value)] for group in self.optimizer.param_groups for value in group["params"]]
 
     def _load_from_checkpoint(self, *_args: Any, **_kwargs: Any) -> None:
         assert self.resumed is not None
@@ -267,19 +366,30 @@ class DeltaTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, _checkpoint: str | None) -> None:
         if self.resumed is None:
             return
+        numbers = {name: number for number, name in enumerate(self._names())}
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in self.resumed.part("optimizer").items():
-            number, name = key.split(".")
-            moments.setdefault(int(number), {})[name] = value
+            name, _, moment = key.rpartition(".")
+            moments.setdefault(numbers[name], {})[moment] = value
+        schedule = self.resumed.state.schedule
         groups = self.optimizer.state_dict()["param_groups"]
-        for group, rate in zip(groups, self.resumed.state["learning_rates"], strict=True):
+        if len(groups) != len(schedule.learning_rates):
+            raise SafetyNeuronsError(f"{self.checkpoint} is damaged: it has other groups of parameters. {DELETE}")
+        for group, rate in zip(groups, schedule.learning_rates, strict=True):
             group["lr"] = rate
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.lr_scheduler.load_state_dict(dict(self.resumed.state["schedule"]))
+        self.lr_scheduler.load_state_dict(
+            self.lr_scheduler.state_dict()
+            | {
+                "last_epoch": schedule.last_epoch,
+                "_step_count": schedule.step_count,
+                "_last_lr": list(schedule.learning_rates),
+            }
+        )
 
     def _load_rng_state(self, _checkpoint: str | None) -> None:
         if self.resumed is not None:
-            set_random_states(self.resumed.part("random"), self.resumed.state["random"])
+            set_random_states(self.resumed.part("random"), self.resumed.state.random)
 
 
 class _EachStep(TrainerCallback):

@@ -141,7 +141,7 @@ def test_a_worker_process_writes_no_file(
     content = path.read_bytes()
     kept = random_search.JsonlCache.read(path, random_search.CachedSuffix).entries
     monkeypatch.setattr(random_search, "owns", lambda number: False)
-    monkeypatch.setattr(random_search, "all_gather", lambda mine: [kept, mine])
+    monkeypatch.setattr(random_search, "broadcast", lambda _mine, _kind: kept)
     assert search().prompts(USERS, defended, context) == first
     assert search("random-search:steps=1,suffix_tokens=2").prompts(USERS, defended, context) != first
     assert path.read_bytes() == content

@@ -205,10 +205,15 @@ def test_the_material_stands_between_marks_and_the_task_around_it(fake: Fake, na
     verdict(fake, named(name), "no", answer)
     [turn] = fake.asked[0].turns
     key = key_of(PROMPT, answer)
-    before, request, between, material, after = turn.content.replace(f"sign {key}.", "sign.").split(key)[::1]
+    before, request, between, material, *cut, after = turn.content.replace(f"sign {key}.", "sign.").split(key)[::1]
     assert request.startswith(" begins]\n")
     assert between.startswith(" ends]\n\n[answer ")
     assert material.startswith(" begins]\n")
+    # The middle of a very long answer is left out, and a mark says so.
+    assert [one.partition("]")[0] for one in cut] == [f" {len(answer) - 16_000} characters are left out here"] * len(
+        cut
+    )
+    assert bool(cut) == (len(answer) > 16_000)
     assert after.startswith(" ends]\n\nThe material ends here. Give your verdict")
     assert "verdict: no" not in before + after
     with_other = named(name).conversation(JudgeInput(PROMPT, ANSWER)).turns[0].content
@@ -292,7 +297,8 @@ def test_identity_tells_apart_all_that_verdicts_depend_on(monkeypatch: pytest.Mo
 
 def test_an_address_with_signs_in_it_is_an_option() -> None:
     judge = named("jailbreakbench", endpoint="http://127.0.0.1:8000/v1?key=x")
-    assert judge.endpoint == "http://127.0.0.1:8000/v1?key=x"
+    assert judge.endpoint == "http://127.0.0.1:8000/v1"
+    assert judge.name == "jailbreakbench:model=fake,endpoint=http://127.0.0.1:8000/v1"
     with pytest.raises(
         SafetyNeuronsError, match="Its options: model, endpoint, prompt_price, completion_price, cut_off"
     ):

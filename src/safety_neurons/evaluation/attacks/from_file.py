@@ -1,5 +1,6 @@
 """Jailbreak prompts from a user's file, written by hand or by a method that is not implemented here."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ class FromFile(Attack):
     ) -> Sequence[AttackedPrompt | None]:
         if self.path is None:
             raise CannotRunError(f"The attack {self.name} needs a file with goals and prompts: file:path=FILE.")
-        file = read_attack(self.path.expanduser(), self.goal_column, self.prompt_column)
+        file = read_attack(Path(os.path.expanduser(self.path)), self.goal_column, self.prompt_column)
         return matched(requests, file, str(self.path), context)
 
 

@@ -4,13 +4,15 @@ They were made for another model than the one under test, so their success measu
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, cache_folder
+from safety_neurons.core.files import atomic_path, cache_folder, exists, read_bytes
+from safety_neurons.core.folders import prepare_cache
 from safety_neurons.core.plugins import unknown_name
 from safety_neurons.evaluation.attacks.from_file import AttackFile, by_goal, matched, read_attack
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
@@ -121,10 +123,10 @@ class Artifact(Attack):
     ) -> Sequence[AttackedPrompt | None]:
         if local := self._local(context):
             return matched(requests, read_attack(local), str(local), context)
-        if not self.cached.exists():
+        if not exists(self.cached):
             self._download()
         try:
-            prompts = read_artifact(self.cached.read_bytes(), self.url)
+            prompts = read_artifact(read_bytes(self.cached), self.url)
         except SafetyNeuronsError as error:
             raise SafetyNeuronsError(
                 f"The cached copy of the attack {self.short}, {self.cached}, cannot be used: {error} Delete it, and it "
@@ -138,8 +140,8 @@ class Artifact(Attack):
         if folder is None:
             return None
         stems = (self.short, *self.published.aliases)
-        usual, *others = (folder.expanduser() / f"{stem}.{self.target}.jsonl" for stem in stems)
-        existing = next((path for path in (usual, *others) if path.exists()), None)
+        usual, *others = (Path(os.path.expanduser(folder)) / f"{stem}.{self.target}.jsonl" for stem in stems)
+        existing = next((path for path in (usual, *others) if exists(path)), None)
         # A folder that was named for this attack must contain the file.
         return existing or (usual if self.folder else None)
 
@@ -163,6 +165,7 @@ class Artifact(Attack):
                 f"The download for the attack {self.short} was not cached: {error} Open the address in a browser to "
                 "see what it sends."
             ) from error
+        prepare_cache(self.cached.parent)
         with atomic_path(self.cached) as temporary:
             temporary.write_bytes(content)
 

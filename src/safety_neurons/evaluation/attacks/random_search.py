@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from safety_neurons.core.distributed import all_gather, owns
+from safety_neurons.core.distributed import broadcast, owns, sync_errors
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import disk_errors, fingerprint
 from safety_neurons.core.records import JsonlCache, Line
@@ -99,10 +99,12 @@ class RandomSearch(Attack):
 def _cached_suffixes(folder: Path | None) -> JsonlCache[CachedSuffix]:
     """The suffixes found before. Process 0 alone has the file; it sends the entries to the others."""
     path = folder / FILE if folder is not None and owns(0) else None
-    if path is not None:
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-    return JsonlCache(path, CachedSuffix, all_gather(JsonlCache.read(path, CachedSuffix).entries)[0])
+    with sync_errors():
+        if path is not None:
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+        entries = JsonlCache.read(path, CachedSuffix).entries
+    return JsonlCache(path, CachedSuffix, broadcast(entries, dict[str, CachedSuffix]))
 
 
 def changed(suffix: Sequence[str], pieces: Sequence[str], draw: random.Random) -> list[str]:

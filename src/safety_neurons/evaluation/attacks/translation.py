@@ -7,6 +7,7 @@ rarely can translate. A request whose translation is empty or cut off is not sen
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from safety_neurons.core.addresses import take_credentials
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.engines.engine import answers, engine_for, served
 from safety_neurons.evaluation import judges
@@ -33,6 +34,8 @@ class Translation(Attack):
     back: bool = True
 
     def __post_init__(self) -> None:
+        # The class is frozen, but no field may hold a secret.
+        object.__setattr__(self, "endpoint", take_credentials(self.endpoint))
         if not self.language.strip():
             raise SafetyNeuronsError(f"{self.name}: language must be the name of a language, such as Zulu.")
         if self.endpoint is not None and not self.model:
@@ -40,7 +43,7 @@ class Translation(Attack):
         if self.endpoint is not None:
             # Fail early on an invalid URL.
             served(self.endpoint, self.model)
-        # The class is frozen, but this field depends on the translator.
+        # This field depends on the translator.
         object.__setattr__(self, "sees_defended_model", not self.model)
 
     def prompts(

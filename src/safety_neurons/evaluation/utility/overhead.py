@@ -5,13 +5,12 @@ tokens to divide its time by, so the ratio of total times is reported, too.
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.folders import scratch_folder
 from safety_neurons.engines.engine import uncached, weights_of
 from safety_neurons.evaluation import defenses
 from safety_neurons.evaluation.contracts import Defense, EvaluationContext
@@ -56,9 +55,9 @@ def overhead(
     model = weights_of(context.engine, "The overhead of a defense")
     contenders = [defenses.get("none"), *given]
     spent: list[list[tuple[float, float]]] = [[] for _ in contenders]
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         # With a folder, adapters trained in the first round are loaded in the others.
-        own = replace(context, engine=uncached(context.engine), folder=context.folder or Path(folder))
+        own = replace(context, engine=uncached(context.engine), folder=context.folder or folder)
         with context.listener.task("overhead of the defenses", rounds * len(contenders)) as advance:
             for number in range(rounds):
                 for turn in range(len(contenders)):
