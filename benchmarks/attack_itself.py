@@ -12,14 +12,16 @@ from pathlib import Path
 
 from attack.damage import damage
 from attack.kills import full_disk, kill, together
+from attack.models import hostile_models
 from attack.outcome import Tally, as_json, table
 from attack.secrets import secrets
 from attack.strings import hostile_strings
 from attack.subject import Subject, finished, tiny_subject
 from attack.trust import foreign_runs, links
+
 from safety_neurons.cli.console import ConsoleListener, console, print_tables
 from safety_neurons.core.files import write_json
-from safety_neurons.core.tables import visible
+from safety_neurons.core.visible import visible
 
 # Bytes of disks on which a run ends at different moments.
 DISKS = tuple(4096 * 2**step for step in range(2, 13))
@@ -40,6 +42,7 @@ def attacks(options: argparse.Namespace, subject: Subject, work: Path) -> dict[s
     return {
         "damage": lambda: damage(subject, work / "damage", options.share, options.seed),
         "links": lambda: [links(subject, work / "links")],
+        "models": lambda: [hostile_models(subject, work / "models")],
         "trust": lambda: [foreign_runs(subject, work / "trust")],
         "strings": lambda: [hostile_strings(subject, work / "strings")],
         "secrets": lambda: [secrets(subject, work / "secrets")],

@@ -11,6 +11,7 @@ from attack import compared, forked
 from attack.outcome import Tally
 from attack.subject import Subject, commands
 from builders.damage import PLACES, Damage, contents, written
+from builders.tensor_damage import METADATA, RAW
 
 # Files that a command reads; pages and tables are only written.
 KINDS = (".json", ".jsonl", ".safetensors")
@@ -42,33 +43,18 @@ def damage(subject: Subject, work: Path, share: float, seed: int) -> list[Tally]
 def ways(file: Path, seed: int) -> Iterator[Damage]:
     """All kinds of damage to a file."""
     good = file.read_bytes()
+    if file.suffix == ".safetensors":
+        yield from (Damage(name, change) for name, change in (RAW | METADATA).items())
+        return
     if file.suffix == ".jsonl":
         first, *others = good.splitlines(keepends=True)
-        for name, found in contents(first.rstrip(b"\n"), seed).items():
-            yield Damage(name, written(found + b"\n" + b"".join(others)))
-    elif file.suffix == ".json":
-        yield from (Damage(name, written(found)) for name, found in contents(good, seed).items())
+        rest = b"".join(others)
+        yield from (
+            Damage(name, written(found + b"\n" + rest)) for name, found in contents(first.rstrip(b"\n"), seed).items()
+        )
     else:
-        yield from (Damage(name, written(found)) for name, found in _binary(good, random.Random(seed)))
+        yield from (Damage(name, written(found)) for name, found in contents(good, seed).items())
     yield from PLACES
-
-
-def _binary(good: bytes, draw: random.Random) -> Iterator[tuple[str, bytes]]:
-    length = int.from_bytes(good[:8], "little")
-    yield "empty", b""
-    yield "header alone", good[: 8 + length]
-    yield "truncated", good[: draw.randrange(8 + length, len(good))]
-    yield "zeros", bytes(len(good))
-    yield "random", draw.randbytes(len(good))
-    yield "longer", good + bytes(64)
-    yield "huge header", (1 << 62).to_bytes(8, "little") + good[8:]
-    yield "short header", (length // 2).to_bytes(8, "little") + good[8:]
-    yield "text", b"not tensors"
-    yield "a pickle", b"\x80\x04\x95" + draw.randbytes(60)
-    for number in range(10):
-        flipped = bytearray(good)
-        flipped[draw.randrange(len(good))] ^= 1 << draw.randrange(8)
-        yield f"flipped bit {number}", bytes(flipped)
 
 
 def _try(subject: Subject, work: Path, tally: Tally, name: str, way: Damage, command: str) -> None:

@@ -47,7 +47,14 @@ def secrets(subject: Subject, work: Path) -> Tally:
             out = work / "served"
             shutil.rmtree(out, ignore_errors=True)
             address = f"http://user:{PASSWORD}@127.0.0.1:{server.server_port}/{path}/v1{query}"
-            options = ("--evaluate.on", ":".join(prompts[:2]), "--evaluate.attacks", "direct", "--evaluate.prompts", "2")
+            options = (
+                "--evaluate.on",
+                ":".join(prompts[:2]),
+                "--evaluate.attacks",
+                "direct",
+                "--evaluate.prompts",
+                "2",
+            )
             ended = forked.run(("evaluate", address, "--out", str(out), *options), lambda: _set_key())
             tally.tried += 1
             if ended.crashed:

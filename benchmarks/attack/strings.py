@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from attack.outcome import Tally
 from attack.subject import Subject, commands
 
 HOSTILE = (
-    "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj\u2066\u2028\u200b\ud800 [a](javascript:alert(1)) ![i](https://x.invalid/p) "
-    "<img src=x onerror=alert(1)> </script><script>alert(2)</script> | # `` ``` \r\n---\n{{ 7 * 7 }} [red]x[/red]"
+    "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj\u2066\u2028\u200b\ud800 [a](javascript:alert(1)) "
+    "![i](https://x.invalid/p) <img src=x onerror=alert(1)> </script><script>alert(2)</script> | # `` ``` "
+    "\r\n---\n{{ 7 * 7 }} [red]x[/red]"
 )
 # No output may hold these: controls, and marks that reorder or hide what stands beside them.
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]")
@@ -50,7 +52,10 @@ def _shown(output: str, run: Path, out: Path) -> Iterator[tuple[str, str]]:
     for path in (run / "report.html", out / "report.md", out / "merged" / "README.md"):
         if path.exists():
             text = path.read_text(encoding="utf-8", errors="surrogateescape")
-            yield path.name, re.sub(r"<script[ >].*?</script>", "", text, flags=re.DOTALL) if path.suffix == ".html" else text
+            yield (
+                path.name,
+                re.sub(r"<script[ >].*?</script>", "", text, flags=re.DOTALL) if path.suffix == ".html" else text,
+            )
 
 
 def _places(content: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -60,7 +65,7 @@ def _places(content: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
         kind = ".".join("[]" if isinstance(part, int) else part for part in path)
         if kind not in seen:
             seen.add(kind)
-            yield kind, lambda path=path, value=value: _replaced(content, path, f"{value} {HOSTILE}")
+            yield kind, partial(_replaced, content, path, f"{value} {HOSTILE}")
 
 
 def _strings(value: Any, path: tuple[int | str, ...]) -> Iterator[tuple[tuple[int | str, ...], str]]:

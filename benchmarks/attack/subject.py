@@ -1,7 +1,5 @@
 """What is attacked: a finished run of a model, and the commands that read it."""
 
-import contextlib
-import io
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass

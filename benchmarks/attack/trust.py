@@ -53,7 +53,7 @@ def _changes(work: Path, marker: Path) -> dict[str, Callable[[dict[str, Any]], N
         shutil.copy(code, folder / "modeling_evil.py")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         kinds = ("AutoConfig", "AutoModelForCausalLM")
-        config |= {"model_type": "evil", "auto_map": {kind: "modeling_evil.Evil" for kind in kinds}}
+        config |= {"model_type": "evil", "auto_map": dict.fromkeys(kinds, "modeling_evil.Evil")}
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         record["settings"] |= {"model": str(folder), "trust_remote_code": True}
         record["model"]["name"] = str(folder)
@@ -73,7 +73,8 @@ def _changes(work: Path, marker: Path) -> dict[str, Callable[[dict[str, Any]], N
     tasks.mkdir(exist_ok=True)
     (tasks / "utils.py").write_text(code.read_text(encoding="utf-8") + "def f(doc):\n    return ''\n", encoding="utf-8")
     (tasks / "evil.yaml").write_text(
-        "task: evil\ndataset_path: json\noutput_type: generate_until\ndoc_to_text: !function utils.f\n", encoding="utf-8"
+        "task: evil\ndataset_path: json\noutput_type: generate_until\ndoc_to_text: !function utils.f\n",
+        encoding="utf-8",
     )
 
     def lm_eval(record: dict[str, Any]) -> None:
