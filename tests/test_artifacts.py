@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import time
 from collections.abc import Callable
@@ -160,7 +161,7 @@ def test_whole_number_of_a_checkpoint_stays_one(artifacts: dict[str, Artifact], 
 def test_damaged_file_is_refused_at_once(artifact: Artifact, path: Path) -> None:
     for what, harm in (damage.RAW | damage.METADATA).items():
         harm(path)
-        if artifact.computed_if_missing and not path.exists():
+        if artifact.computed_if_missing and not os.path.lexists(path):
             assert artifact.read(path) is None
         else:
             refused(artifact, path, what)
@@ -239,7 +240,6 @@ def test_forged_numbers_out_of_range_are_refused(artifacts: dict[str, Artifact],
         ("guard", ["penalty"], 0),
         ("guard", ["calibration", "prompt_positions"], "template"),
         ("guard", ["calibration", "prompt_positions"], 4),
-        ("guard", ["calibration", "prompt_positions"], "3"),
         ("guard", ["calibration", "layers"], [3, 4]),
         ("guard", ["calibration", "generated_tokens"], 10**30),
         ("adapter", ["rank"], 0),

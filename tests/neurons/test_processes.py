@@ -144,7 +144,7 @@ def folder(model: ChatModel, tmp_path: Path) -> Path:
 
 def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path) -> None:
     """Process 0 alone writes and speaks; both find and tune what one process finds and tunes."""
-    given = {
+    given: dict[str, Any] = {
         "model": str(folder),
         "device": "cpu",
         "dtype": "float32",
@@ -154,12 +154,15 @@ def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path) -> None:
         "tune": {"refusals": 7, "contrast": 0, "benign": 0, "borderline": 0, "answer_tokens": 2},
         "evaluate": {"prompts": 2, "answer_tokens": 2, "judge": ALWAYS_REFUSED.name},
     }
+    # No file of settings can name code.
+    judge = ("--evaluate.judge", given["evaluate"].pop("judge"))
     (tmp_path / "settings.toml").write_text(toml(given))
-    both = torchrun("-m", "safety_neurons", "tune", str(tmp_path / "two"), "--config", str(tmp_path / "settings.toml"))
+    config = ("--config", str(tmp_path / "settings.toml"))
+    both = torchrun("-m", "safety_neurons", "tune", str(tmp_path / "two"), *config, *judge)
     assert both.returncode == 0, both.stdout
     assert both.stdout.count("3/3 layers, 144 neurons") == 1
     assert not (tmp_path / "two" / ".checkpoint.safetensors").exists()
-    run(tmp_path / "one", given, until="tune")
+    run(tmp_path / "one", given | {"evaluate": given["evaluate"] | {"judge": judge[1]}}, until="tune")
     for name in ("neurons.safetensors", "directions.safetensors", "corpus.jsonl"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     one, two = (NeuronDelta.load(tmp_path / name / "delta.safetensors").tensors for name in ("one", "two"))

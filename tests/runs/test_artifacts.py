@@ -118,7 +118,7 @@ def test_what_is_removed_meanwhile_is_told(
 
     def write_record(self: RunFolder, record: Any) -> None:
         original(self, record)
-        if "report" in record["stages"]:
+        if "report" in record.stages:
             (self.path / name).unlink(missing_ok=True)
 
     with monkeypatch.context() as removing:

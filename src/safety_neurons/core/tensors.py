@@ -117,7 +117,7 @@ class StoredTensors:
             SafetyNeuronsError: a field is missing, unknown or wrong.
         """
         try:
-            return kind.model_validate_json(json.dumps(self.described), strict=True)
+            return kind.model_validate_json(json.dumps(self.described))
         except ValidationError as error:
             raise self.problem(first_problem(error)) from error
 

@@ -27,7 +27,7 @@ from safety_neurons.runs.folder import (
     stage_fingerprints,
 )
 from safety_neurons.runs.outside import tell_outside
-from safety_neurons.runs.stage_files import Lost, check_replaceable, hashes, left_by, lost
+from safety_neurons.runs.stage_files import Lost, hashes, left_by, lost
 from safety_neurons.settings import Settings, without_permissions
 from safety_neurons.tuning.corpus import Corpus
 
@@ -254,8 +254,6 @@ def _run(
         _check_shard(settings)
     outdated = _say_changes(opening, record, todo, prints)
     outdated |= _say_losses(opening, losses, todo)
-    for stage in todo:
-        check_replaceable(folder, stage)
     if skipped := [stage for stage in wanted if stage not in todo]:
         listener.say(f"Done already: {', '.join(skipped)}.")
     if context is None and todo != ["report"]:

@@ -27,7 +27,7 @@ def left_by(folder: RunFolder, stage: str) -> tuple[Path, ...]:
 
 def hashes(folder: RunFolder, stage: str, results: Mapping[str, Any]) -> dict[str, str]:
     """The SHA-256, by name, of the files that a stage has just left, or of the guard that it has just evaluated."""
-    guarded = stage == "evaluate" and results["evaluation"]["guard"] is not None
+    guarded = stage == "evaluate" and results.get("evaluation", {}).get("guard") is not None
     return {path.name: file_sha256(path) for path in (*left_by(folder, stage), *[folder.guard] * guarded)}
 
 
@@ -83,13 +83,3 @@ def check_left(folder: RunFolder, stage: str) -> str:
         if (problem := _problem(path, stage, known.get(path.name))) is not None:
             raise SafetyNeuronsError(f"{problem}. Make it again: {again}")
     return f"Make it again: {again}"
-
-
-def check_replaceable(folder: RunFolder, stage: str) -> None:
-    """Before a stage starts: raise SafetyNeuronsError if a file that it leaves could not be written in the end."""
-    for path in left_by(folder, stage):
-        what = "a symbolic link" if path.is_symlink() else "a folder" if path.is_dir() else None
-        if what is not None:
-            raise SafetyNeuronsError(
-                f"{path} is {what} where `{stage}` writes a file. Move it away, and run the same command again."
-            )
