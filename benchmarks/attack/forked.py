@@ -19,7 +19,11 @@ import safety_neurons.experiments.auto_tune
 import safety_neurons.report.page
 import safety_neurons.runs.stages
 from safety_neurons import cli
+from safety_neurons.calibration import clouds
+from safety_neurons.experiments import guard_test
 
+# Intervals take most of the time of some commands, and nothing here looks at them.
+clouds.RESAMPLES = guard_test.RESAMPLES = 20
 # A command that takes longer is counted as a hang.
 SECONDS = 120.0
 # What a process may allocate besides what it was forked with.
