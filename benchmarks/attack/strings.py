@@ -1,0 +1,85 @@
+"""Hostile text in every place of a run's files that holds text, and what of it reaches a reader."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from attack import forked
+from attack.outcome import Tally
+from attack.subject import Subject, commands
+
+HOSTILE = (
+    "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj\u2066\u2028\u200b\ud800 [a](javascript:alert(1)) "
+    "![i](https://x.invalid/p) <img src=x onerror=alert(1)> </script><script>alert(2)</script> | # `` ``` "
+    "\r\n---\n{{ 7 * 7 }} [red]x[/red]"
+)
+# No output may hold these: controls, and marks that reorder or hide what stands beside them.
+RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]")
+ACTIVE = re.compile(r"(?<!\\)\]\(javascript|(?<!\\)!\[i|<img src=x|<script>alert")
+FILES = ("results.json", "run.json")
+READERS = ("report", "report md", "compare", "merge", "tokens")
+
+
+def hostile_strings(subject: Subject, work: Path) -> Tally:
+    """Put hostile text into each kind of place, one at a time, and let every command show it."""
+    tally = Tally("hostile text in results.json and run.json")
+    for name in FILES:
+        content = json.loads((subject.folder / name).read_text(encoding="utf-8"))
+        for place, change in _places(content):
+            run = subject.copy(work / "run")
+            (run / name).write_text(json.dumps(change()), encoding="utf-8")
+            for command in READERS:
+                shutil.rmtree(work / "out", ignore_errors=True)
+                (work / "out").mkdir()
+                ended = forked.run(commands(run, work / "out", ())[command])
+                tally.tried += 1
+                if ended.crashed:
+                    tally.note("traceback", f"{name} {place}, {command}", ended.output)
+                for where, text in _shown(ended.output, run, work / "out"):
+                    if found := RAW.search(text) or ACTIVE.search(text):
+                        around = text[max(0, found.start() - 80) : found.end() + 80]
+                        tally.note("raw", f"{name} {place}, {command}, {where}", ascii(around))
+    return tally
+
+
+def _shown(output: str, run: Path, out: Path) -> Iterator[tuple[str, str]]:
+    """What a person would read: the terminal, the page without its own scripts, the tables and the card."""
+    yield "terminal", output
+    for path in (run / "report.html", out / "report.md", out / "merged" / "README.md"):
+        if path.exists():
+            text = path.read_text(encoding="utf-8", errors="surrogateescape")
+            yield (
+                path.name,
+                re.sub(r"<script[ >].*?</script>", "", text, flags=re.DOTALL) if path.suffix == ".html" else text,
+            )
+
+
+def _places(content: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Each kind of place that holds text, or a key of the file's author, with the content that has the text there."""
+    seen: set[str] = set()
+    for path, value in _strings(content, ()):
+        kind = ".".join("[]" if isinstance(part, int) else part for part in path)
+        if kind not in seen:
+            seen.add(kind)
+            yield kind, partial(_replaced, content, path, f"{value} {HOSTILE}")
+
+
+def _strings(value: Any, path: tuple[int | str, ...]) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict | list):
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _strings(one, (*path, name))
+
+
+def _replaced(value: Any, path: tuple[int | str, ...], text: str) -> Any:
+    if not path:
+        return text
+    first, *rest = path
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[first] = _replaced(value[first], tuple(rest), text)  # type: ignore[index]
+    return copy

@@ -1,0 +1,87 @@
+"""Attacks on the tool itself: what a stranger's files, a kill, a full disk or a second process can do.
+
+`make attack` runs all of it on a tiny model, and prints one table. Run it alone: it takes about an hour on two cores.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from attack.damage import damage
+from attack.kills import full_disk, kill, together
+from attack.models import hostile_models
+from attack.outcome import Tally, as_json, table
+from attack.secrets import secrets
+from attack.strings import hostile_strings
+from attack.subject import Subject, finished, tiny_subject
+from attack.trust import foreign_runs, links
+
+from safety_neurons.cli.console import ConsoleListener, console, print_tables
+from safety_neurons.core.files import write_json
+from safety_neurons.core.visible import visible
+
+# Bytes of disks on which a run ends at different moments.
+DISKS = tuple(4096 * 2**step for step in range(2, 13))
+
+
+def mounted(folder: Path, size: int) -> bool:
+    """Make `folder` a disk of this size, or another size than before, or with 0 a folder again."""
+    if size == 0:
+        command = ["umount", str(folder)]
+    else:
+        change = ["-o", f"remount,size={size}"] if folder.is_mount() else ["-o", f"size={size}"]
+        command = ["mount", "-t", "tmpfs", *change, "tmpfs", str(folder)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def attacks(options: argparse.Namespace, subject: Subject, work: Path) -> dict[str, Callable[[], Sequence[Tally]]]:
+    """Every attack by name."""
+    return {
+        "damage": lambda: damage(subject, work / "damage", options.share, options.seed),
+        "links": lambda: [links(subject, work / "links")],
+        "models": lambda: [hostile_models(subject, work / "models")],
+        "trust": lambda: [foreign_runs(subject, work / "trust")],
+        "strings": lambda: [hostile_strings(subject, work / "strings")],
+        "secrets": lambda: [secrets(subject, work / "secrets")],
+        "kills": lambda: kill(subject, work / "kills", options.kills, options.seed),
+        "together": lambda: [together(subject, work, options.kills, count) for count in (2, 3)],
+        "disks": lambda: [full_disk(subject, work, DISKS, mounted)],
+    }
+
+
+def main() -> None:
+    """Read the command line, attack, and print what was done and what harm it did."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="ATTACK", help="of those in the table; default: all")
+    parser.add_argument("--share", type=float, default=1.0, help="part of the damage matrix to try (default: 1)")
+    parser.add_argument("--kills", type=int, default=20, help="kills of each command, and tries together (default: 20)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every harm, with what was seen, to this file")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, help="of `run`, for another model than the tiny one")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, ConsoleListener() as listener:
+        work = Path(scratch)
+        base = work / "subject"
+        subject = finished(base, tuple(options.options)) if options.options else tiny_subject(base)
+        known = attacks(options, subject, work)
+        if unknown := set(options.names) - known.keys():
+            parser.error(f"there is no attack {', '.join(sorted(unknown))}; the attacks are {', '.join(known)}")
+        tallies: list[Tally] = []
+        for name in options.names or known:
+            with listener.task(name, 1) as advance:
+                tallies += known[name]()
+                advance(1)
+    print_tables([table(tallies)])
+    for tally in tallies:
+        for harm in tally.harms[:3]:
+            console.print(f"{harm.kind}: {visible(harm.where)}: {visible(harm.seen[-300:])}", markup=False)
+    if options.json is not None:
+        write_json(options.json, as_json(tallies))
+    sys.exit(any(tally.harms for tally in tallies))
+
+
+if __name__ == "__main__":
+    main()
