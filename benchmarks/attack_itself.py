@@ -21,8 +21,10 @@ from attack.trust import foreign_runs, links
 
 from safety_neurons.cli.console import ConsoleListener, console, print_tables
 from safety_neurons.core.files import write_json
+from safety_neurons.core.progress import Listener
 from safety_neurons.core.visible import visible
 
+NAMES = ("damage", "links", "models", "trust", "strings", "secrets", "kills", "together", "disks")
 # Bytes of disks on which a run ends at different moments.
 DISKS = tuple(4096 * 2**step for step in range(2, 13))
 
@@ -37,14 +39,16 @@ def mounted(folder: Path, size: int) -> bool:
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
-def attacks(options: argparse.Namespace, subject: Subject, work: Path) -> dict[str, Callable[[], Sequence[Tally]]]:
+def attacks(
+    options: argparse.Namespace, subject: Subject, work: Path, listener: Listener
+) -> dict[str, Callable[[], Sequence[Tally]]]:
     """Every attack by name."""
     return {
-        "damage": lambda: damage(subject, work / "damage", options.share, options.seed),
-        "links": lambda: [links(subject, work / "links")],
-        "models": lambda: [hostile_models(subject, work / "models")],
-        "trust": lambda: [foreign_runs(subject, work / "trust")],
-        "strings": lambda: [hostile_strings(subject, work / "strings")],
+        "damage": lambda: damage(subject, work / "damage", options.share, options.seed, listener),
+        "links": lambda: [links(subject, work / "links", listener)],
+        "models": lambda: [hostile_models(subject, work / "models", listener)],
+        "trust": lambda: [foreign_runs(subject, work / "trust", listener)],
+        "strings": lambda: [hostile_strings(subject, work / "strings", listener)],
         "secrets": lambda: [secrets(subject, work / "secrets")],
         "kills": lambda: kill(subject, work / "kills", options.kills, options.seed),
         "together": lambda: [together(subject, work, options.kills, count) for count in (2, 3)],
@@ -55,25 +59,22 @@ def attacks(options: argparse.Namespace, subject: Subject, work: Path) -> dict[s
 def main() -> None:
     """Read the command line, attack, and print what was done and what harm it did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="ATTACK", help="of those in the table; default: all")
+    parser.add_argument("names", nargs="*", metavar="ATTACK", help=f"{', '.join(NAMES)}; default: all")
     parser.add_argument("--share", type=float, default=1.0, help="part of the damage matrix to try (default: 1)")
     parser.add_argument("--kills", type=int, default=20, help="kills of each command, and tries together (default: 20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every harm, with what was seen, to this file")
     parser.add_argument("--options", nargs=argparse.REMAINDER, help="of `run`, for another model than the tiny one")
     options = parser.parse_args()
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"there is no attack {', '.join(sorted(unknown))}; the attacks are {', '.join(NAMES)}")
     with tempfile.TemporaryDirectory() as scratch, ConsoleListener() as listener:
         work = Path(scratch)
         base = work / "subject"
         subject = finished(base, tuple(options.options)) if options.options else tiny_subject(base)
-        known = attacks(options, subject, work)
-        if unknown := set(options.names) - known.keys():
-            parser.error(f"there is no attack {', '.join(sorted(unknown))}; the attacks are {', '.join(known)}")
         tallies: list[Tally] = []
-        for name in options.names or known:
-            with listener.task(name, 1) as advance:
-                tallies += known[name]()
-                advance(1)
+        for name in options.names or NAMES:
+            tallies += attacks(options, subject, work, listener)[name]()
     print_tables([table(tallies)])
     for tally in tallies:
         for harm in tally.harms[:3]:

@@ -1,5 +1,6 @@
 """Every file of a run, damaged in every way, before every command that reads it."""
 
+import itertools
 import random
 import re
 import shlex
@@ -8,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attack import compared, forked
-from attack.outcome import Tally
+from attack.outcome import Tally, tracked
 from attack.subject import Subject, commands
 from builders.damage import PLACES, Damage, contents, written
 from builders.tensor_damage import METADATA, RAW
+from safety_neurons.core.progress import Listener
 
 # Files that a command reads; pages and tables are only written.
 KINDS = (".json", ".jsonl", ".safetensors")
@@ -25,17 +27,16 @@ AGAIN = re.compile(r"run (?:it|the same command|again)|[Rr]epeat", re.IGNORECASE
 STEPS = 3
 
 
-def damage(subject: Subject, work: Path, share: float, seed: int) -> list[Tally]:
+def damage(subject: Subject, work: Path, share: float, seed: int, listener: Listener) -> list[Tally]:
     """The damage matrix: one row for each file. `share` is the part of it that is tried, drawn by the seed."""
     draw = random.Random(seed)
     tallies = []
     for file in sorted(path for path in subject.folder.iterdir() if path.suffix in KINDS and path.is_file()):
         tally = Tally(f"damaged {file.name}")
-        for way in ways(file, seed):
-            for command in commands(work, work, ()):
-                if draw.random() < share:
-                    tally.tried += 1
-                    _try(subject, work, tally, file.name, way, command)
+        every = itertools.product(ways(file, seed), commands(work, work, ()))
+        chosen = [case for case in every if draw.random() < share]
+        for way, command in tracked(tally, chosen, listener):
+            _try(subject, work, tally, file.name, way, command)
         tallies.append(tally)
     return tallies
 

@@ -1,6 +1,7 @@
 """The command line in forked processes, which need no seconds to import torch, and can be killed."""
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
@@ -14,14 +15,13 @@ from pathlib import Path
 
 import torch
 
-# Imported once, for all processes that are forked.
-import safety_neurons.experiments.auto_tune
-import safety_neurons.report.page
-import safety_neurons.runs.stages
 from safety_neurons import cli
 from safety_neurons.calibration import clouds
 from safety_neurons.experiments import guard_test
 
+# Imported once, for all processes that are forked.
+for name in ("experiments.auto_tune", "report.page", "runs.stages"):
+    importlib.import_module(f"safety_neurons.{name}")
 # Intervals take most of the time of some commands, and nothing here looks at them.
 clouds.RESAMPLES = guard_test.RESAMPLES = 20
 # A command that takes longer is counted as a hang.
@@ -138,7 +138,3 @@ def killed_on_the_way(
         ended = started.end()
         yield None if ended.status in (-number, 128 + number) else ended
     yield run(arguments)
-
-
-__all__ = ["MEMORY", "SECONDS", "Ended", "Started", "killed_on_the_way", "run", "start"]
-_ = safety_neurons

@@ -9,8 +9,9 @@ from pathlib import Path
 from hostile_models import DAMAGES, ENDLESS_TEMPLATES, NUMBERS, escaping_templates, set_value, write_code, write_pickle
 
 from attack import forked
-from attack.outcome import Tally
+from attack.outcome import Tally, tracked
 from attack.subject import Subject
+from safety_neurons.core.progress import Listener
 
 # A model that cannot be used has to be refused within this time.
 SECONDS = 60.0
@@ -21,12 +22,12 @@ CODE_CLASSES = {
 }
 
 
-def hostile_models(subject: Subject, work: Path) -> Tally:
+def hostile_models(subject: Subject, work: Path, listener: Listener) -> Tally:
     """`find` on each hostile model: it works, or is refused by a message that names the model, and no code runs."""
     tally = Tally("model folders")
     own = subject.options[subject.options.index("--model") + 1]
     marker = work / "ran"
-    for name, change in _changes(Path(own), marker):
+    for name, change in tracked(tally, list(_changes(Path(own), marker)), listener):
         folder, run = work / "model", work / "run"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(run, ignore_errors=True)
@@ -34,7 +35,6 @@ def hostile_models(subject: Subject, work: Path) -> Tally:
         change(folder)
         options = [str(folder) if option == own else option for option in subject.options]
         ended = forked.run(("find", str(run), *options), seconds=SECONDS)
-        tally.tried += 1
         if marker.exists():
             tally.note("ran code", name, ended.output)
             marker.unlink()

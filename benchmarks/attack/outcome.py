@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from safety_neurons.core.progress import Listener
 from safety_neurons.core.tables import Table, numbers, words
+
+T = TypeVar("T")
 
 # Each harm, by the heading of its column.
 HARMS = {
@@ -43,6 +46,15 @@ class Tally:
         """Count a harm."""
         assert kind in HARMS
         self.harms.append(Harm(kind, where, seen[-2000:]))
+
+
+def tracked(tally: Tally, cases: Sequence[T], listener: Listener) -> Iterator[T]:
+    """The cases one after the other, counted and with a bar."""
+    with listener.task(tally.name, len(cases)) as advance:
+        for case in cases:
+            tally.tried += 1
+            yield case
+            advance(1)
 
 
 def table(tallies: Sequence[Tally]) -> Table:

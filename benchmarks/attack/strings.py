@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from attack import forked
-from attack.outcome import Tally
+from attack.outcome import Tally, tracked
 from attack.subject import Subject, commands
+from safety_neurons.core.progress import Listener
 
 HOSTILE = (
     "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj\u2066\u2028\u200b\ud800 [a](javascript:alert(1)) "
@@ -24,25 +25,23 @@ FILES = ("results.json", "run.json")
 READERS = ("report", "report md", "compare", "merge", "tokens")
 
 
-def hostile_strings(subject: Subject, work: Path) -> Tally:
+def hostile_strings(subject: Subject, work: Path, listener: Listener) -> Tally:
     """Put hostile text into each kind of place, one at a time, and let every command show it."""
     tally = Tally("hostile text in results.json and run.json")
-    for name in FILES:
-        content = json.loads((subject.folder / name).read_text(encoding="utf-8"))
-        for place, change in _places(content):
-            run = subject.copy(work / "run")
-            (run / name).write_text(json.dumps(change()), encoding="utf-8")
-            for command in READERS:
-                shutil.rmtree(work / "out", ignore_errors=True)
-                (work / "out").mkdir()
-                ended = forked.run(commands(run, work / "out", ())[command])
-                tally.tried += 1
-                if ended.crashed:
-                    tally.note("traceback", f"{name} {place}, {command}", ended.output)
-                for where, text in _shown(ended.output, run, work / "out"):
-                    if found := RAW.search(text) or ACTIVE.search(text):
-                        around = text[max(0, found.start() - 80) : found.end() + 80]
-                        tally.note("raw", f"{name} {place}, {command}, {where}", ascii(around))
+    places = [(name, *one) for name in FILES for one in _places(json.loads((subject.folder / name).read_text()))]
+    for name, place, change in tracked(tally, places, listener):
+        run = subject.copy(work / "run")
+        (run / name).write_text(json.dumps(change()), encoding="utf-8")
+        for command in READERS:
+            shutil.rmtree(work / "out", ignore_errors=True)
+            (work / "out").mkdir()
+            ended = forked.run(commands(run, work / "out", ())[command])
+            if ended.crashed:
+                tally.note("traceback", f"{name} {place}, {command}", ended.output)
+            for where, text in _shown(ended.output, run, work / "out"):
+                if found := RAW.search(text) or ACTIVE.search(text):
+                    around = text[max(0, found.start() - 80) : found.end() + 80]
+                    tally.note("raw", f"{name} {place}, {command}, {where}", ascii(around))
     return tally
 
 

@@ -1,5 +1,6 @@
 """Run folders of a stranger that try to run code, to reach a server, or to write outside of themselves."""
 
+import itertools
 import json
 import os
 import shutil
@@ -8,35 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from attack import forked
-from attack.outcome import Tally
+from attack.outcome import Tally, tracked
 from attack.subject import Subject, commands
+from safety_neurons.core.progress import Listener
 
 # Code that shows that it ran, and does nothing else.
 CODE = "from pathlib import Path\nPath({marker!r}).write_text('ran')\n"
 PRECIOUS = b"This file is not the run's."
 
 
-def foreign_runs(subject: Subject, work: Path) -> Tally:
+def foreign_runs(subject: Subject, work: Path, listener: Listener) -> Tally:
     """Every command on run folders whose record asks for code to be run."""
     tally = Tally("run folders that name code")
     marker = work / "ran"
-    for name, change in _changes(work, marker).items():
-        for command in commands(work / "run", work / "out", subject.options):
-            run = subject.copy(work / "run")
-            shutil.rmtree(work / "out", ignore_errors=True)
-            (work / "out").mkdir()
-            record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-            change(record)
-            (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
-            # Without options, so that what the record says is all that there is.
-            arguments = commands(run, work / "out", ())[command]
-            ended = forked.run(arguments)
-            tally.tried += 1
-            if marker.exists():
-                tally.note("ran code", f"{name}, {command}", ended.output)
-                marker.unlink()
-            if ended.crashed:
-                tally.note("traceback", f"{name}, {command}", ended.output)
+    cases = list(itertools.product(_changes(work, marker).items(), commands(work, work, ())))
+    for (name, change), command in tracked(tally, cases, listener):
+        run = subject.copy(work / "run")
+        shutil.rmtree(work / "out", ignore_errors=True)
+        (work / "out").mkdir()
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        change(record)
+        (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        # Without options, so that what the record says is all that there is.
+        arguments = commands(run, work / "out", ())[command]
+        ended = forked.run(arguments)
+        if marker.exists():
+            tally.note("ran code", f"{name}, {command}", ended.output)
+            marker.unlink()
+        if ended.crashed:
+            tally.note("traceback", f"{name}, {command}", ended.output)
     return tally
 
 
@@ -93,26 +94,25 @@ def _changes(work: Path, marker: Path) -> dict[str, Callable[[dict[str, Any]], N
     }
 
 
-def links(subject: Subject, work: Path) -> Tally:
+def links(subject: Subject, work: Path, listener: Listener) -> Tally:
     """Every command on run folders in which a file is a link, a pipe, a device or a folder."""
     tally = Tally("links, pipes and devices in a run folder")
     precious = work / "precious"
-    for name, place in _places(subject):
-        for command in commands(work / "run", work / "out", subject.options):
-            run = subject.copy(work / "run")
-            shutil.rmtree(work / "out", ignore_errors=True)
-            (work / "out").mkdir()
-            precious.write_bytes(PRECIOUS)
-            place(run, precious)
-            before = precious.read_bytes()
-            ended = forked.run(commands(run, work / "out", subject.options)[command])
-            tally.tried += 1
-            if precious.read_bytes() != before:
-                tally.note("lost", f"{name}, {command}", ended.output)
-            if ended.status is None:
-                tally.note("hang", f"{name}, {command}", ended.output)
-            elif ended.crashed:
-                tally.note("traceback", f"{name}, {command}", ended.output)
+    cases = list(itertools.product(_places(subject), commands(work, work, ())))
+    for (name, place), command in tracked(tally, cases, listener):
+        run = subject.copy(work / "run")
+        shutil.rmtree(work / "out", ignore_errors=True)
+        (work / "out").mkdir()
+        precious.write_bytes(PRECIOUS)
+        place(run, precious)
+        before = precious.read_bytes()
+        ended = forked.run(commands(run, work / "out", subject.options)[command])
+        if precious.read_bytes() != before:
+            tally.note("lost", f"{name}, {command}", ended.output)
+        if ended.status is None:
+            tally.note("hang", f"{name}, {command}", ended.output)
+        elif ended.crashed:
+            tally.note("traceback", f"{name}, {command}", ended.output)
     return tally
 
 
