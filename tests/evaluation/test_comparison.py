@@ -64,7 +64,10 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
         (tmp_path / "nothing", "holds no evaluation"),
         (keep(tmp_path / "attack", cell("none", "prefill", "cc")), "share no cell"),
         (keep(tmp_path / "unscored", cell("none", "direct", "uc")), "no request in common"),
-        (keep(tmp_path / "models", cell("none", "direct", "c"), cell("none", "direct", "c", model="b")), "with models"),
+        (
+            keep(tmp_path / "models", cell("none", "direct", "c"), cell("none", "direct", "c", model="b")),
+            "several models",
+        ),
     ):
         with pytest.raises(SafetyNeuronsError, match=message):
             compare(one, other)

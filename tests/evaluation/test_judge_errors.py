@@ -152,7 +152,7 @@ def test_what_is_saved_is_loaded_and_sources_are_put_together(tmp_path: Path) ->
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path, content: object) -> None:
     path = tmp_path / "other.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(SafetyNeuronsError, match=r"is damaged: .* writes a file of judges' counts"):
+    with pytest.raises(SafetyNeuronsError, match=r"is damaged: .* Make one of labeled answers"):
         JudgeErrors.load(path, "a")
 
 

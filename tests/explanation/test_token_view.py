@@ -217,7 +217,7 @@ def test_command_prints_and_writes_what_the_function_finds(
     assert "\x1b[2J" not in shown
 
 
-@pytest.mark.parametrize(("arguments", "told"), [(["missing"], "--prompt"), (["missing", "Hello"], "does not exist")])
+@pytest.mark.parametrize(("arguments", "told"), [(["missing"], "--prompt"), (["missing", "Hello"], "holds no run")])
 def test_command_tells_what_is_missing(
     arguments: list[str],
     told: str,

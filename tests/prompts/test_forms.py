@@ -161,7 +161,9 @@ def test_forms_of_json(tmp_path: Path, form: str, name: str) -> None:
 
 def test_what_is_inside_of_objects_is_named_by_its_path(tmp_path: Path) -> None:
     nested = "".join(json.dumps({"meta": row, "n": 1}) + "\n" for row in ROWS)
-    with pytest.raises(SafetyNeuronsError, match=r"columns are meta\.id, meta\.prompt, n; .* It may be 'meta\.prompt'"):
+    with pytest.raises(
+        SafetyNeuronsError, match=r"columns are meta\.id, meta\.prompt, n\. .* It may be 'meta\.prompt'"
+    ):
         read(tmp_path, "a.jsonl", nested)
     assert read_prompts(tmp_path / "a.jsonl", "meta.prompt").texts == FLAT
 

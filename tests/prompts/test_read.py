@@ -135,8 +135,8 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "several lists": ("a.json", '{"a": ["b"], "c": ["d"]}', r"several lists \(a, c\)"),
     "mixed": ("a.json", '["a", {"prompt": "b"}]', "Item 1 of .* is a string"),
     "numbers": ("a.json", '[{"prompt": "b"}, null]', "Item 2 of .* is null"),
-    "unknown columns": ("a.csv", "one,two\n1,2\n", "columns are one, two; .*column"),
-    "no header": ("a.csv", "1;one\n2;two\n", "columns are 1, one; .*put the names of the columns above it"),
+    "unknown columns": ("a.csv", "one,two\n1,2\n", r"columns are one, two\. .*column"),
+    "no header": ("a.csv", "1;one\n2;two\n", r"columns are 1, one\. .*put the names of the columns above it"),
     "header twice": ("a.csv", "prompt,prompt\n1,2\n", "'prompt' more than once"),
     "unquoted comma": ("a.csv", "id,prompt\n\n1,one, two\n", "Line 3 of .* 3 values for 2 columns"),
     "open quotation": ("a.csv", 'prompt\none\n"two\nthree\n', "row starting in line 3 .*unclosed quotation"),
@@ -176,7 +176,7 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path, case: str) -> None:
 
 def test_a_wished_column_that_is_missing(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", "prompt,id\na,1\n")
-    with pytest.raises(SafetyNeuronsError, match=r"no column 'goal'\. Its columns are prompt, id; .*column"):
+    with pytest.raises(SafetyNeuronsError, match=r"no column 'goal'\. Its columns are prompt, id\. .*column"):
         read_prompts(path, column="goal")
     with pytest.raises(SafetyNeuronsError, match="no columns, so it has no column 'goal'"):
         read_prompts(written(tmp_path, "a.txt", "one\n"), column="goal")

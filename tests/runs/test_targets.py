@@ -295,7 +295,7 @@ def test_bad_input_is_an_error_before_any_work(
 
 
 def test_a_model_beside_the_target_is_an_error(beside: dict[str, Any], model_folder: str, tmp_path: Path) -> None:
-    with pytest.raises(SafetyNeuronsError, match="--model is for runs"):
+    with pytest.raises(SafetyNeuronsError, match="The setting model is for runs"):
         evaluate(model_folder, {**beside, "model": "qwen3-0.6b"}, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -211,7 +211,8 @@ def _choose_column(table: PromptTable, name: str | None, source: str) -> tuple[s
 def _hint(table: PromptTable) -> str:
     nested = [column for column in table.columns if column.rpartition(".")[2].casefold() in REQUEST_COLUMNS]
     if nested:
-        return f"It may be {nested[0]!r}, which is inside of an object."
+        inside = ", which is inside of an object" if "." in nested[0] else ""
+        return f"It may be {nested[0]!r}{inside}."
     if not any(" " in name or not name[:1].isalpha() for name in table.columns):
         return "Well-known names are prompt, goal, instruction, question and messages."
     return (
