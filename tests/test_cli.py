@@ -377,6 +377,45 @@ def test_settings_file_that_is_no_text_is_told(
     assert "settings.toml" in shown.replace("\n", "")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed = " + "9" * 5000, "not valid TOML"),
+        ("a" + ".a" * 3000 + " = 1", "nested too deeply"),
+        ("a = " + "[" * 5000, "nested too deeply"),
+        ("seed = 0x" + "f" * 5000, "seed is too large"),
+    ],
+)
+def test_settings_file_of_monstrous_values_is_told(
+    text: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    assert inside(monkeypatch, "run", "--config", str(path), "--out", str(tmp_path / "new")) == 2
+    shown = capsys.readouterr().err
+    assert one_paragraph(shown)
+    assert told in " ".join(shown.split())
+    assert "settings.toml" in shown.replace("\n", "")
+
+
+@pytest.mark.parametrize(("rank", "size"), [(None, "2"), ("0", "abc"), ("2", "2"), ("0", "9" * 30)])
+def test_processes_that_torchrun_did_not_start(
+    rank: str | None, size: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    assert inside(monkeypatch, "list", "attacks") == 2
+    shown = capsys.readouterr().err
+    assert one_paragraph(shown)
+    assert "Start with torchrun" in " ".join(shown.split())
+
+
 def test_stopping_by_hand_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

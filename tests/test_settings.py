@@ -184,3 +184,20 @@ def test_profiles_are_settings_that_differ_from_the_defaults(profile: Any) -> No
     for section, values in PROFILES[profile].items():
         for field in values:
             assert found[section][field] != full[section][field], (section, field)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"seed": 2**64}, "^seed is too large: give a number of at most 4294967295\\.$"),
+        ({"seed": -1}, "^seed cannot be -1"),
+        ({"guard": {"layer": 10**24}}, "^layer is too large"),
+        ({"calibrate": {"layers": (0, 10**24)}}, "^layers is too large"),
+        ({"batch_size": 16**5000}, "^batch_size is too large"),
+        ({"find": {"percent": 16**5000}}, "^find.percent cannot be a number of so many digits"),
+        ({"tune": {"temperature": 1e-308}}, "^tune.temperature cannot be 1e-308: .*0.01"),
+    ],
+)
+def test_numbers_that_nothing_could_compute_with(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(SafetyNeuronsError, match=said):
+        Settings.checked(options)

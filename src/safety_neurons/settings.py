@@ -37,7 +37,7 @@ class Settings(Config):
     """A folder with copies of public sets (advbench.jsonl, xstest_prompts.csv ...), searched before the network."""
     column: str | None = None
     """Column of your prompt files that holds the prompts. Default: guessed and reported."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seed of all random choices."""
     device: str | None = None
     """cpu, cuda, mps ... Default: the best available."""

@@ -73,3 +73,33 @@ def test_secrets_in_answers_and_messages(monkeypatch: pytest.MonkeyPatch) -> Non
     assert addresses.without_secrets("sk-0123456789 is EMPTY", known) == "[key] is EMPTY"
     assert addresses.replaced("sk-0123456789 is EMPTY", known) == "[key] is [key]"
     assert addresses.hidden("a " * 100 + "sk-0123456789", 20) == "a " * 10 + " ..."
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "sk-Abc%2Fdef%2Bghi%3Dq%22z%261%3C2+x",
+        "sk-Abc/def%2Bghi%3Dq%22z%261%3C2%20x",
+        "sk-Abc%2fdef%2bghi%3dq%22z%261%3c2%20x",
+        "sk-Abc/def+ghi=q&quot;z&amp;1&lt;2 x",
+        'sk-Abc/def+ghi=q"z&amp;1&lt;2 x',
+        r"sk-Abc/def+ghi=q\"z&1<2 x",
+        r"sk-Abc\/def+ghi=q\"z&1<2 x",
+        r"sk-Abc/def+ghi=q\\\"z&1<2 x",
+        "c2stQWJjL2RlZitnaGk9cSJ6JjE8MiB4",
+        "QmVhcmVyIHNrLUFiYy9kZWYrZ2hpPXEieiYxPDIgeA",
+    ],
+)
+def test_encoded_secrets_in_answers_and_messages(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFETY_NEURONS_API_KEY", 'sk-Abc/def+ghi=q"z&1<2 x')
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert addresses.without_secrets(f"Not {form}!", addresses.secrets()) == "Not [key]!"
+    assert addresses.hidden(f"Not {form}!", 100) == "Not [key]!"
+
+
+def test_passwords_as_a_server_repeats_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "_secrets", {})
+    addresses.take_credentials("http://user:p%3Fss~0123@four.example")
+    known = addresses.secrets()
+    for form in ("dXNlcjpwP3NzfjAxMjM=", "dXNlcjpwP3NzfjAxMjM%3D", "p%3Fss~0123", "p?ss~0123"):
+        assert addresses.without_secrets(f"I got {form}.", known) == "I got [hidden]."

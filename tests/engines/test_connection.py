@@ -154,6 +154,7 @@ def test_a_server_that_answers_every_url_with_status_200(server: Any) -> None:
         (307, "https://user:secret@far.example/x", r"redirects to https://far\.example/x, "),
         (308, "//far.example/v1/chat/completions", r"Give http://far\.example/v1\."),
         (302, "http://[broken", "redirects"),
+        (307, "/v1/" + "a" * 90_000, "redirects to http://127.0.0.1:[0-9]+/v1/aaa"),
         (307, "/v1/chat/completions", "redirect"),
     ],
 )
@@ -242,3 +243,12 @@ def test_certificates_that_cannot_be_read(server: Any, tmp_path: Path, monkeypat
 def test_errors_of_the_connection_hide_the_key(proxy: str) -> None:
     found = connection_error(FAR, OSError(f"no way with key-123 by {SECRET}"), proxy_for(FAR), "key-123")
     assert "no way with [hidden] by [hidden]" in str(found)
+
+
+@pytest.mark.parametrize("url", ["http://999.1.1.1:80/v1", f"http://far.example/{'a' * 70_000}/v1"])
+def test_urls_that_the_http_client_rejects(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SafetyNeuronsError, match="The URL of the server must look like"):
+        Endpoint(url)
+    monkeypatch.setenv("http_proxy", "http://999.1.1.1:80")
+    with pytest.raises(SafetyNeuronsError, match="The proxy in http_proxy is not one that can be used"):
+        proxy_for("http://far.example/v1")

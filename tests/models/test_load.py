@@ -378,6 +378,14 @@ def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -
     huggingface_hub.utils.close_session()
 
 
+def test_a_proxy_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub.utils.close_session()
+    monkeypatch.setenv("HTTP_PROXY", "http://[::1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert "Invalid port" in str(hub.why_unreachable())
+    huggingface_hub.utils.close_session()
+
+
 # Numbers that are not finite.
 
 

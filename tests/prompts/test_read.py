@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,26 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(files, "_open_at_once", refuse)
     with pytest.raises(SafetyNeuronsError, match=r"cannot be read \(Permission denied\)"):
         read_prompts(path)
+
+
+@pytest.mark.parametrize("depth", [10, 900])
+def test_deeply_nested_json(depth: int, tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text('{"a":' * depth + '{"prompt":"no"}' + "}" * depth)
+    with pytest.raises(SafetyNeuronsError, match=r"deep.json holds an object with a \(an object\)\."):
+        read_prompts(path)
+
+
+def test_a_cell_that_is_no_value_of_python(tmp_path: Path) -> None:
+    path = tmp_path / "cells.csv"
+    path.write_text("prompt\n[{['a']:1}]\n")
+    assert read_prompts(path).texts == ["[{['a']:1}]"]
+
+
+def test_wide_tables_take_linear_time(tmp_path: Path) -> None:
+    path = tmp_path / "wide.csv"
+    names = ["prompt", *(f"column {number}" for number in range(30_000))]
+    path.write_text(f"{','.join(names)}\n{','.join('x' * len(names))}\n")
+    start = time.process_time()
+    assert read_prompts(path).texts == ["x"]
+    assert time.process_time() - start < 4

@@ -160,10 +160,16 @@ def _read_config(path: Path) -> dict[str, Any]:
     text = read_text(path, "Name a TOML file of settings, or omit --config.")
     try:
         given = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        # Checked alone: an option could hide a mistake in the file.
+        settings = Settings.checked(given)
+    except SafetyNeuronsError as error:
+        raise SafetyNeuronsError(f"The settings file {path} cannot be used: {error}") from error
+    # An integer of too many digits is a ValueError, too.
+    except ValueError as error:
         raise SafetyNeuronsError(f"The settings file {path} is not valid TOML: {error}. Correct it.") from error
-    # Checked alone: an option could hide a mistake in the file.
-    if Settings.checked(given).trust_remote_code:
+    except RecursionError as error:
+        raise SafetyNeuronsError(f"The settings file {path} is nested too deeply. Correct it.") from error
+    if settings.trust_remote_code:
         raise SafetyNeuronsError(
             f"The settings file {path} sets trust_remote_code, and no file can permit to run a model's code. Remove "
             "it there, and give --trust-remote-code on the command line if you trust the model's authors."

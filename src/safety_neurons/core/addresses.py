@@ -5,11 +5,14 @@ command line, `Endpoint`. They are remembered in this process alone, for the req
 """
 
 import base64
+import functools
+import html
+import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 KEY_VARIABLES = ("SAFETY_NEURONS_API_KEY", "OPENAI_API_KEY")
 KEY, HIDDEN = "[key]", "[hidden]"
@@ -26,6 +29,8 @@ _PASSWORD = re.compile(r"[^\s\"<>`/@]*@[^\s\"<>`,]*")
 _SHORTEST = 4
 # In answers, which are data, only what cannot be a word of the model's.
 _SHORTEST_IN_ANSWERS, _LONGEST_WORD = 6, 16
+_ESCAPED_BYTE = re.compile("%[0-9A-F]{2}")
+_URL_SAFE = str.maketrans("+/", "-_")
 # What is no secret in a query.
 _VERSIONS = ("api-version", "version")
 V = TypeVar("V")
@@ -112,11 +117,32 @@ def hidden(text: str, length: int) -> str:
 
 
 def replaced(message: str, known: Collection[str]) -> str:
-    """A message with a word in place of each of the `secrets()`."""
+    """A message with a word in place of each of the `secrets()`, and of each in an encoding."""
     for secret in known:
-        if secret in message:
-            message = message.replace(secret, KEY if secret in _keys() else HIDDEN)
+        for form in _forms(secret):
+            if form in message:
+                message = message.replace(form, KEY if secret in _keys() else HIDDEN)
     return message
+
+
+@functools.lru_cache(maxsize=64)
+def _forms(secret: str) -> tuple[str, ...]:
+    """A secret, and the encodings in which a server may repeat it; the longest first."""
+    data = secret.encode("utf-8", "surrogatepass")
+    percent = [quote(data), quote(data, safe=""), quote_plus(data)]
+    percent += [_ESCAPED_BYTE.sub(lambda found: found[0].lower(), one) for one in percent]
+    escaped = html.escape(secret)
+    marks = [escaped, html.escape(secret, quote=False)]
+    marks += [escaped.replace("&#x27;", "&#39;"), escaped.replace("&#x27;", "&#39;").replace("&quot;", "&#34;")]
+    quoted = [json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]]
+    # A body of JSON in a message of JSON; and with the slashes that PHP escapes.
+    quoted += [json.dumps(one)[1:-1] for one in quoted]
+    quoted += [one.replace("/", r"\/") for one in quoted]
+    coded = [base64.b64encode(one).decode() for one in (data, b"Bearer " + data)]
+    coded += [one.translate(_URL_SAFE) for one in coded]
+    # Some leave the padding out.
+    coded += [one.rstrip("=") for one in coded] + [quote(one, safe="") for one in coded]
+    return tuple(sorted({secret, *percent, *marks, *quoted, *coded}, key=lambda one: (-len(one), one)))
 
 
 def without_secrets(answer: str, known: Collection[str]) -> str:

@@ -4,11 +4,14 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from safety_neurons.core.addresses import take_credentials
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import did_you_mean
+
+# The largest seed of numpy; larger integers overflow in torch, too.
+_LARGEST = 2**32 - 1
 
 
 class Config(BaseModel):
@@ -25,6 +28,14 @@ class Config(BaseModel):
     def _without_credentials(cls, values: Any) -> Any:
         # Settings are written to files, and shown.
         return take_credentials(values)
+
+    @field_validator("*")
+    @classmethod
+    def _fits(cls, value: Any, info: ValidationInfo) -> Any:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(one, int) and abs(one) > _LARGEST for one in numbers):
+            raise ValueError(f"{info.field_name} is too large: give a number of at most {_LARGEST}")
+        return value
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
@@ -57,8 +68,16 @@ def explain_problems(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             # A union has a problem for each of its members.
             said = problem["msg"][0].lower() + problem["msg"][1:]
-            wrong.setdefault(f"{path} cannot be {reprlib.repr(problem['input'])}", []).append(said)
+            wrong.setdefault(f"{path} cannot be {_shown(problem['input'])}", []).append(said)
     return " ".join([*sentences, *(f"{start}: {'; or '.join(said)}." for start, said in wrong.items())])
+
+
+def _shown(value: object) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        # Python writes no integers of thousands of digits.
+        return "a number of so many digits"
 
 
 def _path(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[str, list[str]]:

@@ -28,6 +28,34 @@ TIMEOUT = datetime.timedelta(hours=12)
 VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
 
 
+def environment_number(name: str) -> int:
+    """What torchrun sets as this variable.
+
+    Raises:
+        SafetyNeuronsError: it is missing, or is not a number.
+    """
+    value = os.environ.get(name, "")
+    if not (value.isascii() and value.isdecimal() and len(value) < 10):
+        problem = f"is {value!r}" if value else "is missing"
+        raise SafetyNeuronsError(
+            f"The environment variable {name}, a number that torchrun sets for each of its processes, {problem}. Start "
+            f"with torchrun, or unset TORCHELASTIC_RUN_ID, {', '.join(VARIABLES)} to work in one process."
+        )
+    return int(value)
+
+
+def _check_environment() -> None:
+    rank, size = environment_number("RANK"), environment_number("WORLD_SIZE")
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        environment_number(name)
+    if rank >= size or not os.environ.get("MASTER_ADDR"):
+        raise SafetyNeuronsError(
+            f"This is process {rank} of {size} (RANK, WORLD_SIZE), and MASTER_ADDR is "
+            f"{os.environ.get('MASTER_ADDR', '')!r}, which torchrun does not set. Start with torchrun, or unset "
+            "TORCHELASTIC_RUN_ID to work in one process."
+        )
+
+
 def process_count() -> int:
     """How many processes work together; 1 where no process group was started."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
@@ -176,11 +204,12 @@ def join_processes(tasks: Iterable[type[Task]]) -> Iterator[bool]:
         tasks: all that process 0 may ask the others to do.
 
     Raises:
-        SafetyNeuronsError: another process ended while process 0 needed it.
+        SafetyNeuronsError: another process ended while process 0 needed it, or the environment is not torchrun's.
     """
+    _check_environment()
     distributed.init_process_group("gloo", timeout=TIMEOUT)
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(environment_number("LOCAL_RANK") % torch.cuda.device_count())
     try:
         if distributed.get_rank():
             # Process 0 says whatever there is to say.

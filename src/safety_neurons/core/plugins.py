@@ -23,6 +23,8 @@ from safety_neurons.core.trust import code_files, only_recorded
 
 M = TypeVar("M")
 N = TypeVar("N")
+# Larger integers overflow in torch.
+_LARGEST = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,4 +203,6 @@ def _options(member: Any, kind: str, name: str, given: str) -> dict[str, Any]:
             raise SafetyNeuronsError(
                 f"{kind} {name}: {option} cannot be {value.strip()!r} ({problem}). Correct it."
             ) from error
+        if isinstance(options[option], int) and abs(options[option]) > _LARGEST:
+            raise SafetyNeuronsError(f"{kind} {name}: {option} is too large. Give a number of at most {_LARGEST}.")
     return options

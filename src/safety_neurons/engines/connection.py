@@ -21,6 +21,8 @@ _ENDINGS = ("/chat/completions", "/completions", "/responses", "/embeddings", "/
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 # Number of characters of a server's message to quote.
 SHOWN = 300
+# Longer ones are rejected by servers, and by the HTTP client.
+_LONGEST_URL = 8000
 
 
 def checked_url(address: str) -> str:
@@ -35,7 +37,8 @@ def checked_url(address: str) -> str:
         plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
     except ValueError:
         plain = False
-    if not plain or set(url) & set(" ?#") or not (url.isascii() and url.isprintable()):
+    plain = plain and not set(url) & set(" ?#") and url.isascii() and url.isprintable()
+    if not plain or len(address) > _LONGEST_URL or not _is_accepted(url):
         # The URL is not repeated, as it may hold a secret.
         raise SafetyNeuronsError(
             "The URL of the server must look like http://127.0.0.1:8000/v1 or http://USER:PASSWORD@HOST/v1, with "
@@ -48,6 +51,18 @@ def checked_url(address: str) -> str:
                 f"{url} is the URL of one kind of request. Give that of the API: {trimmed.removesuffix(ending)}"
             )
     return url
+
+
+def _is_accepted(url: str) -> bool:
+    """Whether the HTTP client accepts a URL: it rejects a host such as 999.1.1.1."""
+    # Imported late, as most commands ask no server.
+    import httpx2
+
+    try:
+        httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return False
+    return True
 
 
 def api_key() -> str | None:
@@ -120,6 +135,7 @@ def proxy_for(url: str) -> Proxy | None:
     try:
         known = urlsplit(proxy.url).scheme in ("http", "https", "socks5", "socks5h")
         known = known and bool(urlsplit(proxy.url).hostname) and urlsplit(proxy.url).port != 0
+        known = known and _is_accepted(proxy.url)
     except ValueError:
         known = False
     if not known:
@@ -203,7 +219,8 @@ def redirected(url: str, asked: str, status: int, location: str | None) -> str |
         moved = True
         target = urlsplit("")
     # Other statuses turn a POST into a GET.
-    if status in (307, 308) and not moved and found.isascii() and found.isprintable() and " " not in found:
+    plain = found.isascii() and found.isprintable() and " " not in found and len(found) <= _LONGEST_URL
+    if status in (307, 308) and not moved and plain and _is_accepted(found):
         return found
     address = shown(f"{target.scheme}://{target.netloc}{target.path}", None)
     given = address

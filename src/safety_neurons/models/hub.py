@@ -104,6 +104,7 @@ def why_unreachable() -> str | None:
 
     `from_pretrained` itself would try again for minutes.
     """
+    import httpx2
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import get_session
 
@@ -112,8 +113,8 @@ def why_unreachable() -> str | None:
     try:
         # The client that downloads, with its proxies and certificates. Any answer will do.
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
-    # A proxy that the client cannot use is a ValueError or an ImportError.
-    except (errors.HTTPError, OSError, ValueError, ImportError) as error:
+    # A proxy that the client cannot use is an InvalidURL, a ValueError or an ImportError.
+    except (errors.HTTPError, httpx2.InvalidURL, OSError, ValueError, ImportError) as error:
         # The addresses of a mirror and of a proxy may hold a password.
         return without_credentials(f"no connection to {constants.ENDPOINT}: {str(error) or type(error).__name__}")
     return None

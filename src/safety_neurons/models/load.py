@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from safety_neurons.core.distributed import environment_number
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.plugins import listed, unknown_name
 from safety_neurons.models.adapters import check_adapter, has_own_tokenizer, merge_adapter
@@ -59,8 +60,9 @@ LOADING_ERRORS = (
 def choose_device() -> torch.device:
     """CUDA (under torchrun, one GPU per process), else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
-        local = os.environ.get("LOCAL_RANK")
-        return torch.device("cuda" if local is None else f"cuda:{int(local) % torch.cuda.device_count()}")
+        if "LOCAL_RANK" not in os.environ:
+            return torch.device("cuda")
+        return torch.device(f"cuda:{environment_number('LOCAL_RANK') % torch.cuda.device_count()}")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

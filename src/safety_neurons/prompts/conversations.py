@@ -148,7 +148,7 @@ def _unquoted(text: str) -> list[Any] | dict[str, Any] | None:
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(stripped)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
         found: list[Any] | dict[str, Any] | None = value if looks_like_conversation(value) else None
         first = found[0] if isinstance(found, list) else found

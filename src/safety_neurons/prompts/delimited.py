@@ -3,6 +3,7 @@
 # csv is imported late, as bundled sets do not need it.
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -246,7 +247,7 @@ def _table(reading: _Reading, source: str, usual: str, named: bool, notes: list[
         raise SafetyNeuronsError(
             f"The header of {source} has no names. Put column names such as `prompt` into the first line."
         )
-    twice = sorted({name for name in header if name and header.count(name) > 1})
+    twice = sorted(name for name, count in Counter(header).items() if name and count > 1)
     if twice:
         raise SafetyNeuronsError(
             f"The header of {source} names the column {twice[0]!r} more than once. Rename all but one."

@@ -11,6 +11,7 @@ from safety_neurons.prompts.conversations import looks_like_conversation
 from safety_neurons.prompts.table import (
     CONVERSATION_COLUMNS,
     HEADER_NAMES,
+    NESTING,
     WELL_KNOWN_COLUMNS,
     PromptTable,
     counted,
@@ -190,8 +191,11 @@ def _array_of_lists(values: Sequence[list[Any]], source: str, *notes: str) -> Pr
     return table_of(rows, "item", *notes)
 
 
-def _is_record(value: Any) -> bool:
-    """Whether a value is one row: an object with a text or a conversation under a known name."""
+def _is_record(value: Any, depth: int = 1) -> bool:
+    """Whether a value is one row: an object with a text or a conversation under a known name.
+
+    What is nested deeper than columns are has no name.
+    """
     if not isinstance(value, dict):
         return False
     for name in _names_of(value):
@@ -204,7 +208,9 @@ def _is_record(value: Any) -> bool:
         # A column of conversations is a list of lists.
         if isinstance(inside, list) and _is_messages(inside):
             return True
-    return any(isinstance(one, dict) and _is_record(one) for one in value.values()) and not _by_index(value)
+    if depth == NESTING or _by_index(value):
+        return False
+    return any(isinstance(one, dict) and _is_record(one, depth + 1) for one in value.values())
 
 
 def _by_index(value: Mapping[str, Any]) -> bool:

@@ -216,7 +216,8 @@ def download(url: str) -> bytes:
         raise DownloadError(f"the server answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise DownloadError(f"no connection: {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
+    # A ValueError: the address of the proxy, or of a redirect, is invalid.
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise DownloadError(f"the connection failed: {str(error) or type(error).__name__}") from error
     if len(content) > LIMIT_BYTES:
         raise DownloadError(f"it is larger than {LIMIT_BYTES} bytes")

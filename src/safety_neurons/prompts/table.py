@@ -29,7 +29,8 @@ HEADER_NAMES = frozenset(
     | {"id", "index", "category", "split", "type", "response", "completion", "answer", "output", "label", "final_label"}
     | {"kind", "user", "model", "target", "source", "safe", "question_id", "prompt_id", "prefill", "cut_off"}
 )
-_NESTING = 4
+# Number of names in the longest name of a column, such as `meta.prompt`.
+NESTING = 4
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def texts_of(texts: Sequence[tuple[int, Any]], unit: str, *notes: str) -> Prompt
 
 def _flattened(values: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, dict) and value and depth < _NESTING:
+        if isinstance(value, dict) and value and depth < NESTING:
             yield from _flattened(value, f"{prefix}{name}.", depth + 1)
         else:
             yield f"{prefix}{name}", value

@@ -29,7 +29,7 @@ class CorpusConfig(Config):
     samples: int = Field(2, ge=1)
     """Maximum number of sampled answers per harmful prompt: another one if the last is not a refusal, or repeats one
     that is over-represented."""
-    temperature: float = Field(1.4, gt=0)
+    temperature: float = Field(1.4, ge=0.01)
     """Sampling temperature of these answers. A cooler model repeats one refusal."""
     largest_share: float = Field(0.1, gt=0, le=1)
     """Maximum fraction of refusals that may share a sentence."""

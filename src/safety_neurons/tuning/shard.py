@@ -1,7 +1,6 @@
 """Sharding of a base that does not fit one device over processes: torch's fully_shard, and its reversal."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from torch.distributed import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from safety_neurons.core.distributed import broadcast, owns, process_count
+from safety_neurons.core.distributed import broadcast, environment_number, owns, process_count
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.trace import decoder_layers, dummy_input
@@ -88,7 +87,7 @@ def _mesh() -> DeviceMesh:
     """All processes in one dimension. GPUs need their own group: gloo cannot gather weights there."""
     if shard_device().type == "cpu":
         return init_device_mesh("cpu", (process_count(),))
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    here = environment_number("LOCAL_WORLD_SIZE")
     if here > torch.cuda.device_count():
         raise SafetyNeuronsError(
             f"shard needs a GPU for each process, and {here} processes share {torch.cuda.device_count()}. Start fewer."

@@ -115,8 +115,8 @@ class Paraphrase(TextDefense):
     tokens: int = 100
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.tokens < 1:
-            raise SafetyNeuronsError(f"{self.name}: temperature must be at least 0, and tokens at least 1.")
+        if not (self.temperature == 0 or self.temperature >= 0.01) or self.tokens < 1:
+            raise SafetyNeuronsError(f"{self.name}: temperature must be 0 or at least 0.01, and tokens at least 1.")
 
     def respond(self, context: EvaluationContext, prompts: Sequence[AttackedPrompt]) -> list[Response]:
         sampling = Sampling(self.temperature, context.seed) if self.temperature else None

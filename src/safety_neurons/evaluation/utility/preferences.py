@@ -83,7 +83,7 @@ def _turns_of(value: Any) -> tuple[str, ...]:
     """What the user says in a list of texts, a text, or a conversation; empty if the value is something else."""
     if isinstance(value, str) and value.strip().startswith("["):
         # A list in the cell of a table.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
     if looks_like_conversation(value):
         try:
