@@ -167,3 +167,12 @@ def test_leftovers_are_removed_without_following_links(tmp_path: Path) -> None:
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["precious"]
     assert (tmp_path / "precious" / "file").read_text() == "mine"
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/u\xff"))
+    with pytest.raises(SafetyNeuronsError, match=r"is not UTF-8.*Choose another name"):
+        check_entries(folder, FILES, FOLDERS)
+    with pytest.raises(SafetyNeuronsError, match="is not UTF-8"), atomic_folder(folder):
+        pass
+    assert os.listdir(tmp_path) == []

@@ -1,5 +1,6 @@
 """Models, adapters and GGUF files from strangers: nothing of them runs, and whatever is wrong is told at once."""
 
+import base64
 import copy
 import functools
 import json
@@ -24,6 +25,7 @@ from builders.models import tiny_model
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import locate as locating
 from safety_neurons.models import unpacked
+from safety_neurons.models.growth import check_growth
 from safety_neurons.models.load import load
 
 SECONDS = 90
@@ -294,6 +296,51 @@ def test_a_tokenizer_that_makes_texts_huge_is_refused(folder: Path) -> None:
     assert "tokenizer.json has a normalizer" in refusal(folder)
     set_value(folder / "tokenizer.json", "normalizer", {"type": "Sequence", "normalizers": [replaced] * 3})
     use(folder)
+
+
+def charsmap(text: str) -> str:
+    """A map of SentencePiece that puts a text in place of the letter a: a trie of 1,024 words, then the text."""
+    trie = [256 << 10, *[0] * 1023]
+    trie[0x161] = 0x61 | 1 << 8 | 1 << 10
+    words = struct.pack("<1024I", *trie)
+    return base64.b64encode(struct.pack("<I", len(words)) + words + text.encode() + b"\0").decode()
+
+
+GROWING: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "map of characters": ("normalizer", "Precompiled", {"precompiled_charsmap": charsmap("a" * 1000)}),
+    "prefix": ("normalizer", "Prepend", {"prepend": "a" * 1000}),
+    "empty match": ("normalizer", "Replace", {"pattern": {"Regex": "(?=.)"}, "content": "a" * 1000}),
+    "bytes": ("pre_tokenizer", "ByteLevel", {"add_prefix_space": False, "trim_offsets": True, "use_regex": False}),
+    "decoder": ("decoder", "Replace", {"pattern": {"String": "a"}, "content": "a" * 1000}),
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_every_part_that_makes_texts_longer_counts(folder: Path, name: str) -> None:
+    part, kind, options = GROWING[name]
+    inside = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}[part]
+    one = {"type": kind} | options
+    set_value(folder / "tokenizer.json", part, {"type": "Sequence", inside: [one] * 7})
+    assert f"tokenizer.json has a {part} that makes a text" in refusal(folder)
+    check_growth(folder / "tokenizer.json", {part: one})
+
+
+def test_tokenizers_of_known_models_grow_little() -> None:
+    albert = [
+        {"type": "Replace", "pattern": {"String": "``"}, "content": '"'},
+        {"type": "NFKD"},
+        {"type": "StripAccents"},
+        {"type": "Lowercase"},
+        {"type": "Precompiled", "precompiled_charsmap": charsmap("a" * 18)},
+        {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+    ]
+    written = {"normalizer": {"type": "Sequence", "normalizers": albert}, "pre_tokenizer": {"type": "Metaspace"}}
+    check_growth(Path("tokenizer.json"), written)
+
+
+def test_a_map_of_characters_that_is_not_base64_is_told(folder: Path) -> None:
+    set_value(folder / "tokenizer.json", "normalizer", {"type": "Precompiled", "precompiled_charsmap": "a"})
+    assert "tokenizer.json has a Precompiled normalizer whose map is not base64" in refusal(folder)
 
 
 def test_a_pattern_that_never_ends_is_told(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

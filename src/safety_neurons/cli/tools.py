@@ -82,6 +82,7 @@ def merge(run_dir: RunFolderArgument, folder: Path, *, trust_remote_code: TrustA
     folder
         A new folder to write to. `AutoModelForCausalLM.from_pretrained(folder)` loads it.
     """
+    from safety_neurons.core.folders import check_name
     from safety_neurons.report.exports import model_card
     from safety_neurons.runs.artifacts import load_delta, load_results
     from safety_neurons.runs.context import load_model
@@ -90,6 +91,7 @@ def merge(run_dir: RunFolderArgument, folder: Path, *, trust_remote_code: TrustA
     from safety_neurons.tuning.merge import checkpoint_dtype
     from safety_neurons.tuning.merge import merge as write_merged
 
+    check_name(folder)
     paths = RunFolder(run_dir)
     record = paths.whole_record()
     if "tune" not in record.stages:

@@ -20,6 +20,8 @@ from safety_neurons.core.temporary import temporary_path
 
 # The largest JSON or text file that is read: hundreds of times what a run writes.
 MOST_BYTES = 1 << 30
+# A larger file of tensors is dense, or not what its name says.
+_MAY_BE_SPARSE = 1 << 26
 # What the user can do about a file that cannot be read, where nothing more is known.
 ADVICE = "Choose another file, or a whole copy of this one."
 # Controls, marks that reorder or hide what stands beside them, separators and lone surrogates.
@@ -158,6 +160,18 @@ def open_regular(path: Path, advice: str = ADVICE, limit: int = MOST_BYTES) -> I
         if found.st_size > limit:
             raise SafetyNeuronsError(f"{path} has {found.st_size:,} bytes; at most {limit:,} are read. {advice}")
         yield file
+
+
+def refuse_holes(path: Path, advice: str = ADVICE) -> None:
+    """Raise SafetyNeuronsError for a large file that has next to nothing on the disk: it would be read as zeros."""
+    with read_errors(path, advice):
+        found = path.stat()
+    stored = getattr(found, "st_blocks", 0) * 512
+    if found.st_size > _MAY_BE_SPARSE and 0 < stored < found.st_size / 16:
+        raise SafetyNeuronsError(
+            f"{path} says that it has {found.st_size:,} bytes, and {stored:,} of them are on the disk: it is a file of "
+            f"holes. {advice}"
+        )
 
 
 def _open_at_once(path: str, flags: int) -> int:

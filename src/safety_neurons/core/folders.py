@@ -16,13 +16,29 @@ from safety_neurons.core.temporary import remove_abandoned, temporary_path
 _SCRATCH = "safety-neurons"
 
 
+def check_name(path: Path) -> None:
+    """Check a name before anything is written there: files of tensors can only be read under a name in UTF-8.
+
+    Raises:
+        SafetyNeuronsError: the name is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise SafetyNeuronsError(
+            f"The name of the folder {str(path)!r} is not UTF-8, and libraries cannot read files there. Choose another "
+            "name, or rename the folder."
+        ) from error
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder next to `path`. It becomes `path`, which must not exist, on success, or is removed.
 
     Raises:
-        SafetyNeuronsError: `path` exists, the disk is full, or the folder above cannot be written.
+        SafetyNeuronsError: `path` exists, the disk is full, or the folder above cannot be written; as `check_name`.
     """
+    check_name(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary_path(path) as temporary:
@@ -101,8 +117,9 @@ def check_entries(folder: Path, files: re.Pattern[str], folders: re.Pattern[str]
         files, folders: the names of what is written in it. Folders are checked like the folder itself.
 
     Raises:
-        SafetyNeuronsError: one of them is something else, or the folder is a file or cannot be read.
+        SafetyNeuronsError: one of them is something else, or the folder is a file or cannot be read; as `check_name`.
     """
+    check_name(folder)
     names = []
     try:
         with os.scandir(folder) as entries:

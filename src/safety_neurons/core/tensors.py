@@ -6,6 +6,7 @@ digest over everything is checked when the file is opened.
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import atomic_path, open_regular
+from safety_neurons.core.files import atomic_path, open_regular, refuse_holes
 from safety_neurons.core.records import first_problem
 
-# The largest file that is read: a delta of 3% of a model with 70 billion parameters has 6 GB.
-MOST_BYTES = 16 << 30
+# The largest file that is read: a delta of 3% of a model with 70 billion parameters has 6 GB. The file and a copy of
+# its tensors must fit into memory.
+MOST_BYTES = min(16 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 # The one entry of the metadata: safetensors writes several in arbitrary order.
 ENTRY = "safety-neurons"
 
@@ -86,7 +88,7 @@ class StoredTensors:
             SafetyNeuronsError: the file is missing, unreadable, too large, damaged, or holds something else.
         """
         with open_regular(path, advice, MOST_BYTES):
-            pass
+            refuse_holes(path, advice)
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = (file.metadata() or {}).get(ENTRY, "")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
@@ -28,7 +27,7 @@ from safety_neurons.evaluation.utility.preferences import (
     read_questions,
 )
 from safety_neurons.models.chat import AttackedPrompt
-from safety_neurons.models.locate import path_identity
+from safety_neurons.models.identity import path_identity
 
 MEASURES = ("overhead", "utility", "tasks", "preferences")
 # Measures that compare a defense with none.
@@ -95,7 +94,7 @@ def measures(
         "utility": (config.utility, [*ordinary], lambda defense: _utility(context, defense, ordinary, base())),
         "tasks": (
             bool(config.tasks),
-            [config.tasks, config.task_limit, config.task_folder and _files(config.task_folder)],
+            [config.tasks, config.task_limit, path_identity(config.task_folder)],
             lambda defense: _tasks(config, context, defense),
         ),
         "preferences": (
@@ -167,11 +166,6 @@ def _preferences(
     judge = engine_for(config.preference_endpoint, config.preference_judge)
     win_rate = compare_answers(judge, ours, plain, seed=context.seed)
     return {"win_rate": asdict(win_rate), "grades": asdict(grade_answers(judge, ours, seed=context.seed))}
-
-
-def _files(folder: Path) -> list[list[str]]:
-    """Each file of a folder with tasks, and a name for what is in it."""
-    return [[str(path), file_sha256(path)] for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def _dialogues(config: EvaluationConfig, context: EvaluationContext, defense: Defense) -> list[Dialogue]:

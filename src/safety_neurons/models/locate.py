@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, file_sha256, fingerprint
+from safety_neurons.core.files import disk_errors, file_sha256, refuse_holes
 from safety_neurons.core.plugins import did_you_mean, listed
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.core.temporary import temporary_path
 from safety_neurons.models.gguf_files import convert, gguf_parts
 from safety_neurons.models.hub import ADAPTER_CONFIG, GET_AGAIN, MODEL_CONFIG, hub_identity, snapshot
 from safety_neurons.models.identity import folder_identity
-from safety_neurons.models.model_files import check_card, check_not_pointer, model_object, refuse_holes
+from safety_neurons.models.model_files import check_card, check_not_pointer, model_object
 from safety_neurons.models.presets import PRESETS, Preset, WeightsPackage
 from safety_neurons.models.unpacked import is_unpacked, model_folder, unpacking
 
@@ -256,7 +256,7 @@ def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:
     parts = gguf_parts(path)
     for part in parts:
         check_not_pointer(part)
-        refuse_holes(part)
+        refuse_holes(part, GET_AGAIN)
     sums = [file_sha256(part) for part in parts]
     sha256 = sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
     folder = model_folder(sha256)
@@ -265,19 +265,6 @@ def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:
             if needed:
                 _unpack(parts, folder, listener, str(path))
     return folder, sha256
-
-
-def path_identity(name: str | Path | None) -> str | None:
-    """Content hash of the file, or of the folder with a model or other files, that `name` is; None for other names."""
-    path = Path(os.path.expanduser(name or ""))
-    if not name or not os.path.exists(path):
-        return None
-    if path.is_file():
-        return file_sha256(path)
-    if (path / "config.json").is_file():
-        return folder_identity(path)
-    files = sorted(inside for inside in path.rglob("*") if inside.is_file())
-    return fingerprint([[str(inside.relative_to(path)), file_sha256(inside)] for inside in files])
 
 
 def _chunks(paths: list[Path]) -> Iterator[bytes]:

@@ -1,13 +1,14 @@
 """Whether the files of a model's or an adapter's folder are what their names say, answered without reading weights."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import open_regular, read_text
 from safety_neurons.core.plugins import listed
+from safety_neurons.models.growth import check_growth
 from safety_neurons.models.hub import ADAPTER_CONFIG, GET_AGAIN, MODEL_CONFIG, WEIGHTS, WEIGHTS_INDEX, shards
 
 _OBJECTS = (MODEL_CONFIG, ADAPTER_CONFIG, "generation_config.json", "tokenizer_config.json", "tokenizer.json")
@@ -16,10 +17,6 @@ _READ = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken", ".py"
 _POINTER = b"version https://git-lfs"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _MOST_BYTES, _MOST_CARD_BYTES = 1 << 28, 1 << 22
-# A file larger than this is dense, or not the weights of a model.
-_MAY_BE_SPARSE = 1 << 26
-# How much longer a tokenizer may make a text that it reads or writes.
-_MOST_GROWTH = 1 << 10
 
 
 def check_files(folder: Path, *, trust_remote_code: bool = False) -> None:
@@ -127,11 +124,7 @@ def check_card(path: Path) -> None:
 def _check_object(path: Path, trust_remote_code: bool) -> None:
     value = model_object(path)
     if path.name == "tokenizer.json":
-        for part in ("normalizer", "decoder"):
-            if _growth(value.get(part)) > _MOST_GROWTH:
-                raise SafetyNeuronsError(
-                    f"{path} has a {part} that makes a text more than {_MOST_GROWTH:,} times as long. {GET_AGAIN}"
-                )
+        check_growth(path, value)
     if path.name == MODEL_CONFIG:
         if "transformers_weights" in value:
             raise SafetyNeuronsError(
@@ -159,24 +152,6 @@ def _kernels(value: Any) -> Iterator[str]:
             yield each
 
 
-def _growth(part: Any) -> float:
-    """How much longer a normalizer or decoder makes a text at most, by what it replaces."""
-    growth, pending = 1.0, [part]
-    while pending:
-        each = pending.pop()
-        if isinstance(each, list):
-            pending += each
-        elif isinstance(each, Mapping):
-            pending += [inside for inside in each.values() if isinstance(inside, dict | list)]
-            if each.get("type") == "Replace" and isinstance(each.get("content"), str):
-                pattern = each.get("pattern")
-                replaced = pattern.get("String") if isinstance(pattern, Mapping) else None
-                growth *= max(
-                    1, len(each["content"]) / (len(replaced) if isinstance(replaced, str) and replaced else 1)
-                )
-    return growth
-
-
 def code_of(folder: Path) -> list[str]:
     """The code that `trust_remote_code` lets run: Python files of a model's folder, and repositories that it names."""
     named = []
@@ -190,17 +165,6 @@ def code_of(folder: Path) -> list[str]:
                     named.append(f"the repository {each.partition('--')[0]}")
     files = [str(path.relative_to(folder)) for path in [*folder.glob("*.py"), *folder.glob("custom_generate/*.py")]]
     return sorted(set(named)) + sorted(files)
-
-
-def refuse_holes(path: Path) -> None:
-    """Raise SafetyNeuronsError for a large file that has next to nothing on the disk: it would be read as zeros."""
-    found = path.stat()
-    stored = getattr(found, "st_blocks", 0) * 512
-    if found.st_size > _MAY_BE_SPARSE and 0 < stored < found.st_size / 16:
-        raise SafetyNeuronsError(
-            f"{path} says that it has {found.st_size:,} bytes, and {stored:,} of them are on the disk: it is a file of "
-            f"holes. {GET_AGAIN}"
-        )
 
 
 def check_not_pointer(path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import refuse_holes
 from safety_neurons.models.hub import GET_AGAIN
-from safety_neurons.models.model_files import refuse_holes
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def stored_sizes(paths: Sequence[Path]) -> StoredSizes:
     """
     tensors = values = size = largest = 0
     for path in paths:
-        refuse_holes(path)
+        refuse_holes(path, GET_AGAIN)
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118

@@ -21,7 +21,7 @@ from safety_neurons.core.locks import locked
 from safety_neurons.core.records import first_problem
 from safety_neurons.core.temporary import is_temporary
 from safety_neurons.core.trust import trust
-from safety_neurons.models.locate import path_identity
+from safety_neurons.models.identity import path_identity
 from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.report.record import PROMPT_SETS, RunRecord
 from safety_neurons.report.results import SCHEMA, read_results

@@ -85,6 +85,7 @@ def _side_by_side(
     listener: Listener,
     command: str,
 ) -> Evaluation:
+    RunFolder(folder).check()
     wanted = overridden(given, {"evaluate": options})
     first, *others = (settings_of(name, wanted) for name in names)
     _tell_outside(names, [first, *others], wanted, listener)
@@ -95,7 +96,6 @@ def _side_by_side(
     evaluators = [evaluator, *(replace(evaluator, settings=one.model_copy(update=shared)) for one in others)]
     for name in names:
         check_target(name, given, listener)
-    RunFolder(folder).check()
     with locked(folder):
         responses = JsonlCache.read(folder / "responses.jsonl", CachedAnswer)
         models: list[str] = []

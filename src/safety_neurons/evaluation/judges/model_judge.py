@@ -12,7 +12,7 @@ from safety_neurons.engines.engine import engine_for, served
 from safety_neurons.evaluation.contracts import Judge, JudgeInput, Judgment
 from safety_neurons.evaluation.judges.readability import unscored_reason
 from safety_neurons.models.chat import Conversation
-from safety_neurons.models.locate import path_identity
+from safety_neurons.models.identity import path_identity
 from safety_neurons.models.quoting import key_of, quoted
 
 
