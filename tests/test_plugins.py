@@ -125,6 +125,8 @@ def test_a_member_from_a_file_is_called_by_the_whole_name_and_versioned_by_its_c
         ("MINE = 3\n", "", "NAME"),
         ("MINE = \n", "MINE", "cannot be loaded .SyntaxError"),
         ("import no_such_package\n", "MINE", "no_such_package"),
+        ("\n{}['a']\n", "MINE", "cannot be loaded .KeyError in line 2.: 'a'"),
+        ("import sys\nsys.exit(0)\n", "MINE", "cannot be loaded .SystemExit in line 2.: 0"),
     ],
 )
 def test_a_bad_file_is_an_error(

@@ -11,6 +11,7 @@ from typing import Any
 from attack import forked
 from attack.outcome import Tally, tracked
 from attack.subject import Subject, commands
+from builders.hostile import foreign_markdown
 from safety_neurons.core.progress import Listener
 
 HOSTILE = (
@@ -20,7 +21,9 @@ HOSTILE = (
 )
 # No output may hold these: controls, and marks that reorder or hide what stands beside them.
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff]")
-ACTIVE = re.compile(r"(?<!\\)\]\(javascript|(?<!\\)!\[i|<img src=x|<script>alert")
+# Elements of our own tables and cards, besides those of plain text.
+OWN = ("h1", "h2", "h3", "hr", "ul", "ol", "li", "pre", "a", "em")
+TAGS = re.compile("<img src=x|<script>alert")
 FILES = ("results.json", "run.json")
 READERS = ("report", "report md", "compare", "merge", "tokens")
 
@@ -39,10 +42,17 @@ def hostile_strings(subject: Subject, work: Path, listener: Listener) -> Tally:
             if ended.crashed:
                 tally.note("traceback", f"{name} {place}, {command}", ended.output)
             for where, text in _shown(ended.output, run, work / "out"):
-                if found := RAW.search(text) or ACTIVE.search(text):
-                    around = text[max(0, found.start() - 80) : found.end() + 80]
-                    tally.note("raw", f"{name} {place}, {command}, {where}", ascii(around))
+                for seen in _harmful(where, text):
+                    tally.note("raw", f"{name} {place}, {command}, {where}", ascii(seen))
     return tally
+
+
+def _harmful(where: str, text: str) -> Iterator[str]:
+    """What in an output does more than show characters."""
+    if found := RAW.search(text) or (TAGS.search(text) if where.endswith(".html") else None):
+        yield text[max(0, found.start() - 80) : found.end() + 80]
+    if where.endswith(".md"):
+        yield from foreign_markdown(text, *OWN)
 
 
 def _shown(output: str, run: Path, out: Path) -> Iterator[tuple[str, str]]:

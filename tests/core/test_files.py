@@ -26,6 +26,7 @@ from safety_neurons.core.files import (
     write_json,
     write_text,
 )
+from safety_neurons.core.records import Record, read_record
 from safety_neurons.core.temporary import is_temporary
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -234,6 +235,15 @@ def test_what_is_not_a_regular_file_of_sane_size_is_an_error_with_advice(tmp_pat
         assert str(caught.value).endswith(". Do this.")
 
 
+def test_json_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    file.touch()
+    os.truncate(file, 64 * 1024 * 1024 + 1)
+    for read in (read_json, lambda path: read_record(path, Record, "Move it away.")):
+        with pytest.raises(SafetyNeuronsError, match="at most 67,108,864 are read"):
+            read(file)
+
+
 def test_a_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1234")
     with open_regular(tmp_path / "file", limit=4) as file:
@@ -336,5 +346,5 @@ def test_names_of_temporary_files_are_known(tmp_path: Path) -> None:
             assert is_temporary(temporary.name)
             assert temporary.suffix == (".json" if name.endswith(".json") else ".partial")
             temporary.write_text("{}")
-    for name in ("run.json", ".lock", ".run.json", ".checkpoint.safetensors", "a.1.01234567.partial"):
+    for name in ("run.json", ".lock", ".run.json", ".checkpoint.safetensors", "a.1.01234567.01234567.partial"):
         assert not is_temporary(name)

@@ -5,6 +5,7 @@ import re
 import socket
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from safety_neurons.core.folders import (
     remove_leftovers,
     scratch_folder,
 )
+from safety_neurons.core.temporary import process_namespace, temporary_path
 
 FILES, FOLDERS = re.compile(r".*\.json"), re.compile("replaced")
 
@@ -69,15 +71,29 @@ def test_a_scratch_folder_is_removed_also_after_a_kill(tmp_path: Path, monkeypat
         assert mode_of(mine) == 0o700
         (mine / "file").write_text("content")
         # Of another program, and of a process that was killed.
-        (tmp_path / ".other.99999999.01234567.partial").mkdir()
-        (tmp_path / ".safety-neurons.99999999.01234567.partial").mkdir()
+        (tmp_path / f".other.99999999.{process_namespace()}.01234567.partial").mkdir()
+        (tmp_path / f".safety-neurons.99999999.{process_namespace()}.01234567.partial").mkdir()
         with scratch_folder() as second:
             assert {one.name for one in tmp_path.iterdir()} == {
                 mine.name,
                 second.name,
-                ".other.99999999.01234567.partial",
+                f".other.99999999.{process_namespace()}.01234567.partial",
             }
-    assert os.listdir(tmp_path) == [".other.99999999.01234567.partial"]
+    assert os.listdir(tmp_path) == [f".other.99999999.{process_namespace()}.01234567.partial"]
+
+
+def test_what_another_container_writes_is_removed_only_when_it_is_old(tmp_path: Path) -> None:
+    """The numbers of its processes mean nothing here."""
+    theirs, old = (tmp_path / f".run.json.{os.getpid()}.{space}.01234567.partial" for space in ("0" * 8, "f" * 8))
+    for file in (theirs, old):
+        file.touch()
+    two_days_ago = time.time() - 2 * 24 * 60 * 60 - 1
+    os.utime(old, (two_days_ago, two_days_ago))
+    with temporary_path(tmp_path / "mine") as mine:
+        assert f".{process_namespace()}." in mine.name
+        mine.touch()
+        remove_leftovers(tmp_path)
+        assert set(tmp_path.iterdir()) == {theirs, mine}
 
 
 def test_no_place_for_temporary_files_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,10 +176,10 @@ def test_folders_within_are_checked_and_others_are_not(tmp_path: Path) -> None:
 def test_leftovers_are_removed_without_following_links(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("mine")
-    left = tmp_path / ".merged.99999999.01234567.partial"
+    left = tmp_path / f".merged.99999999.{process_namespace()}.01234567.partial"
     left.mkdir()
     (left / "link").symlink_to(tmp_path / "precious")
-    (tmp_path / ".other.99999999.01234567.partial").symlink_to(tmp_path / "precious")
+    (tmp_path / f".other.99999999.{process_namespace()}.01234567.partial").symlink_to(tmp_path / "precious")
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["precious"]
     assert (tmp_path / "precious" / "file").read_text() == "mine"

@@ -11,7 +11,7 @@ import pytest
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import write_text
 from safety_neurons.core.locks import locked
-from safety_neurons.core.temporary import temporary_path
+from safety_neurons.core.temporary import process_namespace, temporary_path
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -100,14 +100,14 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
         os.waitpid(child, 0)
         dead = tmp_path / mine.name.replace(f".{os.getpid()}.", f".{child}.")
         # As in a container that starts again, whose processes have the same numbers.
-        earlier = tmp_path / f".run.json.{os.getpid()}.01234567.partial.json"
+        earlier = tmp_path / f".run.json.{os.getpid()}.{process_namespace()}.01234567.partial.json"
         others = [tmp_path / name for name in (".run.json", ".hidden.1.txt", "run.json", "notes.partial")]
         for file in (dead, earlier, *others):
             file.write_text("content")
-        folder = tmp_path / f".merged.{child}.01234567.partial"
+        folder = tmp_path / f".merged.{child}.{process_namespace()}.01234567.partial"
         folder.mkdir()
         (folder / "config.json").symlink_to(tmp_path / "run.json")
-        (tmp_path / f".linked.{child}.01234567.partial").symlink_to(tmp_path)
+        (tmp_path / f".linked.{child}.{process_namespace()}.01234567.partial").symlink_to(tmp_path)
         with locked(tmp_path):
             assert sorted(os.listdir(tmp_path)) == sorted([".lock", mine.name, *(file.name for file in others)])
 

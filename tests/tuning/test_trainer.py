@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from builders.quick import tune
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.temporary import process_namespace
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import complete
 from safety_neurons.neurons.neuron_set import NeuronSet
@@ -115,7 +116,7 @@ def test_checkpoint_holds_no_pickle_and_is_one_whole_file(
     with safe_open(file, framework="pt") as opened:
         assert {name.split(".")[0] for name in opened.keys()} == {"delta", "optimizer", "random"}  # noqa: SIM118
     # What a process left that was killed while it wrote the next one.
-    (tmp_path / f".{file.name}.99999999.01234567.partial.safetensors").write_bytes(b"half")
+    (tmp_path / f".{file.name}.99999999.{process_namespace()}.01234567.partial.safetensors").write_bytes(b"half")
     assert_same(tune(model, neuron_set(model), corpus, **options), expected)
     assert list(tmp_path.iterdir()) == []
 

@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.temporary import temporary_path
 
-# The largest JSON or text file that is read: hundreds of times what a run writes.
+# The largest text file that is read.
 MOST_BYTES = 1 << 30
 # A larger file of tensors is dense, or not what its name says.
 _MAY_BE_SPARSE = 1 << 26
+# The largest JSON file that is read whole: many times what a run writes. Python's objects take 30 times its bytes.
+MOST_JSON_BYTES = 64 << 20
 # What the user can do about a file that cannot be read, where nothing more is known.
 ADVICE = "Choose another file, or a whole copy of this one."
 # Controls, marks that reorder or hide what stands beside them, separators and lone surrogates.
@@ -217,7 +219,7 @@ def read_json(path: Path, advice: str = ADVICE) -> Any:
     Raises:
         SafetyNeuronsError: as `read_text`, or the file is not JSON.
     """
-    text = read_text(path, advice)
+    text = read_text(path, advice, MOST_JSON_BYTES)
     try:
         return json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import pkgutil
 import sys
+import traceback
 from collections.abc import Collection, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -61,12 +62,14 @@ class Family(Generic[M]):
             member = built_in[name]
         elif name in (others := self._entry_points()):
             try:
-                member = self._checked(others[name].load(), spec)
-            except (ImportError, AttributeError) as error:
+                loaded = others[name].load()
+            except (Exception, SystemExit) as error:
+                # The code of somebody else can raise anything.
                 raise SafetyNeuronsError(
-                    f"The {self.kind} {name} cannot be loaded from its package: {error}. Install that package "
-                    f"again, or choose another {self.kind}."
+                    f"The {self.kind} {name} cannot be loaded from its package ({type(error).__name__}): {error}. "
+                    f"Install that package again, or choose another {self.kind}."
                 ) from error
+            member = self._checked(loaded, spec)
         else:
             raise SafetyNeuronsError(unknown_name(self.kind, name, self.names()))
         if member.name == spec:
@@ -133,12 +136,29 @@ def _module(path: Path, digest: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, NameError) as error:
+    except BaseException as error:
         del sys.modules[name]
+        # The code is the user's, so it can raise anything; but whoever presses Ctrl-C wants to stop.
+        if not isinstance(error, Exception | SystemExit):
+            raise
         raise SafetyNeuronsError(
-            f"{path} cannot be loaded ({type(error).__name__}): {error}. Correct the file."
+            f"{path} cannot be loaded ({raised_in(path, error)}): {error}. Correct the file."
         ) from error
     return module
+
+
+def user_file(name: str) -> Path | None:
+    """The file that the name of a member names, absolute; None if the member is not from a file."""
+    file = name.partition(":")[0]
+    return Path(os.path.expanduser(file)).resolve() if file.endswith(".py") else None
+
+
+def raised_in(path: Path, error: BaseException) -> str:
+    """The type of an exception, and the line of the file that raised it, if one did."""
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno is not None:
+        lines.append(error.lineno)
+    return f"{type(error).__name__} in line {lines[-1]}" if lines else type(error).__name__
 
 
 def digests(settings: Any) -> list[str]:

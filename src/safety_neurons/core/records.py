@@ -13,7 +13,7 @@ from typing import Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import append_bytes, atomic_path, read_bytes, refuse_constant
+from safety_neurons.core.files import MOST_JSON_BYTES, append_bytes, atomic_path, read_bytes, refuse_constant
 
 # The largest file of lines that is read.
 MOST_LINES_BYTES = 8 << 30
@@ -45,7 +45,7 @@ def read_record(path: Path, kind: type[R], advice: str) -> R:
         SafetyNeuronsError: as `open_regular`, or the file is not JSON, or a field is missing, unknown or wrong.
     """
     try:
-        return parsed(read_bytes(path, advice), kind)
+        return parsed(read_bytes(path, advice, MOST_JSON_BYTES), kind)
     except ValueError as error:
         raise SafetyNeuronsError(f"{path} is damaged: {_problem(error)}. {advice}") from error
 

@@ -8,6 +8,7 @@ from safety_neurons.core.errors import CannotRunError
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import JsonlCache
 from safety_neurons.core.statistics import Verdict
+from safety_neurons.evaluation import checked
 from safety_neurons.evaluation.contracts import (
     Attack,
     Defended,
@@ -95,7 +96,7 @@ def _cells(
                     # What the defense learns of the model it learns before the attack changes the model.
                     defense = defense.prepared(context)
                     context = stack.enter_context(attack.surrounding(context))
-            defended = stack.enter_context(defense.opened(context))
+            defended = stack.enter_context(checked.opened(defense, context))
         except CannotRunError as error:
             reason = str(error)
         for attack, name, requests in asked:
@@ -119,10 +120,10 @@ def _responses(
     sent: Sequence[AttackedPrompt | None] = (
         [AttackedPrompt(request) for request in requests]
         if attack is None
-        else attack.prompts(requests, defended, context)
+        else checked.attacked(attack, requests, defended, context)
     )
     responses: Sequence[Response] = defended.respond([prompt for prompt in sent if prompt is not None])
-    given = iter(responses if attack is None else attack.returned(responses, defended, context))
+    given = iter(responses if attack is None else checked.returned(attack, responses, defended, context))
     return tuple(None if prompt is None else next(given) for prompt in sent)
 
 

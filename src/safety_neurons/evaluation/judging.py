@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
+from pydantic import ValidationError
+
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.fields import Number
 from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Advance, Listener, Silence, ignore
-from safety_neurons.core.records import JsonlCache, Line
+from safety_neurons.core.records import JsonlCache, Line, first_problem
 from safety_neurons.core.statistics import Verdict
 from safety_neurons.engines.engine import CachedEngine, answers
+from safety_neurons.evaluation.checked import judgments
 from safety_neurons.evaluation.contracts import Judge, JudgeInput, Judgment, Response, RuleJudge, conversation_of
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import Completion, Sampling
@@ -96,8 +100,14 @@ def judge_inputs(
     )
     with listener.task(f"judge {judge.name}", len(distinct)) as advance:
         advance(len(done))
-        for index, found in judge.judge_all(distinct, done):
-            line = CachedVerdict(key=keys[index], judge=judge.name, **asdict(found))
+        for index, found in judgments(judge, distinct, done):
+            try:
+                line = CachedVerdict(key=keys[index], judge=judge.name, **asdict(found))
+            except ValidationError as error:
+                raise SafetyNeuronsError(
+                    f"The judge {judge.name} gave a Judgment that is not valid: {first_problem(error)}. Correct it, or "
+                    "choose another judge."
+                ) from error
             if verdicts.entries.get(line.key) != line:
                 verdicts.add(line)
             advance(1)

@@ -10,6 +10,7 @@ from safety_neurons.core.plugins import options_of
 from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.core.trust import only_recorded
 from safety_neurons.engines.engine import InProcess, engine_for, served, uncached, weights_of
+from safety_neurons.evaluation.checked import opened
 from safety_neurons.evaluation.config import EvaluationConfig
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defense, get
@@ -136,13 +137,13 @@ def _time(rounds: int, context: EvaluationContext, defense: Defense, ordinary: S
 def _utility(
     context: EvaluationContext, defense: Defense, ordinary: Sequence[str], base: BaseAnswers | None
 ) -> dict[str, Any]:
-    with defense.opened(context) as defended:
+    with opened(defense, context) as defended:
         return asdict(utility(context, defended, ordinary, base))
 
 
 def _tasks(config: EvaluationConfig, context: EvaluationContext, defense: Defense) -> dict[str, Any]:
     model = weights_of(context.engine, "lm-eval")
-    with defense.opened(context) as defended:
+    with opened(defense, context) as defended:
         # The harness reads the model itself: what else a defense does would not be in its numbers.
         engine = uncached(defended.engine)
         changed = defended.engine.identity != context.engine.identity
@@ -169,7 +170,7 @@ def _preferences(
 
 
 def _dialogues(config: EvaluationConfig, context: EvaluationContext, defense: Defense) -> list[Dialogue]:
-    with defense.opened(replace(context, answer_tokens=QUESTION_TOKENS)) as defended:
+    with opened(defense, replace(context, answer_tokens=QUESTION_TOKENS)) as defended:
         return answer_questions(defended, read_questions(config.questions or BUNDLED))
 
 

@@ -31,6 +31,7 @@ from safety_neurons.prompts import load_prompts, tell
 from safety_neurons.report.exports import scores_markdown
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder, merged_settings
+from safety_neurons.runs.outputs import check_output
 
 BUDGETS = (0.05, 0.1, 0.5, 1.0, 3.0)
 SEEDS = 5
@@ -112,7 +113,7 @@ def compare_scores(
             found.split(split)
     run = RunContext(RunFolder(path), settings, prompts, listener or Silence(), given or {}, command)
     tell(prompts, run.listener)
-    run.folder.check()
+    check_output(path, "scores.json", SCHEMA, "comparison of scores")
     with locked(path):
         return _compare(run, list(budgets), overlap_at, seeds, equal_dose)
 

@@ -20,6 +20,7 @@ from safety_neurons.evaluation.contracts import EvaluationContext, RunArtifacts
 from safety_neurons.evaluation.grid import Cell
 from safety_neurons.evaluation.judging import CachedVerdict
 from safety_neurons.evaluation.measures import MEASURES
+from safety_neurons.evaluation.summary import SCHEMA
 from safety_neurons.models.locate import locate
 from safety_neurons.report.exports import evaluation_markdown
 from safety_neurons.report.results import Evaluation
@@ -27,6 +28,7 @@ from safety_neurons.runs.context import engine_of, load_model, template_options
 from safety_neurons.runs.evaluation import Evaluator
 from safety_neurons.runs.folder import TUNED, RunFolder, merged_settings, needed_for, overridden
 from safety_neurons.runs.opened import opened
+from safety_neurons.runs.outputs import check_output
 from safety_neurons.runs.outside import tell_outside
 from safety_neurons.runs.pipeline import run
 from safety_neurons.runs.stages import artifacts_of
@@ -96,6 +98,7 @@ def _side_by_side(
     evaluators = [evaluator, *(replace(evaluator, settings=one.model_copy(update=shared)) for one in others)]
     for name in names:
         check_target(name, given, listener)
+    check_output(folder, "evaluation.json", SCHEMA, "evaluation")
     with locked(folder):
         responses = JsonlCache.read(folder / "responses.jsonl", CachedAnswer)
         models: list[str] = []

@@ -13,6 +13,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.folders import scratch_folder
 from safety_neurons.engines.engine import uncached, weights_of
 from safety_neurons.evaluation import defenses
+from safety_neurons.evaluation.checked import opened
 from safety_neurons.evaluation.contracts import Defense, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt, ChatModel
 
@@ -77,7 +78,7 @@ def _spent(
     clock: Callable[[], float],
 ) -> tuple[float, float]:
     """Seconds per token that the user read, and for all answers."""
-    with defense.opened(context) as defended:
+    with opened(defense, context) as defended:
         defended.respond(prompts[:1])
         before = clock()
         responses = [defended.respond([prompt])[0] for prompt in prompts]
