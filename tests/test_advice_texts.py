@@ -35,6 +35,7 @@ CONTINUED = (
 )
 # Read by other packages: huggingface_hub, httpx, kaleido, transformers, and Python itself.
 FOREIGN_VARIABLES = {
+    "TORCHELASTIC_RUN_ID",
     *("HF_TOKEN", "HF_HUB_OFFLINE", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("BROWSER_PATH", "TENSORBOARD_LOGGING_DIR"),
 }

@@ -81,7 +81,9 @@ def test_c_locale_without_utf_8() -> None:
     command = [*LIST[:3], "report", "caf\u00e9 \u6f22"]
     done = subprocess.run(command, capture_output=True, env=plain, timeout=120, check=False)
     assert done.returncode == 2
-    assert done.stderr.decode("ascii").startswith("Error: caf\\udcc3\\udca9 \\udce6\\udcbc\\udca2 holds no run.")
+    assert done.stderr.decode("ascii").startswith(
+        "Error: The name of the folder 'caf\\udcc3\\udca9 \\udce6\\udcbc\\udca2'"
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
