@@ -19,6 +19,7 @@ from safety_neurons.calibration.config import CalibrationConfig
 from safety_neurons.calibration.detector import Detector
 from safety_neurons.calibration.guard import Guard
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.temporary import remove
 from safety_neurons.experiments import scored
 from safety_neurons.experiments.cost import Cost
 from safety_neurons.models.chat import ChatModel
@@ -26,17 +27,11 @@ from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.neurons.neuron_set import Directions, NeuronSet, Provenance
 from safety_neurons.settings import Settings
+from safety_neurons.tuning.checkpoint import Checkpoint, ScheduleProgress, TrainerProgress, TrainingState, named
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.lora import Adapter
 from safety_neurons.tuning.neuron_deltas import empty_delta
-from safety_neurons.tuning.trainer import (
-    Checkpoint,
-    ScheduleProgress,
-    TrainerProgress,
-    TrainingState,
-    named,
-    random_states,
-)
+from safety_neurons.tuning.trainer import random_states
 
 # Seconds until a file is refused. Opening one takes milliseconds; other work may share the machine.
 AT_ONCE = 10
@@ -165,10 +160,7 @@ def test_damaged_file_is_refused_at_once(artifact: Artifact, path: Path) -> None
             assert artifact.read(path) is None
         else:
             refused(artifact, path, what)
-        if path.is_dir():
-            path.rmdir()
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
         artifact.write(path)
 
 

@@ -26,12 +26,13 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.neurons.hook_points import DenseHookPoint, has_plain_weight
 from safety_neurons.neurons.neuron_set import NeuronSet, Provenance
 from safety_neurons.tuning.batches import encode_all, training_steps
+from safety_neurons.tuning.checkpoint import discard
 from safety_neurons.tuning.config import Training
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta_model import DeltaModel
 from safety_neurons.tuning.neuron_deltas import DeltaTensors, digest
 from safety_neurons.tuning.safetune import trained
-from safety_neurons.tuning.trainer import discard, training_fingerprint
+from safety_neurons.tuning.trainer import training_fingerprint
 
 RANK = 8
 ALPHA = 16.0

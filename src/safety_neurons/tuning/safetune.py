@@ -27,12 +27,13 @@ from safety_neurons.tuning.batches import (
     steps_per_epoch,
     training_steps,
 )
+from safety_neurons.tuning.checkpoint import discard, resumable
 from safety_neurons.tuning.config import Training, TuningConfig, Validate
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.delta_model import DeltaModel, frozen, recomputed_layers
 from safety_neurons.tuning.shard import shard_device, sharded
-from safety_neurons.tuning.trainer import DIVERGED, DeltaTrainer, discard, resumable, training_fingerprint
+from safety_neurons.tuning.trainer import DIVERGED, DeltaTrainer, training_fingerprint
 
 
 def tune(
