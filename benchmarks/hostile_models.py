@@ -7,7 +7,6 @@ What runs here writes a marker file, and nothing else.
 # ruff: noqa: E501
 
 import json
-import os
 import random
 import struct
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from builders.damage import PLACES, written
 
 TURNS = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
 _DOUBLE = "{% set n = namespace(x=START) %}{% for i in range(100) %}{% set n.x = STEP %}{% endfor %}{{ n.x }}"
@@ -94,12 +95,7 @@ Damage = Callable[[Path], None]
 
 
 def _bytes(change: Callable[[bytes], bytes]) -> Damage:
-    return lambda path: _rewrite(path, change(path.read_bytes()))
-
-
-def _rewrite(path: Path, content: bytes) -> None:
-    path.unlink()
-    path.write_bytes(content)
+    return lambda path: written(change(path.read_bytes()))(path)
 
 
 def _flipped(content: bytes) -> bytes:
@@ -107,22 +103,6 @@ def _flipped(content: bytes) -> bytes:
     for _ in range(20):
         changed[drawn.randrange(len(changed))] ^= 1 << drawn.randrange(8)
     return bytes(changed)
-
-
-def _replaced(make: Callable[[Path], object]) -> Damage:
-    def damage(path: Path) -> None:
-        path.unlink()
-        make(path)
-
-    return damage
-
-
-def _sparse(path: Path) -> None:
-    content = path.read_bytes()
-    path.unlink()
-    with path.open("wb") as file:
-        file.write(content)
-        file.truncate(1 << 40)
 
 
 # What can be done to any file.
@@ -144,13 +124,7 @@ DAMAGES: dict[str, Damage] = {
     "NUL": _bytes(lambda content: content[:1] + b"\0" + content[1:]),
     "more after its end": _bytes(lambda content: content + b"{}"),
     "a page": _bytes(lambda content: b"<!DOCTYPE html><html>not found</html>"),
-    "folder": _replaced(Path.mkdir),
-    "pipe": _replaced(os.mkfifo),
-    "device": _replaced(lambda path: path.symlink_to("/dev/zero")),
-    "link loop": _replaced(lambda path: path.symlink_to(path.name)),
-    "link to nowhere": _replaced(lambda path: path.symlink_to("nowhere")),
-    "holes": _sparse,
-    "missing": Path.unlink,
+    **{place.name: place.to for place in PLACES},
 }
 
 
@@ -162,7 +136,7 @@ def set_value(path: Path, key: str, value: Any) -> None:
     for parent in parents:
         inside = inside.setdefault(parent, {})
     inside[last] = value
-    _rewrite(path, json.dumps(content).encode())
+    written(json.dumps(content).encode())(path)
 
 
 # Values for the numbers of a config.
@@ -186,7 +160,7 @@ def with_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     header = json.loads(content[8 : 8 + length])
     changed = change(header)
     text = (json.dumps(header) if changed is None else changed).encode()
-    _rewrite(path, struct.pack("<Q", len(text)) + text + content[8 + length :])
+    written(struct.pack("<Q", len(text)) + text + content[8 + length :])(path)
 
 
 def write_code(folder: Path, marker: Path, name: str = "hostile.py") -> Path:

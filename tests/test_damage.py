@@ -18,6 +18,7 @@ from builders.runs import Splits, contents, lines_of, results_of, run_record, sm
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.core.statistics import share
+from safety_neurons.core.temporary import remove
 from safety_neurons.engines.engine import CachedAnswer
 from safety_neurons.evaluation.attacks.random_search import CachedSuffix
 from safety_neurons.evaluation.comparison import compare
@@ -92,13 +93,6 @@ def fresh(finished: Path, whole: Path, name: str) -> Path:
         if entry.is_file():
             shutil.copy(entry, finished / entry.name)
     return finished / name
-
-
-def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def refusal(call: Callable[[], Any]) -> str:

@@ -14,6 +14,7 @@ from attack.subject import Subject, commands
 from builders.damage import PLACES, Damage, contents, written
 from builders.tensor_damage import METADATA, RAW
 from safety_neurons.core.progress import Listener
+from safety_neurons.core.temporary import remove
 
 # Files that a command reads; pages and tables are only written.
 KINDS = (".json", ".jsonl", ".safetensors")
@@ -104,10 +105,10 @@ def follow(output: str, run: Path, subject: Subject, name: str) -> bool:
     said = " ".join(output.rpartition("Error:")[2].split())
     done = False
     if DELETE.search(said):
-        _delete(run / name)
+        remove(run / name)
         done = True
     elif COPY.search(said):
-        _delete(run / name)
+        remove(run / name)
         shutil.copy2(subject.folder / name, run / name)
         done = True
     stages = [(stage, str(run)) for stage in STAGE.findall(said)]
@@ -115,10 +116,3 @@ def follow(output: str, run: Path, subject: Subject, name: str) -> bool:
         forked.run(arguments)
         done = True
     return done or AGAIN.search(said) is not None
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -51,7 +51,6 @@ def _begun(subject: Subject, folder: Path, name: str) -> Path:
 
 def _compare(tally: Tally, name: str, calm: Path, disturbed: Path) -> None:
     for place in compared.differences(compared.results(calm / "run"), compared.results(disturbed / "run")):
-        # The settings name the folder's own prompts and model, which are shared.
         tally.note("differs", name, place)
     left = [path.name for path in disturbed.rglob("*") if ".partial" in path.name]
     if left:

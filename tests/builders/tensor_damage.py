@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from builders.damage import PLACES, written
 from safety_neurons.core.tensors import ENTRY, write_tensors
 
 Damage = Callable[[Path], None]
@@ -23,25 +24,7 @@ class Anything(RootModel[Any]):
 
 
 def _rewritten(change: Callable[[bytes], bytes]) -> Damage:
-    return lambda path: _replace(path, change(path.read_bytes()))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.unlink()
-    path.write_bytes(content)
-
-
-def _in_place(make: Callable[[Path], object]) -> Damage:
-    def damage(path: Path) -> None:
-        path.unlink()
-        make(path)
-
-    return damage
-
-
-def _sparse(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(1 << 40)
+    return lambda path: written(change(path.read_bytes()))(path)
 
 
 def _unreadable(path: Path) -> None:
@@ -74,14 +57,8 @@ RAW: dict[str, Damage] = {
     "header of many exabytes": _length((1 << 64) - 1),
     "huge header": _rewritten(lambda _: (1 << 24).to_bytes(8, "little") + b'{"a":' + b" " * ((1 << 24) - 5)),
     "deep header": _rewritten(lambda _: (1 << 16).to_bytes(8, "little") + b'{"a":' + b"[" * ((1 << 16) - 5)),
-    "folder": _in_place(Path.mkdir),
-    "pipe": _in_place(os.mkfifo),
-    "loop of links": _in_place(lambda path: path.symlink_to(path.name)),
-    "dangling link": _in_place(lambda path: path.symlink_to("nowhere")),
-    "device": _in_place(lambda path: path.symlink_to("/dev/zero")),
-    "sparse terabyte": _in_place(_sparse),
     "unreadable": _unreadable,
-    "missing": Path.unlink,
+    **{place.name: place.to for place in PLACES},
 }
 
 
