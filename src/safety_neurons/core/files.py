@@ -213,15 +213,18 @@ def read_text(path: Path, advice: str = ADVICE, limit: int = MOST_BYTES) -> str:
         raise SafetyNeuronsError(f"{path} is not UTF-8 text ({error}). {advice}") from error
 
 
-def read_json(path: Path, advice: str = ADVICE) -> Any:
-    """Read a JSON file; NaN and infinity are refused.
+def read_json(path: Path, advice: str = ADVICE, limit: int = MOST_JSON_BYTES, *, finite: bool = True) -> Any:
+    """Read a JSON file.
+
+    Args:
+        finite: refuse NaN and infinity, which are not JSON, though some writers use them.
 
     Raises:
         SafetyNeuronsError: as `read_text`, or the file is not JSON.
     """
-    text = read_text(path, advice, MOST_JSON_BYTES)
+    text = read_text(path, advice, limit)
     try:
-        return json.loads(text, parse_constant=refuse_constant)
+        return json.loads(text, parse_constant=refuse_constant if finite else None)
     except (ValueError, RecursionError) as error:
         raise SafetyNeuronsError(f"{path} is not valid JSON ({error}). {advice}") from error
 
@@ -231,9 +234,11 @@ def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def read_object(path: Path, advice: str = ADVICE) -> dict[str, Any]:
-    """Read a JSON object; errors as `read_json`, and where the file holds something else."""
-    value = read_json(path, advice)
+def read_object(
+    path: Path, advice: str = ADVICE, limit: int = MOST_JSON_BYTES, *, finite: bool = True
+) -> dict[str, Any]:
+    """Read a JSON object; arguments and errors as `read_json`, and where the file holds something else."""
+    value = read_json(path, advice, limit, finite=finite)
     if not isinstance(value, dict):
         raise SafetyNeuronsError(f"{path} does not hold a JSON object. {advice}")
     return value

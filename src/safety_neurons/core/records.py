@@ -13,7 +13,7 @@ from typing import Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import MOST_JSON_BYTES, append_bytes, atomic_path, read_bytes, refuse_constant
+from safety_neurons.core.files import MOST_JSON_BYTES, append_bytes, atomic_path, exists, read_bytes, refuse_constant
 
 # The largest file of lines that is read.
 MOST_LINES_BYTES = 8 << 30
@@ -127,7 +127,7 @@ def read_lines(path: Path, kind: type[R]) -> list[R]:
     Raises:
         SafetyNeuronsError: the file cannot be read or is too large.
     """
-    if not path.exists() and not path.is_symlink():
+    if not exists(path):
         return []
     advice = "Move it away; what it held is computed again."
     content = read_bytes(path, advice, MOST_LINES_BYTES)

@@ -1,12 +1,11 @@
 """Whether the files of a model's or an adapter's folder are what their names say, answered without reading weights."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import open_regular, read_text
+from safety_neurons.core.files import open_regular, read_object, read_text
 from safety_neurons.core.plugins import listed
 from safety_neurons.models.growth import check_growth
 from safety_neurons.models.hub import ADAPTER_CONFIG, GET_AGAIN, MODEL_CONFIG, WEIGHTS, WEIGHTS_INDEX, shards
@@ -107,13 +106,7 @@ def model_object(path: Path) -> dict[str, Any]:
     Raises:
         SafetyNeuronsError: it holds something else, or cannot be read.
     """
-    try:
-        value = json.loads(read_text(path, GET_AGAIN, _MOST_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise SafetyNeuronsError(f"{path} is not valid JSON ({error}). {GET_AGAIN}") from error
-    if not isinstance(value, dict):
-        raise SafetyNeuronsError(f"{path} does not hold a JSON object. {GET_AGAIN}")
-    return value
+    return read_object(path, GET_AGAIN, _MOST_BYTES, finite=False)
 
 
 def check_card(path: Path) -> None:

@@ -15,8 +15,10 @@ def find_neurons_of(run: RunContext, title: str) -> NeuronSet:
 
 
 def score_neurons_of(run: RunContext, name: str | None = None, title: str | None = None) -> ScoredNeurons:
-    """Every neuron's score on the training prompts: the run's score, or another one. `title` is for the progress "
-    "bar."""
+    """Every neuron's score on the training prompts: the run's score, or another one.
+
+    `title` is for the progress bar.
+    """
     name = name or run.settings.find.score
     return _scored(run, name, title or f"scoring neurons ({scores.get(name).name})")
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from safety_neurons.calibration.detector import Detector, fit_detector
 from safety_neurons.calibration.guard import Guard, fit_guard, guard
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, fingerprint, read_json
-from safety_neurons.report.results import RunResults
+from safety_neurons.core.files import disk_errors, exists, fingerprint
+from safety_neurons.report.results import read_results
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.percents import can_guard, in_two_layers, unusable
@@ -105,17 +105,10 @@ def _kept(run: RunContext) -> Guard | None:
     """The guard in the run's folder.
 
     One that cannot be used is told and taken away, into a copy of the run as it was: it is then fitted again.
-
-    Raises:
-        SafetyNeuronsError: a folder is in its place.
     """
     path = run.folder.guard
-    if not path.exists():
+    if not exists(path):
         return None
-    if path.is_dir():
-        raise SafetyNeuronsError(
-            f"{path} is a folder where the guard should be. Move it away, and run the same command again."
-        )
     try:
         found = Guard.load(path, advice="The guard is fitted again.")
         _check_guard(run, found)
@@ -135,9 +128,9 @@ def _check_guard(run: RunContext, found: Guard) -> None:
             f"{path} is of {made_for.model} ({made_for.identity[:12]}), and this is a run of {run.model.name} "
             f"({run.model.identity[:12]}). The guard is fitted again."
         )
-    if not run.folder.results.exists():
+    if not exists(run.folder.results):
         return
-    results = RunResults.of(read_json(run.folder.results))
+    results = read_results(run.folder.results)
     known = {section.digest for section in [results.guard] if section} - {None}
     known |= {evaluation.guard for evaluation in [results.evaluation] if evaluation} - {None}
     if known and found.origin == _origin(run) and found.digest not in known:
