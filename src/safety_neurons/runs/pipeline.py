@@ -3,7 +3,7 @@
 import datetime
 import importlib.metadata
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +14,7 @@ from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.models.locate import locate
 from safety_neurons.prompts import PromptSet, load_prompts, tell
 from safety_neurons.report.record import PROMPT_SETS, CoverageRecord, ModelRecord, PromptsRecord, RunRecord, StageRecord
-from safety_neurons.report.results import SCHEMA, RunResults, read_content
+from safety_neurons.report.results import RunResults
 from safety_neurons.runs.folder import (
     SHARED,
     SPEED,
@@ -26,6 +26,7 @@ from safety_neurons.runs.folder import (
     needed_for,
     stage_fingerprints,
 )
+from safety_neurons.runs.kept_results import current_results, kept_results, merge_stage
 from safety_neurons.runs.outside import tell_outside
 from safety_neurons.runs.stage_files import Lost, hashes, left_by, lost
 from safety_neurons.settings import Settings, without_permissions
@@ -37,22 +38,6 @@ if TYPE_CHECKING:
     from safety_neurons.runs.stages import StageResult
 
 PACKAGES = ("safety-neurons", "torch", "transformers", "accelerate", "safetensors", "numpy")
-# The stage that each section of the results belongs to. An experiment's section goes when that stage's inputs change.
-SECTIONS = {
-    "neurons": "find",
-    "words": "explain",
-    "write_share": "explain",
-    "vocabulary": "explain",
-    "control": "calibrate",
-    "clouds": "calibrate",
-    "training": "tune",
-    "evaluation": "evaluate",
-    "dose_response": "find",
-    "search": "find",
-    "guard": "find",
-    "adaptive": "tune",
-    "auto": "tune",
-}
 
 
 def run(
@@ -235,7 +220,7 @@ def _run(
 ) -> dict[str, Any]:
     folder, settings, listener = opening.folder, opening.settings, opening.listener
     stages = dict(record.stages) if record else {}
-    kept, content = _kept_results(folder, stages, listener)
+    kept, content = kept_results(folder, stages, listener)
     same = {stage: entry for stage, entry in stages.items() if entry.fingerprint == prints.get(stage)}
     found = {stage: lost(folder, stage, entry, kept) for stage, entry in same.items()}
     losses = {stage: loss for stage, loss in found.items() if loss is not None}
@@ -277,7 +262,7 @@ def _run(
         stages=stages,
     )
     folder.write_record(record)
-    results = _current_results(content, current)
+    results = current_results(content, current)
     results["run"] = record.to_json()
     while todo := [stage for stage in wanted if stage not in current]:
         stage = todo[0]
@@ -285,7 +270,7 @@ def _run(
             _go_on_alone(stage, listener)
         started = time.monotonic()
         if context is not None and stage != "report":
-            _merge(results, stage, _perform(stage, context))
+            merge_stage(results, stage, _perform(stage, context))
         else:
             _write_report(folder, results)
         seconds = round(time.monotonic() - started, 1)
@@ -331,7 +316,7 @@ def _drop(
     )
     for stage in stale:
         del stages[stage]
-    left = _current_results(results, set(stages))
+    left = current_results(results, set(stages))
     results.clear()
     results.update(left)
 
@@ -411,49 +396,6 @@ def _describe_model(model: "ChatModel") -> ModelRecord:
 
 def _describe_coverage(model: "ChatModel") -> CoverageRecord:
     return CoverageRecord.model_validate(asdict(model.coverage))
-
-
-def _kept_results(
-    folder: RunFolder, stages: Mapping[str, StageRecord], listener: Listener
-) -> tuple[RunResults | None, dict[str, Any]]:
-    """The results so far, also as they are in the file; None if the file was lost, which makes all stages undone.
-
-    A damaged file, or one of another run, is set aside: all that it held can be made again.
-    """
-    empty = _current_results({}, set())
-    if not exists(folder.results):
-        return None, empty
-    try:
-        found, content = read_content(folder.results, "It is made again.")
-    except SafetyNeuronsError as error:
-        problem = str(error)
-    else:
-        known = found.run.stages
-        if all(stage in known and known[stage].fingerprint == one.fingerprint for stage, one in stages.items()):
-            return found, content
-        problem = f"{folder.results} holds the results of another run. It is made again."
-    listener.say(
-        f"{problem} What was there is now {folder.set_aside(folder.results)}. All stages are done again with what is "
-        "cached; repeat the experiments whose results are to be in the report."
-    )
-    return None, empty
-
-
-def _current_results(kept: Mapping[str, Any], current: Set[str]) -> dict[str, Any]:
-    """The kept results of the stages whose inputs are as they were; what is stale is dropped."""
-    results: dict[str, Any] = {
-        "schema": SCHEMA,
-        "run": kept.get("run", {}),
-        "rows": [row for row in kept.get("rows", []) if row["stage"] in current],
-        "examples": [example for example in kept.get("examples", []) if example["stage"] in current],
-    }
-    return results | {name: kept[name] for name, stage in SECTIONS.items() if name in kept and stage in current}
-
-
-def _merge(results: dict[str, Any], stage: str, result: "StageResult") -> None:
-    for name, new in (("rows", [asdict(row) for row in result.rows]), ("examples", list(result.examples))):
-        results[name] = [entry for entry in results[name] if entry["stage"] != stage] + new
-    results.update(result.sections or {})
 
 
 def _write_report(folder: RunFolder, results: dict[str, Any]) -> None:
