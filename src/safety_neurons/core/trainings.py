@@ -98,7 +98,7 @@ def crossed_difference(
     mine, theirs = _sampled(ones, counted, seed), _sampled(others, counted, seed)
     if mine is None or theirs is None:
         return Difference(None, None, None)
-    if mine.resampled.shape != theirs.resampled.shape or mine.requests != theirs.requests:
+    if len(ones[0][0]) != len(others[0][0]):
         raise ValueError("All trainings must hold the same requests.")
     found = _Sampled(mine.observed - theirs.observed, mine.resampled - theirs.resampled, mine.requests)
     variance, freedom = found.error()
