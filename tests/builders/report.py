@@ -506,9 +506,9 @@ def seeds_measure(
     return {
         "prompts": prompts,
         "attack": attack,
-        "before": rate(before),
-        "trainings": [rate(one) for one in each],
-        "mean": rate(mean),
+        "before": rate(before, unscored=0),
+        "trainings": [rate(one, unscored=0) for one in each],
+        "mean": rate(mean, unscored=0),
         "spread": statistics.stdev(each) if len(each) > 1 else None,
         "against_before": change(mean - before),
         "against_random": None if against_random is None else change(mean - against_random),

@@ -12,7 +12,7 @@ from safety_neurons.core.progress import Listener
 from safety_neurons.evaluation.contracts import RunArtifacts
 from safety_neurons.experiments.seed_measures import Verdicts, measures_of
 from safety_neurons.neurons.neuron_set import NeuronSet
-from safety_neurons.report.results import BASE, TUNED, RunResults
+from safety_neurons.report.results import BASE, HARMFUL, TUNED, RunResults
 from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
@@ -29,8 +29,10 @@ from safety_neurons.tuning.batches import training_steps
 from safety_neurons.tuning.delta import NeuronDelta
 
 SEEDS = 5
-# Measures of the evaluation that are about one model, not about the spread between trainings.
-_NOT_MEASURED = {"overhead": 0, "utility": False, "tasks": (), "preference_judge": None, "preference_endpoint": None}
+# What the evaluation measures besides verdicts is not repeated.
+_VERDICTS_ALONE: dict[str, Any] = {"overhead": 0, "utility": False, "tasks": ()} | dict.fromkeys(
+    ("task_limit", "task_folder", "preference_judge", "preference_endpoint", "questions")
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Budget:
             ) from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Trainings that differ by their seed alone. For random neurons, `found` are those that they stand beside."""
 
@@ -121,10 +123,13 @@ def _repeat(
     uses = ("find", "tune", "evaluate")
     with opened(path, given, listener, command, uses=uses, alone=False) as run:
         # Whatever is wrong with the evaluation is told before anything is trained.
-        _evaluator(run.settings, BASE).tell(run.listener)
+        asked = _evaluator(run.settings, BASE)
+        if run.settings.evaluate.on is not None:
+            asked.tell(run.listener)
     with opened(path, given, listener, command, until="tune", uses=uses, is_told=True, alone=False) as run:
         groups = list(_groups(run, budgets, with_random))
-        base, left_out = _answers(run, BASE, None)
+        evaluator = _evaluator(run.settings, TUNED)
+        base, left_out = _answers(run, _evaluator(run.settings, BASE), None)
         numbers = range(run.settings.seed, run.settings.seed + seeds)
         store = DeltaStore.open(run.folder, run.listener)
         trained: dict[Group, list[dict[str, Any]]] = {group: [] for group in groups}
@@ -133,42 +138,53 @@ def _repeat(
             for seed in numbers:
                 for group in groups:
                     delta = _delta(run, store, group, seed)
-                    verdicts, problems = _answers(run, TUNED, delta)
+                    verdicts, problems = _answers(run, evaluator, delta)
                     left_out |= problems
                     trained[group].append({"seed": seed, "digest": delta.digest})
                     answered[group].append(verdicts)
                     advance(1)
         release_workers()
-        evaluator = _evaluator(run.settings, BASE)
-        section = {
-            "judge": evaluator.judges[0].name,
-            "on": run.settings.evaluate.on or run.settings.harmful,
-            "requests": {"harmful": len(evaluator.plan.harmful)}
-            | {name: len(prompts) for name, prompts in evaluator.plan.safe.items()},
-            "answer_tokens": run.settings.evaluate.answer_tokens,
-            "left_out": left_out,
-            "groups": [
-                _described(run, group, trained[group])
-                | {
-                    "measures": measures_of(
-                        base,
-                        answered[group],
-                        _beside(group, answered) if with_random else None,
-                        left_out.keys(),
-                        run.settings.seed,
-                    )
-                }
-                for group in groups
-            ],
-        }
+        section = _section(run, evaluator, base, trained, answered, left_out)
         return keep_section(run, "seeds", section, unused=("explain", "guard"))
 
 
+def _section(
+    run: RunContext,
+    evaluator: Evaluator,
+    base: Verdicts,
+    trained: Mapping[Group, list[dict[str, Any]]],
+    answered: Mapping[Group, list[Verdicts]],
+    left_out: Mapping[str, str],
+) -> dict[str, Any]:
+    """The results: what was asked, and each group's trainings and measures."""
+    plan, config = evaluator.plan, run.settings.evaluate
+    return {
+        "judge": evaluator.judges[0].name,
+        "on": config.on or run.settings.harmful,
+        "requests": {HARMFUL: len(plan.harmful)} | {name: len(prompts) for name, prompts in plan.safe.items()},
+        "answer_tokens": config.answer_tokens,
+        "left_out": left_out,
+        "groups": [
+            {
+                "subject": group.subject,
+                "percent": group.budget.percent,
+                "learning_rate": group.budget.learning_rate,
+                "neurons": len(group.found),
+                "share_of_parameters": group.found.share_of_parameters,
+                "trainings": trainings,
+                "measures": measures_of(
+                    base, answered[group], _beside(group, answered), left_out.keys(), run.settings.seed
+                ),
+            }
+            for group, trainings in trained.items()
+        ],
+    }
+
+
 def _beside(group: Group, answered: Mapping[Group, list[Verdicts]]) -> list[Verdicts] | None:
-    """The random neurons beside the found ones."""
-    if group.subject != "found":
-        return None
-    return next(found for other, found in answered.items() if other.subject != "found" and other.budget == group.budget)
+    """What the random neurons beside the found ones answered, if there are any."""
+    beside = (found for other, found in answered.items() if other.subject != "found" and other.budget == group.budget)
+    return next(beside, None) if group.subject == "found" else None
 
 
 def _settings(settings: Settings, budget: Budget, seed: int) -> Settings:
@@ -199,7 +215,7 @@ def _groups(run: RunContext, budgets: Sequence[Budget], with_random: bool) -> It
         if with_random:
             problem = problem or found.crowded
         if problem is not None:
-            raise unusable(run, scored or score_neurons_of(run), "budget", budget.percent, problem)
+            raise unusable(run, scored or score_neurons_of(run), "budgets", budget.percent, problem)
         yield Group("found", budget, found)
         if with_random:
             yield Group("random", budget, found)
@@ -239,27 +255,15 @@ def _train(run: RunContext, neurons: NeuronSet, checkpoint: Path, title: str) ->
 
 def _evaluator(settings: Settings, defense: str) -> Evaluator:
     """The run's evaluation of one model."""
-    changes = {"evaluate": {"defenses": (defense,), **_NOT_MEASURED}}
+    changes = {"evaluate": {"defenses": (defense,), **_VERDICTS_ALONE}}
     return Evaluator.prepare(Settings.checked(overridden(settings.model_dump(), changes)))
 
 
-def _answers(run: RunContext, defense: str, delta: NeuronDelta | None) -> tuple[Verdicts, dict[str, str]]:
+def _answers(run: RunContext, evaluator: Evaluator, delta: NeuronDelta | None) -> tuple[Verdicts, dict[str, str]]:
     """The verdicts of the first judge for each set and attack, and why an attack could not be run."""
-    evaluator = _evaluator(run.settings, defense)
     artifacts = RunArtifacts(neurons=run.neurons, delta=delta, alpha_conformity=run.settings.calibrate.alpha_conformity)
     cells, _ = evaluator.answer(evaluator.context(run.engine, artifacts, run.folder.path, run.listener))
     judge = evaluator.judges[0].name
     judged = evaluator.judge(cells, run.verdicts, run.listener)
     verdicts = {(one.cell.prompts, one.cell.attack): one.verdicts(judge) for one in judged}
     return verdicts, {one.cell.attack: one.cell.reason for one in judged if one.cell.reason}
-
-
-def _described(run: RunContext, group: Group, trainings: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "subject": group.subject,
-        "percent": group.budget.percent,
-        "learning_rate": group.budget.learning_rate,
-        "neurons": len(group.found),
-        "share_of_parameters": group.found.share_of_parameters,
-        "trainings": trainings,
-    }
