@@ -95,8 +95,8 @@ def test_nothing_in_it_is_an_empty_table(tmp_path: Path) -> None:
 def test_hostile_names_are_shown_and_not_run(tmp_path: Path) -> None:
     found = seeds()
     for group in found["groups"]:
-        group |= {"subject": "<img src=x>", "trainings": group["trainings"] * 300}
-        group["measures"] = [one | {"trainings": one["trainings"] * 300} for one in group["measures"]] * 300
+        group |= {"subject": "<img src=x>", "trainings": group["trainings"] * 20}
+        group["measures"] = [one | {"trainings": one["trainings"] * 20} for one in group["measures"]] * 20
     shown = page(tmp_path, whole_run() | {"seeds": poisoned(found)})
     assert [tag for tag, _ in shown.tags if tag == "img"] == []
-    assert len(shown.source) < 9_000_000
+    assert "..." in shown.text
