@@ -120,7 +120,6 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "dose_response": (lambda path: dose_response(path, [1.0], OPTIONS), ("find", "calibrate")),
     "search": (lambda path: search(path, OPTIONS, trials=1), ("find",)),
     "adaptive": (lambda path: adaptive(path, OPTIONS), ("find", "tune", "alpha")),
-    "seeds": (lambda path: repeat_tuning(path, OPTIONS, seeds=1), ("find", "tune", "evaluate")),
 }
 
 
@@ -129,6 +128,18 @@ def test_experiments(finished: Path, seen: Seen, name: str) -> None:
     command, needed = EXPERIMENTS[name]
     command(finished)
     check(seen, results_of(finished)[name]["settings"], *needed)
+
+
+def test_repeated_tuning(finished: Path, seen: Seen) -> None:
+    """Each model is asked what the evaluation asks; the base first, then the trainings."""
+    repeat_tuning(finished, OPTIONS, seeds=2)
+    settings = results_of(finished)["seeds"]["settings"]
+    asked = [received.model_dump(mode="json") for name, received in seen if name == "evaluate"]
+    assert [one["defenses"] for one in asked] == [["none"], ["safetuning"], ["safetuning"]]
+    for one in asked:
+        assert one | {"defenses": settings["evaluate"]["defenses"]} == settings["evaluate"]
+    check([one for one in seen if one[0] != "evaluate"], settings, "find", "tune", "alpha")
+    assert sum(name == "tune" for name, _ in seen) == 2
 
 
 def test_an_experiments_options_leave_the_runs_settings_alone(finished: Path, seen: Seen) -> None:
