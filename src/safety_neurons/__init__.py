@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from safety_neurons.experiments.dose_response import dose_response
     from safety_neurons.experiments.guard_test import guard_run
     from safety_neurons.experiments.score_comparison import compare_scores
+    from safety_neurons.experiments.seeds import Budget, repeat_tuning
     from safety_neurons.experiments.smallest_intervention import search
     from safety_neurons.explanation.config import ExplainConfig
     from safety_neurons.explanation.explanation import Explanation
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from safety_neurons.tuning.safetune import tune
 
 _MODULES = {
+    "Budget": "experiments.seeds",
     "CalibrationConfig": "calibration.config",
     "ChatModel": "models.chat",
     "Corpus": "tuning.corpus",
@@ -79,6 +81,7 @@ _MODULES = {
     "load": "models.load",
     "load_prompts": "prompts",
     "mean_residuals": "explanation.readout",
+    "repeat_tuning": "experiments.seeds",
     "run": "runs.pipeline",
     "search": "experiments.smallest_intervention",
     "trace_tokens": "explanation.token_view",
@@ -87,6 +90,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "Budget",
     "CalibrationConfig",
     "ChatModel",
     "Corpus",
@@ -121,6 +125,7 @@ __all__ = [
     "load",
     "load_prompts",
     "mean_residuals",
+    "repeat_tuning",
     "run",
     "search",
     "trace_tokens",

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -494,11 +495,69 @@ def adaptive() -> dict[str, Any]:
     return {"rows": rows, "on": "harmful:benign", "calibrate": {"alpha_conformity": 4.0}}
 
 
+def seeds_measure(
+    prompts: str, attack: str, before: float, each: Sequence[float], against_random: float | None
+) -> dict[str, Any]:
+    mean = sum(each) / len(each)
+
+    def change(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.04, "high": value + 0.03}
+
+    return {
+        "prompts": prompts,
+        "attack": attack,
+        "before": rate(before, unscored=0),
+        "trainings": [rate(one, unscored=0) for one in each],
+        "mean": rate(mean, unscored=0),
+        "spread": statistics.stdev(each) if len(each) > 1 else None,
+        "against_before": change(mean - before),
+        "against_random": None if against_random is None else change(mean - against_random),
+    }
+
+
+def seeds(trainings: int = 3) -> dict[str, Any]:
+    """Tuning repeated with found and with random neurons, of the size of the whole run."""
+    groups = []
+    for subject, shift in (("found", 0.0), ("random", 0.12)):
+        other = 0.12 if subject == "found" else None
+        each = [0.04 + shift, 0.06 + shift, 0.11 + shift][:trainings]
+        safe = [0.02 + shift, 0.05 + shift, 0.02 + shift][:trainings]
+        groups.append(
+            {
+                "subject": subject,
+                "percent": 2.0,
+                "learning_rate": 3e-4,
+                "neurons": 2335,
+                "share_of_parameters": 0.01,
+                "trainings": [{"seed": 7 + number, "digest": f"{subject}{number}"} for number in range(trainings)],
+                "measures": [
+                    seeds_measure("harmful", "direct", 0.3, each, None if other is None else 0.2),
+                    seeds_measure("harmful", "mean", 0.48, each, None if other is None else 0.2),
+                    seeds_measure("benign", "direct", 0.05, safe, None if other is None else 0.1),
+                ],
+            }
+        )
+    return {
+        "judge": "refusal",
+        "on": "ours:benign",
+        "requests": {"harmful": 97, "benign": 97},
+        "answer_tokens": 24,
+        "left_out": {"random-search": "it needs a model in this process"},
+        "groups": groups,
+    }
+
+
 def full() -> dict[str, Any]:
     """A run with everything that a page can show."""
     results = whole_run() | {"dose_response": dose_response(), "search": search(), "guard": guard(), "auto": auto()}
     own = mapped()
-    results |= {"adaptive": adaptive(), "clouds": clouds(), "control": own["control"], "words": own["words"]}
+    results |= {
+        "adaptive": adaptive(),
+        "seeds": seeds(),
+        "clouds": clouds(),
+        "control": own["control"],
+        "words": own["words"],
+    }
     results["neurons"] |= {"indices": own["neurons"]["indices"]}
     results["training"]["validation"] = validation()
     return results

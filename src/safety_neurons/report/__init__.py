@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from safety_neurons.core.tables import Table
-from safety_neurons.report import evaluation_tables, experiment_tables, run_tables, summary
+from safety_neurons.report import evaluation_tables, experiment_tables, run_tables, seeds_tables, summary
 from safety_neurons.report.results import RunResults
 
 __all__ = ["PARTS", "Part", "ResultTables", "RunResults", "tables_of"]
@@ -13,12 +13,12 @@ __all__ = ["PARTS", "Part", "ResultTables", "RunResults", "tables_of"]
 # fmt: off
 Part = Literal[
     "neurons", "words", "vocabulary", "calibration", "clouds", "training", "before_after", "dose_response", "search",
-    "guard", "auto", "adaptive", "evaluation",
+    "guard", "auto", "adaptive", "seeds", "evaluation",
 ]
 # What a run's Markdown shows, in this order.
 PARTS: tuple[Part, ...] = (
     "before_after", "calibration", "vocabulary", "clouds", "dose_response", "search", "guard", "auto", "adaptive",
-    "evaluation",
+    "seeds", "evaluation",
 )
 # fmt: on
 
@@ -73,6 +73,7 @@ _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
     "adaptive": lambda results: _of(
         results.adaptive, lambda found: [experiment_tables.adaptive(found)], experiment_tables.adaptive_notes
     ),
+    "seeds": lambda results: _of(results.seeds, seeds_tables.seeds, seeds_tables.seeds_notes),
     "evaluation": lambda results: _of(
         results.evaluation, evaluation_tables.evaluation_tables, evaluation_tables.evaluation_notes
     ),

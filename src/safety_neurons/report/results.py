@@ -29,6 +29,7 @@ from safety_neurons.core.statistics import Verdict
 from safety_neurons.core.visible import visible
 from safety_neurons.evaluation.measured import Ordinary, Preferences, Tasks, Timing
 from safety_neurons.report.record import RunRecord
+from safety_neurons.report.seeds_results import SeedsResults
 
 SCHEMA = 3
 AGAIN = "Run all stages again: answers are cached."
@@ -537,6 +538,7 @@ class RunResults(Section):
     guard: GuardTest | None = None
     adaptive: Adaptive | None = None
     auto: AutoTuning | None = None
+    seeds: SeedsResults | None = None
 
     @property
     def shows_responses(self) -> bool:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 
 from safety_neurons.core.statistics import Rate
-from safety_neurons.report import text
+from safety_neurons.report import seeds_tables, text
 from safety_neurons.report.results import BASE, HARMFUL, TUNED, CalibrationRow, Evaluation, FoundNeurons, RunResults
+from safety_neurons.report.seeds_results import SeedsGroup
 from safety_neurons.settings import Settings
 
 # What the page calls the run's own sets of safe prompts.
@@ -113,8 +114,26 @@ def shortened(results: RunResults) -> str:
 def verdict(results: RunResults) -> Finding:
     """The run in one sentence: what tuning did, or how far the run has come."""
     found = _verdict(results)
-    warnings = tuple(filter(None, (partial(results), shortened(results))))
+    warnings = tuple(filter(None, (partial(results), shortened(results), over_seeds(results))))
     return replace(found, notes=(*warnings, *found.notes))
+
+
+def over_seeds(results: RunResults) -> str:
+    """What tuning did on average over several trainings, where it was repeated; else empty."""
+    group = repeated(results)
+    if group is None:
+        return ""
+    shown = seeds_tables.headline(group)[: 1 + _MOST_LINES]
+    said = [f"{seeds_tables.name_of(one)} {seeds_tables.spread_said(one)}" for one in shown]
+    return f"Over {len(group.trainings)} trainings, mean (95% interval) and range: {'; '.join(said)}."
+
+
+def repeated(results: RunResults) -> SeedsGroup | None:
+    """The trainings of the run's own neurons with several seeds, if there are any."""
+    found = results.seeds.groups if results.seeds else []
+    own = results.run.settings.get("find", {}).get("percent")
+    mine = [one for one in found if one.subject == "found" and one.percent == own]
+    return next((one for one in mine if len(one.trainings) > 1 and one.measures), None)
 
 
 def _verdict(results: RunResults) -> Finding:
