@@ -29,6 +29,7 @@ from safety_neurons.core.statistics import Verdict
 from safety_neurons.core.visible import visible
 from safety_neurons.evaluation.measured import Ordinary, Preferences, Tasks, Timing
 from safety_neurons.report.record import RunRecord
+from safety_neurons.report.scale_curve import ScaleCurve
 
 SCHEMA = 3
 AGAIN = "Run all stages again: answers are cached."
@@ -224,13 +225,9 @@ class ValidationRates(Section):
     over_refusal: Share
 
 
-class StepRates(ValidationRates):
-    step: Count
-
-
 class TrainingResults(Section):
     loss: list[LossStep] = []
-    validation: list[StepRates] = []
+    scale_curve: ScaleCurve | None = None
     corpus: dict[str, Count] = {}
     trainable_parameters: Count
     share_of_parameters: Share | None = None
@@ -405,7 +402,7 @@ class AutoTuning(Section):
     trials: list[TuningTrial]
     left_out: Count
     front: list[Count]
-    max_over_refusal: Share | None
+    max_over_refusal: Share
     chosen: Count
     tuned: TuningRates
 
@@ -537,6 +534,8 @@ class RunResults(Section):
     guard: GuardTest | None = None
     adaptive: Adaptive | None = None
     auto: AutoTuning | None = None
+    random_curve: ScaleCurve | None = None
+    """The selection of pass and scale where as many random neurons were tuned."""
 
     @property
     def shows_responses(self) -> bool:
