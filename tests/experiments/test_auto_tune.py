@@ -30,8 +30,7 @@ from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs import pipeline as pipeline_module
 from safety_neurons.runs.folder import merged_settings
-from safety_neurons.runs.validation import Validator
-from safety_neurons.tuning.config import TuningConfig, Validation
+from safety_neurons.tuning.config import TuningConfig
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 
@@ -83,7 +82,7 @@ def test_the_first_trial_is_the_runs_own_and_the_others_lie_in_the_space(
 def test_the_run_is_tuned_with_the_chosen_settings(searched: tuple[Path, dict[str, Any]]) -> None:
     folder, section = searched
     tried = trials_of(section)
-    chosen = choose(tried)
+    chosen = choose(tried, section["max_over_refusal"])
     assert section["chosen"] == chosen.number
     assert section["front"] == [one.number for one in front(tried)]
     assert own_settings(merged_settings({}, read_json(folder / "run.json")["settings"])) == chosen.settings
@@ -238,11 +237,10 @@ def test_bad_spaces_are_errors(options: dict[str, Any], told: str) -> None:
     ("arguments", "told"),
     [
         (["--trials", "3"], "add --auto"),
-        (["--max-over-refusal", "0.1"], "add --auto"),
         (["--scores", "gradient"], "add --auto"),
         (["--auto", "--trials", "0"], "trials"),
         (["--auto", "--trials", "many"], "trials"),
-        (["--auto", "--max-over-refusal", "2"], "max-over-refusal"),
+        (["--auto", "--tune.max-over-refusal", "2"], "max-over-refusal"),
         (["--auto", "--scores", "gradeint"], "gradeint"),
     ],
     ids=str,
@@ -276,9 +274,9 @@ def test_options_arrive_and_the_trials_are_shown(
 
     monkeypatch.setattr(auto_tune_module, "auto_tune", fake)
     monkeypatch.setenv("COLUMNS", "80")
-    arguments = ("--auto", "--trials", "3", "--max-over-refusal", "0.1", "--scores", "contrast", "gradient")
+    arguments = ("--auto", "--trials", "3", "--scores", "contrast", "gradient")
     assert inside(monkeypatch, "tune", str(folder), *arguments) == 0
-    assert (asked[0]["trials"], asked[0]["max_over_refusal"]) == (3, 0.1)
+    assert asked[0]["trials"] == 3
     assert asked[0]["space"] == Space(scores=("contrast", "gradient"))
     shown = capsys.readouterr().out
     # In an ordinary terminal nothing is cut off.

@@ -34,7 +34,7 @@ corpus = sn.Corpus.load(out / "corpus.jsonl")
 def keep(name, delta):
     save_file(delta.tensors, out / f"{name}.{rank}.safetensors")
     curve = [[step.step, step.loss] for step in delta.steps]
-    (out / f"{name}.{rank}.json").write_text(json.dumps({"curve": curve, "passes": [delta.after(n).digest for n in (1, 2)]}))
+    (out / f"{name}.{rank}.json").write_text(json.dumps({"curve": curve, "first": delta.after(1).digest}))
 """
 OPTIONS: dict[str, Any] = {"batch_size": 5, "epochs": 2, "learning_rate": 0.01, "kl": 0.3}
 
