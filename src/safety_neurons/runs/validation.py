@@ -62,14 +62,16 @@ class Validator:
     base: tuple[list[JudgedAnswer], ...]
 
     @classmethod
-    def open(cls, run: RunContext, count: int | None = None, advance: Advance = ignore) -> Self:
+    def open(cls, run: RunContext, count: int | None = None) -> Self:
         """Ask the base model for at most `count` prompts per set; nothing may be changed in it yet."""
         prompts = {name: run.split(name, "validation", count) for name in ("harmful", "benign", "borderline")}
         plain = {name: ValidationRequests.plain(name, found) for name, found in prompts.items()}
         harmful = plain["harmful"], ValidationRequests.augmented("harmful", prompts["harmful"])
         augmented = ValidationRequests.augmented("benign", prompts["benign"])
         safe = plain["benign"], augmented, plain["borderline"]
-        return cls(run, harmful, safe, tuple(requests.ask(run, run.engine, advance) for requests in safe))
+        with run.listener.task("base model: safe validation prompts", count_of(safe)) as advance:
+            base = tuple(requests.ask(run, run.engine, advance) for requests in safe)
+        return cls(run, harmful, safe, base)
 
     def attack_success(self, engine: CachedEngine, advance: Advance = ignore) -> Rate:
         """The share of the harmful requests, plain and augmented, that are complied with. Broken answers are not."""
