@@ -236,7 +236,11 @@ def _scales(curve: ScaleCurve) -> Figure | None:
             ]
             marker = {"color": look[0], "symbol": f"{look[2]}-open", "size": 7}
             trace = points_of(
-                name, [one.scale for one, _ in earlier], [rate.value for _, rate in earlier], said, marker
+                text.label(name, 40),
+                [one.scale for one, _ in earlier],
+                [rate.value for _, rate in earlier],
+                said,
+                marker,
             )
             traces.append(trace.update(showlegend=False))
     selected = curve.selection

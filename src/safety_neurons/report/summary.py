@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from safety_neurons.core.statistics import Rate
+from safety_neurons.core.visible import visible
 from safety_neurons.report import text
 from safety_neurons.report.results import BASE, HARMFUL, TUNED, CalibrationRow, Evaluation, FoundNeurons, RunResults
 from safety_neurons.report.scale_curve import ScaleCurve
@@ -126,7 +127,8 @@ def selection(curve: ScaleCurve) -> str:
             f"set within {margin} points of the base model's. The nearest one was selected: {chosen}."
         )
     refused = ", ".join(
-        f"{name} {_moved(base.refused[name], found)}" for name, found in islice(point.refused.items(), _MOST_SETS)
+        f"{visible(name, 40)} {_moved(base.refused[name], found)}"
+        for name, found in islice(point.refused.items(), _MOST_SETS)
     )
     return f"{start} Attack success {_moved(base.attack_success, point.attack_success)}; refused: {refused}."
 

@@ -117,8 +117,8 @@ class SelectionConfig(Config):
     """How the pass over the corpus and the scale of the delta are selected, on validation prompts."""
 
     max_over_refusal: float = Field(0.02, ge=0, le=1)
-    """Maximum increase in the share of a safe prompt set that is refused. Among the passes and scales that stay below
-    it, the one with the least attack success is selected."""
+    """Maximum increase in the share of a safe prompt set that is refused. Among the passes and scales within it,
+    the one with the least attack success is selected."""
     validation_prompts: int = Field(96, ge=1)
     """Maximum number of validation prompts per set. Harmful and benign ones are asked twice: plain and with jailbreak
     augmentation."""
