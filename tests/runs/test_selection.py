@@ -34,11 +34,11 @@ def rate(value: float) -> Rate:
 
 @pytest.fixture
 def trained(model: ChatModel) -> NeuronDelta:
-    """Three passes, each of which moves the model further."""
+    """Three passes, each of which moves the model further; no two candidates are the same change."""
     neurons = drawn_neurons(model)
     zeros, generator = empty_delta(model, neurons), torch.Generator().manual_seed(0)
     noise = {name: torch.randn(value.shape, generator=generator) / 100 for name, value in zeros.items()}
-    passes = [{name: value * epoch for name, value in noise.items()} for epoch in (1, 2, 3)]
+    passes = [{name: value * reach for name, value in noise.items()} for reach in (1.0, 2.1, 3.3)]
     return NeuronDelta(neurons, passes[-1], 3, earlier=tuple(passes[:-1]))
 
 
@@ -106,7 +106,7 @@ def test_earlier_passes_are_tried_as_long_as_they_are_better(measured: Measured)
 
 
 def test_ties_go_to_the_smaller_change(measured: Measured) -> None:
-    """The second pass is two thirds of the third one."""
+    """The second pass is about two thirds of the third one."""
     tie = (0.1, 0.1, 0.3)
     _, curve = measured({(3, 1.0): tie, (3, 1.25): tie, (2, 1.25): tie, (2, 1.0): (0.2, 0.1, 0.3)})
     assert (curve.selection.epoch, curve.selection.scale) == (2, 1.25)
@@ -121,7 +121,7 @@ def test_without_a_candidate_within_the_margin_the_nearest_is_taken_and_it_is_sa
 
 
 def test_the_attacks_of_a_selected_candidate_are_known_even_if_it_is_far_off(measured: Measured) -> None:
-    rates = dict.fromkeys(NOTHING, (0.0, 0.1, 0.9)) | {(3, 0.5): (0.4, 0.7, 0.3)}
+    rates = dict.fromkeys(NOTHING, (0.0, 0.1, 0.9)) | {(3, 0.5): (0.4, 0.5, 0.3)}
     _, curve = measured(rates)
     assert curve.selection.scale == 0.5
     assert curve.selection.attack_success is not None
