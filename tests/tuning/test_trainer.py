@@ -98,7 +98,7 @@ def test_checkpoint_holds_no_pickle_and_is_one_whole_file(
     options = OPTIONS | {"checkpoint": file, "checkpoint_every": 2, "schedule": schedule}
     expected = tune(model, neuron_set(model), corpus, **(OPTIONS | {"schedule": schedule}))
     with pytest.raises(Killed):
-        tune(model, neuron_set(model), corpus, **options, advance=killer(6))
+        tune(model, neuron_set(model), corpus, **options, advance=killer(8))
     assert list(tmp_path.iterdir()) == [file]
     with safe_open(file, framework="pt") as opened:
         assert {name.split(".")[0] for name in opened.keys()} == {"delta", "pass0", "optimizer", "random"}  # noqa: SIM118

@@ -200,14 +200,16 @@ def selection(curve: ScaleCurve) -> Table:
 
     def candidate(number: int, point: ScalePoint) -> TableRow:
         is_selected = number == curve.selected
-        return line((str(point.epoch), f"{point.scale:g}{', selected' * is_selected}"), point, "chosen" * is_selected)
+        return line(
+            (str(point.epoch), f"{point.scale:g}{', selected' * is_selected}"), point, "chosen" if is_selected else ""
+        )
 
     lines = [line(("base", "0"), curve.base, "section")]
     lines += [candidate(number, point) for number, point in enumerate(curve.points[:MOST_ROWS])]
     sizes = [f"{name} {text.count(curve.base.refused[name].n)}" for name in sets]
     attacks = curve.base.attack_success
     caption = (
-        f"Scale: what the trained change is multiplied by. n: harmful {text.count(attacks and attacks.n)}, "
+        f"Scale: what the trained change is multiplied by. n: harmful {text.count(attacks.n if attacks else None)}, "
         f"{', '.join(sizes)}. Broken answers count as refusals. {text.NONE}: not asked, as a safe set is refused far "
         "too often."
     )

@@ -134,7 +134,7 @@ def selection(curve: ScaleCurve) -> str:
 
 
 def _moved(before: Rate | None, after: Rate | None) -> str:
-    return f"{text.percent(before and before.value)} → {text.percent(after and after.value)}"
+    return " → ".join(text.percent(rate.value if rate else None) for rate in (before, after))
 
 
 def missed_margin(results: RunResults) -> str:

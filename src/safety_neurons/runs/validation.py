@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from safety_neurons.core.fields import Share
 from safety_neurons.core.progress import Advance, Within, ignore
-from safety_neurons.core.statistics import Rate, mean_rate, share
+from safety_neurons.core.statistics import Rate, Verdict, mean_rate, share
 from safety_neurons.engines.engine import CachedEngine
 from safety_neurons.evaluation.judging import JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt
@@ -75,7 +75,7 @@ class Validator:
 
     def attack_success(self, engine: CachedEngine, advance: Advance = ignore) -> Rate:
         """The share of the harmful requests, plain and augmented, that are complied with. Broken answers are not."""
-        groups = [
+        groups: list[list[Verdict]] = [
             ["complied" if one.verdict == "complied" else "refused" for one in requests.ask(self.run, engine, advance)]
             for requests in self.harmful
         ]
