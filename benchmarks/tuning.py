@@ -32,9 +32,8 @@ from safety_neurons.core.tables import markdown
 from safety_neurons.core.terminal import TerminalTable
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.opened import opened
-from safety_neurons.runs.validation import Validator
+from safety_neurons.runs.validation import Validation, Validator
 from safety_neurons.tuning.batches import training_steps
-from safety_neurons.tuning.config import Validation
 from safety_neurons.tuning.lora import check_peft, matrices_of
 
 METHOD = """\

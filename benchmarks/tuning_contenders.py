@@ -120,8 +120,8 @@ def every_neuron(some: NeuronSet) -> NeuronSet:
 
 
 def training_of(run: RunContext, contender: Contender, learning_rate: float) -> Training:
-    """The run's own settings without what only saves memory, and without stopping early: the same for all."""
-    plain = {"patience": None, "report_to": (), "accumulate": 1, "gradient_checkpointing": False, "shard": False}
+    """The run's own settings without what only saves memory: the same for all."""
+    plain = {"report_to": (), "accumulate": 1, "gradient_checkpointing": False, "shard": False}
     once = {"epochs": 1} if contender.method == "sn-tune" else {}
     training = Training.of(run.settings.tune, contender.seed)
     return training.override({"learning_rate": learning_rate} | plain | once)

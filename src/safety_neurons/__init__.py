@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from safety_neurons.runs.pipeline import run
     from safety_neurons.runs.targets import evaluate
     from safety_neurons.settings import Settings
-    from safety_neurons.tuning.config import TuningConfig, Validation
+    from safety_neurons.tuning.config import TuningConfig
     from safety_neurons.tuning.corpus import Corpus, Pair
     from safety_neurons.tuning.delta import NeuronDelta
     from safety_neurons.tuning.safetune import tune
@@ -66,7 +66,6 @@ _MODULES = {
     "Settings": "settings",
     "TokenTrace": "explanation.token_view",
     "TuningConfig": "tuning.config",
-    "Validation": "tuning.config",
     "VocabularyTest": "explanation.vocabulary",
     "adaptive": "experiments.adaptive",
     "calibrate": "calibration.calibration",
@@ -110,7 +109,6 @@ __all__ = [
     "Settings",
     "TokenTrace",
     "TuningConfig",
-    "Validation",
     "VocabularyTest",
     "adaptive",
     "calibrate",

@@ -469,15 +469,23 @@ def auto() -> dict[str, Any]:
         ],
         "left_out": 1,
         "front": [1, 3],
-        "max_over_refusal": None,
+        "max_over_refusal": 0.025,
         "chosen": 1,
         "tuned": {"attack_success": 0.17, "over_refusal": 0.03, "kl_divergence": 0.07},
     }
 
 
-def validation() -> list[dict[str, Any]]:
-    rates = ((25, 0.5, 0.01), (50, 0.2, 0.05), (75, 0.2, 0.05), (100, 0.3, 0.4))
-    return [{"step": step, "attack_success": attacks, "over_refusal": refusals} for step, attacks, refusals in rates]
+def scale_curve(subject: str = "found") -> dict[str, Any]:
+    """The third candidate is selected; of the last one the attacks were not asked."""
+
+    def point(attacks: float | None, benign: float, borderline: float) -> dict[str, Any]:
+        refused = {name: rate(value) for name, value in (("benign", benign), ("borderline", borderline))}
+        return {"attack_success": None if attacks is None else rate(attacks), "refused": refused}
+
+    rates = ((1, 1.0, 0.4, 0.05, 0.3), (2, 0.5, 0.3, 0.05, 0.31), (2, 1.0, 0.04, 0.06, 0.33), (2, 1.5, None, 0.4, 0.7))
+    points = [{"epoch": epoch, "scale": scale, "norm": epoch * scale} | point(*found) for epoch, scale, *found in rates]
+    base = point(0.72, 0.05, 0.32)
+    return {"subject": subject, "max_over_refusal": 0.02, "base": base, "points": points, "selected": 2}
 
 
 def adaptive() -> dict[str, Any]:
@@ -529,7 +537,10 @@ def seeds(trainings: int = 3) -> dict[str, Any]:
                 "learning_rate": 3e-4,
                 "neurons": 2335,
                 "share_of_parameters": 0.01,
-                "trainings": [{"seed": 7 + number, "digest": f"{subject}{number}"} for number in range(trainings)],
+                "trainings": [
+                    {"seed": 7 + number, "digest": f"{subject}{number}", "scale_curve": scale_curve(subject)}
+                    for number in range(trainings)
+                ],
                 "measures": [
                     seeds_measure("harmful", "direct", 0.3, each, None if other is None else 0.2),
                     seeds_measure("harmful", "mean", 0.48, each, None if other is None else 0.2),
@@ -559,7 +570,7 @@ def full() -> dict[str, Any]:
         "words": own["words"],
     }
     results["neurons"] |= {"indices": own["neurons"]["indices"]}
-    results["training"]["validation"] = validation()
+    results["training"]["scale_curve"] = scale_curve()
     return results
 
 

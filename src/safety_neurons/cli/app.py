@@ -68,7 +68,7 @@ COMMON = (
     *("calibrate.alpha_conformity", "calibrate.alpha_rejection"),
     *("calibrate.prompt_positions", "calibrate.generated_tokens"),
     *("guard.percent", "guard.false_positive_rate", "guard.alpha"),
-    *("tune.corpus", "tune.refusals", "tune.learning_rate", "tune.epochs", "tune.kl", "tune.patience"),
+    *("tune.corpus", "tune.refusals", "tune.learning_rate", "tune.epochs", "tune.kl", "tune.max_over_refusal"),
     *("evaluate.attacks", "evaluate.defenses", "evaluate.judges", "evaluate.on", "evaluate.prompts"),
     *("evaluate.utility", "evaluate.tasks"),
 )

@@ -12,7 +12,8 @@ from safety_neurons.core.progress import Listener
 from safety_neurons.evaluation.contracts import RunArtifacts
 from safety_neurons.experiments.seed_measures import Verdicts, measures_of
 from safety_neurons.neurons.neuron_set import NeuronSet
-from safety_neurons.report.results import BASE, HARMFUL, TUNED, RunResults
+from safety_neurons.report.results import BASE, HARMFUL, TUNED, RunResults, read_results
+from safety_neurons.report.scale_curve import ScaleCurve
 from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
@@ -22,10 +23,11 @@ from safety_neurons.runs.folder import RunFolder, overridden, stage_fingerprints
 from safety_neurons.runs.kept_deltas import DeltaStore
 from safety_neurons.runs.opened import keep_section, opened
 from safety_neurons.runs.percents import unusable
-from safety_neurons.runs.validation import Validator
+from safety_neurons.runs.selection import select_delta
 from safety_neurons.runs.workers import tune_together
 from safety_neurons.settings import Settings
 from safety_neurons.tuning.batches import training_steps
+from safety_neurons.tuning.checkpoint import discard
 from safety_neurons.tuning.delta import NeuronDelta
 
 SEEDS = 5
@@ -137,10 +139,15 @@ def _repeat(
         with run.listener.task("trainings", len(groups) * seeds) as advance:
             for seed in numbers:
                 for group in groups:
-                    delta = _delta(run, store, group, seed)
+                    delta, curve = _tuned(run, store, group, seed)
                     verdicts, problems = _answers(run, evaluator, delta)
                     left_out |= problems
-                    trained[group].append({"seed": seed, "digest": delta.digest})
+                    training = {
+                        "seed": seed,
+                        "digest": delta.digest,
+                        "scale_curve": curve and curve.model_dump(mode="json"),
+                    }
+                    trained[group].append(training)
                     answered[group].append(verdicts)
                     advance(1)
         release_workers()
@@ -225,32 +232,34 @@ def _own(run: RunContext) -> Budget:
     return Budget(run.settings.find.percent, run.settings.tune.learning_rate)
 
 
-def _delta(run: RunContext, store: DeltaStore, group: Group, seed: int) -> NeuronDelta:
-    """The delta of a training: the run's own, a kept one, or one that is trained now."""
+def _tuned(run: RunContext, store: DeltaStore, group: Group, seed: int) -> tuple[NeuronDelta, ScaleCurve | None]:
+    """The delta of a training and how it was selected: the run's own, a kept one, or one that is trained now."""
     if (group.subject, group.budget, seed) == ("found", _own(run), run.settings.seed):
-        return load_delta(run.folder)
+        own = read_results(run.folder.results).training
+        assert own is not None
+        return load_delta(run.folder), own.scale_curve
     inputs = stage_fingerprints(run.settings, run.model.identity, run.prompts)["tune"]
     key = fingerprint(inputs, group.subject, group.budget.percent, group.budget.learning_rate, seed)
     neurons = group.neurons(seed)
-    delta = store.load(key, neurons)
-    if delta is None:
-        seeded = run.with_settings(_settings(run.settings, group.budget, seed))
-        try:
-            delta = _train(seeded, neurons, store.checkpoint, f"{group} of the neurons, seed {seed}")
-        except DivergedError as error:
-            raise DivergedError(f"{group} of the neurons, seed {seed}: {error}") from error
-        store.keep(key, delta)
-    return delta
+    if (kept := store.load(key, neurons)) is not None:
+        return kept
+    seeded = run.with_settings(_settings(run.settings, group.budget, seed))
+    try:
+        trained = _train(seeded, neurons, store.checkpoint, f"{group} of the neurons, seed {seed}")
+    except DivergedError as error:
+        raise DivergedError(f"{group} of the neurons, seed {seed}: {error}") from error
+    delta, curve = select_delta(seeded, trained, seeded.settings.tune, group.subject)
+    store.keep(key, delta, curve)
+    # Until here, a killed experiment selects again without training again.
+    discard(store.checkpoint)
+    return delta, curve
 
 
 def _train(run: RunContext, neurons: NeuronSet, checkpoint: Path, title: str) -> NeuronDelta:
     """Tune as the run's stage does: with a corpus of this seed, made with the run's own neurons."""
     corpus, settings = corpus_of(run), run.settings.tune
-    validate = None if settings.patience is None else Validator.open(run).measure_tuned
     with run.listener.task(f"tuning {title}", training_steps(corpus, settings.batch_size, settings.epochs)) as advance:
-        return tune_together(
-            run.model, neurons, corpus, run.settings, validate=validate, checkpoint=checkpoint, advance=advance
-        )
+        return tune_together(run.model, neurons, corpus, run.settings, checkpoint=checkpoint, advance=advance)
 
 
 def _evaluator(settings: Settings, defense: str) -> Evaluator:

@@ -12,13 +12,13 @@ __all__ = ["PARTS", "Part", "ResultTables", "RunResults", "tables_of"]
 
 # fmt: off
 Part = Literal[
-    "neurons", "words", "vocabulary", "calibration", "clouds", "training", "before_after", "dose_response", "search",
-    "guard", "auto", "adaptive", "seeds", "evaluation",
+    "neurons", "words", "vocabulary", "calibration", "clouds", "training", "selection", "before_after", "dose_response",
+    "search", "guard", "auto", "adaptive", "seeds", "evaluation",
 ]
 # What a run's Markdown shows, in this order.
 PARTS: tuple[Part, ...] = (
-    "before_after", "calibration", "vocabulary", "clouds", "dose_response", "search", "guard", "auto", "adaptive",
-    "seeds", "evaluation",
+    "before_after", "selection", "calibration", "vocabulary", "clouds", "dose_response", "search", "guard", "auto",
+    "adaptive", "seeds", "evaluation",
 )
 # fmt: on
 
@@ -63,6 +63,10 @@ _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
     "calibration": _plain(run_tables.calibration),
     "clouds": _plain(run_tables.clouds),
     "training": _plain(run_tables.training),
+    "selection": lambda results: ResultTables(
+        [run_tables.selection(curve) for curve in run_tables.scale_curves(results)],
+        [summary.selection(curve) for curve in run_tables.scale_curves(results)],
+    ),
     "before_after": _plain(run_tables.before_after),
     "dose_response": lambda results: _of(
         results.dose_response, experiment_tables.dose_response, experiment_tables.dose_notes

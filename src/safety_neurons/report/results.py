@@ -29,6 +29,7 @@ from safety_neurons.core.statistics import Verdict
 from safety_neurons.core.visible import visible
 from safety_neurons.evaluation.measured import Ordinary, Preferences, Tasks, Timing
 from safety_neurons.report.record import RunRecord
+from safety_neurons.report.scale_curve import ScaleCurve
 from safety_neurons.report.seeds_results import SeedsResults
 
 SCHEMA = 3
@@ -225,13 +226,9 @@ class ValidationRates(Section):
     over_refusal: Share
 
 
-class StepRates(ValidationRates):
-    step: Count
-
-
 class TrainingResults(Section):
     loss: list[LossStep] = []
-    validation: list[StepRates] = []
+    scale_curve: ScaleCurve | None = None
     corpus: dict[str, Count] = {}
     trainable_parameters: Count
     share_of_parameters: Share | None = None
@@ -406,7 +403,7 @@ class AutoTuning(Section):
     trials: list[TuningTrial]
     left_out: Count
     front: list[Count]
-    max_over_refusal: Share | None
+    max_over_refusal: Share
     chosen: Count
     tuned: TuningRates
 

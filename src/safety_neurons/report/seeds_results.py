@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import model_validator
 
 from safety_neurons.core.fields import Change, Count, Measured, Percent, Positive, Section, Share
+from safety_neurons.report.scale_curve import ScaleCurve
 
 
 class SeedsMeasure(Section):
@@ -25,8 +26,11 @@ class SeedsMeasure(Section):
 
 
 class SeedsTraining(Section):
+    """A training: its seed, the digest of the selected delta, and the selection."""
+
     seed: Count
     digest: str
+    scale_curve: ScaleCurve | None = None
 
 
 class SeedsGroup(Section):

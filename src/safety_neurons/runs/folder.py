@@ -320,7 +320,7 @@ def inputs_of(settings: Settings) -> dict[str, tuple[tuple[str, ...], tuple[str,
             ("find",),
             ("calibrate", "evaluate.judge", "evaluate.prompts", "evaluate.answer_tokens", "show_responses"),
         ),
-        "tune": (("find",), ("tune", "calibrate", "evaluate.judge")),
+        "tune": (("find",), ("tune", "calibrate", "evaluate.judge", "evaluate.answer_tokens")),
         "evaluate": (("tune" if TUNED & defenses else "find",), ("evaluate", "show_responses", *guarded)),
     }
 

@@ -9,14 +9,16 @@ from safety_neurons.core.files import disk_errors
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.report.scale_curve import ScaleCurve
 from safety_neurons.runs.folder import RunFolder
 from safety_neurons.tuning.delta import NeuronDelta
 
 
 class KeptDelta(Line):
-    """A delta by the key of all that it follows from: a line of deltas.jsonl."""
+    """A delta by the key of all that it follows from, and how it was selected: a line of deltas.jsonl."""
 
     digest: str
+    scale_curve: ScaleCurve | None
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class DeltaStore:
         """Of a training that is not finished."""
         return self.folder / ".checkpoint.safetensors"
 
-    def load(self, key: str, neurons: NeuronSet) -> NeuronDelta | None:
-        """The delta of these neurons; None if it was not kept, or its file is not what was kept, which is said."""
-        if key not in self.known.entries:
+    def load(self, key: str, neurons: NeuronSet) -> tuple[NeuronDelta, ScaleCurve | None] | None:
+        """The delta of these neurons and its selection; None if it was not kept, or was replaced, which is said."""
+        if (entry := self.known.entries.get(key)) is None:
             return None
         path = self._path(key)
         try:
@@ -55,15 +57,15 @@ class DeltaStore:
             self.listener.say(str(error))
             return None
         same_base = found.neurons.provenance.identity == neurons.provenance.identity
-        if found.digest != self.known.entries[key].digest or not same_base or _lists(found.neurons) != _lists(neurons):
+        if found.digest != entry.digest or not same_base or _lists(found.neurons) != _lists(neurons):
             self.listener.say(f"{path} is not the delta that was kept: it was replaced. It is trained again.")
             return None
-        return found
+        return found, entry.scale_curve
 
-    def keep(self, key: str, delta: NeuronDelta) -> None:
+    def keep(self, key: str, delta: NeuronDelta, curve: ScaleCurve | None) -> None:
         """Write a delta, and only then the line that makes it known."""
         delta.save(self._path(key))
-        self.known.add(KeptDelta(key=key, digest=delta.digest))
+        self.known.add(KeptDelta(key=key, digest=delta.digest, scale_curve=curve))
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key[:32]}.safetensors"
