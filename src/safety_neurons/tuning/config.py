@@ -124,6 +124,9 @@ class Training(TuningConfig):
 class TuneConfig(TuningConfig, CorpusConfig):
     """SafeTuning: the corpus, and the training."""
 
+    percent: float | None = Field(None, gt=0, le=100)
+    """Budget of the neurons to tune, in percent: the best by the run's score. Default: the found neurons."""
+
 
 @dataclass(frozen=True)
 class Validation:
