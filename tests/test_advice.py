@@ -17,7 +17,6 @@ from builders.commands import inside, one_paragraph
 from builders.judges import BY_PROMPT
 from builders.runs import Splits, small_run
 from safety_neurons.cli.advice import with_options
-from safety_neurons.experiments import guard_test
 from safety_neurons.prompts import named
 from safety_neurons.runs.pipeline import run
 from safety_neurons.runs.validation import Validator
@@ -393,7 +392,6 @@ def test_advice_leads_on(case: str, scene: Scene, monkeypatch: pytest.MonkeyPatc
         raise named.DownloadError("no connection")
 
     monkeypatch.setattr(named, "download", offline)
-    monkeypatch.setattr(guard_test, "RESAMPLES", 40)
     damage, words, follow = CASES[case]
     damage(scene)
     known = {"RUN": str(scene.run), "NEW": str(scene.place / "new"), "BENIGN": scene.given["benign"]}

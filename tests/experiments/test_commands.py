@@ -157,7 +157,6 @@ def test_results_are_shown_and_the_page_is_written(
     shown: list[str],
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setattr(guard_test_module, "RESAMPLES", 40)
     assert inside(monkeypatch, *(str(found) if one == "RUN" else one for one in arguments)) == 0
     out = capsys.readouterr().out
     assert [text for text in shown if text not in out] == []

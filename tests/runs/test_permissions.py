@@ -25,7 +25,6 @@ from safety_neurons.core.files import read_json, write_json
 from safety_neurons.engines import connection
 from safety_neurons.engines.engine import engine_for, served
 from safety_neurons.evaluation.utility import lm_eval as lm_eval_module
-from safety_neurons.experiments import guard_test as guard_test_module
 from safety_neurons.experiments.adaptive import adaptive
 from safety_neurons.experiments.auto_tune import Space, auto_tune
 from safety_neurons.experiments.dose_response import dose_response
@@ -84,7 +83,6 @@ def _forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     for name in KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(guard_test_module, "RESAMPLES", 16)
     served.cache_clear()
 
 

@@ -12,7 +12,6 @@ from builders.runs import results_of
 from safety_neurons.core.config import Config
 from safety_neurons.core.files import read_json
 from safety_neurons.experiments import auto_tune as auto_tune_module
-from safety_neurons.experiments import guard_test as guard_test_module
 from safety_neurons.experiments.adaptive import adaptive
 from safety_neurons.experiments.auto_tune import Space, auto_tune, nested
 from safety_neurons.experiments.dose_response import dose_response
@@ -71,11 +70,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     spy(evaluation_module, "answer_together", ("evaluate", lambda *arguments: arguments[2].evaluate))
     spy(context_module.judging, "ask", ("answer_tokens", lambda *_, max_new_tokens, **__: max_new_tokens))
     return noted
-
-
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_test_module, "RESAMPLES", 16)
 
 
 def check(seen: Seen, settings: dict[str, Any], *needed: str) -> None:
