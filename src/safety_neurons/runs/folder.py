@@ -148,7 +148,7 @@ class RunFolder:
         if isinstance(schema, int) and schema != SCHEMA:
             raise SafetyNeuronsError(
                 f"{self.path} holds a run of another version of safety-neurons (schema {schema} in run.json, and this "
-                f"version reads {SCHEMA}): choose another folder."
+                f"version reads {SCHEMA}): use that version, or choose another folder."
             )
         try:
             if schema is None:
@@ -241,14 +241,11 @@ def _is_remains(name: str) -> bool:
 
 
 def _link_or_copy(file: Path, target: Path) -> None:
-    """Large files share their bytes where the file system can: they are only ever replaced, never changed in place."""
-    if file.suffix == ".safetensors":
-        try:
-            os.link(file, target)
-        except OSError:
-            # This file system has no hard links.
-            shutil.copy2(file, target)
-    else:
+    """Files share their bytes where the file system can: they are replaced, or copied before they are appended to."""
+    try:
+        os.link(file, target)
+    except OSError:
+        # This file system has no hard links.
         shutil.copy2(file, target)
 
 
