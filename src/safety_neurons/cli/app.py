@@ -73,7 +73,7 @@ COMMON = (
     *("guard.percent", "guard.false_positive_rate", "guard.alpha"),
     *("tune.corpus", "tune.refusals", "tune.learning_rate", "tune.epochs", "tune.kl", "tune.patience"),
     *("evaluate.attacks", "evaluate.defenses", "evaluate.judges", "evaluate.on", "evaluate.prompts"),
-    *("evaluate.utility", "evaluate.tasks", "evaluate.gsm8k"),
+    *("evaluate.utility", "evaluate.tasks"),
 )
 
 
