@@ -431,6 +431,7 @@ def grid() -> dict[str, Any]:
         "overhead": [],
         "utility": [],
         "tasks": [],
+        "gsm8k": [],
         "preferences": [],
     }
 

@@ -216,6 +216,12 @@ def test_bad_options_are_errors_before_anything_is_done(
     assert not (tmp_path / "run").exists()
 
 
+def test_other_neurons_than_the_searched_ones_are_an_error(given: dict[str, Any], tmp_path: Path) -> None:
+    given["tune"]["percent"] = 50
+    with pytest.raises(SafetyNeuronsError, match=r"Omit tune\.percent"):
+        auto_tune(tmp_path / "run", given, trials=1)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -56,7 +56,10 @@ TrustArgument = Annotated[
 ]
 ProfileArgument = Annotated[
     Profile | None,
-    Parameter(help="quick: fewer prompts and less training, for a first look. Default: the full run."),
+    Parameter(
+        help="quick: fewer prompts and less training, for a first look. paper: the paper's method as printed. "
+        "paper-released: as the code of its authors does it. Default: our own recipe."
+    ),
 ]
 RunFolderArgument = Annotated[Path, Parameter(help="The run's folder.")]
 

@@ -53,6 +53,7 @@ def run(
 
         safety-neurons run
         safety-neurons run --profile quick
+        safety-neurons run --profile paper --model vicuna-7b-v1.5 --out runs/paper
         safety-neurons run --model qwen3-0.6b --out runs/qwen3 --seed 1
         safety-neurons run --harmful advbench --benign alpaca --data-dir my-copies
     """

@@ -224,6 +224,11 @@ def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, An
 
 
 def _search(context: RunContext, space: Space, trials: int) -> list[Trial]:
+    if context.settings.tune.percent is not None:
+        raise SafetyNeuronsError(
+            "The search chooses which neurons to tune (find.percent), and tune.percent names others. Omit "
+            "tune.percent, or search in a run without it."
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Sequential and in memory: a killed search is replayed from the cached objectives.
     sampler = optuna.samplers.TPESampler(seed=context.settings.seed, n_startup_trials=max(4, trials // 3))

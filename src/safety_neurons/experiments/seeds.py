@@ -22,7 +22,7 @@ from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.folder import RunFolder, overridden, stage_fingerprints
 from safety_neurons.runs.kept_deltas import DeltaStore
 from safety_neurons.runs.opened import keep_section, opened
-from safety_neurons.runs.percents import unusable
+from safety_neurons.runs.percents import neurons_to_tune, unusable
 from safety_neurons.runs.selection import select_delta
 from safety_neurons.runs.workers import tune_together
 from safety_neurons.settings import Settings
@@ -214,7 +214,7 @@ def _groups(run: RunContext, budgets: Sequence[Budget], with_random: bool) -> It
     scored = None
     for budget in budgets or [own]:
         if budget.percent == own.percent:
-            found = run.neurons
+            found = neurons_to_tune(run)
         else:
             scored = scored or score_neurons_of(run)
             found = scored.top(budget.percent, config.scope, config.selection)
@@ -229,7 +229,8 @@ def _groups(run: RunContext, budgets: Sequence[Budget], with_random: bool) -> It
 
 
 def _own(run: RunContext) -> Budget:
-    return Budget(run.settings.find.percent, run.settings.tune.learning_rate)
+    settings = run.settings
+    return Budget(settings.tune.percent or settings.find.percent, settings.tune.learning_rate)
 
 
 def _tuned(run: RunContext, store: DeltaStore, group: Group, seed: int) -> tuple[NeuronDelta, ScaleCurve | None]:

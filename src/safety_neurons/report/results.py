@@ -27,7 +27,7 @@ from safety_neurons.core.fields import (
 from safety_neurons.core.files import read_json
 from safety_neurons.core.statistics import Verdict
 from safety_neurons.core.visible import visible
-from safety_neurons.evaluation.measured import Ordinary, Preferences, Tasks, Timing
+from safety_neurons.evaluation.measured import MathProblems, Ordinary, Preferences, Tasks, Timing
 from safety_neurons.report.record import RunRecord
 from safety_neurons.report.scale_curve import ScaleCurve
 from safety_neurons.report.seeds_results import SeedsResults
@@ -493,6 +493,10 @@ class DefenseTasks(Tasks, _OfDefense):
     pass
 
 
+class DefenseMath(MathProblems, _OfDefense):
+    pass
+
+
 class DefensePreferences(Preferences, _OfDefense):
     pass
 
@@ -512,6 +516,7 @@ class Evaluation(Section):
     overhead: list[DefenseTime] = []
     utility: list[OrdinaryAnswers] = []
     tasks: list[DefenseTasks] = []
+    gsm8k: list[DefenseMath] = []
     preferences: list[DefensePreferences] = []
 
 

@@ -110,7 +110,8 @@ def shortened(results: RunResults) -> str:
     full, less = Settings(), []
     for section, field in _SIZES:
         count, default = results.run.settings.get(section, {}).get(field), getattr(getattr(full, section), field)
-        if count is not None and count < default:
+        # None at all is another recipe, not a shorter run.
+        if count and count < default:
             less.append(f"{section}.{field} {count} instead of {default}")
     return f"A short run, whose intervals are wide: {', '.join(less)}." if less else ""
 

@@ -347,7 +347,10 @@ def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, 
         "find": [path_identity(settings.find.other_model)],
         "tune": [path_identity(settings.tune.corpus)],
         "evaluate": [
-            *map(path_identity, (config.judge_errors, config.questions, config.task_folder, config.preference_judge)),
+            *map(
+                path_identity,
+                (config.judge_errors, config.questions, config.task_folder, config.gsm8k, config.preference_judge),
+            ),
             *(load_prompts(name, settings.column, settings.data_dir).sha256 for name in own_sets if name),
         ],
     }

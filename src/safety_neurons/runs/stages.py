@@ -24,7 +24,7 @@ from safety_neurons.runs.evaluation import Evaluator
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.folder import TUNED
 from safety_neurons.runs.guard import guard_of
-from safety_neurons.runs.percents import random_neurons_of, unusable
+from safety_neurons.runs.percents import neurons_to_tune, random_neurons_of, unusable
 from safety_neurons.runs.selection import select_delta
 from safety_neurons.runs.workers import tune_together
 from safety_neurons.tuning.batches import training_steps
@@ -182,7 +182,7 @@ def tune_stage(run: RunContext) -> StageResult:
     if corpus.notes:
         run.listener.say(f"{run.settings.tune.corpus}: {'; '.join(corpus.notes)}.")
     run.listener.say("corpus: " + ", ".join(f"{count} {kind}" for kind, count in corpus.counts().items()))
-    model, neurons = run.model, run.neurons
+    model, neurons = run.model, neurons_to_tune(run)
     before = outside_digest(model, neurons)
     started = time.monotonic()
     steps = training_steps(corpus, settings.batch_size, settings.epochs)

@@ -126,6 +126,9 @@ class SelectionConfig(Config):
     """Maximum number of validation prompts per set. Harmful and benign ones are asked twice: plain and with jailbreak
     augmentation."""
 
+    percent: float | None = Field(None, gt=0, le=100)
+    """Budget of the neurons to tune, in percent: the best by the run's score. Default: the found neurons."""
+
 
 class TuneConfig(TuningConfig, SelectionConfig, CorpusConfig):
     """SafeTuning: the corpus, the training, and the selection of pass and scale."""
