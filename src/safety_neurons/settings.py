@@ -103,7 +103,7 @@ PROFILES: dict[Profile, dict[str, dict[str, Any]]] = {
     "quick": {
         "find": {"prompts": 50},
         "explain": {"random_sets": 200, "lens_prompts": 20},
-        "tune": {"refusals": 72, "contrast": 0, "benign": 96, "learning_rate": 5e-4},
+        "tune": {"refusals": 72, "contrast": 0, "benign": 96, "borderline": 56, "learning_rate": 5e-4},
         "evaluate": {"prompts": 30},
     }
 }

@@ -1,4 +1,4 @@
-"""The commands of `experiment`: dose-response, search, adaptive, scores."""
+"""The commands of `experiment`: dose-response, search, adaptive, left-out, scores."""
 
 from pathlib import Path
 from typing import Annotated
@@ -127,6 +127,29 @@ def adaptive(
 
     results = perform(attack_tuned, run_dir, settings=settings, config=config, on=on)
     print_results(results, run_dir, "adaptive")
+
+
+@experiment.command(**shows(*GENERAL, "tune.disguises"))
+def left_out(
+    run_dir: RunFolderArgument,
+    *,
+    config: ConfigArgument = None,
+    settings: SettingsArgument = None,
+) -> None:
+    """Tune without one kind of disguise at a time, and attack with this kind: what carries over to unseen attacks.
+
+    The test prompts are sent in texts of the kind that no training uses. Tunes the run first if necessary; each further
+    training takes about as long as the run's. Trained deltas are kept in the folder `deltas`: an interrupted experiment
+    resumes.
+
+    For example:
+
+        safety-neurons experiment left-out runs/demo
+        safety-neurons experiment left-out runs/demo --tune.disguises rules persona suffix
+    """
+    from safety_neurons.experiments.left_out import left_out as leave_out
+
+    print_results(perform(leave_out, run_dir, settings=settings, config=config), run_dir, "left_out")
 
 
 @experiment.command(**shows("model", "harmful", "benign", *GENERAL, "find.prompts"))

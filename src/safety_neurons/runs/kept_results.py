@@ -29,6 +29,7 @@ SECTIONS = {
     "guard": "find",
     "adaptive": "tune",
     "auto": "tune",
+    "left_out": "tune",
 }
 
 

@@ -8,14 +8,15 @@ from typing import Any, Self
 from safety_neurons.core.progress import Silence
 from safety_neurons.core.statistics import rate, share
 from safety_neurons.engines.engine import CachedEngine
+from safety_neurons.evaluation.contracts import conversation_of
 from safety_neurons.evaluation.judging import JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import in_batches
 from safety_neurons.models.likelihood import kl_divergence
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
-from safety_neurons.tuning.augmentation import VALIDATION
 from safety_neurons.tuning.config import Validation
+from safety_neurons.tuning.disguises import Disguise, held_back, renderable
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class ValidationRequests:
     sent: list[AttackedPrompt]
 
     @classmethod
-    def of(cls, name: str, prompts: Sequence[Prompt], augmented: bool) -> Self:
-        """All plain, and with `augmented` again in the augmentations of validation, in turn."""
+    def of(cls, name: str, prompts: Sequence[Prompt], disguises: Sequence[Disguise] = ()) -> Self:
+        """All plain, and with `disguises` again in these, in turn."""
         texts = [prompt.text for prompt in prompts]
         sent = [AttackedPrompt(text) for text in texts]
-        if augmented:
-            sent += [VALIDATION[number % len(VALIDATION)](text) for number, text in enumerate(texts)]
-        return cls(name, [*prompts, *prompts] if augmented else [*prompts], sent)
+        if disguises:
+            sent += [disguises[number % len(disguises)](text) for number, text in enumerate(texts)]
+        return cls(name, [*prompts, *prompts] if disguises else [*prompts], sent)
 
     def ask(self, run: RunContext, engine: CachedEngine) -> list[JudgedAnswer]:
         """The model's answers in its present state, which `engine` names."""
@@ -52,7 +53,8 @@ class ValidationRequests:
 class Validator:
     """The run's validation prompts: harmful ones, and those safe ones that the base model answers.
 
-    Harmful and benign prompts are sent plain and in augmentations that neither training nor the evaluation uses.
+    Harmful and benign prompts are sent plain and in disguises of the kinds that are trained on, in texts that
+    neither training nor the evaluation uses.
     """
 
     run: RunContext
@@ -62,13 +64,14 @@ class Validator:
     @classmethod
     def open(cls, run: RunContext) -> Self:
         """Ask the base model; nothing may be changed in it yet."""
+        disguises = held_back(renderable(run.model, run.settings.tune.disguises))
         chosen = {name: run.split(name, "validation", None) for name in ("harmful", "benign", "borderline")}
         safe = []
         for name in ("benign", "borderline"):
-            requests = ValidationRequests.of(name, chosen[name], augmented=name == "benign")
+            requests = ValidationRequests.of(name, chosen[name], disguises if name == "benign" else ())
             answers = requests.ask(run, run.engine)
             safe.append(requests.those([answer.verdict == "complied" for answer in answers]))
-        return cls(run, ValidationRequests.of("harmful", chosen["harmful"], augmented=True), tuple(safe))
+        return cls(run, ValidationRequests.of("harmful", chosen["harmful"], disguises), tuple(safe))
 
     def measure(self, change: str) -> Validation:
         """The rates of the model in its present state; `change` names what was done to it, for the cache.
@@ -92,7 +95,7 @@ class Validator:
         texts, answers = [], []
         for requests in self.safe:
             answered = [one for one in requests.ask(self.run, self.run.engine) if one.completion.outcome == "answered"]
-            texts += [self.run.model.render(one.sent.user, one.sent.prefill) for one in answered]
+            texts += [self.run.model.render_conversation(conversation_of(one.sent)) for one in answered]
             answers += [one.continuation for one in answered]
         moved = in_batches(
             texts,
