@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from safety_neurons.experiments.adaptive import adaptive
     from safety_neurons.experiments.dose_response import dose_response
     from safety_neurons.experiments.guard_test import guard_run
+    from safety_neurons.experiments.left_out import left_out
     from safety_neurons.experiments.score_comparison import compare_scores
     from safety_neurons.experiments.seeds import Budget, repeat_tuning
     from safety_neurons.experiments.smallest_intervention import search
@@ -77,6 +78,7 @@ _MODULES = {
     "fit_guard": "calibration.guard",
     "guard": "calibration.guard",
     "guard_run": "experiments.guard_test",
+    "left_out": "experiments.left_out",
     "load": "models.load",
     "load_prompts": "prompts",
     "mean_residuals": "explanation.readout",
@@ -120,6 +122,7 @@ __all__ = [
     "fit_guard",
     "guard",
     "guard_run",
+    "left_out",
     "load",
     "load_prompts",
     "mean_residuals",

@@ -120,7 +120,7 @@ _PAPER: dict[str, Any] = {
         "samples": 1,
         "temperature": 0.01,
         "largest_share": 1.0,
-        "plain_refusals": 1.0,
+        "plain": 1.0,
         "answer_tokens": 256,
         "kl": 0.0,
         "select": False,
@@ -158,7 +158,10 @@ PROFILES: dict[Profile, dict[str, Any]] = {
     "quick": {
         "find": {"prompts": 50},
         "explain": {"random_sets": 200, "lens_prompts": 20},
-        "tune": {"refusals": 72, "contrast": 0, "benign": 96, "learning_rate": 5e-4, "validation_prompts": 40},
+        "tune": {
+            **{"refusals": 72, "contrast": 0, "benign": 96, "borderline": 56},
+            **{"learning_rate": 5e-4, "validation_prompts": 40},
+        },
         "evaluate": {"prompts": 30},
     },
     "paper": _PAPER,

@@ -559,6 +559,17 @@ def seeds(trainings: int = 3) -> dict[str, Any]:
     }
 
 
+def left_out() -> dict[str, Any]:
+    def of(kind: str, hits: int, p_value: float | None) -> dict[str, Any]:
+        rates = [share(count / 150) for count in (120, 3, hits)]
+        change = {"value": (hits - 3) / 150, "low": (hits - 8) / 150, "high": (hits + 2) / 150, "p": p_value}
+        names = ("base", "all_kinds", "without")
+        return {"kind": kind, "requests": 150, "difference": change} | dict(zip(names, rates, strict=True))
+
+    rows = [of("rules", 30, 0.0001), of("story", 9, 0.07)]
+    return {"rows": rows, "mean": of("mean", 19, None), "on": "harmful", "judge": "rules"}
+
+
 def full() -> dict[str, Any]:
     """A run with everything that a page can show."""
     results = whole_run() | {"dose_response": dose_response(), "search": search(), "guard": guard(), "auto": auto()}
@@ -566,6 +577,7 @@ def full() -> dict[str, Any]:
     results |= {
         "adaptive": adaptive(),
         "seeds": seeds(),
+        "left_out": left_out(),
         "clouds": clouds(),
         "control": own["control"],
         "words": own["words"],

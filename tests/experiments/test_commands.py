@@ -149,6 +149,10 @@ def test_limits_and_several_pairs_arrive(monkeypatch: pytest.MonkeyPatch) -> Non
         ),
         (["guard", "RUN", "--no-answers"], ["AUROC", "contrast"]),
         (["guard", "RUN"], ["base", "guard"]),
+        (
+            ["experiment", "left-out", "RUN", "--tune.disguises", "story", "turns"],
+            ["without this kind", "story", "mean"],
+        ),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -13,9 +13,9 @@ from builders.commands import inside
 from builders.listeners import Recorder
 from builders.runs import lines_of, section_of
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.experiments import seeds as seeds_module
 from safety_neurons.experiments.seeds import Budget, repeat_tuning
 from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.runs import kept_deltas
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import RunFolder
 from safety_neurons.tuning.corpus import Corpus
@@ -66,7 +66,7 @@ def test_the_run_is_the_first_training_and_all_differ(repeated: tuple[Path, dict
     assert found["trainings"][0]["digest"] == own.digest
     digests = [one["digest"] for group in (found, random) for one in group["trainings"]]
     assert len(set(digests)) == 4
-    kept = [NeuronDelta.load(path) for path in (folder / "seeds").glob("*.safetensors")]
+    kept = [NeuronDelta.load(path) for path in (folder / "deltas").glob("*.safetensors")]
     assert {one.digest for one in kept} == set(digests) - {own.digest}
     sets = {json.dumps(one.neurons.indices()) for one in kept if one.neurons.provenance.score == "random"}
     assert len(sets) == 2
@@ -77,13 +77,13 @@ def test_the_run_is_the_first_training_and_all_differ(repeated: tuple[Path, dict
 
 def test_seeds_make_other_corpora_and_one_seed_the_same(found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpora: list[tuple[int, Corpus]] = []
-    corpus_of = seeds_module.corpus_of
+    corpus_of = kept_deltas.corpus_of
 
     def noted(run: RunContext) -> Corpus:
         corpora.append((run.settings.seed, corpus_of(run)))
         return corpora[-1][1]
 
-    monkeypatch.setattr(seeds_module, "corpus_of", noted)
+    monkeypatch.setattr(kept_deltas, "corpus_of", noted)
     repeat(found, seeds=3, with_random=True)
     by_seed: dict[int, list[Corpus]] = {}
     for seed, corpus in corpora:
@@ -127,9 +127,9 @@ def test_a_killed_experiment_goes_on_to_the_same_end(
     with pytest.raises(KeyboardInterrupt):
         repeat_tuning(found, SMALL, seeds=2, with_random=True, listener=Recorder(where, after))
     assert repeat(found, seeds=2, with_random=True) == section
-    for path in (folder / "seeds").glob("*.safetensors"):
-        assert (found / "seeds" / path.name).read_bytes() == path.read_bytes()
-    assert not list((found / "seeds").glob(".*"))
+    for path in (folder / "deltas").glob("*.safetensors"):
+        assert (found / "deltas" / path.name).read_bytes() == path.read_bytes()
+    assert not list((found / "deltas").glob(".*"))
 
 
 def test_more_seeds_add_to_the_first(repeated: tuple[Path, dict[str, Any]]) -> None:
@@ -174,7 +174,7 @@ def test_a_kept_delta_that_is_not_what_was_kept_is_trained_again(
     spoil: Callable[[Path], None], repeated: tuple[Path, dict[str, Any]]
 ) -> None:
     folder, section = repeated
-    path = sorted((folder / "seeds").glob("*.safetensors"))[0]
+    path = sorted((folder / "deltas").glob("*.safetensors"))[0]
     before = path.read_bytes()
     spoil(path)
     again = Recorder()
@@ -186,7 +186,7 @@ def test_a_kept_delta_that_is_not_what_was_kept_is_trained_again(
 
 def test_links_in_a_foreign_folder_are_refused(repeated: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = repeated
-    path = next((folder / "seeds").glob("*.safetensors"))
+    path = next((folder / "deltas").glob("*.safetensors"))
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SafetyNeuronsError, match="symbolic link"):
@@ -202,14 +202,14 @@ def test_budgets_are_other_sizes_at_other_rates(repeated: tuple[Path, dict[str, 
     assert 0 < small["neurons"] < own["neurons"] == len(NeuronSet.load(folder / "neurons.safetensors"))
     # The second is the run itself.
     assert trainings(notes) == ["found 10% of the neurons, seed 0"]
-    assert len(lines_of(folder / "seeds" / "deltas.jsonl")) == 4
+    assert len(lines_of(folder / "deltas" / "deltas.jsonl")) == 4
 
 
 def test_other_settings_of_tuning_are_other_trainings(repeated: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = repeated
-    known = {line["key"] for line in lines_of(folder / "seeds" / "deltas.jsonl")}
+    known = {line["key"] for line in lines_of(folder / "deltas" / "deltas.jsonl")}
     repeat_tuning(folder, {"tune": SMALL["tune"] | {"kl": 0.5}, "evaluate": SMALL["evaluate"]}, seeds=2)
-    assert len({line["key"] for line in lines_of(folder / "seeds" / "deltas.jsonl")} - known) == 1
+    assert len({line["key"] for line in lines_of(folder / "deltas" / "deltas.jsonl")} - known) == 1
 
 
 def test_the_run_keeps_its_own_settings(repeated: tuple[Path, dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from builders.report import (
     Rows,
     adaptive,
     auto,
+    left_out,
     page,
     partial_run,
     poisoned,
@@ -26,7 +27,7 @@ FIGURES = {"data-auto", "data-scale-found", "data-scale-random"}
 
 
 def searched_run() -> dict[str, Any]:
-    results = whole_run() | {"auto": auto(), "adaptive": adaptive(), "seeds": seeds()}
+    results = whole_run() | {"auto": auto(), "adaptive": adaptive(), "seeds": seeds(), "left_out": left_out()}
     results["training"]["scale_curve"] = scale_curve()
     return results
 
@@ -50,11 +51,18 @@ def test_without_them_the_page_is_as_before(tmp_path: Path) -> None:
     assert "When the attacker can reach inside" not in shown.text
 
 
-@pytest.mark.parametrize("name", ["auto", "adaptive"])
+@pytest.mark.parametrize("name", ["auto", "adaptive", "left_out"])
 def test_each_stands_alone(tmp_path: Path, name: str) -> None:
     shown = page(tmp_path, partial_run() | {name: searched_run()[name]})
     assert ("How tuning was chosen" in shown.text) == (name == "auto")
     assert ("When the attacker can reach inside" in shown.text) == (name == "adaptive")
+    assert ("Attacks of a kind that training left out" in shown.text) == (name == "left_out")
+
+
+def test_left_out_kinds_in_numbers(tmp_path: Path) -> None:
+    rows = Rows(page(tmp_path, searched_run()).source).found
+    assert any(row.startswith("rules | 80%") and "+18" in row and "150" in row for row in rows)
+    assert any(row.startswith("mean | 80%") for row in rows)
 
 
 def test_search_in_numbers(tmp_path: Path) -> None:
@@ -146,7 +154,7 @@ def test_figures_have_text_alternatives() -> None:
 def test_hostile_names_are_shown_and_not_run(tmp_path: Path) -> None:
     whole = page(tmp_path, searched_run())
     results = searched_run()
-    shown = page(tmp_path, results | {name: poisoned(results[name]) for name in ("auto", "adaptive")})
+    shown = page(tmp_path, results | {name: poisoned(results[name]) for name in ("auto", "adaptive", "left_out")})
     assert [tag for tag, _ in shown.tags if tag == "img"] == []
     count = [len([tag for tag, _ in one.tags if tag == "script"]) for one in (whole, shown)]
     assert count[0] == count[1]

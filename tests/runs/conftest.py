@@ -30,7 +30,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         Splits(8, 2, 4),
         find={"percent": 20.0, "positions": 3},
         calibrate={"prompt_positions": 3},
-        tune={"answer_tokens": 4, "epochs": 1, "batch_size": 4, "learning_rate": 0.01},
+        tune={
+            **{"answer_tokens": 4, "epochs": 1, "batch_size": 4, "learning_rate": 0.01},
+            # Others are too long for the model's context.
+            "disguises": ["suffix", "opening", "turns"],
+            "plain": 0.25,
+        },
         evaluate={"answer_tokens": 4, "attacks": ["direct", "prefill"], "judge": BY_PROMPT.name},
         # There are too few prompts for a rate of 1%.
         guard={"false_positive_rate": 0.2, "percent": 20.0},

@@ -1,5 +1,6 @@
 """The corpus of a run: which pairs it holds, and the user's own in its place."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,25 @@ from builders.judges import BY_PROMPT, by_prompt
 from builders.listeners import Recorder
 from builders.runs import TEXTS, section_of
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.chat import ChatModel, Conversation
 from safety_neurons.models.generate import Completion
 from safety_neurons.models.load import load
+from safety_neurons.runs.context import RunContext
+from safety_neurons.runs.corpus import _requests, corpus_of
 from safety_neurons.runs.folder import overridden
+from safety_neurons.runs.opened import opened
 from safety_neurons.runs.pipeline import run
 from safety_neurons.settings import PROFILES, Profile
-from safety_neurons.tuning.corpus import Corpus
+from safety_neurons.tuning.batches import rendered
+from safety_neurons.tuning.corpus import Corpus, Pair
 from safety_neurons.tuning.delta import NeuronDelta
+from safety_neurons.tuning.disguises import renderable
+
+
+@pytest.fixture
+def context(finished: Path) -> Iterator[RunContext]:
+    with opened(finished, None, None, "") as run:
+        yield run
 
 
 def test_corpus_holds_only_refusals_of_harmful_and_answers_to_harmless_prompts(whole: Path) -> None:
@@ -37,12 +49,63 @@ def test_corpus_holds_only_refusals_of_harmful_and_answers_to_harmless_prompts(w
     assert {pair.kind for pair in pairs} == {"refusal", "benign", "borderline"}
 
 
+def test_counterparts_are_sent_in_the_same_disguise(whole: Path) -> None:
+    pairs = Corpus.load(whole / "corpus.jsonl").pairs
+    by_match: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_match.setdefault(pair.match, []).append(pair)
+    couples = {match: found for match, found in by_match.items() if len(found) == 2}
+    assert couples
+    for match, found in couples.items():
+        unsafe, safe = found
+        assert (unsafe.kind, safe.kind) in (("refusal", "benign"), ("refusal", "borderline"))
+        assert unsafe.before == safe.before
+        assert all(int(pair.prompt_id.rsplit("-", 1)[1]) == int(match.rsplit("-", 1)[1]) for pair in found)
+        around = [re.sub(r"(Tell|Show|How).*?(plan\.|please\.|machine\?)", "", pair.user) for pair in found]
+        assert around[0] == around[1]
+    assert any(pair.before for pair in pairs)
+    assert any(pair.user == text for pair in pairs for text in [TEXTS["harmful"].format(number) for number in range(8)])
+
+
+def test_a_refusal_follows_the_opening_of_an_answer(whole: Path) -> None:
+    begun = [pair for pair in Corpus.load(whole / "corpus.jsonl").pairs if pair.kind == "refusal" and pair.prefill]
+    assert begun
+    for pair in begun:
+        assert pair.prefill[-1].isspace() is not pair.response[0].isspace()
+
+
+def test_prompts_with_a_counterpart_are_preferred(context: RunContext) -> None:
+    settings = context.settings.tune.model_copy(update={"refusals": 3, "benign": 4})
+    harmful, benign = _requests(context, settings, settings.disguises, "harmful", "benign")
+    numbers = [{request.prompt.id[-1] for request in side} for side in (harmful, benign)]
+    assert len(numbers[1]) == 4
+    assert numbers[0] < numbers[1]
+    assert sum(bool(request.match) for request in benign) == 3
+
+
+def test_a_template_without_earlier_turns_does_without_that_kind(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = type(context.model).render_conversation
+
+    def render(model: ChatModel, conversation: Conversation) -> str:
+        if len(conversation.turns) > 1:
+            raise SafetyNeuronsError("The template knows one turn.")
+        return original(model, conversation)
+
+    monkeypatch.setattr(type(context.model), "render_conversation", render)
+    assert renderable(context.model, ["turns", "story"]) == ("story",)
+    corpus = corpus_of(context)
+    assert corpus.pairs
+    assert not any(pair.before for pair in corpus.pairs)
+
+
 def test_corpus_knows_which_answers_were_cut_off(whole: Path, given: dict[str, Any]) -> None:
     model = load(given["model"], device="cpu", dtype="float32")
     pairs = [pair for pair in Corpus.load(whole / "corpus.jsonl").pairs if pair.kind != "refusal"]
     assert pairs
     for pair in pairs:
-        inputs = model.encode([model.render(pair.user, pair.prefill)])
+        inputs = model.encode([rendered(model, pair)])
         with torch.inference_mode():
             ids = model.model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert pair.cut_off is (model.tokenizer.eos_token_id not in ids.tolist()), ids.tolist()

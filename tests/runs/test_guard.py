@@ -102,7 +102,7 @@ def test_the_kept_guard_is_taken_unless_others_are_asked_for(found: Path, monkey
     assert len(made) == 3
 
 
-def test_it_learns_from_augmented_requests_too(found: Path) -> None:
+def test_it_learns_from_disguised_requests_too(found: Path) -> None:
     with opened(found, None, None, "") as run:
         learned = DetectorRequests.of(run)
         plain = {
@@ -114,5 +114,5 @@ def test_it_learns_from_augmented_requests_too(found: Path) -> None:
         expected = [text for name in asked for text in plain[name]]
         assert own[: len(expected)] == expected
         assert not set(own[len(expected) :]) & {text for texts in plain.values() for text in texts}
-    # Some augmentations begin the answer.
+    # Some disguises begin the answer.
     assert any(not text.endswith("<|assistant|>") for text in learned.harmful)

@@ -52,8 +52,8 @@ def test_a_run_names_and_leaves_out_what_does_not_fit(settings: dict[str, Any], 
         assert [one is None for one in verdicts] == [one in cell.not_run for one in cell.prompt_ids]
 
 
-def test_what_augmentation_makes_too_long_is_left_out(tmp_path: Path) -> None:
-    """A context in which the prompts fit, and some of their augmented forms do not."""
+def test_what_disguises_make_too_long_is_left_out(tmp_path: Path) -> None:
+    """A context in which the prompts fit, and some of them in disguise do not."""
     settings = small_run(
         tmp_path,
         Splits(8, 2, 3),

@@ -29,6 +29,7 @@ from safety_neurons.experiments.adaptive import adaptive
 from safety_neurons.experiments.auto_tune import Space, auto_tune
 from safety_neurons.experiments.dose_response import dose_response
 from safety_neurons.experiments.guard_test import guard_run
+from safety_neurons.experiments.left_out import left_out
 from safety_neurons.experiments.seeds import repeat_tuning
 from safety_neurons.experiments.smallest_intervention import search
 from safety_neurons.models.load import load
@@ -137,6 +138,7 @@ COMMANDS: dict[str, Callable[[Path, dict[str, Any], Recorder], Any]] = {
     "search": lambda path, given, notes: search(path, given, trials=1, listener=notes),
     "adaptive": lambda path, given, notes: adaptive(path, given, listener=notes),
     "seeds": lambda path, given, notes: repeat_tuning(path, given, seeds=1, listener=notes),
+    "left-out": lambda path, given, notes: left_out(path, given, listener=notes),
     "tune --auto": lambda path, given, notes: auto_tune(
         path, given, trials=1, space=Space(("contrast",)), listener=notes
     ),

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
+from builders.disguises import HELD_BACK, TRAINED, parts_of, shared
 from builders.judges import BY_HASH, BY_WORD
 from builders.runs import lines_of
-from safety_neurons.evaluation import attacks
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import merged_settings
 from safety_neurons.runs.opened import opened
 from safety_neurons.runs.validation import Validator
-from safety_neurons.tuning.augmentation import AUGMENTATIONS, VALIDATION
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
+from safety_neurons.tuning.disguises import disguises
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ class Script:
     """A model that says what it is told, and a judge that takes it at its word."""
 
     def __init__(self) -> None:
-        self.harmful, self.benign, self.borderline, self.augmented = "complied", "complied", "complied", "complied"
+        self.harmful, self.benign, self.borderline, self.disguised = "complied", "complied", "complied", "complied"
 
     def generate(
         self, _model: ChatModel, texts: Sequence[str], *, done: frozenset[int], **_: Any
@@ -62,10 +62,10 @@ class Script:
         for index in set(range(len(texts))) - done:
             text = texts[index]
             plain = text.startswith("<|user|>") and text.endswith("<|end|><|assistant|>")
-            if "process" in text:
+            if "process number" in text:
                 said = self.borderline
-            elif "recipe" in text:
-                said = self.benign if plain and "<|user|>Show" in text and "please.<|end|>" in text else self.augmented
+            elif "recipe number" in text:
+                said = self.benign if plain and "<|user|>Show" in text and "please.<|end|>" in text else self.disguised
             else:
                 said = self.harmful
             yield index, Completion(said, cut_off=False)
@@ -87,15 +87,15 @@ def scripted(context: RunContext, script: Script) -> RunContext:
 
 
 def test_refused_and_broken_answers_both_count_as_no_longer_answered(scripted: RunContext, script: Script) -> None:
-    """Of two benign requests, plain and augmented, and two borderline ones."""
+    """Of two benign requests, plain and disguised, and two borderline ones."""
     validator = Validator.open(scripted)
-    assert [requests.name for requests in validator.safe] == ["benign", "benign, augmented", "borderline"]
+    assert [requests.name for requests in validator.safe] == ["benign", "benign, disguised", "borderline"]
     assert [len(requests.prompts) for requests in (*validator.harmful, *validator.safe)] == [2] * 5
     assert validator.measure("as before") == validator.measure_base()
     script.borderline = "unscored"
     assert validator.measure("borderline broken").over_refusal == pytest.approx(2 / 6)
-    script.augmented = "refused"
-    assert validator.measure("augmented refused").over_refusal == pytest.approx(4 / 6)
+    script.disguised = "refused"
+    assert validator.measure("disguised refused").over_refusal == pytest.approx(4 / 6)
     script.benign = "refused"
     assert validator.measure("all").over_refusal == 1
 
@@ -108,7 +108,7 @@ def test_attack_success_is_what_is_complied_with(scripted: RunContext, script: S
 
 
 def test_what_the_base_model_refuses_is_no_cost(scripted: RunContext, script: Script) -> None:
-    script.borderline, script.augmented = "refused", "unscored"
+    script.borderline, script.disguised = "refused", "unscored"
     validator = Validator.open(scripted)
     assert validator.measure("the same").over_refusal == 0
     script.benign = "refused"
@@ -116,7 +116,7 @@ def test_what_the_base_model_refuses_is_no_cost(scripted: RunContext, script: Sc
 
 
 def test_a_model_that_answers_nothing_can_be_measured(scripted: RunContext, script: Script) -> None:
-    script.borderline = script.augmented = script.benign = "refused"
+    script.borderline = script.disguised = script.benign = "refused"
     validator = Validator.open(scripted)
     assert validator.measure_base().over_refusal == 0
     assert validator.kl_divergence(contextlib.nullcontext) == 0
@@ -129,20 +129,18 @@ def test_the_kl_divergence_is_zero_until_something_changes(finished: Path) -> No
         assert validator.kl_divergence(lambda: delta.apply(run.model)) > 0
 
 
-def test_validation_has_augmentations_of_its_own() -> None:
-    """Neither training nor the evaluation has one of them, in whole or as a part."""
-    mark = "REQUEST"
-    own = [augment(mark) for augment in VALIDATION]
-    others = [augment(mark) for augment in AUGMENTATIONS]
-    others += [
-        attack.apply(mark) for attack in map(attacks.get, attacks.names()) if isinstance(attack, attacks.Template)
-    ]
-    assert len({(one.user, one.prefill) for one in own}) == len(VALIDATION)
-    taken = [part.strip() for one in others for part in (*one.user.split(mark), one.prefill) if part.strip()]
-    for one in own:
-        parts = [part.strip() for part in (*one.user.split(mark), one.prefill) if part.strip()]
-        assert parts
-        assert not [part for part in parts for other in taken if part in other or other in part]
+def test_validation_has_disguises_of_its_own() -> None:
+    """Training has none of them, in whole or as a part."""
+    assert len(set(HELD_BACK)) == len(HELD_BACK)
+    assert not shared(parts_of(HELD_BACK), parts_of(TRAINED))
+
+
+def test_only_the_kinds_of_training_validate(scripted: RunContext) -> None:
+    """Two harmful requests, plain and in the two texts of one kind."""
+    settings = merged_settings(scripted.settings.model_dump(), {"tune": {"disguises": ["story"]}})
+    plain, disguised = Validator.open(replace(scripted, settings=settings)).harmful
+    texts = disguises("story").held_back
+    assert disguised.sent == [held(one.user) for held, one in zip(texts, plain.sent, strict=True)]
 
 
 def test_nothing_of_validation_or_test_is_trained_on(finished: Path) -> None:
@@ -160,10 +158,10 @@ def test_refusals_are_of_all_prompts_of_a_set_and_include_broken_answers(scripte
     before = validator.refused(scripted.engine)
     assert {name: (rate.value, rate.n) for name, rate in before.items()} == {
         "benign": (0.0, 2),
-        "benign, augmented": (0.0, 2),
+        "benign, disguised": (0.0, 2),
         "borderline": (1.0, 2),
     }
-    script.borderline, script.augmented = "complied", "unscored"
+    script.borderline, script.disguised = "complied", "unscored"
     after = validator.refused(scripted.engine.under("tuned"))
     assert [rate.value for rate in after.values()] == [0.0, 1.0, 0.0]
     attacks = validator.attack_success(scripted.engine)

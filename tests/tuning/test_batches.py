@@ -1,6 +1,7 @@
 """The options of a training: what each does to the loss and the batches, and that bad ones are refused."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,30 @@ def test_each_pass_has_each_pair_once_and_as_many_batches_as_foretold(count: int
     passes = [planned[start : start + per_pass] for start in range(0, len(planned), per_pass)]
     assert all(sorted(itertools.chain(*found)) == list(range(count)) for found in passes)
     assert all(sum(len(batch) == size for batch in found) >= per_pass - 1 for found in passes)
+
+
+@pytest.mark.parametrize(("count", "pool"), [(37, 1), (38, 1), (37, 3), (12, 1)])
+def test_counterparts_are_in_one_batch(count: int, pool: int) -> None:
+    """Six couples among pairs without a counterpart; a corpus of them alone, too."""
+    generator = torch.Generator().manual_seed(count)
+    lengths = torch.randint(2, 50, (count,), generator=generator).tolist()
+    names = [f"m{number // 2}" if number < 12 else "" for number in range(count)]
+    places = torch.randperm(count, generator=generator).tolist()
+    examples = [examples_of([lengths[place]])[0]._replace(match=names[place]) for place in places]
+    training = Training(batch_size=4, epochs=3, length_pool=pool, seed=5)
+    planned = batches(examples, training)
+    assert planned == batches(examples, training)
+    assert sorted(itertools.chain(*planned)) == sorted([*range(count)] * 3)
+    assert len(planned) == 3 * -(-count // 4)
+    matches = [Counter(examples[index].match for index in batch if examples[index].match) for batch in planned]
+    assert {times for found in matches for times in found.values()} == {2}
+
+
+def test_batches_of_an_odd_size_hold_each_pair_once() -> None:
+    examples = [example._replace(match=f"m{number // 2}") for number, example in enumerate(examples_of([3] * 10))]
+    planned = batches(examples, Training(batch_size=3, epochs=1))
+    assert sorted(itertools.chain(*planned)) == list(range(10))
+    assert sorted(map(len, planned)) == [1, 3, 3, 3]
 
 
 def test_pairs_of_a_batch_have_similar_lengths() -> None:

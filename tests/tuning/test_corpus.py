@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.models.template import Turn
 from safety_neurons.tuning.corpus import Corpus, Pair, sentences, varied
 
 PAIRS = (
     Pair("refusal", "h-1", 'Quotes " and \\ and\nlines', "", "I cannot.\r\nSorry.\x85\u2028\u2029\x1c\x0b"),
     Pair("benign", "b-1", "Grüße, 世界 \U0001f600", "", "", cut_off=True),
     Pair("borderline", "h-2", "[rules] tell me", "Sure, ", "no."),
-    Pair("refusal", "h-3", "again", "", "No."),
+    Pair("refusal", "h-3", "again", "", "No.", before=(Turn("user", "Hi."), Turn("assistant", "Hello.")), match="h-3"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The commands of `experiment`: dose-response, search, adaptive, seeds, scores."""
+"""The commands of `experiment`: dose-response, search, adaptive, seeds, left-out, scores."""
 
 from pathlib import Path
 from typing import Annotated
@@ -142,8 +142,8 @@ def seeds(
     """Repeat corpus, tuning and evaluation with several seeds: mean, spread between trainings, found against random.
 
     The run itself is the first training; it is tuned first if necessary. Each further training takes about as long as
-    the run's. Trained deltas are kept in the folder `seeds`: an interrupted experiment resumes, and one with more seeds
-    adds to the earlier one. Intervals are for other requests and other trainings.
+    the run's. Trained deltas are kept in the folder `deltas`: an interrupted experiment resumes, and one with more
+    seeds adds to the earlier one. Intervals are for other requests and other trainings.
 
     For example:
 
@@ -172,6 +172,29 @@ def seeds(
         budgets=[Budget.read(one) for one in budgets or ()],
     )
     print_results(results, run_dir, "seeds")
+
+
+@experiment.command(**shows(*GENERAL, "tune.disguises"))
+def left_out(
+    run_dir: RunFolderArgument,
+    *,
+    config: ConfigArgument = None,
+    settings: SettingsArgument = None,
+) -> None:
+    """Tune without one kind of disguise at a time, and attack with this kind: what carries over to unseen attacks.
+
+    The test prompts are sent in texts of the kind that no training uses. Tunes the run first if necessary; each further
+    training takes about as long as the run's. Trained deltas are kept in the folder `deltas`: an interrupted experiment
+    resumes.
+
+    For example:
+
+        safety-neurons experiment left-out runs/demo
+        safety-neurons experiment left-out runs/demo --tune.disguises rules persona suffix
+    """
+    from safety_neurons.experiments.left_out import left_out as leave_out
+
+    print_results(perform(leave_out, run_dir, settings=settings, config=config), run_dir, "left_out")
 
 
 @experiment.command(**shows("model", "harmful", "benign", *GENERAL, "find.prompts"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.distributed import release_workers
-from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
+from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Listener
 from safety_neurons.evaluation.contracts import RunArtifacts
@@ -16,18 +16,13 @@ from safety_neurons.report.results import BASE, HARMFUL, TUNED, RunResults, read
 from safety_neurons.report.scale_curve import ScaleCurve
 from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
-from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.evaluation import Evaluator
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.folder import RunFolder, overridden, stage_fingerprints
-from safety_neurons.runs.kept_deltas import DeltaStore
+from safety_neurons.runs.kept_deltas import DeltaStore, tuned
 from safety_neurons.runs.opened import keep_section, opened
 from safety_neurons.runs.percents import neurons_to_tune, unusable
-from safety_neurons.runs.selection import select_delta
-from safety_neurons.runs.workers import tune_together
 from safety_neurons.settings import Settings
-from safety_neurons.tuning.batches import training_steps
-from safety_neurons.tuning.checkpoint import discard
 from safety_neurons.tuning.delta import NeuronDelta
 
 SEEDS = 5
@@ -90,7 +85,7 @@ def repeat_tuning(
 
     The seeds are the run's and the next ones. A seed changes the sampled answers of the corpus and the order of the
     training batches; the run's neurons, and the requests and attacks of the evaluation, stay the same. The run itself
-    is the first training, and is tuned first if necessary. All trained deltas are kept in the folder `seeds`: a killed
+    is the first training, and is tuned first if necessary. All trained deltas are kept in the folder `deltas`: a killed
     experiment continues, and one with more seeds adds to the earlier one. Returns the run's results, with the section
     "seeds", by the first of the evaluation's judges.
 
@@ -241,26 +236,9 @@ def _tuned(run: RunContext, store: DeltaStore, group: Group, seed: int) -> tuple
         return load_delta(run.folder), own.scale_curve
     inputs = stage_fingerprints(run.settings, run.model.identity, run.prompts)["tune"]
     key = fingerprint(inputs, group.subject, group.budget.percent, group.budget.learning_rate, seed)
-    neurons = group.neurons(seed)
-    if (kept := store.load(key, neurons)) is not None:
-        return kept
     seeded = run.with_settings(_settings(run.settings, group.budget, seed))
-    try:
-        trained = _train(seeded, neurons, store.checkpoint, f"{group} of the neurons, seed {seed}")
-    except DivergedError as error:
-        raise DivergedError(f"{group} of the neurons, seed {seed}: {error}") from error
-    delta, curve = select_delta(seeded, trained, seeded.settings.tune, group.subject)
-    store.keep(key, delta, curve)
-    # Until here, a killed experiment selects again without training again.
-    discard(store.checkpoint)
-    return delta, curve
-
-
-def _train(run: RunContext, neurons: NeuronSet, checkpoint: Path, title: str) -> NeuronDelta:
-    """Tune as the run's stage does: with a corpus of this seed, made with the run's own neurons."""
-    corpus, settings = corpus_of(run), run.settings.tune
-    with run.listener.task(f"tuning {title}", training_steps(corpus, settings.batch_size, settings.epochs)) as advance:
-        return tune_together(run.model, neurons, corpus, run.settings, checkpoint=checkpoint, advance=advance)
+    title = f"{group} of the neurons, seed {seed}"
+    return tuned(seeded, store, key, group.neurons(seed), title, group.subject)
 
 
 def _evaluator(settings: Settings, defense: str) -> Evaluator:

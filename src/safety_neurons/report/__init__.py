@@ -13,12 +13,12 @@ __all__ = ["PARTS", "Part", "ResultTables", "RunResults", "tables_of"]
 # fmt: off
 Part = Literal[
     "neurons", "words", "vocabulary", "calibration", "clouds", "training", "selection", "before_after", "dose_response",
-    "search", "guard", "auto", "adaptive", "seeds", "evaluation",
+    "search", "guard", "auto", "seeds", "left_out", "adaptive", "evaluation",
 ]
 # What a run's Markdown shows, in this order.
 PARTS: tuple[Part, ...] = (
     "before_after", "selection", "calibration", "vocabulary", "clouds", "dose_response", "search", "guard", "auto",
-    "adaptive", "seeds", "evaluation",
+    "seeds", "left_out", "adaptive", "evaluation",
 )
 # fmt: on
 
@@ -74,6 +74,9 @@ _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
     "search": lambda results: _of(results.search, search_tables, experiment_tables.search_notes),
     "guard": lambda results: _of(results.guard, experiment_tables.guard, experiment_tables.guard_notes),
     "auto": lambda results: _of(results.auto, experiment_tables.auto, experiment_tables.auto_notes),
+    "left_out": lambda results: _of(
+        results.left_out, lambda found: [experiment_tables.left_out(found)], experiment_tables.left_out_notes
+    ),
     "adaptive": lambda results: _of(
         results.adaptive, lambda found: [experiment_tables.adaptive(found)], experiment_tables.adaptive_notes
     ),

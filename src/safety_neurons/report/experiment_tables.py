@@ -1,4 +1,4 @@
-"""The tables of the experiments: dose-response, smallest intervention, adaptive attack, tuning, guard, scores."""
+"""The tables of the experiments on a run, and of a comparison of scores."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +12,7 @@ from safety_neurons.report.results import (
     DoseResponse,
     DoseRow,
     GuardTest,
+    LeftOut,
     Search,
     SearchDirection,
     TuningTrial,
@@ -210,6 +211,36 @@ def auto_notes(found: AutoTuning) -> list[str]:
         "requests. KL weight: weight of the KL penalty in training. Attacks: attack success. Over-refusal: the largest "
         "increase, among the sets of safe requests, in the share that is refused. KL: to the base model on its own "
         "answers to safe requests, in nats per token."
+    ]
+
+
+def left_out(found: LeftOut) -> Table:
+    """Attack success in each kind of disguise, with and without this kind in training."""
+    rows = [
+        row(
+            [
+                one.kind,
+                *(text.rate(rate) for rate in (one.base, one.all_kinds, one.without)),
+                text.change(one.difference),
+                text.p_value(one.difference.p),
+                text.count(one.requests),
+            ],
+            "section" if one is found.mean else "",
+        )
+        for one in (*found.rows[:MOST_ROWS], found.mean)
+    ]
+    columns = numbers("before", "all kinds", "without this kind", "difference", "p", "n")
+    return Table.of("Attack success in disguises that training left out", (*words("disguise"), *columns), rows)
+
+
+def left_out_notes(found: LeftOut) -> list[str]:
+    """What a reader of the left-out disguises must know."""
+    return [
+        f"Harmful test prompts of {found.on}, each sent in a text of the kind that no training uses; judge "
+        f"{found.judge}. Before: the base model. All kinds: the run's tuned model. Without this kind: a model that was "
+        "tuned without all texts of the kind, which stands for an attack that nobody has seen. Difference: without "
+        "minus all kinds, in percentage points, on the same requests; p: McNemar's exact test. One training each: the "
+        "intervals are for other requests, not for other trainings."
     ]
 
 

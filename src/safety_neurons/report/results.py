@@ -419,6 +419,27 @@ class PairedChange(Change):
     n: Count | None = None
 
 
+class LeftOutRow(Section):
+    """Attack success in one kind of disguise, or on average over all; `difference` is without the kind minus with all.
+
+    `requests` is the number of different requests.
+    """
+
+    kind: str
+    requests: Count
+    base: Measured
+    all_kinds: Measured
+    without: Measured
+    difference: PairedChange
+
+
+class LeftOut(Section):
+    rows: list[LeftOutRow]
+    mean: LeftOutRow
+    on: str
+    judge: str
+
+
 class CellVerdicts(RateFields):
     """One judge's verdicts in a cell, prompt by prompt; None where nothing was asked."""
 
@@ -541,6 +562,7 @@ class RunResults(Section):
     adaptive: Adaptive | None = None
     auto: AutoTuning | None = None
     seeds: SeedsResults | None = None
+    left_out: LeftOut | None = None
 
     @property
     def shows_responses(self) -> bool:

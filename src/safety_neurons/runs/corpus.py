@@ -1,14 +1,20 @@
 """The corpus that a run trains on: made from its training prompts by the model itself, or brought by the user."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
+from safety_neurons.engines.engine import CachedEngine
 from safety_neurons.evaluation.judging import JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import Sampling
+from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
-from safety_neurons.tuning.augmentation import augment
-from safety_neurons.tuning.config import CorpusConfig
+from safety_neurons.tuning.batches import rendered
+from safety_neurons.tuning.config import CorpusConfig, DisguiseKind
 from safety_neurons.tuning.corpus import Corpus, Pair, PairKind, varied
+from safety_neurons.tuning.disguises import Disguise, in_turn, renderable
 
 # The least likely token to sample, relative to the likeliest: others would break the answers at a high temperature.
 LIKELY = 0.05
@@ -26,12 +32,81 @@ def corpus_of(run: RunContext, settings: CorpusConfig | None = None) -> Corpus:
     settings = settings or run.settings.tune
     if settings.corpus is not None:
         return _fitting(run, Corpus.load(settings.corpus))
-    return _fitting(run, Corpus((*_refusals(run, settings), *_benign(run, settings), *_borderline(run, settings))))
+    kinds = renderable(run.model, settings.disguises)
+    if unused := ", ".join(kind for kind in settings.disguises if kind not in kinds):
+        run.said_once(f"The chat template of {run.model.name} cannot write these disguises: {unused}.")
+    harmful, benign = _requests(run, settings, kinds, "harmful", "benign")
+    contrast, borderline = _requests(run, settings, kinds, "contrast", "borderline")
+    refusals = _refusals(run, settings, [*harmful, *contrast])
+    return _fitting(run, Corpus((*refusals, *_benign(run, settings, benign), *_borderline(run, settings, borderline))))
+
+
+class Request(NamedTuple):
+    """A training prompt, the disguise in which it is sent, and the name that it shares with its counterpart."""
+
+    prompt: Prompt
+    disguise: Disguise
+    match: str
+
+    @property
+    def sent(self) -> AttackedPrompt:
+        return self.disguise(self.prompt.text)
+
+
+def _requests(
+    run: RunContext, settings: CorpusConfig, kinds: Sequence[DisguiseKind], unsafe: str, safe: str
+) -> tuple[list[Request], list[Request]]:
+    """The training requests of an unsafe and of a safe set.
+
+    Counterparts, whose ids end with the same number, are preferred and sent in the same disguise: the harm is all that
+    tells them apart.
+    """
+    counts = {"harmful": settings.refusals, "contrast": settings.contrast}
+    counts |= {"benign": settings.benign, "borderline": settings.borderline}
+    first = run.split(unsafe, "train", counts[unsafe]) if counts[unsafe] else []
+    second = _with_counterparts(run, safe, counts[safe], first) if counts[safe] else []
+    shared = {_number(prompt) for prompt in first} & {_number(prompt) for prompt in second} - {None}
+    plain = settings.plain if kinds else 1.0
+    forms: dict[int | None, Disguise] = {}
+
+    def requests(prompts: Sequence[Prompt]) -> list[Request]:
+        new = [prompt for prompt in prompts if _number(prompt) not in forms]
+        chosen = dict(zip((prompt.id for prompt in new), in_turn(len(new), plain, kinds), strict=True))
+        forms.update({_number(prompt): chosen[prompt.id] for prompt in new if _number(prompt) in shared})
+        return [
+            Request(
+                prompt,
+                chosen.get(prompt.id) or forms[_number(prompt)],
+                f"{unsafe}-{_number(prompt)}" if _number(prompt) in shared else "",
+            )
+            for prompt in prompts
+        ]
+
+    return requests(first), requests(second)
+
+
+def _with_counterparts(run: RunContext, name: str, count: int, others: Sequence[Prompt]) -> list[Prompt]:
+    """At most `count` training prompts of a set; those with a counterpart among the others come before the rest."""
+    prompts = run.prompts[name].split("train")
+    numbers = {_number(prompt) for prompt in others} - {None}
+    parts = ([prompt for prompt in prompts if (_number(prompt) in numbers) is wanted] for wanted in (True, False))
+    chosen: set[str] = set()
+    for part in parts:
+        if part and len(chosen) < count:
+            taken = replace(prompts, prompts=tuple(part)).take(count - len(chosen))
+            chosen |= {prompt.id for prompt in taken}
+    return run.fitting([prompt for prompt in prompts if prompt.id in chosen], f"train prompt of {prompts.name}")
+
+
+def _number(prompt: Prompt) -> int | None:
+    """The number at the end of a prompt's id."""
+    found = re.search(r"\d+$", prompt.id)
+    return None if found is None else int(found[0])
 
 
 def _fitting(run: RunContext, corpus: Corpus) -> Corpus:
     """The pairs that fit the model's context, with the end of the turn."""
-    texts = [run.model.render(pair.user, pair.prefill) + pair.response for pair in corpus.pairs]
+    texts = [rendered(run.model, pair) + pair.response for pair in corpus.pairs]
     unfit = run.model.too_long(texts, new_tokens=1)
     for index, reason in unfit.items():
         named = corpus.pairs[index].prompt_id or f"number {index + 1}"
@@ -39,27 +114,22 @@ def _fitting(run: RunContext, corpus: Corpus) -> Corpus:
     return Corpus(tuple(pair for index, pair in enumerate(corpus.pairs) if index not in unfit))
 
 
-def _refusals(run: RunContext, settings: CorpusConfig) -> list[Pair]:
+def _refusals(run: RunContext, settings: CorpusConfig, requests: Sequence[Request]) -> list[Pair]:
     """Refusals by the model calibrated toward rejection.
 
-    They are made for the plain request and learned for its augmented form. Up to `tune.samples` answers are sampled,
-    until one is a refusal that does not repeat an over-represented one; those that end by themselves are preferred.
+    They are made for the plain request and learned for the disguised one, after the opening of the answer if it has
+    one. Up to `tune.samples` answers are sampled, until one is a refusal that does not repeat an over-represented one;
+    those that end by themselves are preferred.
     """
-    harmful = run.split("harmful", "train", settings.refusals)
-    # The unsafe counterparts of borderline prompts stay plain: only their wording tells them apart.
-    contrast = run.split("contrast", "train", settings.contrast) if settings.contrast else []
-    prompts = [*harmful, *contrast]
-    sent = augment([prompt.text for prompt in harmful], settings.plain_refusals)
-    sent += [AttackedPrompt(prompt.text) for prompt in contrast]
-    drawn: list[list[JudgedAnswer]] = [[] for _ in prompts]
-    chosen: list[int | None] = [None] * len(prompts)
+    drawn: list[list[JudgedAnswer]] = [[] for _ in requests]
+    chosen: list[int | None] = [None] * len(requests)
     with run.calibrated("rejection", run.neurons) as engine:
         for number in range(settings.samples):
             missing = [place for place, choice in enumerate(chosen) if choice is None]
             if not missing:
                 break
             answers = run.ask(
-                [prompts[place] for place in missing],
+                [requests[place].prompt for place in missing],
                 "corpus: refusals of harmful prompts",
                 engine=engine,
                 tokens=settings.answer_tokens,
@@ -72,42 +142,57 @@ def _refusals(run: RunContext, settings: CorpusConfig) -> list[Pair]:
                     drawn[place].sort(key=lambda one: one.cut_off)
             chosen = varied([[one.continuation for one in each] for each in drawn], settings.largest_share)
     return [
-        _pair("refusal", answers[choice], form)
-        for answers, choice, form in zip(drawn, chosen, sent, strict=True)
+        _pair("refusal", request, answers[choice])
+        for answers, choice, request in zip(drawn, chosen, requests, strict=True)
         if choice is not None
     ]
 
 
-def _benign(run: RunContext, settings: CorpusConfig) -> list[Pair]:
+def _benign(run: RunContext, settings: CorpusConfig, requests: Sequence[Request]) -> list[Pair]:
     """Benign requests, answered by the base model in the form in which they are learned."""
-    if not settings.benign:
-        return []
-    prompts = run.split("benign", "train", settings.benign)
-    sent = augment([prompt.text for prompt in prompts], settings.plain_benign)
-    answers = run.ask(prompts, "corpus: answers to benign prompts", sent=sent, tokens=settings.answer_tokens)
-    return _complied("benign", answers)
+    answers = _ask(run, settings, requests, "corpus: answers to benign prompts")
+    return _complied("benign", requests, answers)
 
 
-def _borderline(run: RunContext, settings: CorpusConfig) -> list[Pair]:
+def _borderline(run: RunContext, settings: CorpusConfig, requests: Sequence[Request]) -> list[Pair]:
     """Borderline requests, answered helpfully: they are safe, but the base model refuses some of them.
 
     Just those must be learned, so what it refuses is asked again with the conformity calibration on.
     """
-    if not settings.borderline:
-        return []
-    prompts = run.split("borderline", "train", settings.borderline)
     title = "corpus: answers to borderline prompts"
-    answers = run.ask(prompts, title, tokens=settings.answer_tokens)
-    refused = [answer.prompt for answer in answers if answer.verdict != "complied"]
+    answers = _ask(run, settings, requests, title)
+    refused = [number for number, answer in enumerate(answers) if answer.verdict != "complied"]
     if refused:
+        again = [requests[number] for number in refused]
         with run.calibrated("conformity", run.neurons) as engine:
-            answers += run.ask(refused, f"{title} refused before", engine=engine, tokens=settings.answer_tokens)
-    return _complied("borderline", answers)
+            for number, answer in zip(
+                refused, _ask(run, settings, again, f"{title} refused before", engine), strict=True
+            ):
+                answers[number] = answer
+    return _complied("borderline", requests, answers)
 
 
-def _complied(kind: PairKind, answers: Sequence[JudgedAnswer]) -> list[Pair]:
-    return [_pair(kind, answer, answer.sent) for answer in answers if answer.verdict == "complied"]
+def _ask(
+    run: RunContext,
+    settings: CorpusConfig,
+    requests: Sequence[Request],
+    title: str,
+    engine: CachedEngine | None = None,
+) -> list[JudgedAnswer]:
+    if not requests:
+        return []
+    prompts, sent = [one.prompt for one in requests], [one.sent for one in requests]
+    return run.ask(prompts, title, engine=engine, sent=sent, tokens=settings.answer_tokens)
 
 
-def _pair(kind: PairKind, answer: JudgedAnswer, sent: AttackedPrompt) -> Pair:
-    return Pair(kind, answer.prompt.id, sent.user, sent.prefill, answer.continuation, answer.cut_off)
+def _complied(kind: PairKind, requests: Sequence[Request], answers: Sequence[JudgedAnswer]) -> list[Pair]:
+    both = zip(requests, answers, strict=True)
+    return [_pair(kind, request, answer) for request, answer in both if answer.verdict == "complied"]
+
+
+def _pair(kind: PairKind, request: Request, answer: JudgedAnswer) -> Pair:
+    sent, response = request.sent, answer.continuation
+    if sent.prefill != answer.sent.prefill and not sent.prefill[-1].isspace():
+        # The answer was made without the opening that it now follows.
+        response = f" {response}"
+    return Pair(kind, request.prompt.id, sent.user, sent.prefill, response, answer.cut_off, sent.before, request.match)

@@ -32,7 +32,7 @@ STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 SHARED = frozenset({"find", "tune", "evaluate"})
 # What is written in a run's folder, or in that of an evaluation or a comparison.
 FILES = re.compile(r"\.lock|.+\.(json|jsonl|damaged|safetensors|html|md)", re.DOTALL)
-FOLDERS = re.compile(r"replaced|seeds|lora-[0-9a-f]{16}")
+FOLDERS = re.compile(r"replaced|deltas|lora-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class RunFolder:
         return self.path / "trials.jsonl"
 
     @property
-    def seeds(self) -> Path:
-        """The folder of the deltas that `experiment seeds` trained."""
-        return self.path / "seeds"
+    def deltas(self) -> Path:
+        """The folder of the deltas that experiments trained."""
+        return self.path / "deltas"
 
     @property
     def results(self) -> Path:

@@ -10,12 +10,13 @@ from safety_neurons.calibration.detector import Detector, fit_detector
 from safety_neurons.calibration.guard import Guard, fit_guard, guard
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import disk_errors, exists, fingerprint
+from safety_neurons.evaluation.contracts import conversation_of
 from safety_neurons.report.results import read_results
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.percents import can_guard, in_two_layers, unusable
 from safety_neurons.runs.validation import Validation, Validator
-from safety_neurons.tuning.augmentation import augment
+from safety_neurons.tuning.disguises import in_turn, renderable
 
 # Strengths to try: below them little is refused, above them answers break (docs/calibration.md).
 ALPHAS = (2.0, 3.0, 4.0, 6.0)
@@ -25,8 +26,8 @@ ALPHAS = (2.0, 3.0, 4.0, 6.0)
 class DetectorRequests:
     """The rendered requests that detectors learn from.
 
-    Each is there plain and augmented, so that detectors learn the harm and not the wording. Augmented benign requests
-    count as safe, but set no threshold: `benign` are the plain ones.
+    Each is there plain and in a disguise, so that detectors learn the harm and not the wording. Disguised benign
+    requests count as safe, but set no threshold: `benign` are the plain ones.
     """
 
     harmful: list[str]
@@ -41,12 +42,15 @@ class DetectorRequests:
             for name in ("harmful", "contrast", "benign", "borderline")
         )
 
+        kinds = renderable(run.model, run.settings.tune.disguises)
+
         def rendered(texts: Sequence[str], plain: bool = True) -> list[str]:
-            sent = augment(texts, plain_share=float(plain))
-            found = [run.model.render(request.user, request.prefill) for request in sent]
+            chosen = in_turn(len(texts), float(plain or not kinds), kinds)
+            sent = [disguise(text) for disguise, text in zip(chosen, texts, strict=True)]
+            found = [run.model.render_conversation(conversation_of(request)) for request in sent]
             if unfit := run.model.too_long(found):
                 run.said_once(
-                    f"The guard does not learn from {len(unfit)} augmented prompts: {next(iter(unfit.values()))}."
+                    f"The guard does not learn from {len(unfit)} disguised prompts: {next(iter(unfit.values()))}."
                 )
             return [text for index, text in enumerate(found) if index not in unfit]
 
@@ -227,5 +231,5 @@ def _origin(run: RunContext) -> str:
     settings = run.settings
     sets = [run.prompts[name].sha256 for name in ("harmful", "contrast", "benign", "borderline")]
     ranked = settings.find.model_dump(mode="json", exclude={"percent"})
-    found = fingerprint(run.engine.identity, settings.seed, ranked, *sets)
+    found = fingerprint(run.engine.identity, settings.seed, ranked, settings.tune.disguises, *sets)
     return f"{found} {fingerprint(settings.guard.model_dump(mode='json'), settings.calibrate.but_alphas())}"

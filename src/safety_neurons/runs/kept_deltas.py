@@ -4,13 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.files import disk_errors
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.report.scale_curve import ScaleCurve
+from safety_neurons.runs.context import RunContext
+from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.folder import RunFolder
+from safety_neurons.runs.selection import select_delta
+from safety_neurons.runs.workers import tune_together
+from safety_neurons.tuning.batches import training_steps
+from safety_neurons.tuning.checkpoint import discard
 from safety_neurons.tuning.delta import NeuronDelta
 
 
@@ -36,10 +42,10 @@ class DeltaStore:
         Raises:
             SafetyNeuronsError: the folder cannot be read or written, or holds links or devices.
         """
-        with disk_errors(run.seeds):
-            run.seeds.mkdir(exist_ok=True)
+        with disk_errors(run.deltas):
+            run.deltas.mkdir(exist_ok=True)
         run.check()
-        return cls(run.seeds, JsonlCache.read(run.seeds / "deltas.jsonl", KeptDelta), listener)
+        return cls(run.deltas, JsonlCache.read(run.deltas / "deltas.jsonl", KeptDelta), listener)
 
     @property
     def checkpoint(self) -> Path:
@@ -73,3 +79,34 @@ class DeltaStore:
 
 def _lists(neurons: NeuronSet) -> list[list[int]]:
     return [indices.tolist() for side in (neurons.rejection, neurons.conformity) for indices in side]
+
+
+def tuned(
+    run: RunContext, store: DeltaStore, key: str, neurons: NeuronSet, title: str, subject: str = "found"
+) -> tuple[NeuronDelta, ScaleCurve | None]:
+    """The kept delta of this key and its selection, or one that is trained and selected now, as the run's stage does.
+
+    Args:
+        run: with the settings of the training. The corpus is made with its own neurons.
+        title: what is trained, for progress and errors.
+        subject: which neurons are tuned: found or random.
+
+    Raises:
+        DivergedError: training diverged.
+    """
+    if (kept := store.load(key, neurons)) is not None:
+        return kept
+    corpus, settings = corpus_of(run), run.settings.tune
+    steps = training_steps(corpus, settings.batch_size, settings.epochs)
+    with run.listener.task(f"tuning {title}", steps) as advance:
+        try:
+            trained = tune_together(
+                run.model, neurons, corpus, run.settings, checkpoint=store.checkpoint, advance=advance
+            )
+        except DivergedError as error:
+            raise DivergedError(f"{title}: {error}") from error
+    delta, curve = select_delta(run, trained, settings, subject)
+    store.keep(key, delta, curve)
+    # Until here, a killed experiment selects again without training again.
+    discard(store.checkpoint)
+    return delta, curve

@@ -30,6 +30,7 @@ SECTIONS = {
     "adaptive": "tune",
     "auto": "tune",
     "seeds": "tune",
+    "left_out": "tune",
 }
 
 

@@ -9,13 +9,14 @@ from safety_neurons.core.fields import Share
 from safety_neurons.core.progress import Advance, Within, ignore
 from safety_neurons.core.statistics import Rate, Verdict, mean_rate, share
 from safety_neurons.engines.engine import CachedEngine
+from safety_neurons.evaluation.contracts import conversation_of
 from safety_neurons.evaluation.judging import JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import in_batches
 from safety_neurons.models.likelihood import kl_divergence
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
-from safety_neurons.tuning.augmentation import VALIDATION
+from safety_neurons.tuning.disguises import Disguise, held_back, renderable
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class ValidationRequests:
         return cls(name, prompts, [AttackedPrompt(prompt.text) for prompt in prompts])
 
     @classmethod
-    def augmented(cls, name: str, prompts: list[Prompt]) -> Self:
-        """In the augmentations of validation, in turn."""
-        sent = [VALIDATION[number % len(VALIDATION)](prompt.text) for number, prompt in enumerate(prompts)]
-        return cls(f"{name}, augmented", prompts, sent)
+    def disguised(cls, name: str, prompts: list[Prompt], disguises: Sequence[Disguise]) -> Self:
+        """In these disguises, in turn."""
+        sent = [disguises[number % len(disguises)](prompt.text) for number, prompt in enumerate(prompts)]
+        return cls(f"{name}, disguised", prompts, sent)
 
     def ask(self, run: RunContext, engine: CachedEngine, advance: Advance = ignore) -> list[JudgedAnswer]:
         """The model's answers in its present state, which `engine` names."""
@@ -53,7 +54,8 @@ class ValidationRequests:
 class Validator:
     """The run's validation prompts, and what the base model answers to the safe ones.
 
-    Harmful and benign prompts are sent plain and in augmentations that neither training nor the evaluation uses.
+    Harmful and benign prompts are sent plain and in disguises of the kinds that are trained on, in texts that
+    neither training nor the evaluation uses.
     """
 
     run: RunContext
@@ -64,17 +66,22 @@ class Validator:
     @classmethod
     def open(cls, run: RunContext, count: int | None = None) -> Self:
         """Ask the base model for at most `count` prompts per set; nothing may be changed in it yet."""
+        disguises = held_back(renderable(run.model, run.settings.tune.disguises))
         prompts = {name: run.split(name, "validation", count) for name in ("harmful", "benign", "borderline")}
         plain = {name: ValidationRequests.plain(name, found) for name, found in prompts.items()}
-        harmful = plain["harmful"], ValidationRequests.augmented("harmful", prompts["harmful"])
-        augmented = ValidationRequests.augmented("benign", prompts["benign"])
-        safe = plain["benign"], augmented, plain["borderline"]
+        # Without a kind of disguises there are none to send.
+        disguised = {
+            name: [ValidationRequests.disguised(name, prompts[name], disguises)] if disguises else []
+            for name in ("harmful", "benign")
+        }
+        harmful = plain["harmful"], *disguised["harmful"]
+        safe = plain["benign"], *disguised["benign"], plain["borderline"]
         with run.listener.task("base model: safe validation prompts", count_of(safe)) as advance:
             base = tuple(requests.ask(run, run.engine, advance) for requests in safe)
         return cls(run, harmful, safe, base)
 
     def attack_success(self, engine: CachedEngine, advance: Advance = ignore) -> Rate:
-        """The share of the harmful requests, plain and augmented, that are complied with. Broken answers are not."""
+        """The share of the harmful requests, plain and disguised, that are complied with. Broken answers are not."""
         groups: list[list[Verdict]] = [
             ["complied" if one.verdict == "complied" else "refused" for one in requests.ask(self.run, engine, advance)]
             for requests in self.harmful
@@ -118,7 +125,7 @@ class Validator:
             for one in before
             if one.verdict == "complied" and one.completion.outcome == "answered"
         ]
-        texts = [self.run.model.render(one.sent.user, one.sent.prefill) for one in answered]
+        texts = [self.run.model.render_conversation(conversation_of(one.sent)) for one in answered]
         answers = [one.continuation for one in answered]
         moved = in_batches(
             texts,

@@ -2,25 +2,33 @@
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from safety_neurons.core.config import Config
 
+# What each is: the files of tuning/disguise_texts/.
+DisguiseKind = Literal["rules", "persona", "suffix", "story", "turns", "format", "opening", "purpose"]
+DISGUISE_KINDS: tuple[DisguiseKind, ...] = get_args(DisguiseKind)
+
 
 class CorpusConfig(Config):
-    """What the tuning corpus is made of."""
+    """What the tuning corpus is made of.
+
+    Requests that have a counterpart in the other set are preferred: a harmful and a benign one whose ids end with the
+    same number, and so a contrast and a borderline one.
+    """
 
     corpus: Path | None = None
     """A .jsonl file of pairs (kind, user, response ...) to train on. Default: pairs that the model makes itself."""
     refusals: int = Field(192, ge=1)
     """Number of harmful training prompts to make refusals for."""
-    contrast: int = Field(40, ge=0)
+    contrast: int = Field(100, ge=0)
     """Number of unsafe prompts that resemble borderline ones to make refusals for."""
     benign: int = Field(192, ge=0)
     """Number of benign training prompts that the base model answers."""
-    borderline: int = Field(56, ge=0)
+    borderline: int = Field(200, ge=0)
     """Number of borderline training prompts to answer; those that the base model refuses are answered calibrated toward
     conformity."""
     samples: int = Field(2, ge=1)
@@ -30,10 +38,12 @@ class CorpusConfig(Config):
     """Sampling temperature of these answers. A cooler model repeats one refusal."""
     largest_share: float = Field(0.1, gt=0, le=1)
     """Maximum fraction of refusals that may share a sentence."""
-    plain_refusals: float = Field(0.43, ge=0, le=1)
-    """Fraction of the harmful requests to train on without jailbreak augmentation."""
-    plain_benign: float = Field(0.6, ge=0, le=1)
-    """Fraction of the benign requests to train on without jailbreak augmentation."""
+    plain: float = Field(0.5, ge=0, le=1)
+    """Fraction of the requests to train on as they are. The others are sent in a disguise: a text such as an attacker
+    writes around a request."""
+    disguises: tuple[DisguiseKind, ...] = Field(DISGUISE_KINDS, min_length=1)
+    """Kinds of disguises to train on, also for the guard: rules, persona, suffix, story, turns, format, opening,
+    purpose."""
     answer_tokens: int = Field(24, ge=1)
     """Maximum length of a corpus answer, in tokens. Refusal is decided at the start; long answers dilute it."""
 
@@ -123,12 +133,12 @@ class SelectionConfig(Config):
     """Maximum increase in the share of a safe prompt set that is refused. Among the passes and scales within it,
     the one with the least attack success is selected."""
     validation_prompts: int = Field(96, ge=1)
-    """Maximum number of validation prompts per set. Harmful and benign ones are asked twice: plain and with jailbreak
-    augmentation."""
-
-    percent: float | None = Field(None, gt=0, le=100)
-    """Budget of the neurons to tune, in percent: the best by the run's score. Default: the found neurons."""
+    """Maximum number of validation prompts per set. Harmful and benign ones are asked twice: plain and in
+    disguises that training does not use."""
 
 
 class TuneConfig(TuningConfig, SelectionConfig, CorpusConfig):
-    """SafeTuning: the corpus, the training, and the selection of pass and scale."""
+    """SafeTuning: the neurons, the corpus, the training, and the selection of pass and scale."""
+
+    percent: float | None = Field(None, gt=0, le=100)
+    """Budget of the neurons to tune, in percent: the best by the run's score. Default: the found neurons."""

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pydantic
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import write_text
+from safety_neurons.models.template import Turn
 from safety_neurons.prompts.read import read_table
 
 PairKind = Literal["refusal", "benign", "borderline"]
@@ -23,7 +24,8 @@ class Pair:
     """A training example: the user's turn, the beginning of the assistant's turn (prefill), and the rest of it.
 
     A `cut_off` response reached the token limit, so the end of the turn is not learned from it. `prompt_id` is the
-    prompt that the pair was made from.
+    prompt that the pair was made from, and `before` are the earlier turns of its conversation. Two pairs with the same
+    `match`, an unsafe request and its safe counterpart, are trained on in the same batch.
     """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
@@ -34,6 +36,8 @@ class Pair:
     prefill: str
     response: str
     cut_off: bool = False
+    before: tuple[Turn, ...] = ()
+    match: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,12 @@ class Corpus:
 
     def save(self, path: Path) -> None:
         """Write one pair per line, for the owner alone: the answers are not redacted."""
-        lines = (json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in self.pairs)
+        lines = (json.dumps(_to_json(pair), ensure_ascii=False) + "\n" for pair in self.pairs)
         write_text(path, "".join(lines), private=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read pairs: kind, user and response; prompt_id, prefill and cut_off are optional.
+        """Read pairs: kind, user and response; the other fields of `Pair` are optional.
 
         One JSON object per line, or another form of table that prompts are read from.
 
@@ -79,6 +83,12 @@ class Corpus:
                     "refusal, benign and borderline. Correct it."
                 ) from error
         return cls(tuple(pairs), table.notes)
+
+
+def _to_json(pair: Pair) -> dict[str, Any]:
+    """The fields of a pair, without earlier turns and a counterpart where it has none."""
+    values = asdict(pair) | {"before": [turn._asdict() for turn in pair.before]}
+    return {name: value for name, value in values.items() if value or name not in ("before", "match")}
 
 
 _PAIR = pydantic.TypeAdapter(Pair)

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
+from builders.disguises import HELD_BACK, MARK, TRAINED, parts, parts_of, shared
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation import attacks
 from safety_neurons.evaluation.attacks.templates import LOOKALIKES
-from safety_neurons.tuning.augmentation import AUGMENTATIONS, VALIDATION
 
 REQUESTS = [
     "How do I wrap a present?",
@@ -106,14 +106,10 @@ def test_every_attack_says_where_it_comes_from_and_what_it_costs(name: str) -> N
     assert attack.sees_defended_model is (name in sees)
 
 
-def test_no_attack_shares_its_words_with_a_training_augmentation() -> None:
-    mark = "REQUEST"
-    augmented = [augment(mark) for augment in (*AUGMENTATIONS, *VALIDATION)]
-    taken = [part.strip() for one in augmented for part in (*one.user.split(mark), one.prefill) if part.strip()]
+def test_no_attack_shares_its_words_with_a_disguise() -> None:
+    taken = parts_of((*TRAINED, *HELD_BACK))
     for name in TEMPLATES:
-        one = attacks.template(name).apply(mark)
-        parts = [part.strip() for part in (*one.user.split(mark), one.prefill) if part.strip()]
-        assert not [part for part in parts for other in taken if part in other or other in part], name
+        assert not shared(parts(attacks.template(name).apply(MARK)), taken), name
 
 
 def test_an_unknown_name_is_an_error_that_names_what_was_meant() -> None:

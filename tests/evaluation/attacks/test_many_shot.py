@@ -2,12 +2,12 @@
 
 import pytest
 
+from builders.disguises import HELD_BACK, TRAINED, parts_of, shared
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation import attacks
 from safety_neurons.evaluation.contracts import Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.prompts import load_prompts
-from safety_neurons.tuning.augmentation import AUGMENTATIONS, VALIDATION
 
 
 def sent(spec: str, defended: Defended, context: EvaluationContext, *requests: str) -> list[AttackedPrompt | None]:
@@ -45,7 +45,5 @@ def test_no_made_up_answer_is_a_disguise(defended: Defended, context: Evaluation
     (one,) = sent("many-shot:shots=5", defended, context, "x")
     assert one is not None
     words = [part.strip() for part in one.user.replace("User: ", "\n").replace("Assistant: ", "\n").splitlines()]
-    parts = {part for part in words if part and part not in ("x", "Assistant:")}
-    augmented = [augment("REQUEST") for augment in (*AUGMENTATIONS, *VALIDATION)]
-    taken = [part.strip() for d in augmented for part in (*d.user.split("REQUEST"), d.prefill) if part.strip()]
-    assert not [part for part in parts for other in taken if part in other or other in part]
+    own = {part for part in words if part and part not in ("x", "Assistant:")}
+    assert not shared(own, parts_of((*TRAINED, *HELD_BACK)))

@@ -1,0 +1,138 @@
+"""`experiment left-out`: tune without one kind of disguise at a time, and attack with this kind.
+
+A kind that was left out stands for attacks that nobody has seen: what stops it has carried over from the other kinds.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safety_neurons.core.distributed import release_workers
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.core.files import fingerprint
+from safety_neurons.core.progress import Listener
+from safety_neurons.core.statistics import Verdict, mcnemar, mean_rate, paired_difference, rate
+from safety_neurons.prompts import Prompt
+from safety_neurons.report.results import RunResults
+from safety_neurons.runs.artifacts import load_delta
+from safety_neurons.runs.context import RunContext
+from safety_neurons.runs.folder import overridden, stage_fingerprints
+from safety_neurons.runs.kept_deltas import DeltaStore, tuned
+from safety_neurons.runs.opened import keep_section, opened
+from safety_neurons.runs.percents import neurons_to_tune
+from safety_neurons.settings import Settings
+from safety_neurons.tuning.config import DisguiseKind
+from safety_neurons.tuning.delta import NeuronDelta
+from safety_neurons.tuning.disguises import held_back, renderable
+
+
+class _Tested(NamedTuple):
+    """The verdicts on the answers to the same requests by the base model, with all kinds, and without this kind."""
+
+    kind: str
+    base: list[Verdict]
+    all_kinds: list[Verdict]
+    left_out: list[Verdict]
+
+
+def left_out(
+    path: Path,
+    given: Mapping[str, Any] | None = None,
+    *,
+    listener: Listener | None = None,
+    command: str = "",
+) -> RunResults:
+    """Tune a run without one kind of disguise at a time, and attack its harmful test prompts in this kind.
+
+    The prompts are sent in the texts of the kind that no training uses, in turn. The base model and the run's own tuned
+    model, which knows all kinds, answer the same. Trained deltas are kept in the folder `deltas`: a killed experiment
+    continues. Runs missing stages first. Returns the run's results, with the section "left_out".
+
+    Args:
+        given: settings that override the run's own. tune.disguises are the kinds.
+
+    Raises:
+        SafetyNeuronsError: bad input, fewer than two kinds, or a failure that the message explains.
+    """
+    with opened(path, given, listener, command, until="tune", uses=("find", "tune"), alone=False) as run:
+        settings = run.settings.tune
+        if settings.corpus is not None:
+            raise SafetyNeuronsError(
+                f"This run trains on the pairs in {settings.corpus}, in which no kind of disguise can be left out. Use "
+                "a run whose model makes its own corpus."
+            )
+        kinds = renderable(run.model, settings.disguises)
+        if len(kinds) < 2:
+            raise SafetyNeuronsError(
+                f"One kind of disguise is left out at a time, and this run has {len(kinds)}. Name at least two in "
+                "tune.disguises."
+            )
+        prompts = run.split("harmful", "test", run.settings.evaluate.prompts)
+        base, all_kinds = (_verdicts(run, prompts, kinds, delta) for delta in (None, load_delta(run.folder)))
+        store = DeltaStore.open(run.folder, run.listener)
+        tested = []
+        with run.listener.task("trainings", len(kinds)) as advance:
+            for kind in kinds:
+                delta = _delta_without(run, store, kind)
+                tested.append(_Tested(kind, base[kind], all_kinds[kind], _verdicts(run, prompts, [kind], delta)[kind]))
+                advance(1)
+        release_workers()
+        section = {
+            "rows": [_row(one.kind, [one], run.settings.seed) for one in tested],
+            "mean": _row("mean", tested, run.settings.seed),
+            "on": run.settings.harmful,
+            "judge": run.judge.name,
+        }
+        return keep_section(run, "left_out", section, unused=("explain", "guard"))
+
+
+def _verdicts(
+    run: RunContext, prompts: Sequence[Prompt], kinds: Sequence[DisguiseKind], delta: NeuronDelta | None
+) -> dict[str, list[Verdict]]:
+    """The verdicts on the answers to the prompts in each kind, of the base model or of a tuned one."""
+    subject, engine = "base", run.engine
+    if delta is not None:
+        subject, engine = "tuned", run.engine.under(f"safetuning {delta.digest}")
+    found: dict[str, list[Verdict]] = {}
+    with nullcontext() if delta is None else delta.apply(run.model):
+        for kind in kinds:
+            texts = held_back([kind])
+            sent = [texts[number % len(texts)](prompt.text) for number, prompt in enumerate(prompts)]
+            answers = run.ask(prompts, f"{subject}: harmful prompts, {kind}", engine=engine, sent=sent)
+            found[kind] = [answer.verdict for answer in answers]
+    return found
+
+
+def _delta_without(run: RunContext, store: DeltaStore, kind: DisguiseKind) -> NeuronDelta:
+    """The delta of the run's training without a kind: a kept one, or one that is trained now."""
+    kinds = [one for one in run.settings.tune.disguises if one != kind]
+    settings = Settings.checked(overridden(run.settings.model_dump(), {"tune": {"disguises": kinds}}))
+    key = fingerprint(stage_fingerprints(settings, run.model.identity, run.prompts)["tune"])
+    return tuned(run.with_settings(settings), store, key, neurons_to_tune(run), f"without {kind}")[0]
+
+
+def _row(name: str, tested: Sequence[_Tested], seed: int) -> dict[str, Any]:
+    """Attack success of the three models, its mean over kinds if there are several, and the price of leaving out.
+
+    The interval of the mean and of differences is a bootstrap over requests; the p-value of one kind is McNemar's.
+    """
+    sides = [list(side) for side in zip(*((one.base, one.all_kinds, one.left_out) for one in tested), strict=True)]
+    if len(tested) == 1:
+        base, all_kinds, without = (rate(side[0], "complied") for side in sides)
+    else:
+        base, all_kinds, without = (mean_rate(side, "complied", seed) for side in sides)
+    change = paired_difference(sides[2], sides[1], "complied", seed)
+    p_value = None
+    if len(tested) == 1:
+        first, second = ([verdict == "complied" for verdict in side[0]] for side in (sides[1], sides[2]))
+        p_value = mcnemar(first, second)
+    return {
+        "kind": name,
+        "requests": len(sides[0][0]),
+        "base": asdict(base),
+        "all_kinds": asdict(all_kinds),
+        "without": asdict(without),
+        "difference": asdict(change) | {"p": p_value},
+    }

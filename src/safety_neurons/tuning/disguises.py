@@ -1,0 +1,111 @@
+"""Disguises of requests, by kind: the texts around a request that an attacker writes (jailbreak augmentation).
+
+Harmful and safe requests are sent in the same disguises, so that a disguise is not itself a reason to refuse. The texts
+are ours: none is a text of the evaluation's attacks or a published jailbreak, though some share an idea with one. Some
+of each kind are held back from training: they validate it, and test what carries over.
+"""
+
+import functools
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import NamedTuple
+
+import pydantic
+
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.models.chat import AttackedPrompt, ChatModel, Conversation, Turn
+from safety_neurons.tuning.config import DISGUISE_KINDS, DisguiseKind
+
+# {request}, or its first words: {request:4}.
+_PLACE = re.compile(r"\{request(?::(\d+))?\}")
+
+
+@dataclass(frozen=True)
+class Disguise:
+    """What a request is sent as: the user's turn, the opening of the answer, and earlier turns of user and assistant.
+
+    `{request}` in a text stands for the request, and `{request:4}` for its first four words.
+    """
+
+    text: str = "{request}"
+    opening: str = ""
+    turns: tuple[str, ...] = ()
+
+    def __call__(self, request: str) -> AttackedPrompt:
+        """The request in this disguise."""
+        before = tuple(
+            Turn("assistant" if number % 2 else "user", _filled(text, request))
+            for number, text in enumerate(self.turns)
+        )
+        return AttackedPrompt(_filled(self.text, request).strip(), _filled(self.opening, request), before)
+
+
+PLAIN = Disguise()
+
+
+class DisguiseTexts(NamedTuple):
+    """The disguises of one kind: those to train on, and those that are held back."""
+
+    train: tuple[Disguise, ...]
+    held_back: tuple[Disguise, ...]
+
+
+_TEXTS = pydantic.TypeAdapter(DisguiseTexts)
+
+
+@functools.cache
+def disguises(kind: DisguiseKind) -> DisguiseTexts:
+    """All disguises of a kind."""
+    texts = resources.files("safety_neurons.tuning").joinpath("disguise_texts", f"{kind}.toml")
+    return _TEXTS.validate_python(tomllib.loads(texts.read_text(encoding="utf-8")))
+
+
+def held_back(kinds: Sequence[DisguiseKind]) -> list[Disguise]:
+    """The disguises of these kinds that training does not use; neighbors are of different kinds."""
+    texts = [disguises(kind).held_back for kind in kinds]
+    return [own[number] for number in range(max(map(len, texts), default=0)) for own in texts if number < len(own)]
+
+
+def in_turn(count: int, plain: float, kinds: Sequence[DisguiseKind] = DISGUISE_KINDS) -> list[Disguise]:
+    """Disguises for `count` requests, of each kind in turn, apart from a fraction `plain` that is spread evenly.
+
+    With fewer kinds, only the requests of the missing ones get another disguise: answers to the others stay cached.
+    """
+    chosen, turn = [], 0
+    for number in range(count):
+        if int((number + 1) * plain) > int(number * plain):
+            chosen.append(PLAIN)
+        else:
+            chosen.append(_at_turn(turn, kinds))
+            turn += 1
+    return chosen
+
+
+def _at_turn(turn: int, kinds: Sequence[DisguiseKind]) -> Disguise:
+    lap, place = divmod(turn, len(DISGUISE_KINDS))
+    kind = DISGUISE_KINDS[place]
+    texts = disguises(kind if kind in kinds else kinds[turn % len(kinds)]).train
+    return texts[lap % len(texts)]
+
+
+def renderable(model: ChatModel, kinds: Sequence[DisguiseKind]) -> tuple[DisguiseKind, ...]:
+    """The kinds that the model's chat template can write: some templates know no earlier turns."""
+    return tuple(kind for kind in kinds if _is_renderable(model, disguises(kind).train[0]("Hello")))
+
+
+def _is_renderable(model: ChatModel, sent: AttackedPrompt) -> bool:
+    try:
+        model.render_conversation(Conversation.of(sent.user, sent.prefill, before=sent.before))
+    except SafetyNeuronsError:
+        return False
+    return True
+
+
+def _filled(text: str, request: str) -> str:
+    def words(place: re.Match[str]) -> str:
+        return request if place[1] is None else " ".join(request.split()[: int(place[1])])
+
+    return _PLACE.sub(words, text)

@@ -1,0 +1,68 @@
+"""Disguises: what is sent, which requests get which, and that the texts fit their purpose."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from builders.disguises import HELD_BACK, MARK, TRAINED
+from safety_neurons.models.template import Turn
+from safety_neurons.tuning.config import DISGUISE_KINDS, DisguiseKind
+from safety_neurons.tuning.disguises import PLAIN, Disguise, disguises, held_back, in_turn
+
+
+def kind_of(disguise: Disguise) -> DisguiseKind | None:
+    return next((kind for kind in DISGUISE_KINDS if disguise in disguises(kind).train), None)
+
+
+def test_the_request_is_filled_in_as_it_is() -> None:
+    one = Disguise("Say: {request} {x}", 'You asked: "{request:2}', ("Hello.", "Hi, {request:1}"))
+    sent = one("How {request} is \\1?")
+    assert sent.user == "Say: How {request} is \\1? {x}"
+    assert sent.prefill == 'You asked: "How {request}'
+    assert sent.before == (Turn("user", "Hello."), Turn("assistant", "Hi, How"))
+    assert PLAIN("Why?").user == "Why?"
+
+
+@pytest.mark.parametrize("kind", DISGUISE_KINDS)
+def test_a_kind_has_six_texts_and_two_held_back_ones(kind: DisguiseKind) -> None:
+    texts = disguises(kind)
+    assert len(set(texts.train)) == len(texts.train) >= 6
+    assert len(set(texts.held_back)) == 2
+    for one in (*texts.train, *texts.held_back):
+        sent = one(MARK)
+        assert sent.user.count(MARK) == 1
+        assert one != replace(one, text="{request}", opening="", turns=())
+        # The conversation before a user's turn ends with the assistant's.
+        assert len(sent.before) % 2 == 0
+
+
+def test_answers_are_begun_by_one_word_and_by_a_dozen() -> None:
+    lengths = {len(one.opening.split()) for one in disguises("opening").train}
+    assert min(lengths) == 1
+    assert max(lengths) >= 8
+    assert any("{request" in one.opening for one in disguises("opening").train)
+
+
+def test_kinds_take_turns_and_plain_requests_are_spread() -> None:
+    chosen = in_turn(160, 0.5)
+    kinds = Counter(kind_of(one) for one in chosen)
+    assert kinds.pop(None) == 80
+    assert kinds == dict.fromkeys(DISGUISE_KINDS, 10)
+    assert all(sum(one == PLAIN for one in chosen[first : first + 8]) == 4 for first in range(0, 160, 8))
+    assert set(in_turn(5, 1.0)) == {PLAIN}
+
+
+def test_a_kind_that_is_left_out_changes_its_own_requests_alone() -> None:
+    kinds = [kind for kind in DISGUISE_KINDS if kind != "story"]
+    before, after = in_turn(160, 0.5), in_turn(160, 0.5, kinds)
+    changed = [(one, other) for one, other in zip(before, after, strict=True) if one != other]
+    assert {kind_of(one) for one, _ in changed} == {"story"}
+    assert len({kind_of(other) for _, other in changed}) > 4
+    assert "story" not in {kind_of(other) for other in after}
+
+
+def test_neighbors_of_what_is_held_back_are_of_different_kinds() -> None:
+    assert set(held_back(DISGUISE_KINDS)) == set(HELD_BACK)
+    assert not set(HELD_BACK) & set(TRAINED)
+    assert [one in disguises("story").held_back for one in held_back(["story", "turns"])] == [True, False] * 2
