@@ -63,8 +63,8 @@ def read_problems(path: Path) -> list[Problem]:
     question, answer, split = table.find("question", *REQUEST_COLUMNS), table.find("answer"), table.find("split")
     if question is None or answer is None:
         raise SafetyNeuronsError(
-            f"{path} has no column {'answer' if question else 'question'}. GSM8K has a question and an answer in each "
-            "row."
+            f"{path} has no column {'answer' if question else 'question'}. Give each row a question and an answer, as "
+            "GSM8K has."
         )
     rows = [row for row in table.rows if split and row.values.get(split) == "test"] or table.rows
     problems = []
