@@ -71,7 +71,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, ConsoleListener() as listener:
         work = Path(scratch)
         base = work / "subject"
-        subject = finished(base, tuple(options.options)) if options.options else tiny_subject(base)
+        # Kills and the like begin runs of their own.
+        used = {"run"} if set(options.names) <= {"kills", "together", "disks"} and options.names else None
+        subject = finished(base, tuple(options.options), used) if options.options else tiny_subject(base)
         tallies: list[Tally] = []
         for name in options.names or NAMES:
             tallies += attacks(options, subject, work, listener)[name]()

@@ -1,7 +1,7 @@
 """What is attacked: a finished run of a model, and the commands that read it."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ TINY: dict[str, Any] = {
     "explain": {"random_sets": 10, "lens_prompts": 4},
     "calibrate": {"prompt_positions": 3},
     "tune": {
-        **{"refusals": 4, "contrast": 0, "benign": 4, "borderline": 2},
+        **{"refusals": 4, "contrast": 0, "benign": 4, "borderline": 2, "validation_prompts": 2},
         **{"answer_tokens": 4, "epochs": 1, "batch_size": 4, "learning_rate": 0.01},
     },
     "evaluate": {"answer_tokens": 4, "attacks": ["direct", "prefill"], "prompts": 2},
@@ -68,8 +68,8 @@ def tiny_subject(folder: Path, **changes: Mapping[str, Any]) -> Subject:
     return finished(folder, as_options(small_run(folder, Splits(6, 2, 3), **sections)))
 
 
-def finished(folder: Path, options: tuple[str, ...]) -> Subject:
-    """A run with these options that every command has worked on.
+def finished(folder: Path, options: tuple[str, ...], names: Collection[str] | None = None) -> Subject:
+    """A run with these options that every command, or the named ones, has worked on.
 
     Raises:
         RuntimeError: a command failed, so there is nothing to attack.
@@ -78,6 +78,8 @@ def finished(folder: Path, options: tuple[str, ...]) -> Subject:
     known = commands(run, folder / "out", options)
     # A search changes the settings of the run, whose later stages are then out of date.
     for name, arguments in [*known.items(), ("run", known["run"])]:
+        if names is not None and name not in names:
+            continue
         ended = forked.run(arguments, seconds=3600)
         if ended.status != 0:
             raise RuntimeError(f"{name} failed on a whole run: {ended.output[-2000:]}")
