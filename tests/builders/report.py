@@ -249,6 +249,8 @@ def search() -> dict[str, Any]:
             ("found", 0.94, {}),
             ("random", 0.36, {"alpha": 2.345, "p_value": 1.25e-9}),
             ("random, equal dose", 0.43, {"alpha": 33.75, "p_value": 3.5e-8}),
+            ("random, equal KL", 0.45, {"alpha": 41.5, "p_value": 3.5e-8, "kl_divergence": 0.29}),
+            ("random, equal KL", 0.35, {"alpha": 99.5, "p_value": 3.5e-8, "kl_divergence": 0.2, "kl_reached": False}),
         ):
             other = 0.99 - hit
             reached = answered(other, hit, 0.4) if toward == "conformity" else answered(hit, other, 0.4)
@@ -262,6 +264,7 @@ def search() -> dict[str, Any]:
                 "toward": toward,
                 "chosen": chosen,
                 "size": {key: chosen[key] for key in ("neurons", "share_of_neurons", "share_of_parameters", "dose")},
+                "kl_divergence": 0.31,
                 "trials": [trial(0.02, 0.3), trial(0.4, 1.0, broken=0.2), chosen],
                 "tests": [{"on": "jailbreakbench:alpaca", "moving": moving, "staying": staying, "rows": rows}],
             }

@@ -5,7 +5,13 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from safety_neurons.core.tables import Table
-from safety_neurons.report import evaluation_tables, experiment_tables, run_tables, summary
+from safety_neurons.report import (
+    evaluation_tables,
+    experiment_tables,
+    intervention_tables,
+    run_tables,
+    summary,
+)
 from safety_neurons.report.results import RunResults
 
 __all__ = ["PARTS", "Part", "ResultTables", "RunResults", "tables_of"]
@@ -52,8 +58,14 @@ def _plain(maker: Callable[[RunResults], Table]) -> Callable[[RunResults], Resul
 
 def search_tables(found: Any) -> list[Table]:
     """The chosen interventions and their tests."""
-    tests = [experiment_tables.intervention_tests(one) for one in found.directions[: experiment_tables.MOST_DIRECTIONS]]
-    return [experiment_tables.chosen_interventions(found), *(table for tables in tests for table in tables)]
+    tests = [
+        intervention_tables.intervention_tests(one) for one in found.directions[: intervention_tables.MOST_DIRECTIONS]
+    ]
+    return [
+        intervention_tables.chosen_interventions(found),
+        intervention_tables.intervention_means(found),
+        *(table for tables in tests for table in tables),
+    ]
 
 
 _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
@@ -67,7 +79,7 @@ _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
     "dose_response": lambda results: _of(
         results.dose_response, experiment_tables.dose_response, experiment_tables.dose_notes
     ),
-    "search": lambda results: _of(results.search, search_tables, experiment_tables.search_notes),
+    "search": lambda results: _of(results.search, search_tables, intervention_tables.search_notes),
     "guard": lambda results: _of(results.guard, experiment_tables.guard, experiment_tables.guard_notes),
     "auto": lambda results: _of(results.auto, experiment_tables.auto, experiment_tables.auto_notes),
     "adaptive": lambda results: _of(

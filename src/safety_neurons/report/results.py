@@ -294,6 +294,9 @@ class TestedIntervention(Section):
     moved: Measured
     alpha: Number | None = None
     p_value: Share | None = None
+    # On the benign validation prompts, of random neurons whose alpha was chosen for it.
+    kl_divergence: Number | None = None
+    kl_reached: bool = True
 
 
 class InterventionTest(Section):
@@ -307,6 +310,8 @@ class SearchDirection(Section):
     toward: str
     chosen: InterventionTrial
     trials: list[InterventionTrial]
+    # Of the chosen intervention, on the benign validation prompts.
+    kl_divergence: Number | None = None
     tests: list[InterventionTest]
 
     @property
