@@ -497,11 +497,40 @@ def adaptive() -> dict[str, Any]:
     return {"rows": rows, "on": "harmful:benign", "calibrate": {"alpha_conformity": 4.0}}
 
 
+def lengths() -> dict[str, Any]:
+    """Answers of two lengths; a cell was not run."""
+    rated = {**share(0.4), "n": 10, "unscored": 1}
+    change = {"value": -0.2, "low": -0.35, "high": -0.05}
+    turned = {"to_refused": rated, "to_complied": {**share(0.1), "n": 9, "unscored": 1}}
+    names = {"defense": "none", "prompts": "harmful"}
+    return {
+        "tokens": [24, 256],
+        "requests": 11,
+        "on": "harmful",
+        "judge": "refusal",
+        "cells": [
+            {
+                **names,
+                "attack": "prefill",
+                "metric": "attack success",
+                "reason": "",
+                "lengths": [{"tokens": 24, "rate": rated} | turned, {"tokens": 256, "rate": rated}],
+            },
+            {**names, "attack": "other", "metric": "attack success", "reason": "No weights.", "lengths": []},
+        ],
+        "summary": [
+            {**names, "tokens": 24, "cells": 1, "rate": rated, "difference": change},
+            {**names, "tokens": 256, "cells": 1, "rate": rated},
+        ],
+    }
+
+
 def full() -> dict[str, Any]:
     """A run with everything that a page can show."""
     results = whole_run() | {"dose_response": dose_response(), "search": search(), "guard": guard(), "auto": auto()}
     own = mapped()
     results |= {"adaptive": adaptive(), "clouds": clouds(), "control": own["control"], "words": own["words"]}
+    results |= {"lengths": lengths()}
     results["neurons"] |= {"indices": own["neurons"]["indices"]}
     results["training"]["validation"] = validation()
     return results

@@ -7,10 +7,12 @@ import pytest
 
 from builders.report import (
     DASH,
+    MINUS,
     SECTIONS,
     Rows,
     adaptive,
     auto,
+    lengths,
     page,
     partial_run,
     poisoned,
@@ -53,6 +55,19 @@ def test_each_stands_alone(tmp_path: Path, name: str) -> None:
     shown = page(tmp_path, partial_run() | {name: searched_run()[name]})
     assert ("How tuning was chosen" in shown.text) == (name == "auto")
     assert ("When the attacker can reach inside" in shown.text) == (name == "adaptive")
+
+
+def test_longer_answers_in_numbers(tmp_path: Path) -> None:
+    assert "Longer answers" not in page(tmp_path, searched_run()).text
+    shown = page(tmp_path, searched_run() | {"lengths": lengths()})
+    assert "Longer answers" in shown.text
+    assert "none, harmful" not in shown.text
+    assert "none, other, harmful: No weights." in shown.text
+    rows = Rows(shown.source).found
+    rate = f"40% (30{DASH}47%), 1 unscored"
+    assert f"none | attack success | 24 | {rate} | {MINUS}20 ({MINUS}35 to {MINUS}5) | 10" in rows
+    assert f"none | attack success | 256 | {rate} | {DASH} | 10" in rows
+    assert f"none | prefill | harmful | {rate} | {rate} | {rate} | 10% (0{DASH}17%), 1 unscored | 10" in rows
 
 
 def test_search_in_numbers(tmp_path: Path) -> None:

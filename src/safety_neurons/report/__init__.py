@@ -9,6 +9,7 @@ from safety_neurons.report import (
     evaluation_tables,
     experiment_tables,
     intervention_tables,
+    length_tables,
     run_tables,
     summary,
 )
@@ -19,12 +20,12 @@ __all__ = ["PARTS", "Part", "ResultTables", "RunResults", "tables_of"]
 # fmt: off
 Part = Literal[
     "neurons", "words", "vocabulary", "calibration", "clouds", "training", "before_after", "dose_response", "search",
-    "guard", "auto", "adaptive", "evaluation",
+    "guard", "auto", "adaptive", "evaluation", "lengths",
 ]
 # What a run's Markdown shows, in this order.
 PARTS: tuple[Part, ...] = (
     "before_after", "calibration", "vocabulary", "clouds", "dose_response", "search", "guard", "auto", "adaptive",
-    "evaluation",
+    "evaluation", "lengths",
 )
 # fmt: on
 
@@ -88,4 +89,5 @@ _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
     "evaluation": lambda results: _of(
         results.evaluation, evaluation_tables.evaluation_tables, evaluation_tables.evaluation_notes
     ),
+    "lengths": lambda results: _of(results.lengths, length_tables.lengths, length_tables.length_notes),
 }

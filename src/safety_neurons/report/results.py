@@ -426,6 +426,44 @@ class PairedChange(Change):
     n: Count | None = None
 
 
+class LengthVerdicts(Section):
+    """The verdicts of a cell on answers of this many tokens, and how many turn until the longest answer."""
+
+    tokens: Count
+    rate: Measured
+    to_refused: Measured | None = None
+    to_complied: Measured | None = None
+
+
+class LengthCell(Section):
+    defense: str
+    attack: str
+    prompts: str
+    metric: str
+    reason: str = ""
+    lengths: list[LengthVerdicts]
+
+
+class LengthSummary(Section):
+    """The mean over the cells of a defense and a prompt set, and that mean minus the one of the longest answers."""
+
+    defense: str
+    prompts: str
+    tokens: Count
+    cells: Count
+    rate: Measured
+    difference: PairedChange | None = None
+
+
+class AnswerLengths(Section):
+    tokens: list[Count]
+    requests: Count
+    on: str
+    judge: str
+    cells: list[LengthCell]
+    summary: list[LengthSummary]
+
+
 class CellVerdicts(RateFields):
     """One judge's verdicts in a cell, prompt by prompt; None where nothing was asked."""
 
@@ -541,6 +579,7 @@ class RunResults(Section):
     search: Search | None = None
     guard: GuardTest | None = None
     adaptive: Adaptive | None = None
+    lengths: AnswerLengths | None = None
     auto: AutoTuning | None = None
 
     @property
