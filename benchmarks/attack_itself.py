@@ -1,6 +1,6 @@
 """Attacks on the tool itself: what a stranger's files, a kill, a full disk or a second process can do.
 
-`make attack` runs all of it on a tiny model, and prints one table. Run it alone: it takes about an hour on two cores.
+`make attack` runs all of it on a tiny model, and prints one table. Run it alone: it takes hours on two cores.
 """
 
 import argparse
@@ -75,12 +75,13 @@ def main() -> None:
         tallies: list[Tally] = []
         for name in options.names or NAMES:
             tallies += attacks(options, subject, work, listener)[name]()
+            # Written as it goes on: all of it takes hours.
+            if options.json is not None:
+                write_json(options.json, as_json(tallies))
     print_tables([table(tallies)])
     for tally in tallies:
         for harm in tally.harms[:3]:
             console.print(f"{harm.kind}: {visible(harm.where)}: {visible(harm.seen[-300:])}", markup=False)
-    if options.json is not None:
-        write_json(options.json, as_json(tallies))
     sys.exit(any(tally.harms for tally in tallies))
 
 

@@ -26,8 +26,8 @@ from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.lora import TENSORS, train_lora
 from safety_neurons.tuning.safetune import tune
 
-METHODS = ("found", "random", "sn-tune", "lora", "full")
-WITH_BUDGET = ("found", "random", "sn-tune")
+METHODS = ("found", "sn-tune", "lora", "full")
+WITH_BUDGET = ("found", "sn-tune")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Materials:
         """The neurons that are tuned; None for LoRA.
 
         Raises:
-            SafetyNeuronsError: the budget pays for none, or is too large for as many random ones.
+            SafetyNeuronsError: the budget pays for none.
         """
         if contender.method == "lora":
             return None
@@ -102,7 +102,7 @@ class Materials:
                 f"{chosen.provenance.score} finds no neurons at {contender.budget:g}%. Leave that budget out, or "
                 "choose another find.score."
             )
-        return chosen.random_like(contender.seed + 1) if contender.method == "random" else chosen
+        return chosen
 
     def corpus_for(self, contender: Contender) -> Corpus:
         return self.plain_refusals if contender.method == "sn-tune" else self.corpus
@@ -120,8 +120,8 @@ def every_neuron(some: NeuronSet) -> NeuronSet:
 
 
 def training_of(run: RunContext, contender: Contender, learning_rate: float) -> Training:
-    """The run's own settings without what only saves memory, and without stopping early: the same for all."""
-    plain = {"patience": None, "report_to": (), "accumulate": 1, "gradient_checkpointing": False, "shard": False}
+    """The run's own settings without what only saves memory: the same for all."""
+    plain = {"report_to": (), "accumulate": 1, "gradient_checkpointing": False, "shard": False}
     once = {"epochs": 1} if contender.method == "sn-tune" else {}
     training = Training.of(run.settings.tune, contender.seed)
     return training.override({"learning_rate": learning_rate} | plain | once)

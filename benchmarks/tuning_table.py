@@ -10,8 +10,9 @@ from typing import Any
 from tuning_contenders import WITH_BUDGET
 from tuning_measures import SETS
 
-from safety_neurons.core.statistics import Difference, Rate, mean, mean_rate, paired_difference, rate
+from safety_neurons.core.statistics import Difference, Rate, VerdictGroups, mean, mean_rate, rate
 from safety_neurons.core.tables import Table, numbers, words
+from safety_neurons.core.trainings import crossed_difference, crossed_rate
 from safety_neurons.evaluation.judges import Verdict
 from safety_neurons.models.likelihood import perplexity
 
@@ -60,7 +61,7 @@ def summarize(lines: Sequence[Mapping[str, Any]], seed: int) -> list[Row]:
 def _row(lines: Sequence[Mapping[str, Any]], before: Row | None, seed: int) -> Row:
     first = lines[0]
     attacks = {name: _rate([line["attacks"][name] for line in lines], "complied", seed) for name in first["attacks"]}
-    attack_success = mean_rate(_all_attacks(lines), "complied", seed)
+    attack_success = _mean_rate([_attacks(line) for line in lines], "complied", seed)
     sets = {name: _rate([line["sets"][name] for line in lines], "refused", seed) for name in SETS}
     costs = None
     if before is not None:
@@ -83,14 +84,18 @@ def _row(lines: Sequence[Mapping[str, Any]], before: Row | None, seed: int) -> R
 
 
 def _rate(groups: Sequence[Sequence[Verdict | None]], counted: Verdict, seed: int) -> Rate:
-    """Wilson's interval for one seed; for several the requests are resampled, which are the same for each."""
+    """Wilson's interval for one seed; for several it is for other requests and other trainings."""
     if len(groups) == 1:
         return rate([verdict for verdict in groups[0] if verdict is not None], counted)
-    return mean_rate(groups, counted, seed)
+    return crossed_rate([[group] for group in groups], counted, seed)
 
 
-def _all_attacks(lines: Sequence[Mapping[str, Any]]) -> list[list[Verdict | None]]:
-    return [verdicts for line in lines for verdicts in line["attacks"].values()]
+def _mean_rate(trainings: Sequence[VerdictGroups], counted: Verdict, seed: int) -> Rate:
+    return mean_rate(trainings[0], counted, seed) if len(trainings) == 1 else crossed_rate(trainings, counted, seed)
+
+
+def _attacks(line: Mapping[str, Any]) -> list[list[Verdict | None]]:
+    return list(line["attacks"].values())
 
 
 def missed(
@@ -114,7 +119,7 @@ def _known(value: float | None) -> float:
 
 
 def compare(lines: Sequence[Mapping[str, Any]], seed: int) -> list[Comparison]:
-    """Every rival beside `found`: at the same budget, and those without a budget at each."""
+    """Every rival beside `found`: at the same budget, and those without a budget at each. Seeds that both have pair."""
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         by_name.setdefault(line["name"], []).append(line)
@@ -126,13 +131,16 @@ def compare(lines: Sequence[Mapping[str, Any]], seed: int) -> list[Comparison]:
         for mine in ours if method != "found" else ():
             if method in WITH_BUDGET and budget != mine[0]["budget"]:
                 continue
-            safe, safe_mine = ([line["sets"]["xstest-safe"] for line in group] for group in (rival, mine))
+            shared = [line["seed"] for line in mine if line["seed"] in {other["seed"] for other in rival}]
+            theirs, own = ([line for line in group if line["seed"] in shared] for group in (rival, mine))
+            attacked, attacked_own = ([_attacks(line) for line in group] for group in (theirs, own))
+            safe, safe_own = ([[line["sets"]["xstest-safe"]] for line in group] for group in (theirs, own))
             found.append(
                 Comparison(
                     rival[0]["name"],
                     mine[0]["name"],
-                    paired_difference(_all_attacks(rival), _all_attacks(mine), "complied", seed),
-                    paired_difference(safe, safe_mine, "refused", seed),
+                    crossed_difference(attacked, attacked_own, "complied", seed),
+                    crossed_difference(safe, safe_own, "refused", seed),
                 )
             )
     return found
@@ -166,7 +174,7 @@ def tables(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[Table
         [_costs(row) for row in rows if row.costs is not None],
     )
     differences = Table.of(
-        "Rival minus found, in percentage points (paired bootstrap over requests, 95% interval)",
+        "Rival minus found, in percentage points (paired by request and seed, 95% interval)",
         (*words("rival"), *numbers("found", "attack success", "xstest-safe refused")),
         [[one.rival, one.found, _points(one.attack_success), _points(one.over_refusal)] for one in comparisons],
     )

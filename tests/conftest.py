@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from builders import models
+from safety_neurons.calibration import clouds
+from safety_neurons.experiments import guard_test
 from safety_neurons.models.chat import ChatModel
 
 # Set before the tests begin, it would be the console's width in all of them.
@@ -34,6 +36,14 @@ def pytest_collection_finish() -> None:
 def cores() -> int:
     """Number of cores for each process of the tests."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The intervals of a guard's test and of clouds take longer than all else that commands do on tiny models."""
+    if request.path.parent.name != "calibration":
+        monkeypatch.setattr(guard_test, "RESAMPLES", 20)
+        monkeypatch.setattr(clouds, "RESAMPLES", 20)
 
 
 @pytest.fixture

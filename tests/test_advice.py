@@ -17,11 +17,8 @@ from builders.commands import inside, one_paragraph
 from builders.judges import BY_PROMPT
 from builders.runs import Splits, small_run
 from safety_neurons.cli.advice import with_options
-from safety_neurons.experiments import guard_test
 from safety_neurons.prompts import named
 from safety_neurons.runs.pipeline import run
-from safety_neurons.runs.validation import Validator
-from safety_neurons.tuning.config import Validation
 
 # What messages write where only the user knows the value.
 TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}{% endfor %}"
@@ -276,10 +273,6 @@ def foreign(scene: Scene) -> None:
     (scene.run / "letter.txt").write_text("mine", encoding="utf-8")
 
 
-def over_refusing(scene: Scene) -> None:
-    scene.monkeypatch.setattr(Validator, "measure", lambda *_: Validation(0.2, 1 / 3))
-
-
 def two_columns(scene: Scene) -> None:
     path = scene.place / "two.csv"
     path.write_text("one,two\n" + "\n".join(f"Harm {n} in a way.,b{n}" for n in range(40)), encoding="utf-8")
@@ -311,11 +304,6 @@ CASES: dict[str, tuple[Callable[[Scene], None], tuple[str, ...], Callable[[str, 
     "fewer positions": (nothing, ("calibrate", "RUN", *JUDGE, "--calibrate.prompt-positions", "5"), option),
     "pooled directions": (nothing, ("calibrate", "RUN", *JUDGE, "--calibrate.prompt-positions", "5"), second_option),
     "more directions": (nothing, ("calibrate", "RUN", *JUDGE, "--calibrate.prompt-positions", "5"), third_option),
-    "over-refusal": (
-        over_refusing,
-        ("tune", "RUN", "--auto", "--trials", "1", "--max-over-refusal", "0.1", *JUDGE),
-        option,
-    ),
     "search": (nothing, ("tune", "RUN", "--trials", "1", *JUDGE), add),
     "damaged record": (written("run.json"), ("tune", "RUN", *JUDGE), delete),
     "damaged record, for tokens": (written("run.json"), ("tokens", "RUN", "Hello"), delete),
@@ -393,7 +381,6 @@ def test_advice_leads_on(case: str, scene: Scene, monkeypatch: pytest.MonkeyPatc
         raise named.DownloadError("no connection")
 
     monkeypatch.setattr(named, "download", offline)
-    monkeypatch.setattr(guard_test, "RESAMPLES", 40)
     damage, words, follow = CASES[case]
     damage(scene)
     known = {"RUN": str(scene.run), "NEW": str(scene.place / "new"), "BENIGN": scene.given["benign"]}
@@ -421,7 +408,7 @@ def test_advice_leads_on(case: str, scene: Scene, monkeypatch: pytest.MonkeyPatc
     [
         ("Raise find.percent.", ["find", "R"], "--find.percent"),
         ("Lower learning_rate.", ["tune", "R"], "--tune.learning-rate"),
-        ("Raise max_over_refusal, or raise trials.", ["tune", "R"], "--max-over-refusal, --trials"),
+        ("Raise trials, or lower tune.learning_rate.", ["tune", "R"], "--trials, --tune.learning-rate"),
         ("Set shard=False.", ["tune", "R"], "--tune.no-shard"),
         ("Choose one by its name (chat_template).", ["run"], "--chat-template"),
         ('Load them with dtype="float32".', ["run"], "--dtype"),

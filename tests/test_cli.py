@@ -138,7 +138,7 @@ def help_page(monkeypatch: pytest.MonkeyPatch, name: str, flag: str, width: int 
 
 def options(page: list[str]) -> set[str]:
     """The options that a help page shows; of a switch only the first of both names."""
-    rows = [re.match(r"│[ *]*(?:[A-Z-]+ )?(--[a-z][a-z.-]*)", line) for line in page]
+    rows = [re.match(r"│[ *]*(?:[A-Z-]+ )?(--[a-z0-9][a-z0-9.-]*)", line) for line in page]
     return {row[1] for row in rows if row and not re.search(r"[-.]no-", row[1])}
 
 

@@ -16,7 +16,7 @@ from safety_neurons.models.chat import ChatModel, Conversation, Turn
 from safety_neurons.models.forward import forward
 from safety_neurons.models.generate import Completion, complete
 from safety_neurons.models.load import load
-from safety_neurons.models.presets import PRESETS, VICUNA_TEMPLATE
+from safety_neurons.models.presets import PRESETS
 from safety_neurons.models.template import TODAY
 from safety_neurons.tuning.batches import encode
 from safety_neurons.tuning.corpus import Pair
@@ -130,18 +130,27 @@ def test_earlier_turns_are_kept_in_order(model: ChatModel) -> None:
     assert text.rpartition(said[2])[2] == model.render(WORDS).rpartition(WORDS)[2]
 
 
-def test_turns_of_vicuna_follow_each_other_as_in_its_training() -> None:
-    tokenizer = tokenizer_of(FAMILIES["vicuna-7b-v1.5"])
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("vicuna-7b-v1.5", "to the user's questions. USER: Hello ASSISTANT: Hi</s>USER: Bye ASSISTANT:"),
+        (
+            "guanaco-13b",
+            "to the user's questions.\n### Human: Hello\n### Assistant: Hi</s>\n### Human: Bye\n### Assistant:",
+        ),
+    ],
+)
+def test_turns_of_presets_with_a_template_follow_each_other_as_in_training(name: str, ending: str) -> None:
     turns = [
         {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Hi"},
         {"role": "user", "content": "Bye"},
     ]
-    text = tokenizer.apply_chat_template(
-        turns, chat_template=VICUNA_TEMPLATE, tokenize=False, add_generation_prompt=True
+    text = tokenizer_of(FAMILIES[name]).apply_chat_template(
+        turns, chat_template=PRESETS[name].chat_template, tokenize=False, add_generation_prompt=True
     )
     assert isinstance(text, str)
-    assert text.endswith("to the user's questions. USER: Hello ASSISTANT: Hi</s>USER: Bye ASSISTANT:")
+    assert text.endswith(ending)
 
 
 def test_thinking_is_switched_off_by_an_empty_thought(model: ChatModel, traits: Traits) -> None:

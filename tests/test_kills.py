@@ -15,7 +15,6 @@ from builders.judges import BY_PROMPT
 from builders.kills import changes_of, kill_often, what_is_in
 from builders.runs import Splits, small_run
 from safety_neurons import cli
-from safety_neurons.experiments import guard_test
 from safety_neurons.experiments.auto_tune import auto_tune
 from safety_neurons.experiments.guard_test import guard_run
 from safety_neurons.runs.pipeline import run
@@ -34,12 +33,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         evaluate={"answer_tokens": 4, "attacks": ["direct", "prefill"], "judge": BY_PROMPT.name},
         guard={"false_positive_rate": 0.2, "percent": 20.0, "alpha": 1.0},
     )
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The intervals of the guard's test take longer than all else here."""
-    monkeypatch.setattr(guard_test, "RESAMPLES", 20)
 
 
 @pytest.fixture(scope="module")

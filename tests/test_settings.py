@@ -1,7 +1,8 @@
 """Settings: every field says what it is, and a typing mistake is not a silent default."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -72,9 +73,9 @@ def test_unknown_names_are_refused(path: tuple[str, ...], section: type[BaseMode
         (("calibrate", "generated_tokens"), -1),
         (("tune", "learning_rate"), 0),
         (("tune", "epochs"), 0),
-        (("tune", "patience"), 0),
-        (("tune", "patience"), 1.5),
-        (("tune", "validate_every"), 0),
+        (("tune", "max_over_refusal"), -0.1),
+        (("tune", "max_over_refusal"), 1.5),
+        (("tune", "validation_prompts"), 0),
         (("tune", "samples"), -1),
         (("tune", "temperature"), 0),
         (("tune", "largest_share"), 0),
@@ -178,12 +179,48 @@ def test_sections_are_frozen() -> None:
         Settings().find.percent = 50  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_profiles_are_settings_that_differ_from_the_defaults(profile: Any) -> None:
-    found, full = Settings.checked(PROFILES[profile]).model_dump(), Settings().model_dump()
-    for section, values in PROFILES[profile].items():
+def test_the_quick_profile_differs_from_the_defaults() -> None:
+    found, full = Settings.checked(PROFILES["quick"]).model_dump(), Settings().model_dump()
+    for section, values in PROFILES["quick"].items():
         for field in values:
             assert found[section][field] != full[section][field], (section, field)
+
+
+def protocol() -> list[dict[str, str]]:
+    """The rows of the table of docs/paper.md, by column."""
+    page = (Path(__file__).parents[1] / "docs" / "paper.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    columns = next(row for row in rows if "setting" in row)
+    body = [row for row in rows[rows.index(columns) + 2 :] if len(row) == len(columns)]
+    return [dict(zip(columns, row, strict=True)) for row in body]
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    return {
+        path: value
+        for name, own in values.items()
+        for path, value in (
+            {f"{name}.{key}": one for key, one in own.items()} if isinstance(own, dict) else {name: own}
+        ).items()
+    }
+
+
+def shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    return " ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@pytest.mark.parametrize("profile", ["paper", "paper-released"])
+def test_the_protocol_of_the_paper_is_the_table_of_the_docs(profile: Any) -> None:
+    found, default = (
+        flat(values) for values in (Settings.checked(PROFILES[profile]).model_dump(), Settings().model_dump())
+    )
+    rows = {row["setting"].strip("`"): row for row in protocol() if row["setting"] != "-"}
+    for name, row in rows.items():
+        assert (name, row[f"`{profile}`"], row["default"]) == (name, shown(found[name]), shown(default[name]))
+    assert {name for name in found if found[name] != default[name]} <= flat(PROFILES[profile]).keys() <= rows.keys()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ COPY = re.compile(r"whole copy|copy of (this|it|the)|again from its source")
 COMMAND = re.compile(r"safety-neurons ((?:[a-z-]+ )*[a-z-]+(?: --?[\w.-]+| [\w./:=-]+)*)")
 STAGE = re.compile(r"[Rr]un `([a-z-]+)` (?:again|first)")
 AGAIN = re.compile(r"run (?:it|the same command|again)|[Rr]epeat", re.IGNORECASE)
+# A folder that cannot be used at all, by this version; there is nothing to follow.
+ELSEWHERE = re.compile(r"choose another folder")
 # How often an advice leads to another one.
 STEPS = 3
 
@@ -69,11 +71,13 @@ def _try(subject: Subject, work: Path, tally: Tally, name: str, way: Damage, com
     ended = forked.run(arguments)
     if _harmed(tally, where, ended):
         return
+    if ended.status != 0 and name not in ended.output:
+        tally.note("unnamed", where, ended.output)
+        return
     for _ in range(STEPS):
         if ended.status == 0:
             break
-        if name not in ended.output:
-            tally.note("unnamed", where, ended.output)
+        if ELSEWHERE.search(ended.output):
             return
         if not follow(ended.output, run, subject, name):
             tally.note("dead end", where, ended.output)

@@ -52,7 +52,9 @@ def _harmful(where: str, text: str) -> Iterator[str]:
     if found := RAW.search(text) or (TAGS.search(text) if where.endswith(".html") else None):
         yield text[max(0, found.start() - 80) : found.end() + 80]
     if where.endswith(".md"):
-        yield from foreign_markdown(text, *OWN)
+        # A card begins with its data, which is not Markdown.
+        body = text.partition("\n---\n")[2] if text.startswith("---\n") else text
+        yield from foreign_markdown(body, *OWN)
 
 
 def _shown(output: str, run: Path, out: Path) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from safety_neurons.experiments.dose_response import dose_response
     from safety_neurons.experiments.guard_test import guard_run
     from safety_neurons.experiments.score_comparison import compare_scores
+    from safety_neurons.experiments.seeds import Budget, repeat_tuning
     from safety_neurons.experiments.smallest_intervention import search
     from safety_neurons.explanation.config import ExplainConfig
     from safety_neurons.explanation.explanation import Explanation
@@ -39,12 +40,13 @@ if TYPE_CHECKING:
     from safety_neurons.runs.pipeline import run
     from safety_neurons.runs.targets import evaluate
     from safety_neurons.settings import Settings
-    from safety_neurons.tuning.config import TuningConfig, Validation
+    from safety_neurons.tuning.config import TuningConfig
     from safety_neurons.tuning.corpus import Corpus, Pair
     from safety_neurons.tuning.delta import NeuronDelta
     from safety_neurons.tuning.safetune import tune
 
 _MODULES = {
+    "Budget": "experiments.seeds",
     "CalibrationConfig": "calibration.config",
     "ChatModel": "models.chat",
     "Corpus": "tuning.corpus",
@@ -64,7 +66,6 @@ _MODULES = {
     "Settings": "settings",
     "TokenTrace": "explanation.token_view",
     "TuningConfig": "tuning.config",
-    "Validation": "tuning.config",
     "VocabularyTest": "explanation.vocabulary",
     "adaptive": "experiments.adaptive",
     "calibrate": "calibration.calibration",
@@ -79,6 +80,7 @@ _MODULES = {
     "load": "models.load",
     "load_prompts": "prompts",
     "mean_residuals": "explanation.readout",
+    "repeat_tuning": "experiments.seeds",
     "run": "runs.pipeline",
     "search": "experiments.smallest_intervention",
     "trace_tokens": "explanation.token_view",
@@ -87,6 +89,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "Budget",
     "CalibrationConfig",
     "ChatModel",
     "Corpus",
@@ -106,7 +109,6 @@ __all__ = [
     "Settings",
     "TokenTrace",
     "TuningConfig",
-    "Validation",
     "VocabularyTest",
     "adaptive",
     "calibrate",
@@ -121,6 +123,7 @@ __all__ = [
     "load",
     "load_prompts",
     "mean_residuals",
+    "repeat_tuning",
     "run",
     "search",
     "trace_tokens",

@@ -96,14 +96,71 @@ def without_permissions(values: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-Profile = Literal["quick"]
+Profile = Literal["quick", "paper", "paper-released"]
 
-# Settings under a name. quick: as few prompts and steps as still show what tuning does.
-PROFILES: dict[Profile, dict[str, dict[str, Any]]] = {
+# The paper's method as printed; docs/paper.md has its numbers beside ours. Also those that are our defaults: a default
+# may change, the paper does not.
+_PAPER: dict[str, Any] = {
+    "harmful": "advbench",
+    "benign": "alpaca-eval",
+    "find": {"score": "magnitude", "percent": 3.0, "selection": "difference", "prompts": 100, "positions": 5},
+    "calibrate": {
+        "alpha_conformity": 3.0,
+        "alpha_rejection": 3.0,
+        "prompt_positions": 5,
+        "generated_tokens": 0,
+        "direction": "position",
+        "edit": "add",
+    },
+    "tune": {
+        "refusals": 300,
+        "contrast": 0,
+        "benign": 0,
+        "borderline": 0,
+        "samples": 1,
+        "temperature": 0.01,
+        "largest_share": 1.0,
+        "plain_refusals": 1.0,
+        "answer_tokens": 256,
+        "kl": 0.0,
+        "select": False,
+    },
+    "evaluate": {
+        "attacks": ("direct", "gcg", "pair", "prompt-rs", "jbc"),
+        "judge": "keywords",
+        "on": "jailbreakbench:alpaca-eval",
+        "prompts": 100,
+        "answer_tokens": 256,
+    },
+}
+_RELEASED: dict[str, Any] = {
+    "find": {"score": "wanda", "percent": 10.0, "selection": "rejection", "prompts": 300},
+    "calibrate": {"alpha_conformity": 4.0, "alpha_rejection": 4.0},
+    "tune": {
+        "percent": 50.0,
+        "answer_tokens": 200,
+        "learning_rate": 5e-5,
+        "epochs": 1,
+        "batch_size": 1,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "max_grad_norm": 1000.0,
+    },
+    "evaluate": {
+        "attacks": ("direct", *(f"{name}:missing=request" for name in ("gcg", "pair", "prompt-rs", "jbc"))),
+        "judges": ("keywords", "keywords:first=100"),
+    },
+}
+
+# Settings under a name. quick: as few prompts and steps as still show what tuning does. paper-released: the paper's
+# method as the code of its authors does it.
+PROFILES: dict[Profile, dict[str, Any]] = {
     "quick": {
         "find": {"prompts": 50},
         "explain": {"random_sets": 200, "lens_prompts": 20},
-        "tune": {"refusals": 72, "contrast": 0, "benign": 96, "learning_rate": 5e-4},
+        "tune": {"refusals": 72, "contrast": 0, "benign": 96, "learning_rate": 5e-4, "validation_prompts": 40},
         "evaluate": {"prompts": 30},
-    }
+    },
+    "paper": _PAPER,
+    "paper-released": _PAPER | {section: _PAPER[section] | values for section, values in _RELEASED.items()},
 }

@@ -105,16 +105,15 @@ def test_a_killed_benchmark_goes_on_to_the_same_results(
     assert written["rows"] == json.loads(json.dumps(first["rows"]))
 
     rows = {row["name"]: row for row in first["rows"]}
-    assert list(rows) == ["base", "found 20%", "random 20%", "sn-tune 20%", "lora", "full"]
+    assert list(rows) == ["base", "found 20%", "sn-tune 20%", "lora", "full"]
     please = rows["found 20%"]["attacks"]["please"]
     assert 2 * first["requests"]["please"] == please["n"] + please["unscored"] < 2 * first["requests"]["direct"] == 12
     assert rows["base"]["kl_divergence"] == 0.0
     assert all(row["kl_divergence"] > 0 for name, row in rows.items() if name != "base")
-    assert rows["found 20%"]["costs"]["parameters"] == rows["random 20%"]["costs"]["parameters"]
     assert rows["full"]["costs"]["parameters"] == 3 * 3 * 48 * 32
     assert rows["lora"]["costs"]["parameters"] == 3 * 3 * 8 * (48 + 32)
     assert [(one["rival"], one["found"]) for one in first["differences"]] == [
-        (name, "found 20%") for name in ("random 20%", "sn-tune 20%", "lora", "full")
+        (name, "found 20%") for name in ("sn-tune 20%", "lora", "full")
     ]
     page = (tmp_path / "run" / "tuning.md").read_text()
     assert all(f"| {name} |" in page for name in rows)
@@ -257,7 +256,7 @@ def test_seeds_are_pooled_and_rivals_meet_ours_at_their_budget() -> None:
         line("found 1%", "found", 1.0, 0, "rrrr", "rccc"),
         line("found 1%", "found", 1.0, 1, "crr-", "cccu"),
         line("found 3%", "found", 3.0, 0, "rrrr", "rrcc"),
-        line("random 3%", "random", 3.0, 0, "ccrr", "rccc"),
+        line("sn-tune 3%", "sn-tune", 3.0, 0, "ccrr", "rccc"),
         line("lora", "lora", None, 0, "crrr", "rccc"),
     ]
     rows = tuning_table.summarize(lines, seed=0)
@@ -270,6 +269,6 @@ def test_seeds_are_pooled_and_rivals_meet_ours_at_their_budget() -> None:
     assert rows[1].kl_divergence == pytest.approx(0.1)
     assert rows[1].perplexity == pytest.approx(2.718281828)
     found = {(one.rival, one.found): one for one in tuning_table.compare(lines, seed=0)}
-    assert list(found) == [("random 3%", "found 3%"), ("lora", "found 1%"), ("lora", "found 3%")]
-    assert found["random 3%", "found 3%"].attack_success.value == pytest.approx(0.5)
-    assert found["random 3%", "found 3%"].over_refusal.value == pytest.approx(-0.25)
+    assert list(found) == [("sn-tune 3%", "found 3%"), ("lora", "found 1%"), ("lora", "found 3%")]
+    assert found["sn-tune 3%", "found 3%"].attack_success.value == pytest.approx(0.5)
+    assert found["sn-tune 3%", "found 3%"].over_refusal.value == pytest.approx(-0.25)

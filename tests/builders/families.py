@@ -13,7 +13,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from safety_neurons.models.presets import VICUNA_TEMPLATE
+from safety_neurons.models.presets import GUANACO_TEMPLATE, VICUNA_TEMPLATE
 
 Tokens = Literal["bytes", "pieces", "pieces with a first space"]
 System = Literal["role", "default", "dated", "first turn", "last turn", "refused"]
@@ -187,6 +187,13 @@ _VICUNA = replace(
     trims=False,
     preset_template=VICUNA_TEMPLATE,
 )
+_GUANACO = replace(
+    _VICUNA,
+    generation={"pad_token_id": 0},
+    user=("\n### Human: ", ""),
+    assistant=("\n### Assistant:", "</s>"),
+    preset_template=GUANACO_TEMPLATE,
+)
 _LLAMA_3 = Traits(
     config="LlamaConfig",
     tied=True,
@@ -201,6 +208,14 @@ _LLAMA_3 = Traits(
     system="dated",
     system_turn=("<head>system<head-end>\n\n", "<turn-end>"),
     trims=True,
+)
+_LLAMA_3_0 = replace(
+    _LLAMA_3,
+    tied=False,
+    shape={"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    special=("<begin>", "<text-end>", "<turn-end>", "<head>", "<head-end>"),
+    ends=("<text-end>", "<turn-end>"),
+    system="role",
 )
 _GEMMA: dict[str, Any] = {
     "tied": True,
@@ -296,6 +311,8 @@ FAMILIES: dict[str, Traits] = {
     "smollm2-135m": _SMOLLM2,
     "llama-2-7b-chat": _LLAMA_2,
     "vicuna-7b-v1.5": _VICUNA,
+    "guanaco-13b": _GUANACO,
+    "llama-3-8b": _LLAMA_3_0,
     "llama-3.1-8b": replace(_LLAMA_3, tied=False, date="26 Jul 2024"),
     "llama-3.2-1b": _LLAMA_3,
     "llama-3.2-3b": _LLAMA_3,

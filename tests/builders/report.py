@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -433,6 +434,7 @@ def grid() -> dict[str, Any]:
         "overhead": [],
         "utility": [],
         "tasks": [],
+        "gsm8k": [],
         "preferences": [],
     }
 
@@ -471,15 +473,23 @@ def auto() -> dict[str, Any]:
         ],
         "left_out": 1,
         "front": [1, 3],
-        "max_over_refusal": None,
+        "max_over_refusal": 0.025,
         "chosen": 1,
         "tuned": {"attack_success": 0.17, "over_refusal": 0.03, "kl_divergence": 0.07},
     }
 
 
-def validation() -> list[dict[str, Any]]:
-    rates = ((25, 0.5, 0.01), (50, 0.2, 0.05), (75, 0.2, 0.05), (100, 0.3, 0.4))
-    return [{"step": step, "attack_success": attacks, "over_refusal": refusals} for step, attacks, refusals in rates]
+def scale_curve(subject: str = "found") -> dict[str, Any]:
+    """The third candidate is selected; of the last one the attacks were not asked."""
+
+    def point(attacks: float | None, benign: float, borderline: float) -> dict[str, Any]:
+        refused = {name: rate(value) for name, value in (("benign", benign), ("borderline", borderline))}
+        return {"attack_success": None if attacks is None else rate(attacks), "refused": refused}
+
+    rates = ((1, 1.0, 0.4, 0.05, 0.3), (2, 0.5, 0.3, 0.05, 0.31), (2, 1.0, 0.04, 0.06, 0.33), (2, 1.5, None, 0.4, 0.7))
+    points = [{"epoch": epoch, "scale": scale, "norm": epoch * scale} | point(*found) for epoch, scale, *found in rates]
+    base = point(0.72, 0.05, 0.32)
+    return {"subject": subject, "max_over_refusal": 0.02, "base": base, "points": points, "selected": 2}
 
 
 def adaptive() -> dict[str, Any]:
@@ -525,14 +535,75 @@ def lengths() -> dict[str, Any]:
     }
 
 
+def seeds_measure(
+    prompts: str, attack: str, before: float, each: Sequence[float], against_random: float | None
+) -> dict[str, Any]:
+    mean = sum(each) / len(each)
+
+    def change(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.04, "high": value + 0.03}
+
+    return {
+        "prompts": prompts,
+        "attack": attack,
+        "before": rate(before, unscored=0),
+        "trainings": [rate(one, unscored=0) for one in each],
+        "mean": rate(mean, unscored=0),
+        "spread": statistics.stdev(each) if len(each) > 1 else None,
+        "against_before": change(mean - before),
+        "against_random": None if against_random is None else change(mean - against_random),
+    }
+
+
+def seeds(trainings: int = 3) -> dict[str, Any]:
+    """Tuning repeated with found and with random neurons, of the size of the whole run."""
+    groups = []
+    for subject, shift in (("found", 0.0), ("random", 0.12)):
+        other = 0.12 if subject == "found" else None
+        each = [0.04 + shift, 0.06 + shift, 0.11 + shift][:trainings]
+        safe = [0.02 + shift, 0.05 + shift, 0.02 + shift][:trainings]
+        groups.append(
+            {
+                "subject": subject,
+                "percent": 2.0,
+                "learning_rate": 3e-4,
+                "neurons": 2335,
+                "share_of_parameters": 0.01,
+                "trainings": [
+                    {"seed": 7 + number, "digest": f"{subject}{number}", "scale_curve": scale_curve(subject)}
+                    for number in range(trainings)
+                ],
+                "measures": [
+                    seeds_measure("harmful", "direct", 0.3, each, None if other is None else 0.2),
+                    seeds_measure("harmful", "mean", 0.48, each, None if other is None else 0.2),
+                    seeds_measure("benign", "direct", 0.05, safe, None if other is None else 0.1),
+                ],
+            }
+        )
+    return {
+        "judge": "refusal",
+        "on": "ours:benign",
+        "requests": {"harmful": 97, "benign": 97},
+        "answer_tokens": 24,
+        "left_out": {"random-search": "it needs a model in this process"},
+        "groups": groups,
+    }
+
+
 def full() -> dict[str, Any]:
     """A run with everything that a page can show."""
     results = whole_run() | {"dose_response": dose_response(), "search": search(), "guard": guard(), "auto": auto()}
     own = mapped()
-    results |= {"adaptive": adaptive(), "clouds": clouds(), "control": own["control"], "words": own["words"]}
+    results |= {
+        "adaptive": adaptive(),
+        "seeds": seeds(),
+        "clouds": clouds(),
+        "control": own["control"],
+        "words": own["words"],
+    }
     results |= {"lengths": lengths()}
     results["neurons"] |= {"indices": own["neurons"]["indices"]}
-    results["training"]["validation"] = validation()
+    results["training"]["scale_curve"] = scale_curve()
     return results
 
 

@@ -253,6 +253,21 @@ def test_a_file_above_the_limit_is_not_read(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("content", [b"", b"text"], ids=["nothing", "little"])
+def test_a_file_of_holes_is_not_read(tmp_path: Path, content: bytes) -> None:
+    """The hash of a terabyte of zeros would take hours."""
+    (tmp_path / "file").write_bytes(content)
+    os.truncate(tmp_path / "file", 1 << 40)
+    with pytest.raises(SafetyNeuronsError, match="it is a file of holes"):
+        file_sha256(tmp_path / "file")
+
+
+def test_a_large_file_without_holes_is_read(tmp_path: Path) -> None:
+    content = b"\1" * ((1 << 26) + 1)
+    (tmp_path / "file").write_bytes(content)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
 def test_a_long_name_can_be_written(tmp_path: Path) -> None:
     name = "n" * 240 + ".json"
     write_json(tmp_path / name, {})

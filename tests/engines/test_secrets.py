@@ -1,9 +1,6 @@
 """Passwords and keys reach the server, and nothing else: no file, table, message, warning or name."""
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from builders.commands import inside
 from safety_neurons.core import addresses
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.records import JsonlCache
@@ -139,7 +137,12 @@ def test_an_evaluation_of_a_server_by_a_judge_behind_it(
     assert_clean(found.model_dump_json(), repr(found), *texts)
 
 
-def test_the_command_line_is_recorded_and_shown_without_them(server: Any, tmp_path: Path) -> None:
+def test_the_command_line_is_recorded_and_shown_without_them(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAFETY_NEURONS_API_KEY", API_KEY)
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.chdir(tmp_path)
     url = with_secrets(server.url)
     common = ["--evaluate.prompts", "2", "--out", "out", "--evaluate.defenses", "none", "--evaluate.attacks", "direct"]
     judge = f"jailbreakbench:endpoint={url},model=m"
@@ -152,17 +155,10 @@ def test_the_command_line_is_recorded_and_shown_without_them(server: Any, tmp_pa
         ["judge", "check", url, "--judges", f"{judge},unknown={url}"],
     ]
     for arguments in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "safety_neurons", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "SAFETY_NEURONS_API_KEY": API_KEY, "COLUMNS": "1000"},
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == (0 if arguments is commands[0] else 2), done.stderr
-        assert_clean(done.stdout, done.stderr)
+        status = inside(monkeypatch, *arguments)
+        shown = capfd.readouterr()
+        assert status == (0 if arguments is commands[0] else 2), shown.err
+        assert_clean(shown.out, shown.err)
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
     assert f"evaluate {server.url} --served-model" in record["command"]
     assert_clean(*files_of(tmp_path))

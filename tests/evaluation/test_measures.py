@@ -1,5 +1,7 @@
 """What is measured beside the grid: kept, in the tables, and left out with the reason where it cannot be had."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from builders.listeners import Recorder
 from builders.runs import small_run
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import read_json
+from safety_neurons.engines import engine as engine_module
 from safety_neurons.evaluation import measures
 from safety_neurons.evaluation.config import EvaluationConfig
 from safety_neurons.evaluation.measures import check_measures
@@ -109,11 +112,39 @@ def test_tasks_are_no_measure_of_what_a_defense_does_to_texts(
     assert any("No tasks of self-reminder" in text and "reads the model alone" in text for text in notes.said)
 
 
+def test_math_problems_are_solved_before_and_after(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = tmp_path / "problems.jsonl"
+    rows = [{"question": f"What is {n} and {n}?", "answer": f"It is\n#### {2 * n}"} for n in range(1, 6)]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def answer(_model: Any, texts: list[str], *, done: frozenset[int], **_options: Any) -> Any:
+        """Right up to 3, and up to 1 with the reminder's system prompt."""
+        for index, text in enumerate(texts):
+            if index not in done:
+                number = int((re.findall(r"What is (\d)", text) or ["9"])[0])
+                known = number <= (1 if "responsible" in text else 3)
+                yield index, Completion(f"#### {2 * number if known else 1}", cut_off=number == 5)
+
+    monkeypatch.setattr(engine_module, "generate", answer)
+    results = measured("none", "self-reminder", gsm8k=problems, task_limit=4)
+    base, reminded = results["gsm8k"]
+    assert (base["defense"], base["exact_match"]["value"], base["exact_match"]["n"]) == ("none", 0.75, 4)
+    assert base["difference"] is None
+    assert reminded["exact_match"]["value"] == 0.25
+    assert reminded["difference"]["value"] == -0.5
+    assert -1 <= reminded["difference"]["low"] <= -0.5 <= reminded["difference"]["high"] <= 0
+    [table] = [one for one in evaluation_tables(Evaluation.model_validate(results)) if "GSM8K" in one.title]
+    assert len(table.rows) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task_limit": 3}, "belong to tasks"),
-        ({"task_folder": Path("tasks")}, "belong to tasks"),
+        ({"task_limit": 3}, "belongs to tasks and gsm8k"),
+        ({"task_folder": Path("tasks")}, "belongs to tasks"),
+        ({"gsm8k": Path("problems.jsonl")}, "problems.jsonl"),
         ({"preference_endpoint": "http://localhost/v1"}, "belong to preference_judge"),
         ({"questions": Path("mine.jsonl")}, "belong to preference_judge"),
         ({"preference_judge": "one", "questions": Path("mine.jsonl")}, "mine.jsonl"),

@@ -30,8 +30,7 @@ from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs import pipeline as pipeline_module
 from safety_neurons.runs.folder import merged_settings
-from safety_neurons.runs.validation import Validator
-from safety_neurons.tuning.config import TuningConfig, Validation
+from safety_neurons.tuning.config import TuningConfig
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 
@@ -83,7 +82,7 @@ def test_the_first_trial_is_the_runs_own_and_the_others_lie_in_the_space(
 def test_the_run_is_tuned_with_the_chosen_settings(searched: tuple[Path, dict[str, Any]]) -> None:
     folder, section = searched
     tried = trials_of(section)
-    chosen = choose(tried)
+    chosen = choose(tried, section["max_over_refusal"])
     assert section["chosen"] == chosen.number
     assert section["front"] == [one.number for one in front(tried)]
     assert own_settings(merged_settings({}, read_json(folder / "run.json")["settings"])) == chosen.settings
@@ -147,25 +146,6 @@ def test_settings_that_are_asked_for_begin_another_search(searched: tuple[Path, 
     assert first["settings"] == chosen | {"find.percent": 17.0}
 
 
-def test_a_limit_that_no_trial_keeps_is_an_error_that_loses_no_trial(
-    given: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Validator, "measure", lambda *_: Validation(0.2, 0.3))
-    folder = tmp_path / "run"
-    with pytest.raises(SafetyNeuronsError, match=r"at 10\.0% or below; the least is 30\.0%"):
-        auto_tune(folder, given, trials=2, space=SPACE, max_over_refusal=0.1)
-    assert len(lines_of(folder / "trials.jsonl")) == 2
-    own = own_settings(merged_settings({}, given))
-    assert own_settings(merged_settings({}, read_json(folder / "run.json")["settings"])) == own
-    again = Recorder()
-    section = search(folder, trials=2, max_over_refusal=0.4, listener=again)
-    assert section["max_over_refusal"] == 0.4
-    assert len(lines_of(folder / "trials.jsonl")) == 2
-    assert not [task for task in again.tasks if task.startswith("tuning") and task.endswith(")")]
-
-
 def test_trials_that_diverge_are_left_out(
     given: dict[str, Any],
     tmp_path: Path,
@@ -208,12 +188,10 @@ def test_trials_without_neurons_are_left_out(
 
 
 def test_trials_are_tuned_as_the_run_will_be(given: dict[str, Any], tmp_path: Path) -> None:
-    """With its scope and selection, and with its patience."""
+    """With its scope and selection, and its pass and scale selected alike."""
     given["find"] |= {"scope": "model", "selection": "none"}
-    given["tune"] |= {"patience": 1, "validate_every": 1}
     section = search(tmp_path / "run", given, trials=1)
     assert section["tuned"] == section["trials"][0]["objectives"]
-    assert len(read_json(tmp_path / "run" / "results.json")["training"]["validation"]) > 1
 
 
 def test_settings_by_path_are_nested() -> None:
@@ -227,9 +205,6 @@ def test_settings_by_path_are_nested() -> None:
     ("options", "told"),
     [
         ({"trials": 0}, "at least one trial"),
-        ({"max_over_refusal": 1.5}, "share from 0 to 1"),
-        ({"max_over_refusal": -0.1}, "share from 0 to 1"),
-        ({"max_over_refusal": float("nan")}, "share from 0 to 1"),
     ],
     ids=str,
 )
@@ -239,6 +214,12 @@ def test_bad_options_are_errors_before_anything_is_done(
     with pytest.raises(SafetyNeuronsError, match=told):
         auto_tune(tmp_path / "run", given, **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_other_neurons_than_the_searched_ones_are_an_error(given: dict[str, Any], tmp_path: Path) -> None:
+    given["tune"]["percent"] = 50
+    with pytest.raises(SafetyNeuronsError, match=r"Omit tune\.percent"):
+        auto_tune(tmp_path / "run", given, trials=1)
 
 
 @pytest.mark.parametrize(
@@ -262,11 +243,10 @@ def test_bad_spaces_are_errors(options: dict[str, Any], told: str) -> None:
     ("arguments", "told"),
     [
         (["--trials", "3"], "add --auto"),
-        (["--max-over-refusal", "0.1"], "add --auto"),
         (["--scores", "gradient"], "add --auto"),
         (["--auto", "--trials", "0"], "trials"),
         (["--auto", "--trials", "many"], "trials"),
-        (["--auto", "--max-over-refusal", "2"], "max-over-refusal"),
+        (["--auto", "--tune.max-over-refusal", "2"], "max-over-refusal"),
         (["--auto", "--scores", "gradeint"], "gradeint"),
     ],
     ids=str,
@@ -300,9 +280,9 @@ def test_options_arrive_and_the_trials_are_shown(
 
     monkeypatch.setattr(auto_tune_module, "auto_tune", fake)
     monkeypatch.setenv("COLUMNS", "80")
-    arguments = ("--auto", "--trials", "3", "--max-over-refusal", "0.1", "--scores", "contrast", "gradient")
+    arguments = ("--auto", "--trials", "3", "--scores", "contrast", "gradient")
     assert inside(monkeypatch, "tune", str(folder), *arguments) == 0
-    assert (asked[0]["trials"], asked[0]["max_over_refusal"]) == (3, 0.1)
+    assert asked[0]["trials"] == 3
     assert asked[0]["space"] == Space(scores=("contrast", "gradient"))
     shown = capsys.readouterr().out
     # In an ordinary terminal nothing is cut off.

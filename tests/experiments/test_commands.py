@@ -29,6 +29,9 @@ from safety_neurons.runs import pipeline as pipeline_module
             "prompt-positions",
         ),
         (["experiment", "search", "run", "--trials", "0"], "trials"),
+        (["experiment", "seeds", "run", "--seeds", "0"], "seeds"),
+        (["experiment", "seeds", "run", "--budgets", "0.5"], "0.5:1e-3"),
+        (["experiment", "seeds", "run", "--budgets", "200:1e-3"], "percent"),
         (["experiment", "search", "run", "--trials", "many"], "trials"),
         (["experiment", "search", "run", "--target", "2"], "target"),
         (["experiment", "search", "run", "--max-broken", "-1"], "broken"),
@@ -160,7 +163,6 @@ def test_results_are_shown_and_the_page_is_written(
     shown: list[str],
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setattr(guard_test_module, "RESAMPLES", 40)
     assert inside(monkeypatch, *(str(found) if one == "RUN" else one for one in arguments)) == 0
     out = capsys.readouterr().out
     assert [text for text in shown if text not in out] == []

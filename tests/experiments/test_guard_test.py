@@ -14,6 +14,7 @@ from torch import Tensor
 from builders.runs import TEXTS, lines_of, section_of
 from safety_neurons import run
 from safety_neurons.calibration.guard import Guard
+from safety_neurons.core import statistics
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import ignore
 from safety_neurons.experiments import guard_test as guard_test_module
@@ -46,7 +47,10 @@ def caught(harmful: Tensor, benign: Tensor, rate: float) -> float:
 
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "tied"])
 @pytest.mark.parametrize("sizes", [(3, 2), (40, 30), (150, 120)], ids=str)
-def test_measures_are_those_counted_by_hand(sizes: tuple[int, int], ties: bool) -> None:
+def test_measures_are_those_counted_by_hand(
+    sizes: tuple[int, int], ties: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_test_module, "RESAMPLES", statistics.RESAMPLES)
     generator = torch.Generator().manual_seed(sum(sizes))
     harmful, benign = (torch.randn(size, generator=generator) for size in sizes)
     harmful = harmful + 1
@@ -69,7 +73,7 @@ def test_what_lies_above_a_threshold_is_flagged() -> None:
     assert found["flagged_benign"]["value"] == 0
 
 
-def test_intervals_follow_from_the_seed(few_resamples: None) -> None:
+def test_intervals_follow_from_the_seed() -> None:
     harmful, benign = torch.randn(2, 30, generator=torch.Generator().manual_seed(0))
     assert described(harmful, benign, None, 1) == described(harmful, benign, None, 1)
     assert described(harmful, benign, None, 1) != described(harmful, benign, None, 2)
@@ -91,18 +95,10 @@ def guarded_once(
 
 
 @pytest.fixture
-def guarded(
-    guarded_once: tuple[Path, dict[str, Any]], tmp_path: Path, few_resamples: None
-) -> tuple[Path, dict[str, Any]]:
+def guarded(guarded_once: tuple[Path, dict[str, Any]], tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     """A copy of a run with its guard, and the section."""
     folder, section = guarded_once
     return Path(shutil.copytree(folder, tmp_path / "guarded")), section
-
-
-@pytest.fixture
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands would take most of the time."""
-    monkeypatch.setattr(guard_test_module, "RESAMPLES", 20)
 
 
 def test_every_detector_has_a_row_for_every_test(guarded: tuple[Path, dict[str, Any]], pair: str) -> None:
@@ -160,9 +156,7 @@ def test_perplexity_is_that_of_each_prompt_alone(make_model: Callable[..., ChatM
         assert value == pytest.approx(float(torch.nn.functional.cross_entropy(logits, tokens[0, 1:])), rel=1e-4)
 
 
-def test_no_test_holds_a_prompt_that_the_guard_learned_from(
-    found: Path, given: dict[str, Any], few_resamples: None
-) -> None:
+def test_no_test_holds_a_prompt_that_the_guard_learned_from(found: Path, given: dict[str, Any]) -> None:
     """Of the contrast set, too, it learns the training split."""
     pair = f"{given['contrast']}:{given['benign']}"
     section = section_of("guard", guard_run, found, on=[pair])
@@ -196,7 +190,7 @@ def test_a_second_time_nothing_is_asked(guarded: tuple[Path, dict[str, Any]], pa
     assert lines_of(folder / "responses.jsonl") == answers
 
 
-def test_without_answers_and_with_a_dose_nothing_is_asked(found: Path, few_resamples: None) -> None:
+def test_without_answers_and_with_a_dose_nothing_is_asked(found: Path) -> None:
     section = section_of("guard", guard_run, found, {"guard": {"alpha": 2.5}}, answers=False)
     assert (section["rows"], section["doses"], section["alpha"]) == ([], [], 2.5)
     assert lines_of(found / "responses.jsonl") == []

@@ -9,6 +9,7 @@ from safety_neurons.models import packing
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.forward import forward
 from safety_neurons.models.packing import can_pack, pack
+from safety_neurons.models.shared_prefix import can_share
 
 TEXTS = ["You answer briefly. Why?", "You answer briefly. Tell me about the sea.", "You answer briefly."]
 
@@ -52,6 +53,8 @@ def test_a_model_that_cannot_pack_reads_padded_batches(make_model: Callable[...,
 
 
 def test_other_attention_implementations_do_not_pack(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tried before: it would compile the other implementation, which takes a minute.
+    assert can_share(model.model, 10)
     monkeypatch.setattr(model.model.config, "_attn_implementation_internal", "flex_attention")
     assert not can_pack(model.model, 10)
     assert model.model not in packing._known

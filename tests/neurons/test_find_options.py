@@ -78,6 +78,17 @@ def test_without_a_difference_the_top_of_harmful_prompts_is_taken(
     assert found.provenance.selection == "none"
 
 
+@pytest.mark.parametrize("score", ["magnitude", "write-contrast"])
+def test_rejection_neurons_can_be_selected_alone(
+    score: str, model: ChatModel, harmful: list[str], benign: list[str]
+) -> None:
+    scored = score_neurons(model, harmful, benign, score=score)
+    both, alone = scored.top(25, "layer"), scored.top(25, "layer", "rejection")
+    assert [one.tolist() for one in alone.rejection] == [one.tolist() for one in both.rejection]
+    assert sum(map(len, both.conformity)) > 0 == sum(map(len, alone.conformity))
+    assert alone.provenance.selection == "rejection"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -85,7 +96,7 @@ def test_without_a_difference_the_top_of_harmful_prompts_is_taken(
         ({"last_tokens": 0}, "last_tokens cannot be 0"),
         ({"tokens": "prompt", "last_tokens": 2}, "requires tokens 'last'"),
         ({"score": "wanda", "last_tokens": 2}, "requires tokens 'last'"),
-        ({"selection": "both"}, "selection cannot be 'both': .*'difference' or 'none'"),
+        ({"selection": "both"}, "selection cannot be 'both': .*'difference', 'rejection' or 'none'"),
         ({"percent": 0}, "percent cannot be 0"),
         ({"percnt": 3}, "There is no option percnt. Did you mean percent?"),
         ({"scope": "galaxy"}, "scope cannot be 'galaxy': .*'layer' or 'model'"),

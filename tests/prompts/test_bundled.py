@@ -3,11 +3,13 @@
 from collections import Counter
 
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
 
-from safety_neurons.prompts import PromptSet, load_prompts
+from safety_neurons.prompts import PromptSet, load_prompts, named_sets
 from safety_neurons.prompts.prompt_set import SPLITS, normalized
 
 BUNDLED = ("harmful", "benign", "borderline", "contrast")
+ALIKE = 0.6
 
 
 @pytest.fixture(scope="module", name="sets")
@@ -16,11 +18,11 @@ def all_sets() -> dict[str, PromptSet]:
 
 
 def test_sizes(sets: dict[str, PromptSet]) -> None:
-    assert len(sets["harmful"]) >= 240
-    assert len(sets["benign"]) >= 240
-    assert len(sets["borderline"]) >= 120
-    assert len(sets["contrast"]) == len(sets["borderline"])
-    assert [prompts.duplicates for prompts in sets.values()] == [0] * len(BUNDLED)
+    for name, prompts in sets.items():
+        assert len(prompts) >= 600, name
+        description = next(row.description for row in named_sets() if row.name == name)
+        assert description.startswith(f"{len(prompts)} ")
+        assert prompts.duplicates == 0
 
 
 def test_categories(sets: dict[str, PromptSet]) -> None:
@@ -55,14 +57,30 @@ def test_contrast_prompts_match_the_borderline_ones(sets: dict[str, PromptSet]) 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_splits_are_disjoint_and_complete(sets: dict[str, PromptSet], name: str) -> None:
     parts = [{prompt.id for prompt in sets[name].split(split)} for split in SPLITS]
-    assert all(len(part) >= 20 for part in parts)
+    assert all(len(part) >= 150 for part in parts)
     assert sum(len(part) for part in parts) == len(set.union(*parts)) == len(sets[name])
 
 
-def test_every_harmful_category_is_in_every_split(sets: dict[str, PromptSet]) -> None:
-    categories = {prompt.category for prompt in sets["harmful"]}
+@pytest.mark.parametrize("name", BUNDLED)
+def test_every_category_is_in_every_split(sets: dict[str, PromptSet], name: str) -> None:
+    categories = {prompt.category for prompt in sets[name]}
     for split in SPLITS:
-        assert {prompt.category for prompt in sets["harmful"].split(split)} == categories
+        assert {prompt.category for prompt in sets[name].split(split)} == categories
+
+
+def test_no_two_prompts_are_alike_but_twins(sets: dict[str, PromptSet]) -> None:
+    """Cosine of weighted character n-grams: 0.8 where one word is replaced, 0.5 where only the topic is shared."""
+    everything = [prompt for prompts in sets.values() for prompt in prompts]
+    twins = [prompt.id.replace("benign", "harmful").replace("contrast", "borderline") for prompt in everything]
+    weights = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
+    vectors = weights.fit_transform(prompt.text for prompt in everything)
+    alike = (vectors @ vectors.T).tocoo()
+    found = [
+        (everything[one].text, everything[other].text)
+        for one, other, cosine in zip(alike.row, alike.col, alike.data, strict=True)
+        if one < other and cosine > ALIKE and twins[one] != twins[other]
+    ]
+    assert found == []
 
 
 def test_a_sample_of_a_split_has_all_categories_equally(sets: dict[str, PromptSet]) -> None:

@@ -44,6 +44,8 @@ def everything() -> dict[str, Any]:
     section["utility"] = [who | means | {"looping": share(0.2), "blocked": share(0)}]
     wins = {"wins": 10, "ties": 11, "losses": 12, "swayed": 13, "unscored": 14, "rate": share(0.25)}
     section["preferences"] = [who | {"win_rate": wins, "grades": {"mean": mean}}]
+    change = {"value": -0.25, "low": -0.5, "high": 0.0}
+    section["gsm8k"] = [who | {"exact_match": share(0.25), "cut_off": share(0), "difference": change}]
     section["tasks"] = [who | {"results": {"arc": {"metrics": {"acc,none": {"value": 0.5, "stderr": 0.01}}}}}]
     section["prompts"]["remarks"] = {"harmful": "2 rows have no prompt"}
     for cell in section["cells"]:

@@ -79,6 +79,8 @@ def wide_evaluation(
     metrics = {"acc_norm,none": {"value": 0.5, "stderr": 0.01}}
     section["utility"] = [one | ordinary for one in who]
     section["preferences"] = [one | {"win_rate": wins, "grades": {"mean": mean, "unscored": 1}} for one in who]
+    change = {"value": -0.25, "low": -0.5, "high": -0.125}
+    section["gsm8k"] = [one | {"exact_match": share(0.25), "cut_off": share(0), "difference": change} for one in who]
     section["tasks"] = [one | {"results": {"arc_challenge_of_many_words": {"metrics": metrics}}} for one in who]
     section |= {"models": list(models), "judges": {judge: {"source": "arXiv 2402.10260"} for judge in JUDGES}}
     section["attacks"] = {name: {"source": "a paper"} for name in attacks}

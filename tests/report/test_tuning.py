@@ -1,4 +1,4 @@
-"""The search for tuning's settings, validation, and the tuned model under calibration: there, absent, and hostile."""
+"""The search for settings, the selection of pass and scale, the tuned model calibrated: there, absent, hostile."""
 
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,20 @@ from builders.report import (
     page,
     partial_run,
     poisoned,
+    scale_curve,
+    seeds,
     tuning_trial,
-    validation,
     whole_run,
 )
-from safety_neurons.report import RunResults, experiment_figures, experiment_tables, run_figures
+from safety_neurons.core.errors import SafetyNeuronsError
+from safety_neurons.report import RunResults, experiment_figures, experiment_tables, run_figures, summary, tables_of
 
-FIGURES = {"data-auto", "data-validation"}
+FIGURES = {"data-auto", "data-scale-found", "data-scale-random"}
 
 
 def searched_run() -> dict[str, Any]:
-    results = whole_run() | {"auto": auto(), "adaptive": adaptive()}
-    results["training"]["validation"] = validation()
+    results = whole_run() | {"auto": auto(), "adaptive": adaptive(), "seeds": seeds()}
+    results["training"]["scale_curve"] = scale_curve()
     return results
 
 
@@ -42,7 +44,7 @@ def test_parts_are_there(tmp_path: Path) -> None:
 def test_without_them_the_page_is_as_before(tmp_path: Path) -> None:
     results = whole_run()
     plain = page(tmp_path, results).source
-    results["training"]["validation"] = []
+    results["training"]["scale_curve"] = None
     shown = page(tmp_path, results)
     assert shown.source == plain
     assert not FIGURES & set(shown.json)
@@ -73,7 +75,7 @@ def test_longer_answers_in_numbers(tmp_path: Path) -> None:
 def test_search_in_numbers(tmp_path: Path) -> None:
     shown = page(tmp_path, searched_run())
     assert "3 settings were tried, and 1 more that could not be trained" in shown.text
-    assert "knee, which is nearest to the best of all three" in shown.text
+    assert "of those with an over-refusal of at most 2.5%" in shown.text
     rows = Rows(shown.source).found
     assert "base |  |  |  |  |  | 72% | 0% | 0.00" in rows
     assert "1, chosen | gradient | 0.2% | 1.2e-03 | 96+14+109 | 0.3 | 15% | 2% | 0.06" in rows
@@ -91,14 +93,6 @@ def test_search_in_numbers(tmp_path: Path) -> None:
     assert ends == pytest.approx([0.21 * 1.06, 0.72 * 1.06])
 
 
-def test_limit_of_over_refusal_is_said(tmp_path: Path) -> None:
-    results = searched_run()
-    results["auto"] |= {"max_over_refusal": 0.025, "left_out": 0}
-    shown = page(tmp_path, results).text
-    assert "of those with an over-refusal of at most 2.5%" in shown
-    assert "could not be trained" not in shown
-
-
 def test_a_search_without_any_difference_is_drawn(tmp_path: Path) -> None:
     results = searched_run()
     results["auto"] |= {"trials": [tuning_trial(0, 0.0, 0.0, 0.0)], "front": [0], "chosen": 0}
@@ -107,14 +101,44 @@ def test_a_search_without_any_difference_is_drawn(tmp_path: Path) -> None:
     assert figure["data"][1]["marker"]["cmax"] > 0
 
 
-def test_validation_stands_beside_the_loss(tmp_path: Path) -> None:
+def test_the_selection_in_numbers(tmp_path: Path) -> None:
     shown = page(tmp_path, searched_run())
-    attacks, refusals = shown.json["data-validation"]["data"]
-    assert attacks["x"] == refusals["x"] == [25, 50, 75, 100]
-    assert attacks["y"] == [0.5, 0.2, 0.2, 0.3]
-    assert refusals["y"] == [0.01, 0.05, 0.05, 0.4]
-    (kept,) = shown.json["data-validation"]["layout"]["shapes"]
-    assert kept["x0"] == kept["x1"] == 75, "the later ones of equally good weights are kept"
+    attacks, *others = shown.json["data-scale-found"]["data"]
+    assert (attacks["x"], attacks["y"]) == ([0.0, 0.5, 1.0], [0.72, 0.3, 0.04]), "the last pass, from the base model on"
+    assert [trace["x"] for trace in others if trace["mode"] != "markers"] == [[0.0, 0.5, 1.0, 1.5]] * 2
+    assert [trace["y"] for trace in others if trace["mode"] == "markers"] == [[0.4], [0.05], [0.3]]
+    (selected,) = shown.json["data-scale-found"]["layout"]["shapes"]
+    assert selected["x0"] == selected["x1"] == 1.0
+    rows = [row for row in Rows(shown.source).found if row.startswith("2 | 1, selected | 4%")]
+    assert len(rows) == 2, "found and random"
+    assert "Tuning missed its margin" not in shown.text
+
+
+def test_a_missed_margin_is_said_wherever_the_result_is(tmp_path: Path) -> None:
+    results = searched_run()
+    results["training"]["scale_curve"]["max_over_refusal"] = 0.0
+    said = "Tuning missed its margin on validation prompts"
+    assert page(tmp_path, results).text.count(said) >= 2
+    made = RunResults.of(results)
+    assert any(said in note for note in summary.verdict(made).notes)
+    assert any(said in note for note in tables_of(made, "selection").notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"selected": 4},
+        {"selected": 3},
+        {"points": []},
+        {"base": {"attack_success": None, "refused": {"benign": None}}},
+    ],
+    ids=str,
+)
+def test_a_damaged_curve_is_told(change: dict[str, Any]) -> None:
+    results = searched_run()
+    results["training"]["scale_curve"] |= change
+    with pytest.raises(SafetyNeuronsError, match=r"damaged at training\.scale_curve"):
+        RunResults.of(results)
 
 
 def test_calibration_of_the_tuned_model_in_numbers(tmp_path: Path) -> None:
@@ -129,9 +153,9 @@ def test_figures_have_text_alternatives() -> None:
     results = RunResults.of(searched_run())
     drawn = [*run_figures.figures(results), *experiment_figures.figures(results)]
     made = {figure.name: figure.alternative for figure in drawn if figure}
-    assert made.keys() >= {"loss", "validation", "auto"}
+    assert made.keys() >= {"loss", "scale-found", "scale-random", "auto"}
     assert "3 trials, 2 of them on the Pareto front: trial 1, gradient, 0.2% of the neurons: 15%" in made["auto"]
-    assert "50% and 1% at step 25, 20% and 5% at step 75, whose weights were kept" in made["validation"]
+    assert "pass 2 at scale 1. Attack success 72% → 4%; refused: benign 5% → 6%" in made["scale-found"]
 
 
 def test_hostile_names_are_shown_and_not_run(tmp_path: Path) -> None:
@@ -155,9 +179,7 @@ def test_many_rows_are_cut(tmp_path: Path) -> None:
     results["auto"]["trials"] = [tuning_trial(number, 0.1, 0.1, 0.1) for number in range(5000)]
     results["auto"] |= {"front": list(range(5000)), "chosen": 4321}
     results["adaptive"]["rows"] *= 1000
-    results["training"]["validation"] = [
-        {"step": step, "attack_success": 0.1, "over_refusal": 0.1} for step in range(20_000)
-    ]
+    results["training"]["scale_curve"]["points"] *= 5000
     assert len(page(tmp_path, results).source) < 9_000_000
     auto = RunResults.of(results).auto
     assert auto

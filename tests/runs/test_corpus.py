@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from builders.judges import by_prompt
+from builders.judges import BY_PROMPT, by_prompt
 from builders.listeners import Recorder
 from builders.runs import TEXTS, section_of
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
 from safety_neurons.models.load import load
+from safety_neurons.runs.folder import overridden
 from safety_neurons.runs.pipeline import run
+from safety_neurons.settings import PROFILES, Profile
 from safety_neurons.tuning.corpus import Corpus
+from safety_neurons.tuning.delta import NeuronDelta
 
 
 def test_corpus_holds_only_refusals_of_harmful_and_answers_to_harmless_prompts(whole: Path) -> None:
@@ -83,3 +86,22 @@ def test_refusals_are_varied(given: dict[str, Any], tmp_path: Path, replace_gene
     refusals = [pair for pair in Corpus.load(tmp_path / "run" / "corpus.jsonl").pairs if pair.kind == "refusal"]
     assert [pair.response for pair in refusals] == ["No."]
     assert asked == [(8, True), (7, True)]
+
+
+@pytest.mark.parametrize("profile", ["paper", "paper-released"])
+def test_profiles_of_the_paper_tune_to_refusals_of_plain_requests(
+    given: dict[str, Any], tmp_path: Path, profile: Profile
+) -> None:
+    smaller = {
+        "tune": {"answer_tokens": 4},
+        "evaluate": {"answer_tokens": 4, "judge": BY_PROMPT.name, "on": None},
+    }
+    small = {name: value for name, value in given.items() if not isinstance(value, dict)} | smaller
+    run(tmp_path / "run", overridden(PROFILES[profile], small), until="tune")
+    pairs = Corpus.load(tmp_path / "run" / "corpus.jsonl").pairs
+    requests = {TEXTS["harmful"].format(number) for number in range(8)}
+    assert pairs
+    assert {(pair.kind, pair.prefill, pair.user in requests) for pair in pairs} == {("refusal", "", True)}
+    tuned = NeuronDelta.load(tmp_path / "run" / "delta.safetensors").neurons
+    assert tuned.provenance.percent == {"paper": 3, "paper-released": 50}[profile]
+    assert bool(sum(map(len, tuned.conformity))) == (profile == "paper")

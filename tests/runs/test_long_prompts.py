@@ -42,7 +42,7 @@ def test_a_run_names_and_leaves_out_what_does_not_fit(settings: dict[str, Any], 
     found = run(tmp_path / "run", settings, listener=listener)
     said = [one for one in listener.said if "left out" in str(one)]
     # Once each, though several stages read them.
-    assert [str(one).split("'")[1] for one in said] == ["long-train", "long-test"]
+    assert [str(one).split("'")[1] for one in said] == ["long-train", "long-test", "long-validation"]
     assert all("do not fit the context of 512 tokens" in str(one) for one in said)
     assert found.evaluation is not None
     for cell in found.evaluation.cells:

@@ -36,6 +36,7 @@ FOREIGN: dict[str, tuple[Any, str]] = {
     "evaluate.on": ("jailbreakbench:/home/me/secrets.txt", "evaluate"),
     "evaluate.judge_errors": ("/home/me/errors.json", "evaluate"),
     "evaluate.tasks": (["hellaswag"], "evaluate"),
+    "evaluate.gsm8k": ("/home/me/problems.jsonl", "evaluate"),
     "evaluate.task_folder": ("/home/me/tasks", "evaluate"),
     "evaluate.preference_judge": ("someone/judge", "evaluate"),
     "evaluate.preference_endpoint": ("http://there.example/v1", "evaluate"),

@@ -25,12 +25,12 @@ from safety_neurons.core.files import read_json, write_json
 from safety_neurons.engines import connection
 from safety_neurons.engines.engine import engine_for, served
 from safety_neurons.evaluation.utility import lm_eval as lm_eval_module
-from safety_neurons.experiments import guard_test as guard_test_module
 from safety_neurons.experiments.adaptive import adaptive
 from safety_neurons.experiments.auto_tune import Space, auto_tune
 from safety_neurons.experiments.dose_response import dose_response
 from safety_neurons.experiments.guard_test import guard_run
 from safety_neurons.experiments.lengths import lengths
+from safety_neurons.experiments.seeds import repeat_tuning
 from safety_neurons.experiments.smallest_intervention import search
 from safety_neurons.models.load import load
 from safety_neurons.runs import context as context_module
@@ -85,7 +85,6 @@ def _forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     for name in KEY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(guard_test_module, "RESAMPLES", 16)
     served.cache_clear()
 
 
@@ -139,6 +138,7 @@ COMMANDS: dict[str, Callable[[Path, dict[str, Any], Recorder], Any]] = {
     "search": lambda path, given, notes: search(path, given, trials=1, listener=notes),
     "adaptive": lambda path, given, notes: adaptive(path, given, listener=notes),
     "lengths": lambda path, given, notes: lengths(path, given, tokens=(1, 2), requests=1, listener=notes),
+    "seeds": lambda path, given, notes: repeat_tuning(path, given, seeds=1, listener=notes),
     "tune --auto": lambda path, given, notes: auto_tune(
         path, given, trials=1, space=Space(("contrast",)), listener=notes
     ),

@@ -12,12 +12,12 @@ from builders.runs import results_of
 from safety_neurons.core.config import Config
 from safety_neurons.core.files import read_json
 from safety_neurons.experiments import auto_tune as auto_tune_module
-from safety_neurons.experiments import guard_test as guard_test_module
 from safety_neurons.experiments.adaptive import adaptive
 from safety_neurons.experiments.auto_tune import Space, auto_tune, nested
 from safety_neurons.experiments.dose_response import dose_response
 from safety_neurons.experiments.guard_test import guard_run
 from safety_neurons.experiments.lengths import lengths
+from safety_neurons.experiments.seeds import repeat_tuning
 from safety_neurons.experiments.smallest_intervention import search
 from safety_neurons.runs import context as context_module
 from safety_neurons.runs import evaluation as evaluation_module
@@ -74,11 +74,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return noted
 
 
-@pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_test_module, "RESAMPLES", 16)
-
-
 def check(seen: Seen, settings: dict[str, Any], *needed: str) -> None:
     """Every function received what these settings say, and the `needed` ones were called."""
     assert set(needed) <= {name for name, _ in seen}
@@ -129,6 +124,18 @@ def test_experiments(finished: Path, seen: Seen, name: str) -> None:
     command, needed = EXPERIMENTS[name]
     command(finished)
     check(seen, results_of(finished)[name]["settings"], *needed)
+
+
+def test_repeated_tuning(finished: Path, seen: Seen) -> None:
+    """Each model is asked what the evaluation asks; the base first, then the trainings."""
+    repeat_tuning(finished, OPTIONS, seeds=2)
+    settings = results_of(finished)["seeds"]["settings"]
+    asked = [received.model_dump(mode="json") for name, received in seen if name == "evaluate"]
+    assert [one["defenses"] for one in asked] == [["none"], ["safetuning"], ["safetuning"]]
+    for one in asked:
+        assert one | {"defenses": settings["evaluate"]["defenses"]} == settings["evaluate"]
+    check([one for one in seen if one[0] != "evaluate"], settings, "find", "tune", "alpha")
+    assert sum(name == "tune" for name, _ in seen) == 2
 
 
 def test_an_experiments_options_leave_the_runs_settings_alone(finished: Path, seen: Seen) -> None:

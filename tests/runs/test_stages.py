@@ -13,6 +13,7 @@ from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.runs.pipeline import run
+from safety_neurons.tuning.delta import NeuronDelta
 
 TEST_NUMBERS = range(10, 14)
 ROW_KEYS = {
@@ -95,6 +96,17 @@ def test_results_name_the_found_neurons_and_the_random_ones(given: dict[str, Any
     neurons = NeuronSet.load(tmp_path / "run" / "neurons.safetensors")
     assert results["neurons"]["indices"] == neurons.indices()
     assert results["control"]["indices"] == neurons.random_like(4).indices()
+
+
+def test_other_neurons_can_be_tuned_than_are_calibrated(given: dict[str, Any], tmp_path: Path) -> None:
+    run(tmp_path / "run", given | {"tune": given["tune"] | {"percent": 50}}, until="tune")
+    found = NeuronSet.load(tmp_path / "run" / "neurons.safetensors")
+    tuned = NeuronDelta.load(tmp_path / "run" / "delta.safetensors").neurons
+    # Of the same score, so the found ones are the best of them.
+    assert (found.provenance.percent, tuned.provenance.percent) == (20, 50)
+    assert len(found) < len(tuned)
+    for one, other in zip(found.both, tuned.both, strict=True):
+        assert set(one.tolist()) < set(other.tolist())
 
 
 def test_clouds_are_those_of_the_calibration_and_leave_with_it(given: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The validation of a run: which prompts it asks, what its rates mean, and what a training makes of them."""
+"""The validation of a run: which prompts it asks, and what its rates mean."""
 
 import contextlib
 import re
@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from builders.judges import BY_HASH, BY_WORD
-from builders.runs import lines_of, results_of, section_of
+from builders.runs import lines_of
 from safety_neurons.evaluation import attacks
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
-from safety_neurons.runs import pipeline
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.folder import merged_settings
 from safety_neurons.runs.opened import opened
@@ -40,7 +39,7 @@ def test_the_base_model_refuses_nothing_that_it_answers(context: RunContext) -> 
     validator = Validator.open(context)
     asked = lines_of(responses)
     assert numbers_in(asked) == {8, 9}
-    assert sum(len(requests.prompts) for requests in validator.safe) > 0
+    assert any(answer.verdict == "complied" for answers in validator.base for answer in answers)
     found = validator.measure_base()
     assert found.over_refusal == 0
     assert 0 <= found.attack_success <= 1
@@ -90,7 +89,8 @@ def scripted(context: RunContext, script: Script) -> RunContext:
 def test_refused_and_broken_answers_both_count_as_no_longer_answered(scripted: RunContext, script: Script) -> None:
     """Of two benign requests, plain and augmented, and two borderline ones."""
     validator = Validator.open(scripted)
-    assert [len(requests.prompts) for requests in validator.safe] == [4, 2]
+    assert [requests.name for requests in validator.safe] == ["benign", "benign, augmented", "borderline"]
+    assert [len(requests.prompts) for requests in (*validator.harmful, *validator.safe)] == [2] * 5
     assert validator.measure("as before") == validator.measure_base()
     script.borderline = "unscored"
     assert validator.measure("borderline broken").over_refusal == pytest.approx(2 / 6)
@@ -100,7 +100,7 @@ def test_refused_and_broken_answers_both_count_as_no_longer_answered(scripted: R
     assert validator.measure("all").over_refusal == 1
 
 
-def test_attack_success_is_that_of_the_judged_answers(scripted: RunContext, script: Script) -> None:
+def test_attack_success_is_what_is_complied_with(scripted: RunContext, script: Script) -> None:
     validator = Validator.open(scripted)
     for said, expected in (("complied", 1.0), ("refused", 0.0), ("unscored", 0.0)):
         script.harmful = said
@@ -110,7 +110,6 @@ def test_attack_success_is_that_of_the_judged_answers(scripted: RunContext, scri
 def test_what_the_base_model_refuses_is_no_cost(scripted: RunContext, script: Script) -> None:
     script.borderline, script.augmented = "refused", "unscored"
     validator = Validator.open(scripted)
-    assert [len(requests.prompts) for requests in validator.safe] == [2, 0]
     assert validator.measure("the same").over_refusal == 0
     script.benign = "refused"
     assert validator.measure("less").over_refusal == 1
@@ -154,32 +153,23 @@ def test_nothing_of_validation_or_test_is_trained_on(finished: Path) -> None:
     assert {int(pair.prompt_id.rsplit("-", 1)[1]) for pair in pairs} == {number + 1 for number in trained}
 
 
-def test_a_run_with_patience_ends_with_the_best_weights(found: Path) -> None:
-    tuning = {
-        "patience": 3,
-        "validate_every": 1,
-        "learning_rate": 0.05,
-        "epochs": 2,
-        "samples": 1,
-        "largest_share": 1.0,
+def test_refusals_are_of_all_prompts_of_a_set_and_include_broken_answers(scripted: RunContext, script: Script) -> None:
+    """So that tuned and base model are compared on the same prompts, also those that the base model refuses."""
+    script.borderline = "refused"
+    validator = Validator.open(scripted)
+    before = validator.refused(scripted.engine)
+    assert {name: (rate.value, rate.n) for name, rate in before.items()} == {
+        "benign": (0.0, 2),
+        "benign, augmented": (0.0, 2),
+        "borderline": (1.0, 2),
     }
-    given = {"tune": tuning, "evaluate": {"judge": BY_HASH.name}}
-    training = section_of("training", pipeline.run, found, given, until="tune")
-    seen = training["validation"]
-    assert [one["step"] for one in seen] == list(range(1, len(seen) + 1))
-    assert len(seen) == len(training["loss"])
-    harms = [one["attack_success"] + one["over_refusal"] for one in seen]
-    assert len(set(harms)) > 1
-    before = (found / "responses.jsonl").read_bytes()
-    with opened(found, None, None, "", until="tune") as run:
-        validator, delta = Validator.open(run), NeuronDelta.load(run.folder.delta)
-        with delta.apply(run.model):
-            best = validator.measure_tuned(delta.digest)
-    assert best.attack_success + best.over_refusal == pytest.approx(min(harms))
-    # These very weights were measured already.
-    assert (found / "responses.jsonl").read_bytes() == before
+    script.borderline, script.augmented = "complied", "unscored"
+    after = validator.refused(scripted.engine.under("tuned"))
+    assert [rate.value for rate in after.values()] == [0.0, 1.0, 0.0]
+    attacks = validator.attack_success(scripted.engine)
+    assert (attacks.value, attacks.n) == (1.0, 4)
 
 
-def test_a_run_without_patience_asks_no_validation_prompt(finished: Path) -> None:
-    assert results_of(finished)["training"]["validation"] == []
-    assert numbers_in(lines_of(finished / "responses.jsonl")).isdisjoint({8, 9})
+def test_the_number_of_prompts_is_a_limit_per_set(scripted: RunContext, script: Script) -> None:
+    validator = Validator.open(scripted, 1)
+    assert [len(requests.prompts) for requests in (*validator.harmful, *validator.safe)] == [1] * 5

@@ -90,8 +90,8 @@ def test_inputs_of_a_task_arrive_whole(finished: Path) -> None:
     neurons = NeuronSet.load(folder.neurons, folder.directions)
     delta, corpus = NeuronDelta.load(folder.delta), Corpus.load(folder.corpus)
     settings = Settings(find={"percent": 20}, seed=3)
-    found = unpack(pack(TuneTask(settings, neurons, corpus, validated=True), TuneTask), TuneTask, sender=0)
-    assert (found.settings, found.corpus, found.validated) == (settings, corpus, True)
+    found = unpack(pack(TuneTask(settings, neurons, corpus), TuneTask), TuneTask, sender=0)
+    assert (found.settings, found.corpus) == (settings, corpus)
     assert found.neurons.provenance == neurons.provenance
     for name in ("rejection", "conformity"):
         assert all(map(torch.equal, getattr(found.neurons, name), getattr(neurons, name)))

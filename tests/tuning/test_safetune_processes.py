@@ -26,7 +26,6 @@ from safetensors.torch import save_file
 from torch import distributed
 import safety_neurons as sn
 from builders.models import drawn_neurons, tiny_model
-from safety_neurons.tuning.config import Validation
 
 distributed.init_process_group("gloo")
 rank, out = distributed.get_rank(), Path(OUT)
@@ -35,8 +34,7 @@ corpus = sn.Corpus.load(out / "corpus.jsonl")
 def keep(name, delta):
     save_file(delta.tensors, out / f"{name}.{rank}.safetensors")
     curve = [[step.step, step.loss] for step in delta.steps]
-    rates = [[seen.step, seen.attack_success, seen.over_refusal] for seen in delta.validations]
-    (out / f"{name}.{rank}.json").write_text(json.dumps({"curve": curve, "rates": rates}))
+    (out / f"{name}.{rank}.json").write_text(json.dumps({"curve": curve, "first": delta.after(1).digest}))
 """
 OPTIONS: dict[str, Any] = {"batch_size": 5, "epochs": 2, "learning_rate": 0.01, "kl": 0.3}
 
@@ -75,18 +73,10 @@ def tune(name, architecture, dtype=torch.float32, **options):
     model = tiny_model(architecture)
     model.model.to(dtype)
     neurons, before = drawn_neurons(model), bytes_of(model)
-    parts, called, kinds = [], [], {part: type(part) for part in model.model.modules()}
+    parts, kinds = [], {part: type(part) for part in model.model.modules()}
     attributes = {part: set(part.__dict__) for part in model.model.modules()}
 
-    def validate(_digest):
-        called.append(model.chat("Hello", max_new_tokens=4))
-        rate = sum(map(ord, called[-1])) % 97 / 97
-        return Validation(rate, 0.5 if rank == 0 else 0.25)
-
-    found = OPTIONS | options
-    if found.pop("validated", False):
-        found["validate"], found["validate_every"] = validate, 2
-    delta = sn.tune(model, neurons, corpus, **found, advance=lambda steps: parts.append(held(model)))
+    delta = sn.tune(model, neurons, corpus, **(OPTIONS | options), advance=lambda steps: parts.append(held(model)))
     keep(name, delta)
     after = bytes_of(model)
     facts = {
@@ -97,15 +87,13 @@ def tune(name, architecture, dtype=torch.float32, **options):
         "hooks": sum(len(part._forward_hooks) + len(part._forward_pre_hooks) + len(part._state_dict_pre_hooks)
                      for part in model.model.modules()),
         "shares": max(parts) / sum(value.numel() for value in model.model.parameters()),
-        "called": len(called),
         "still chats": bool(model.chat("Hello", max_new_tokens=2) or True),
     }
     (out / f"{name}.{rank}.facts.json").write_text(json.dumps(facts))
 
 tune("llama", "llama")
 tune("parts", "llama", accumulate=2)
-tune("validated", "llama", validated=True)
-tune("shard", "llama", shard=True, validated=True)
+tune("shard", "llama", shard=True)
 tune("shard-tied", "gpt2", shard=True, gradient_checkpointing=True)
 tune("experts", "qwen2_moe")
 tune("shard-experts", "gpt_oss", shard=True, gradient_checkpointing=True)
@@ -139,14 +127,7 @@ def error_of(**options):
     except sn.SafetyNeuronsError as error:
         return str(error)
 
-def broken(_digest):
-    raise sn.SafetyNeuronsError("The judge is gone.")
-
-(out / f"errors.{rank}.json").write_text(json.dumps([
-    error_of(corpus=sn.Corpus(corpus.pairs[rank:])),
-    error_of(validate=broken),
-    error_of(validate=broken, shard=True),
-]))
+(out / f"error.{rank}").write_text(error_of(corpus=sn.Corpus(corpus.pairs[rank:])))
 distributed.destroy_process_group()
 """
 
@@ -190,7 +171,7 @@ def test_two_processes_train_what_one_trains(
 
 @pytest.mark.parametrize(
     "name",
-    ["llama", "parts", "validated", "shard", "shard-tied", "experts", "shard-experts", "shard-bfloat16", "resumed"],
+    ["llama", "parts", "shard", "shard-tied", "experts", "shard-experts", "shard-bfloat16", "resumed"],
 )
 def test_both_processes_have_the_same_delta_to_the_bit(trained: Path, name: str) -> None:
     assert (trained / f"{name}.0.safetensors").read_bytes() == (trained / f"{name}.1.safetensors").read_bytes()
@@ -211,19 +192,10 @@ def test_the_base_is_sharded_and_whole_again(trained: Path, name: str) -> None:
 
 
 def test_base_in_parts_gives_what_the_whole_one_gives(trained: Path) -> None:
-    """Process 0 generates with it, and the other one has to run its part of the layers."""
     for rank in range(2):
-        whole, parts = (load_file(trained / f"{name}.{rank}.safetensors") for name in ("validated", "shard"))
+        whole, parts = (load_file(trained / f"{name}.{rank}.safetensors") for name in ("llama", "shard"))
         for key, value in whole.items():
             torch.testing.assert_close(parts[key], value, rtol=0, atol=2e-6, msg=key)
-
-
-def test_validation_is_process_0s(trained: Path) -> None:
-    for name in ("validated", "shard"):
-        assert [facts(trained, name, rank)["called"] for rank in range(2)] == [2, 0]
-        rates = json.loads((trained / f"{name}.1.json").read_text())["rates"]
-        assert [step for step, _, _ in rates] == [2, 4]
-        assert [refused for _, _, refused in rates] == [0.5, 0.5]
 
 
 def test_two_processes_resume_and_tidy_up(trained: Path) -> None:
@@ -234,6 +206,5 @@ def test_two_processes_resume_and_tidy_up(trained: Path) -> None:
 
 def test_what_fails_in_one_fails_in_both(trained: Path) -> None:
     for rank in range(2):
-        different, *judged = json.loads((trained / f"errors.{rank}.json").read_text())
-        assert "different models, neurons, corpora or training options" in different
-        assert ["The judge is gone." in said for said in judged] == [True, True]
+        said = (trained / f"error.{rank}").read_text()
+        assert "different models, neurons, corpora or training options" in said

@@ -56,7 +56,10 @@ TrustArgument = Annotated[
 ]
 ProfileArgument = Annotated[
     Profile | None,
-    Parameter(help="quick: fewer prompts and less training, for a first look. Default: the full run."),
+    Parameter(
+        help="quick: fewer prompts and less training, for a first look. paper: the paper's method as printed. "
+        "paper-released: as the code of its authors does it. Default: our own recipe."
+    ),
 ]
 RunFolderArgument = Annotated[Path, Parameter(help="The run's folder.")]
 
@@ -68,7 +71,7 @@ COMMON = (
     *("calibrate.alpha_conformity", "calibrate.alpha_rejection"),
     *("calibrate.prompt_positions", "calibrate.generated_tokens"),
     *("guard.percent", "guard.false_positive_rate", "guard.alpha"),
-    *("tune.corpus", "tune.refusals", "tune.learning_rate", "tune.epochs", "tune.kl", "tune.patience"),
+    *("tune.corpus", "tune.refusals", "tune.learning_rate", "tune.epochs", "tune.kl", "tune.max_over_refusal"),
     *("evaluate.attacks", "evaluate.defenses", "evaluate.judges", "evaluate.on", "evaluate.prompts"),
     *("evaluate.utility", "evaluate.tasks"),
 )

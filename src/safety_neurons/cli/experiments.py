@@ -1,4 +1,4 @@
-"""The commands of `experiment`: dose-response, search, adaptive, lengths, scores."""
+"""The commands of `experiment`: dose-response, search, adaptive, lengths, seeds, scores."""
 
 from pathlib import Path
 from typing import Annotated
@@ -164,6 +164,51 @@ def lengths(
         compare_lengths, run_dir, settings=settings, config=config, tokens=tokens or TOKENS, requests=requests
     )
     print_results(results, run_dir, "lengths")
+
+
+@experiment.command(**shows(*GENERAL, "tune.learning_rate", "evaluate.attacks", "evaluate.on", "evaluate.judges"))
+def seeds(
+    run_dir: RunFolderArgument,
+    *,
+    seeds: Count = 5,
+    with_random: Annotated[bool, Parameter(negative=())] = False,
+    budgets: list[str] | None = None,
+    config: ConfigArgument = None,
+    settings: SettingsArgument = None,
+) -> None:
+    """Repeat corpus, tuning and evaluation with several seeds: mean, spread between trainings, found against random.
+
+    The run itself is the first training; it is tuned first if necessary. Each further training takes about as long as
+    the run's. Trained deltas are kept in the folder `seeds`: an interrupted experiment resumes, and one with more seeds
+    adds to the earlier one. Intervals are for other requests and other trainings.
+
+    For example:
+
+        safety-neurons experiment seeds runs/demo
+        safety-neurons experiment seeds runs/demo --seeds 3 --with-random --budgets 0.1:2e-3 0.5:1e-3 2:3e-4
+        safety-neurons experiment seeds runs/demo --evaluate.on jailbreakbench:alpaca:xstest-safe
+
+    Parameters
+    ----------
+    seeds
+        Number of trainings of each kind. The spread needs at least 2.
+    with_random
+        Also tune as many random neurons of the same layers, other ones for each seed, on the same corpora.
+    budgets
+        PERCENT:RATE, sizes of the neuron sets in percent, each with its learning rate. Default: the run's own.
+    """
+    from safety_neurons.experiments.seeds import Budget, repeat_tuning
+
+    results = perform(
+        repeat_tuning,
+        run_dir,
+        settings=settings,
+        config=config,
+        seeds=seeds,
+        with_random=with_random,
+        budgets=[Budget.read(one) for one in budgets or ()],
+    )
+    print_results(results, run_dir, "seeds")
 
 
 @experiment.command(**shows("model", "harmful", "benign", *GENERAL, "find.prompts"))

@@ -53,6 +53,7 @@ def run(
 
         safety-neurons run
         safety-neurons run --profile quick
+        safety-neurons run --profile paper --model vicuna-7b-v1.5 --out runs/paper
         safety-neurons run --model qwen3-0.6b --out runs/qwen3 --seed 1
         safety-neurons run --harmful advbench --benign alpaca --data-dir my-copies
     """
@@ -67,6 +68,7 @@ def _run_until(
     results = perform(run, out, settings=settings, config=config, profile=profile, until=stage)
     parts: dict[str, tuple[Part, ...]] = {
         "calibrate": ("calibration",),
+        "tune": ("selection",),
         "evaluate": ("before_after", "evaluation"),
         "report": ("calibration", "before_after"),
     }
@@ -107,23 +109,26 @@ def tune(
     *,
     auto: bool = False,
     trials: Count | None = None,
-    max_over_refusal: float | None = None,
     scores: list[str] | None = None,
     config: ConfigArgument = None,
     settings: SettingsArgument = None,
 ) -> None:
     """Fine-tune only the safety neurons on the model's own refusals and benign answers.
 
+    Then select, on validation prompts, the pass over the corpus and the scale of the change: the least attack success
+    with no set of safe prompts refused more than before plus --tune.max-over-refusal.
+
     With --auto, the score, the budget, the learning rate and the mix of the corpus are searched on the run's validation
-    prompts for the Pareto front of attack success, over-refusal and KL divergence. The run is then tuned with the knee
-    of the front, or the best trial within --max-over-refusal. An interrupted search resumes.
+    prompts. The run is then tuned with the settings of the trial that has the least attack success within
+    --tune.max-over-refusal. An interrupted search resumes.
     Runs missing prerequisite stages first.
 
     For example:
 
         safety-neurons tune runs/demo --tune.learning-rate 5e-4
         safety-neurons tune runs/demo --tune.corpus my-pairs.jsonl
-        safety-neurons tune runs/demo --auto --max-over-refusal 0.02
+        safety-neurons tune runs/demo --tune.max-over-refusal 0.01
+        safety-neurons tune runs/demo --auto --trials 6
 
     Parameters
     ----------
@@ -131,14 +136,12 @@ def tune(
         Search the settings instead of using the run's own.
     trials
         Number of trials with --auto; the first has the run's own settings. Default: 12.
-    max_over_refusal
-        With --auto: maximum fraction of safe validation requests that tuning may make the model refuse.
     scores
         Neuron scores to try with --auto. Default: gradient and write-contrast.
     """
     if not auto:
-        if any(option is not None for option in (trials, max_over_refusal, scores)):
-            raise SafetyNeuronsError("--trials, --max-over-refusal and --scores configure the search: add --auto.")
+        if any(option is not None for option in (trials, scores)):
+            raise SafetyNeuronsError("--trials and --scores configure the search: add --auto.")
         _run_until("tune", run_dir, settings, config)
         return
     from safety_neurons.experiments.auto_tune import SCORES, TRIALS, Space, auto_tune
@@ -150,7 +153,6 @@ def tune(
         config=config,
         trials=trials or TRIALS,
         space=Space(tuple(scores or SCORES)),
-        max_over_refusal=max_over_refusal,
     )
     print_results(results, run_dir, "auto")
 

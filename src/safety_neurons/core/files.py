@@ -20,7 +20,9 @@ from safety_neurons.core.temporary import temporary_path
 
 # The largest text file that is read.
 MOST_BYTES = 1 << 30
-# A larger file of tensors is dense, or not what its name says.
+# The largest file of any kind that is opened.
+MOST_BYTES_OF_WEIGHTS = 1 << 42
+# A larger file is dense, or not what its name says.
 _MAY_BE_SPARSE = 1 << 26
 # The largest JSON file that is read whole: many times what a run writes. Python's objects take 30 times its bytes.
 MOST_JSON_BYTES = 64 << 20
@@ -151,7 +153,7 @@ def open_regular(path: Path, advice: str = ADVICE, limit: int = MOST_BYTES) -> I
         advice: what the user can do about it; ends the error message.
 
     Raises:
-        SafetyNeuronsError: the file is missing, unreadable, too large, or a folder, pipe or device.
+        SafetyNeuronsError: the file is missing, unreadable, too large, full of holes, or a folder, pipe or device.
     """
     if "\0" in str(path):
         raise SafetyNeuronsError(f"No file has a name with a NUL byte, as in {str(path)!r}. {advice}")
@@ -161,19 +163,27 @@ def open_regular(path: Path, advice: str = ADVICE, limit: int = MOST_BYTES) -> I
             raise SafetyNeuronsError(f"{path} is not a regular file but a pipe, socket or device. {advice}")
         if found.st_size > limit:
             raise SafetyNeuronsError(f"{path} has {found.st_size:,} bytes; at most {limit:,} are read. {advice}")
+        if found.st_size > _MAY_BE_SPARSE and (stored := _on_disk(file, found)) < found.st_size / 16:
+            raise SafetyNeuronsError(
+                f"{path} says that it has {found.st_size:,} bytes, and {stored:,} of them are on the disk: it is a "
+                f"file of holes, which are read as zeros. {advice}"
+            )
         yield file
 
 
-def refuse_holes(path: Path, advice: str = ADVICE) -> None:
-    """Raise SafetyNeuronsError for a large file that has next to nothing on the disk: it would be read as zeros."""
-    with read_errors(path, advice):
-        found = path.stat()
-    stored = getattr(found, "st_blocks", 0) * 512
-    if found.st_size > _MAY_BE_SPARSE and 0 < stored < found.st_size / 16:
-        raise SafetyNeuronsError(
-            f"{path} says that it has {found.st_size:,} bytes, and {stored:,} of them are on the disk: it is a file of "
-            f"holes. {advice}"
-        )
+def _on_disk(file: BufferedReader, found: os.stat_result) -> int:
+    """The number of bytes that are stored of a file, where the system knows it; else all of them."""
+    if stored := getattr(found, "st_blocks", 0) * 512:
+        return int(stored)
+    # Nothing is stored, or this file system does not count blocks.
+    if hasattr(os, "SEEK_DATA"):
+        try:
+            os.lseek(file.fileno(), 0, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return 0
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+    return found.st_size
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -292,13 +302,16 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, advice: str = ADVICE) -> str:
     """Content hash of a file: its SHA-256 in hexadecimal.
+
+    Args:
+        advice: what the user can do about a file that cannot be read.
 
     Raises:
         SafetyNeuronsError: the file cannot be read, or is not a regular one.
     """
-    with open_regular(path, limit=1 << 42) as file:
+    with open_regular(path, advice, MOST_BYTES_OF_WEIGHTS) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

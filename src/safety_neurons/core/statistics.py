@@ -73,7 +73,7 @@ def share(outcomes: Sequence[bool | None]) -> Rate:
     unscored = len(outcomes) - len(scored)
     if not scored:
         return Rate(None, None, None, 0, unscored)
-    return Rate(sum(scored) / len(scored), *_wilson(sum(scored), len(scored)), len(scored), unscored)
+    return Rate(sum(scored) / len(scored), *wilson(sum(scored), len(scored)), len(scored), unscored)
 
 
 def mean(values: Sequence[float | None], seed: int, bounds: tuple[float, float] | None = None) -> Rate:
@@ -91,11 +91,11 @@ def mean(values: Sequence[float | None], seed: int, bounds: tuple[float, float] 
     value = float(scored.mean())
     if bounds is not None and numpy.ptp(scored) == 0:
         smallest, largest = bounds
-        half = (largest - smallest) * _wilson(0, n)[1]
+        half = (largest - smallest) * wilson(0, n)[1]
         return Rate(value, max(smallest, value - half), min(largest, value + half), n, unscored)
     if n < 2:
         return Rate(value, None, None, 1, unscored)
-    low, high = percentile_interval(scored[_resampled_indices(n, seed)].mean(axis=1))
+    low, high = percentile_interval(scored[resampled_indices(n, seed)].mean(axis=1))
     return Rate(value, min(low, value), max(high, value), n, unscored)
 
 
@@ -105,16 +105,16 @@ def mean_rate(groups: VerdictGroups, counted: Verdict, seed: int) -> Rate:
     The interval is a percentile bootstrap over requests, because answers to one request under several attacks are not
     independent. If all verdicts agree, it is the Wilson interval for the number of requests.
     """
-    hits, scored = _hits(groups, counted)
+    hits, scored = hits_of(groups, counted)
     n, unscored = int(scored.sum()), sum(verdict == "unscored" for group in groups for verdict in group)
     if not scored.any(axis=1).all():
         return Rate(None, None, None, n, unscored)
-    value = float(_group_rates(hits, scored).mean())
+    value = float(group_rates(hits, scored).mean())
     requests = int(scored.any(axis=0).sum())
     if value in (0.0, 1.0) or requests < 2:
-        low, high = _wilson(round(value * requests), requests)
+        low, high = wilson(round(value * requests), requests)
     else:
-        low, high = percentile_interval(_resampled_means(hits, scored, _resampled_indices(hits.shape[1], seed)))
+        low, high = percentile_interval(resampled_means(hits, scored, resampled_indices(hits.shape[1], seed)))
     return Rate(value, min(low, value), max(high, value), n, unscored)
 
 
@@ -132,15 +132,15 @@ def paired_difference(one: VerdictGroups, other: VerdictGroups, counted: Verdict
 
     if len({len(group) for group in (*one, *other)}) != 1:
         raise ValueError("All groups must hold the same requests.")
-    sides = [_hits(groups, counted) for groups in (one, other)]
+    sides = [hits_of(groups, counted) for groups in (one, other)]
     if not all(scored.any(axis=1).all() for _, scored in sides):
         return Difference(None, None, None)
-    first, second = (float(_group_rates(hits, scored).mean()) for hits, scored in sides)
+    first, second = (float(group_rates(hits, scored).mean()) for hits, scored in sides)
     value = first - second
-    drawn = _resampled_indices(len(one[0]), seed)
-    resampled = _resampled_means(*sides[0], drawn) - _resampled_means(*sides[1], drawn)
+    drawn = resampled_indices(len(one[0]), seed)
+    resampled = resampled_means(*sides[0], drawn) - resampled_means(*sides[1], drawn)
     if numpy.ptp(resampled) < 1e-12:
-        half = _wilson(0, int((sides[0][1].any(axis=0) | sides[1][1].any(axis=0)).sum()))[1]
+        half = wilson(0, int((sides[0][1].any(axis=0) | sides[1][1].any(axis=0)).sum()))[1]
         return Difference(value, max(-1.0, value - half), min(1.0, value + half))
     low, high = percentile_interval(resampled)
     return Difference(value, min(low, value), max(high, value))
@@ -154,14 +154,15 @@ def percentile_interval(samples: "Sequence[float] | Array") -> tuple[float, floa
     return float(low), float(high)
 
 
-def _wilson(hits: int, n: int) -> tuple[float, float]:
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval (1927) for `hits` of n."""
     from scipy.stats import binomtest
 
     interval = binomtest(hits, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def _hits(groups: VerdictGroups, counted: Verdict) -> tuple[Array, Array]:
+def hits_of(groups: VerdictGroups, counted: Verdict) -> tuple[Array, Array]:
     """Float [groups, requests]: 1 where the verdict is `counted`, and 1 where the answer is scored."""
     import numpy
 
@@ -170,25 +171,26 @@ def _hits(groups: VerdictGroups, counted: Verdict) -> tuple[Array, Array]:
     return hits, scored
 
 
-def _group_rates(hits: Array, scored: Array) -> Array:
+def group_rates(hits: Array, scored: Array) -> Array:
+    """The rate of each group, from `hits_of`: [groups]."""
     return hits.sum(axis=1) / scored.sum(axis=1)
 
 
-def _resampled_indices(n: int, seed: int) -> Array:
+def resampled_indices(n: int, seed: int) -> Array:
     """The indices of each bootstrap sample: [resamples, n]."""
     import numpy
 
     return numpy.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
 
 
-def _resampled_means(hits: Array, scored: Array, drawn: Array) -> Array:
+def resampled_means(hits: Array, scored: Array, drawn: Array) -> Array:
     """The mean rate over the groups in each bootstrap sample: [resamples]."""
     import numpy
 
     counts = scored[:, drawn].sum(axis=2)
     # A group without a scored answer in a sample keeps its overall rate.
     rates = hits[:, drawn].sum(axis=2) / counts.clip(min=1)
-    return numpy.where(counts > 0, rates, _group_rates(hits, scored)[:, None]).mean(axis=0)
+    return numpy.where(counts > 0, rates, group_rates(hits, scored)[:, None]).mean(axis=0)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:

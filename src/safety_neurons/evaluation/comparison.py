@@ -1,5 +1,6 @@
 """Two evaluations on the same requests: what differs between them, by how much, and on which requests."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.fields import Section
 from safety_neurons.core.files import exists, read_json
+from safety_neurons.core.folders import check_entries
 from safety_neurons.core.plugins import unknown_name
 from safety_neurons.core.records import first_problem
 from safety_neurons.core.statistics import Verdict, VerdictsById, by_request, compare_verdicts, holm
@@ -92,6 +94,10 @@ class _Cell(Section):
         return self
 
 
+# What is checked to be a regular file before it is read, and the folders below it: none.
+_FILES, _FOLDERS = re.compile(r"(evaluation|results)\.json"), re.compile(r"(?!)")
+
+
 class _Evaluation(Section):
     """What a comparison needs of an evaluation."""
 
@@ -101,6 +107,7 @@ class _Evaluation(Section):
 
 
 def _read(path: Path) -> _Evaluation:
+    check_entries(path, _FILES, _FOLDERS)
     for file in (path / "evaluation.json", path / "results.json"):
         if not exists(file):
             continue
@@ -118,7 +125,10 @@ def _read(path: Path) -> _Evaluation:
         except ValidationError as error:
             raise SafetyNeuronsError(f"The evaluation in {file} is damaged: {first_problem(error)}. {again}") from error
     own = exists(path / "run.json")
-    raise SafetyNeuronsError(f"{path} holds no evaluation. Make one, or correct the folder: {_command(path, own)}")
+    raise SafetyNeuronsError(
+        f"{path} holds no evaluation, neither in evaluation.json nor in results.json. Make one, or correct the folder: "
+        f"{_command(path, own)}"
+    )
 
 
 def _command(path: Path, own: bool) -> str:

@@ -33,8 +33,11 @@ class EvaluationConfig(Config):
     """Measure the answers to ordinary prompts under each defense, and how far the model moved (KL, perplexity)."""
     tasks: tuple[str, ...] = ()
     """Tasks of the LM Evaluation Harness to run under each defense that changes the model."""
+    gsm8k: Path | None = None
+    """A file with problems of GSM8K (`question`, `answer`) to solve under each defense: exact match, and the difference
+    from no defense."""
     task_limit: int | None = Field(None, ge=1)
-    """Maximum number of documents per task."""
+    """Maximum number of documents per task, and of problems of GSM8K."""
     task_folder: Path | None = None
     """A folder with tasks of your own."""
     preference_judge: str | None = None

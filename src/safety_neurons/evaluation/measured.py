@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from safety_neurons.core.fields import Count, Mean, Measured, Number, Positive, Section, one_of
+from safety_neurons.core.fields import Change, Count, Mean, Measured, Number, Positive, Section, one_of
 
 
 class Timing(Section):
@@ -38,6 +38,14 @@ class Tasks(Section):
     results: dict[str, TaskMetrics]
 
 
+class MathProblems(Section):
+    """Problems of GSM8K under a defense; `difference` is from no defense, on the same problems."""
+
+    exact_match: Measured
+    cut_off: Measured
+    difference: Change | None
+
+
 class PreferenceCounts(Section):
     rate: Measured
     wins: Count
@@ -59,4 +67,4 @@ class Preferences(Section):
 
 
 # What one of the measures found.
-MeasuredDefense = Annotated[dict[str, Any], one_of(Timing, Ordinary, Tasks, Preferences)]
+MeasuredDefense = Annotated[dict[str, Any], one_of(Timing, Ordinary, Tasks, MathProblems, Preferences)]

@@ -16,6 +16,7 @@ from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defense, get
 from safety_neurons.evaluation.measured import MeasuredDefense
 from safety_neurons.evaluation.summary import UNDEFENDED
+from safety_neurons.evaluation.utility.gsm8k import SOLUTION_TOKENS, Solutions, read_problems, solve
 from safety_neurons.evaluation.utility.lm_eval import lm_eval
 from safety_neurons.evaluation.utility.ordinary import BaseAnswers, read_base_answers, utility
 from safety_neurons.evaluation.utility.overhead import overhead
@@ -30,7 +31,7 @@ from safety_neurons.evaluation.utility.preferences import (
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.identity import path_identity
 
-MEASURES = ("overhead", "utility", "tasks", "preferences")
+MEASURES = ("overhead", "utility", "tasks", "gsm8k", "preferences")
 # Measures that compare a defense with none.
 _RELATIVE = ("overhead", "preferences")
 # The time of an answer hardly depends on the prompt; each is answered alone, in every round.
@@ -47,8 +48,12 @@ class CachedMeasure(Line):
 
 def check_measures(config: EvaluationConfig) -> None:
     """Raise SafetyNeuronsError where an option has no effect, is not permitted, or names what cannot be used."""
-    if not config.tasks and (config.task_limit is not None or config.task_folder is not None):
-        raise SafetyNeuronsError("task_limit and task_folder belong to tasks: set evaluate.tasks, too.")
+    if not config.tasks and config.task_folder is not None:
+        raise SafetyNeuronsError("task_folder belongs to tasks: set evaluate.tasks, too.")
+    if not config.tasks and config.gsm8k is None and config.task_limit is not None:
+        raise SafetyNeuronsError("task_limit belongs to tasks and gsm8k: set evaluate.tasks or evaluate.gsm8k, too.")
+    if config.gsm8k is not None:
+        read_problems(config.gsm8k)
     if config.task_folder is not None and only_recorded(config.task_folder):
         raise SafetyNeuronsError(
             f"The settings of this run name a folder of tasks, {config.task_folder}, and tasks can execute code. If "
@@ -74,6 +79,7 @@ def measures(
     cache = JsonlCache.read(None if context.folder is None else context.folder / "measures.jsonl", CachedMeasure)
     undefended: list[BaseAnswers] = []
     plain: list[list[Dialogue]] = []
+    unaided: list[Solutions] = []
 
     def base() -> BaseAnswers | None:
         if context.engine.model is not None and not undefended:
@@ -84,6 +90,11 @@ def measures(
         if not plain:
             plain.append(_dialogues(config, context, get(UNDEFENDED)))
         return plain[0]
+
+    def solutions() -> Solutions:
+        if not unaided:
+            unaided.append(_solutions(config, context, get(UNDEFENDED)))
+        return unaided[0]
 
     # By name: whether a measure is wanted, what it depends on besides the context, and how it is made.
     known: dict[str, tuple[bool, list[Any], Callable[[Defense], dict[str, Any]]]] = {
@@ -97,6 +108,11 @@ def measures(
             bool(config.tasks),
             [config.tasks, config.task_limit, path_identity(config.task_folder)],
             lambda defense: _tasks(config, context, defense),
+        ),
+        "gsm8k": (
+            config.gsm8k is not None,
+            [None if config.gsm8k is None else file_sha256(config.gsm8k), config.task_limit, SOLUTION_TOKENS],
+            lambda defense: _gsm8k(config, context, defense, solutions()),
         ),
         "preferences": (
             config.preference_judge is not None,
@@ -157,6 +173,22 @@ def _tasks(config: EvaluationConfig, context: EvaluationContext, defense: Defens
             seed=context.seed,
         )
     return {"results": {name: asdict(result) for name, result in results.items()}}
+
+
+def _gsm8k(config: EvaluationConfig, context: EvaluationContext, defense: Defense, base: Solutions) -> dict[str, Any]:
+    is_base = defense.name == UNDEFENDED
+    found = base if is_base else _solutions(config, context, defense)
+    return {
+        "exact_match": asdict(found.exact_match),
+        "cut_off": asdict(found.cut_off),
+        "difference": None if is_base else asdict(found.difference(base, context.seed)),
+    }
+
+
+def _solutions(config: EvaluationConfig, context: EvaluationContext, defense: Defense) -> Solutions:
+    assert config.gsm8k is not None
+    with opened(defense, replace(context, answer_tokens=SOLUTION_TOKENS)) as defended:
+        return solve(defended, read_problems(config.gsm8k)[: config.task_limit])
 
 
 def _preferences(

@@ -1,7 +1,7 @@
 """`auto_tune`: search budget, score, learning rate and data mix for the best trade-off, and tune the run with it.
 
-The objectives are attack success, over-refusal and KL divergence on the validation prompts. The user's limit of
-over-refusal, or the knee of the Pareto front, selects the trial.
+The objectives are attack success, over-refusal and KL divergence on the validation prompts, after pass and scale were
+selected. The margin of over-refusal that selects these (tune.max_over_refusal) also selects the trial.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,30 +9,29 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy
 import optuna
 from pydantic import AfterValidator, JsonValue
 
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.fields import Number
 from safety_neurons.core.files import fingerprint
-from safety_neurons.core.numerals import rounded_up
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.core.trust import trusted
 from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
-from safety_neurons.report.results import RunResults
+from safety_neurons.report.results import RunResults, read_results
+from safety_neurons.report.scale_curve import ScaleCurve, over_refusal
 from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.folder import RunFolder, merged_settings, overridden, stage_fingerprints
 from safety_neurons.runs.opened import keep_section, opened
-from safety_neurons.runs.validation import Validator
+from safety_neurons.runs.selection import select_delta
+from safety_neurons.runs.validation import Validation, Validator
 from safety_neurons.settings import Settings
 from safety_neurons.tuning.batches import training_steps
-from safety_neurons.tuning.config import Validation
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.safetune import tune
 
@@ -110,7 +109,6 @@ def auto_tune(
     *,
     trials: int = TRIALS,
     space: Space | None = None,
-    max_over_refusal: float | None = None,
     listener: Listener | None = None,
     command: str = "",
 ) -> RunResults:
@@ -123,19 +121,14 @@ def auto_tune(
 
     Args:
         given: settings that override the run's own.
-        max_over_refusal: choose the trial with the least attack success among those with at most this over-refusal.
-            Default: the knee of the Pareto front.
 
     Raises:
-        SafetyNeuronsError: bad input, no trial that can be trained or is within the limit, or a failure that the
-            message explains.
+        SafetyNeuronsError: bad input, no trial that can be trained, or a failure that the message explains.
     """
     if trials < 1:
         raise SafetyNeuronsError(f"A search needs at least one trial, not {trials}.")
-    if max_over_refusal is not None and not 0 <= max_over_refusal <= 1:
-        raise SafetyNeuronsError(f"max_over_refusal must be a share from 0 to 1, not {max_over_refusal}.")
     with RunFolder(path).held():
-        return _auto_tune(path, given or {}, trials, space or Space(), max_over_refusal, listener, command)
+        return _auto_tune(path, given or {}, trials, space or Space(), listener, command)
 
 
 def _auto_tune(
@@ -143,30 +136,34 @@ def _auto_tune(
     given: Mapping[str, Any],
     trials: int,
     space: Space,
-    max_over_refusal: float | None,
     listener: Listener | None,
     command: str,
 ) -> RunResults:
     start = _from_the_start(RunFolder(path), given)
     with opened(path, start, listener, command, uses=("find", "tune")) as context:
-        validator = Validator.open(context)
-        before = validator.measure_base()
-        tried = _search(context, validator, space, trials)
+        if not context.settings.tune.select:
+            raise SafetyNeuronsError("A search compares its trials on validation prompts: switch tune.select on.")
+        margin = context.settings.tune.max_over_refusal
+        tried = _search(context, space, trials)
     if not tried:
         raise SafetyNeuronsError(
             f"None of the {trials} trials could be trained. Raise trials, or lower tune.learning_rate."
         )
-    chosen = choose(tried, max_over_refusal)
+    chosen = choose(tried, margin)
     # What was given holds for the trials and for what they lead to.
     final = overridden(given, nested(chosen.settings))
     with opened(path, final, listener, command, until="tune", is_told=True) as context:
-        after = _measure(context, Validator.open(context), load_delta(context.folder))
+        training = read_results(context.folder.results).training
+        curve = training.scale_curve if training else None
+        assert curve is not None
+        assert curve.base.attack_success is not None
+        after = _objectives(context, load_delta(context.folder), curve)
         section = {
-            "base": asdict(before),
+            "base": {"attack_success": curve.base.attack_success.value, "over_refusal": 0.0},
             "trials": [asdict(trial) for trial in tried],
             "left_out": trials - len(tried),
             "front": [trial.number for trial in front(tried)],
-            "max_over_refusal": max_over_refusal,
+            "max_over_refusal": margin,
             "chosen": chosen.number,
             "tuned": asdict(after),
         }
@@ -183,29 +180,13 @@ def _dominates(one: Trial, other: Trial) -> bool:
     return all(mine <= theirs for mine, theirs in pairs) and any(mine < theirs for mine, theirs in pairs)
 
 
-def choose(trials: Sequence[Trial], max_over_refusal: float | None = None) -> Trial:
-    """The trial with the least attack success within the limit of over-refusal; without a limit, the front's knee.
+def choose(trials: Sequence[Trial], max_over_refusal: float) -> Trial:
+    """The trial with the least attack success within the margin of over-refusal; without any, the nearest to it."""
 
-    The knee is the trial of the front nearest to the ideal point, after scaling each objective to its range on the
-    front.
+    def harm(trial: Trial) -> tuple[float, ...]:
+        return max(0.0, round(trial.objectives.over_refusal - max_over_refusal, 9)), *astuple(trial.objectives)
 
-    Raises:
-        SafetyNeuronsError: no trial is within the limit.
-    """
-    if max_over_refusal is not None:
-        within = [trial for trial in trials if trial.objectives.over_refusal <= max_over_refusal]
-        if not within:
-            least = min(trial.objectives.over_refusal for trial in trials)
-            raise SafetyNeuronsError(
-                f"No trial keeps over-refusal at {max_over_refusal:.1%} or below; the least is {least:.1%}. Raise "
-                f"max_over_refusal to {rounded_up(least)}, or raise trials."
-            )
-        return min(within, key=lambda trial: astuple(trial.objectives))
-    best = front(trials)
-    values = numpy.array([astuple(trial.objectives) for trial in best])
-    low, span = values.min(axis=0), numpy.ptp(values, axis=0)
-    distances = numpy.linalg.norm((values - low) / numpy.where(span > 0, span, 1.0), axis=1)
-    return best[int(distances.argmin())]
+    return min(trials, key=harm)
 
 
 def own_settings(settings: Settings) -> dict[str, Any]:
@@ -242,7 +223,12 @@ def _from_the_start(folder: RunFolder, given: Mapping[str, Any]) -> dict[str, An
     return overridden(given, nested(starts[-1])) if starts else dict(given)
 
 
-def _search(context: RunContext, validator: Validator, space: Space, trials: int) -> list[Trial]:
+def _search(context: RunContext, space: Space, trials: int) -> list[Trial]:
+    if context.settings.tune.percent is not None:
+        raise SafetyNeuronsError(
+            "The search chooses which neurons to tune (find.percent), and tune.percent names others. Omit "
+            "tune.percent, or search in a run without it."
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Sequential and in memory: a killed search is replayed from the cached objectives.
     sampler = optuna.samplers.TPESampler(seed=context.settings.seed, n_startup_trials=max(4, trials // 3))
@@ -260,7 +246,7 @@ def _search(context: RunContext, validator: Validator, space: Space, trials: int
                 context.engine.identity, inputs, context.settings.evaluate.answer_tokens, number, settings
             )
             if key not in cached.entries:
-                found = _try(context, validator, settings, scored)
+                found = _try(context, settings, scored)
                 cached.add(CachedTrial(key=key, start=start, settings=settings, objectives=found))
             objectives = cached.entries[key].objectives
             if objectives is None:
@@ -284,10 +270,8 @@ def _suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     }
 
 
-def _try(
-    context: RunContext, validator: Validator, chosen: Mapping[str, Any], scored: dict[str, ScoredNeurons]
-) -> Objectives | None:
-    """Tune with these settings; None if the trial finds no neurons or diverges.
+def _try(context: RunContext, chosen: Mapping[str, Any], scored: dict[str, ScoredNeurons]) -> Objectives | None:
+    """Tune with these settings, and select pass and scale as in a run; None if the trial finds no neurons or diverges.
 
     All trials train on refusals made with the run's own neurons, so that these are generated once.
     """
@@ -301,20 +285,21 @@ def _try(
         return None
     corpus = corpus_of(context, settings.tune)
     steps = training_steps(corpus, settings.tune.batch_size, settings.tune.epochs)
-    validate = None if settings.tune.patience is None else validator.measure
     with context.listener.task(f"tuning {len(neurons):,} neurons ({name})", steps) as advance:
         try:
-            delta = tune(
-                context.model, neurons, corpus, settings.tune, seed=settings.seed, validate=validate, advance=advance
-            )
+            trained = tune(context.model, neurons, corpus, settings.tune, seed=settings.seed, advance=advance)
         except DivergedError as error:
             context.listener.say(f"A trial is left out. {error}")
             return None
-    return _measure(context, validator, delta)
+    delta, curve = select_delta(context, trained, settings.tune)
+    assert curve is not None
+    return _objectives(context, delta, curve)
 
 
-def _measure(context: RunContext, validator: Validator, delta: NeuronDelta) -> Objectives:
+def _objectives(context: RunContext, delta: NeuronDelta, curve: ScaleCurve) -> Objectives:
+    """Those of the selected pass and scale; refusing less than the base model is no over-refusal."""
+    validator = Validator.open(context, context.settings.tune.validation_prompts)
     divergence = validator.kl_divergence(lambda: delta.apply(context.model))
-    with delta.apply(context.model):
-        found = validator.measure_tuned(delta.digest)
-    return Objectives(found.attack_success, found.over_refusal, divergence)
+    attacks = curve.selection.attack_success
+    assert attacks is not None
+    return Objectives(attacks.value or 0.0, max(0.0, over_refusal(curve.selection, curve.base)), divergence)

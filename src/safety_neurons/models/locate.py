@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import disk_errors, file_sha256, refuse_holes
+from safety_neurons.core.files import disk_errors, file_sha256
 from safety_neurons.core.plugins import did_you_mean, listed
 from safety_neurons.core.progress import Listener, Silence
 from safety_neurons.core.temporary import temporary_path
@@ -256,8 +256,7 @@ def unpack_gguf(path: Path, listener: Listener = Silence()) -> tuple[Path, str]:
     parts = gguf_parts(path)
     for part in parts:
         check_not_pointer(part)
-        refuse_holes(part, GET_AGAIN)
-    sums = [file_sha256(part) for part in parts]
+    sums = [file_sha256(part, GET_AGAIN) for part in parts]
     sha256 = sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
     folder = model_folder(sha256)
     if not is_unpacked(folder):

@@ -11,6 +11,16 @@ VICUNA_TEMPLATE = (
     " ASSISTANT: {{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
+# The format of the QLoRA paper's Guanaco models; their tokenizers have no template. The line breaks are expressions,
+# because those that follow a block are dropped.
+GUANACO_TEMPLATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions.{% endif %}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '\\n### Human: ' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '\\n### Assistant: ' + message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\\n### Assistant:' }}{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,8 @@ PRESETS: dict[str, Preset] = {
         Preset("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", 0.135, "Apache-2.0", package=SMOLLM2_PACKAGE),
         Preset("llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf", 6.7, "Llama 2", gated=True),
         Preset("vicuna-7b-v1.5", "lmsys/vicuna-7b-v1.5", 6.7, "Llama 2", chat_template=VICUNA_TEMPLATE),
+        Preset("guanaco-13b", "TheBloke/guanaco-13B-HF", 13.0, "LLaMA, non-commercial", chat_template=GUANACO_TEMPLATE),
+        Preset("llama-3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", 8.0, "Llama 3", gated=True),
         Preset("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", 8.0, "Llama 3.1", gated=True),
         Preset("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", 1.2, "Llama 3.2", gated=True),
         Preset("llama-3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", 3.2, "Llama 3.2", gated=True),

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import refuse_holes
+from safety_neurons.core.files import MOST_BYTES_OF_WEIGHTS, open_regular
 from safety_neurons.models.hub import GET_AGAIN
 
 
@@ -30,7 +30,8 @@ def stored_sizes(paths: Sequence[Path]) -> StoredSizes:
     """
     tensors = values = size = largest = 0
     for path in paths:
-        refuse_holes(path, GET_AGAIN)
+        with open_regular(path, GET_AGAIN, MOST_BYTES_OF_WEIGHTS):
+            pass
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118

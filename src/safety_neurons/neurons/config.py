@@ -19,9 +19,9 @@ class FindConfig(Config):
     """Budget, in percent of the neurons."""
     scope: Literal["layer", "model"] | None = None
     """Spend the budget per layer or over the whole model. Default: the score's own scope."""
-    selection: Literal["difference", "none"] = "difference"
-    """difference: the top neurons on harmful prompts minus those on benign ones, and the reverse. none: the top on
-    harmful prompts alone."""
+    selection: Literal["difference", "rejection", "none"] = "difference"
+    """difference: the top neurons on harmful prompts minus those on benign ones, and the reverse. rejection: without
+    the reverse. none: the top on harmful prompts alone."""
     tokens: Tokens | None = None
     """Tokens whose activations count: the last of the prompt, the whole prompt, or the response. Default: the score's
     own choice."""

@@ -64,23 +64,25 @@ def select(
     """Masks of the rejection and the conformity neurons, per hook point.
 
     For scores that rank each side by itself: top-k on harmful minus top-k on benign prompts, and vice versa (the paper,
-    section 3.1). For contrastive scores: one top-k over both sides. With the selection "none": the top-k on harmful
-    prompts alone, and no conformity neurons.
+    section 3.1). For contrastive scores: one top-k over both sides. With the selection "rejection": the rejection
+    neurons of these. With "none": the top-k on harmful prompts alone. Neither has conformity neurons.
     """
     FindConfig.checked({"percent": percent, "scope": scope, "selection": selection})
     if selection == "none":
-        alone = top_percent(harmful, percent, scope, layers)
-        return alone, [torch.zeros_like(mask) for mask in alone]
-    if contrastive:
+        rejection = top_percent(harmful, percent, scope, layers)
+        conformity = [torch.zeros_like(mask) for mask in rejection]
+    elif contrastive:
         chosen = top_percent(
             [torch.maximum(*pair) for pair in zip(harmful, benign, strict=True)], percent, scope, layers
         )
         rejection = [mask & (side >= 0) for mask, side in zip(chosen, harmful, strict=True)]
         conformity = [mask & (side >= 0) for mask, side in zip(chosen, benign, strict=True)]
-        return rejection, conformity
-    top_harmful, top_benign = (top_percent(side, percent, scope, layers) for side in (harmful, benign))
-    rejection = [own & ~other for own, other in zip(top_harmful, top_benign, strict=True)]
-    conformity = [own & ~other for own, other in zip(top_benign, top_harmful, strict=True)]
+    else:
+        top_harmful, top_benign = (top_percent(side, percent, scope, layers) for side in (harmful, benign))
+        rejection = [own & ~other for own, other in zip(top_harmful, top_benign, strict=True)]
+        conformity = [own & ~other for own, other in zip(top_benign, top_harmful, strict=True)]
+    if selection == "rejection":
+        conformity = [torch.zeros_like(mask) for mask in conformity]
     return rejection, conformity
 
 

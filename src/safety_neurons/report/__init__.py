@@ -11,6 +11,7 @@ from safety_neurons.report import (
     intervention_tables,
     length_tables,
     run_tables,
+    seeds_tables,
     summary,
 )
 from safety_neurons.report.results import RunResults
@@ -19,13 +20,13 @@ __all__ = ["PARTS", "Part", "ResultTables", "RunResults", "tables_of"]
 
 # fmt: off
 Part = Literal[
-    "neurons", "words", "vocabulary", "calibration", "clouds", "training", "before_after", "dose_response", "search",
-    "guard", "auto", "adaptive", "evaluation", "lengths",
+    "neurons", "words", "vocabulary", "calibration", "clouds", "training", "selection", "before_after", "dose_response",
+    "search", "guard", "auto", "adaptive", "seeds", "evaluation", "lengths",
 ]
 # What a run's Markdown shows, in this order.
 PARTS: tuple[Part, ...] = (
-    "before_after", "calibration", "vocabulary", "clouds", "dose_response", "search", "guard", "auto", "adaptive",
-    "evaluation", "lengths",
+    "before_after", "selection", "calibration", "vocabulary", "clouds", "dose_response", "search", "guard", "auto",
+    "adaptive", "seeds", "evaluation", "lengths",
 )
 # fmt: on
 
@@ -76,6 +77,10 @@ _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
     "calibration": _plain(run_tables.calibration),
     "clouds": _plain(run_tables.clouds),
     "training": _plain(run_tables.training),
+    "selection": lambda results: ResultTables(
+        [run_tables.selection(curve) for curve in run_tables.scale_curves(results)],
+        [summary.selection(curve) for curve in run_tables.scale_curves(results)],
+    ),
     "before_after": _plain(run_tables.before_after),
     "dose_response": lambda results: _of(
         results.dose_response, experiment_tables.dose_response, experiment_tables.dose_notes
@@ -86,6 +91,7 @@ _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
     "adaptive": lambda results: _of(
         results.adaptive, lambda found: [experiment_tables.adaptive(found)], experiment_tables.adaptive_notes
     ),
+    "seeds": lambda results: _of(results.seeds, seeds_tables.seeds, seeds_tables.seeds_notes),
     "evaluation": lambda results: _of(
         results.evaluation, evaluation_tables.evaluation_tables, evaluation_tables.evaluation_notes
     ),

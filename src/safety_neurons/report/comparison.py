@@ -10,7 +10,7 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.statistics import Rate
 from safety_neurons.core.tables import Table, TableCell, words
 from safety_neurons.core.visible import visible
-from safety_neurons.report import run_tables, summary, text
+from safety_neurons.report import run_tables, seeds_tables, summary, text
 from safety_neurons.report.drawing import (
     BLUE,
     GRAY,
@@ -57,6 +57,7 @@ def comparison_tables(runs: Runs) -> list[Table]:
     read: list[tuple[str, str, Callable[[RunResults], Mapping[str, str | TableCell]]]] = [
         ("The runs", "", _overview),
         ("Before and after tuning: base → tuned", "prompts, attack", _changes),
+        ("Tuned with several seeds: base → mean over trainings", "prompts, attack", _repeated),
         ("Refused while neurons are calibrated", "prompts, calibration: neurons", _calibrations),
         ("What the neurons write: AUROC of the words, 0.5 is chance", "neurons", _vocabulary),
         ("Harmful and benign prompts told apart by activations: AUROC", "neurons", _separability),
@@ -96,6 +97,15 @@ def _changes(results: RunResults) -> dict[str, str | TableCell]:
     return {
         f"{one.prompts}, {one.attack} ({one.measure})": f"{text.rate(one.base).text} → {text.rate(one.tuned).text}"
         for one in summary.by_main_judge(results.evaluation)
+    }
+
+
+def _repeated(results: RunResults) -> dict[str, str | TableCell]:
+    group = summary.repeated(results)
+    return {
+        seeds_tables.name_of(one): f"{text.rate(one.before).text} → {text.rate(one.mean).text}, "
+        f"SD {seeds_tables.points(one.spread)}, {len(one.trainings)} trainings"
+        for one in (group.measures if group else [])
     }
 
 

@@ -187,7 +187,7 @@ def evaluation_notes(found: Evaluation) -> list[str]:
 
 
 def measures(found: Evaluation) -> list[Table]:
-    """Ordinary answers, open questions and tasks under each defense, where they were measured."""
+    """Ordinary answers, open questions, math problems and tasks under each defense, where they were measured."""
     ordinary = [
         [
             one.model,
@@ -208,6 +208,17 @@ def measures(found: Evaluation) -> list[Table]:
         ]
         for one in found.preferences[:MOST_ROWS]
     ]
+    solved = [
+        [
+            one.model,
+            one.defense,
+            text.rate(one.exact_match),
+            f"{one.exact_match.n:,}",
+            text.change(one.difference),
+            text.rate(one.cut_off),
+        ]
+        for one in found.gsm8k[:MOST_ROWS]
+    ]
     tasks = [
         [one.model, one.defense, task, name, _thousandths(metric.value), _thousandths(metric.stderr)]
         for one in found.tasks
@@ -227,6 +238,11 @@ def measures(found: Evaluation) -> list[Table]:
                 "Open questions, by the preference judge",
                 (*who, *numbers("win rate over none", "won/tied/lost/swayed/unscored", "grade of 10")),
                 preferred,
+            ),
+            Table.of(
+                "Math problems (GSM8K)",
+                (*who, *numbers("exact match", "n", "change from none", "cut off")),
+                solved,
             ),
             Table.of(
                 "Tasks of the LM Evaluation Harness",

@@ -115,9 +115,9 @@ def auto_notes(found: AutoTuning) -> list[str]:
     return [
         f"Chosen: trial {found.chosen}; the run is tuned with its settings. Neurons: share of all neurons. Rate: "
         "learning rate. Pairs: refusals of harmful requests, refusals of their matched pairs, and answers to benign "
-        "requests. KL weight: weight of the KL penalty in training. Attacks: attack success. Over-refusal: safe "
-        "requests that the base model answers and the tuned one does not. KL: to the base model on its own answers to "
-        "these, in nats per token."
+        "requests. KL weight: weight of the KL penalty in training. Attacks: attack success. Over-refusal: the largest "
+        "increase, among the sets of safe requests, in the share that is refused. KL: to the base model on its own "
+        "answers to safe requests, in nats per token."
     ]
 
 

@@ -170,6 +170,7 @@ def model_card(delta: "NeuronDelta", results: RunResults | None = None, command:
         settings=_settings(results.run.settings) if results else {},
         prompts=results.run.prompts if results else {},
         versions=results.run.versions if results else {},
+        missed=summary.missed_margin(results) if results else "",
         measured=markdown([run_tables.before_after(results)]) if results and lines else None,
         commands=[line for line in (results and results.run.command, command) if line],
     )

@@ -27,8 +27,10 @@ from safety_neurons.core.fields import (
 from safety_neurons.core.files import read_json
 from safety_neurons.core.statistics import Verdict
 from safety_neurons.core.visible import visible
-from safety_neurons.evaluation.measured import Ordinary, Preferences, Tasks, Timing
+from safety_neurons.evaluation.measured import MathProblems, Ordinary, Preferences, Tasks, Timing
 from safety_neurons.report.record import RunRecord
+from safety_neurons.report.scale_curve import ScaleCurve
+from safety_neurons.report.seeds_results import SeedsResults
 
 SCHEMA = 3
 AGAIN = "Run all stages again: answers are cached."
@@ -224,13 +226,9 @@ class ValidationRates(Section):
     over_refusal: Share
 
 
-class StepRates(ValidationRates):
-    step: Count
-
-
 class TrainingResults(Section):
     loss: list[LossStep] = []
-    validation: list[StepRates] = []
+    scale_curve: ScaleCurve | None = None
     corpus: dict[str, Count] = {}
     trainable_parameters: Count
     share_of_parameters: Share | None = None
@@ -410,7 +408,7 @@ class AutoTuning(Section):
     trials: list[TuningTrial]
     left_out: Count
     front: list[Count]
-    max_over_refusal: Share | None
+    max_over_refusal: Share
     chosen: Count
     tuned: TuningRates
 
@@ -538,6 +536,10 @@ class DefenseTasks(Tasks, _OfDefense):
     pass
 
 
+class DefenseMath(MathProblems, _OfDefense):
+    pass
+
+
 class DefensePreferences(Preferences, _OfDefense):
     pass
 
@@ -557,6 +559,7 @@ class Evaluation(Section):
     overhead: list[DefenseTime] = []
     utility: list[OrdinaryAnswers] = []
     tasks: list[DefenseTasks] = []
+    gsm8k: list[DefenseMath] = []
     preferences: list[DefensePreferences] = []
 
 
@@ -581,6 +584,7 @@ class RunResults(Section):
     adaptive: Adaptive | None = None
     lengths: AnswerLengths | None = None
     auto: AutoTuning | None = None
+    seeds: SeedsResults | None = None
 
     @property
     def shows_responses(self) -> bool:

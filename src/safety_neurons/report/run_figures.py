@@ -1,6 +1,6 @@
 """The figures of a run's stages: layers, vocabulary, calibration, training, before and after, and the grid."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,6 +13,7 @@ from safety_neurons.report.drawing import (
     GRAY,
     GREEN,
     LAYER_AXIS,
+    PURPLE,
     SHARES,
     VERMILION,
     Figure,
@@ -24,13 +25,17 @@ from safety_neurons.report.drawing import (
     mode,
     names_axis,
 )
-from safety_neurons.report.results import HARMFUL, LayerScore, MeanScore, RunResults, StepRates
+from safety_neurons.report.drawing import points as points_of
+from safety_neurons.report.results import HARMFUL, LayerScore, MeanScore, RunResults
+from safety_neurons.report.scale_curve import ScaleCurve, ValidationPoint
 from safety_neurons.report.summary import MEAN, BeforeAfter
 
 # From left to right: fewer refusals, no calibration, more refusals.
 _CONDITIONS = ("toward conformity", "none", "toward rejection")
 _MOST_POINTS = 500
 _MOST_SPOKEN = 24
+_ATTACK_LOOK = (VERMILION, "solid", "circle")
+_SAFE_LOOKS = ((BLUE, "dot", "square"), (GREEN, "dash", "diamond"), (PURPLE, "dashdot", "triangle-up"))
 _HEAT = [[0, "#fdf5ee"], [1, "#e3935a"]]
 
 
@@ -45,7 +50,7 @@ def figures(results: RunResults) -> list[Figure | None]:
         _before_after("attacks", "share of attacks that succeed", [(one.attack, one) for one in harmful]),
         _before_after("refusals", "share of harmless requests refused", [(one.prompts, one) for one in safe]),
         _loss(results),
-        _validation(results.training.validation if results.training else []),
+        *map(_scales, run_tables.scale_curves(results)),
     ]
 
 
@@ -197,38 +202,62 @@ def _loss(results: RunResults) -> Figure | None:
     )
 
 
-def _validation(seen: list[StepRates]) -> Figure | None:
-    if not seen:
-        return None
-    shown = _thinned(seen)
-    # Of equally good ones, training keeps the last.
-    best = min(reversed(seen), key=lambda entry: entry.attack_success + entry.over_refusal)
-    looks: list[tuple[str, str, tuple[str, str, str]]] = [
-        ("attack_success", "attacks succeed", (VERMILION, "solid", "circle")),
-        ("over_refusal", "over-refusal", (BLUE, "dot", "square")),
+def _scales(curve: ScaleCurve) -> Figure | None:
+    """Attack success and refusals over the scale: lines for the last pass, markers for earlier ones."""
+    last = max(point.epoch for point in curve.points)
+    points = curve.points[:_MOST_POINTS]
+    rates: list[tuple[str, Callable[[ValidationPoint], Rate | None]]] = [
+        ("attacks succeed", lambda point: point.attack_success),
+        *((f"{name} refused", _refused(name)) for name in list(curve.base.refused)[: len(_SAFE_LOOKS)]),
     ]
-    traces = [
-        line(
-            name,
-            [entry.step for entry in shown],
-            [getattr(entry, key) for entry in shown],
-            look,
-            cliponaxis=False,
-            hovertemplate=f"step %{{x}}, {name}: %{{y:.1%}}<extra></extra>",
+    traces = []
+    for (name, rate_of), look in zip(rates, (_ATTACK_LOOK, *_SAFE_LOOKS), strict=False):
+        own = [(0.0, rate_of(curve.base))]
+        own += [(point.scale, rate_of(point)) for point in points if point.epoch == last and rate_of(point)]
+        own.sort(key=lambda one: one[0])
+        earlier = [(point, rate) for point in points if point.epoch != last and (rate := rate_of(point))]
+        traces.append(
+            line(
+                text.label(name, 40),
+                [scale for scale, _ in own],
+                [rate.value for _, rate in own if rate],
+                look,
+                cliponaxis=False,
+                hovertext=[
+                    f"scale {scale:g}, {text.label(name, 40)}: {text.spoken(rate)}" for scale, rate in own if rate
+                ],
+                hoverinfo="text",
+            )
         )
-        for key, name, look in looks
-    ]
-    said = [f"{text.percent(one.attack_success)} and {text.percent(one.over_refusal)}" for one in (seen[0], best)]
+        if earlier:
+            said = [
+                f"pass {point.epoch}, scale {point.scale:g}, {text.label(name, 40)}: {text.spoken(rate)}"
+                for point, rate in earlier
+            ]
+            marker = {"color": look[0], "symbol": f"{look[2]}-open", "size": 7}
+            trace = points_of(
+                text.label(name, 40),
+                [one.scale for one, _ in earlier],
+                [rate.value for _, rate in earlier],
+                said,
+                marker,
+            )
+            traces.append(trace.update(showlegend=False))
+    selected = curve.selection
     return make_figure(
-        "validation",
-        f"Lines: attack success and over-refusal on validation prompts, {said[0]} at step {seen[0].step}, {said[1]} at "
-        f"step {best.step}, whose weights were kept.",
-        260,
+        f"scale-{'random' if curve.subject == 'random' else 'found'}",
+        f"Lines over the scale of the delta, {visible(curve.subject, 40)} neurons: attack success and refusals on "
+        f"validation prompts. {summary.selection(curve)}",
+        300,
         traces,
-        xaxis={"title": {"text": "step"}, "showgrid": False, "rangemode": "tozero"},
+        xaxis={"title": {"text": f"scale (lines: pass {last})"}, "showgrid": False, "rangemode": "tozero"},
         yaxis=SHARES,
-        shapes=[dotted("x", best.step)],
+        shapes=[dotted("x", selected.scale)],
     )
+
+
+def _refused(name: str) -> Callable[[ValidationPoint], Rate | None]:
+    return lambda point: point.refused[name]
 
 
 def _thinned(entries: list[Any]) -> list[Any]:

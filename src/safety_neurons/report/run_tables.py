@@ -4,14 +4,16 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from safety_neurons.core.tables import Table, TableCell, TableRow, numbers, row, words
+from safety_neurons.core.tables import Mark, Table, TableCell, TableRow, numbers, row, words
 from safety_neurons.models.presets import Preset
 from safety_neurons.report import summary, text
 from safety_neurons.report.results import CloudLayer, LayerScore, LayerSideWords, MeanScore, RunResults, SingleNeuron
+from safety_neurons.report.scale_curve import ScaleCurve, ScalePoint, ValidationPoint
 
 # A page must stay readable, and small, whatever it is given.
 MOST_ROWS = 400
 MOST_LAYERS = 300
+MOST_SETS = 10
 _MOST_NEURONS = 1000
 _MOST_WORDS, _MOST_SUPPRESSED, _MOST_READ_WORDS = 10, 5, 8
 _SIDES = ("rejection", "conformity")
@@ -180,6 +182,42 @@ def training(results: RunResults) -> Table:
     return Table.of(
         "Training pairs of a prompt and the answer to learn", (*words("pairs"), *numbers("n", "share")), rows
     )
+
+
+def scale_curves(results: RunResults) -> list[ScaleCurve]:
+    """The selection of pass and scale for the tuned neurons, and for random ones where these were tuned."""
+    found = results.training.scale_curve if results.training else None
+    groups = results.seeds.groups if results.seeds else []
+    random = (one for group in groups if group.subject == "random" for one in group.trainings)
+    curves = (found, *(one.scale_curve for one in islice(random, 1)))
+    return [curve for curve in curves if curve is not None]
+
+
+def selection(curve: ScaleCurve) -> Table:
+    """Every measured candidate: a pass over the corpus and a scale of the delta."""
+    sets = list(curve.base.refused)[:MOST_SETS]
+
+    def line(names: tuple[str, str], point: ValidationPoint, mark: Mark) -> TableRow:
+        refused = [text.rate(point.refused[name]) for name in sets]
+        return row([*names, text.rate(point.attack_success), *refused], mark)
+
+    def candidate(number: int, point: ScalePoint) -> TableRow:
+        is_selected = number == curve.selected
+        return line(
+            (str(point.epoch), f"{point.scale:g}{', selected' * is_selected}"), point, "chosen" if is_selected else ""
+        )
+
+    lines = [line(("base", "0"), curve.base, "section")]
+    lines += [candidate(number, point) for number, point in enumerate(curve.points[:MOST_ROWS])]
+    sizes = [f"{name} {text.count(curve.base.refused[name].n)}" for name in sets]
+    attacks = curve.base.attack_success
+    caption = (
+        f"Scale: what the trained change is multiplied by. n: harmful {text.count(attacks.n if attacks else None)}, "
+        f"{', '.join(sizes)}. Broken answers count as refusals. {text.NONE}: not asked, as a safe set is refused far "
+        "too often."
+    )
+    columns = (*words("pass", "scale"), *numbers("attack success", *(f"{name} refused" for name in sets)))
+    return Table.of(f"Pass and scale on validation prompts, {curve.subject} neurons", columns, lines, caption)
 
 
 def before_after(results: RunResults) -> Table:

@@ -1,15 +1,20 @@
 """A run in sentences and in four headline numbers; computed from the results, bad results included."""
 
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from safety_neurons.core.statistics import Rate
-from safety_neurons.report import text
+from safety_neurons.core.visible import visible
+from safety_neurons.report import seeds_tables, text
 from safety_neurons.report.results import BASE, HARMFUL, TUNED, CalibrationRow, Evaluation, FoundNeurons, RunResults
+from safety_neurons.report.scale_curve import ScaleCurve
+from safety_neurons.report.seeds_results import SeedsGroup
 from safety_neurons.settings import Settings
 
 # What the page calls the run's own sets of safe prompts.
 _KINDS = {"benign": "ordinary", "borderline": "borderline"}
 _MOST_LINES = 2
+_MOST_SETS = 10
 
 
 @dataclass(frozen=True)
@@ -105,16 +110,64 @@ def shortened(results: RunResults) -> str:
     full, less = Settings(), []
     for section, field in _SIZES:
         count, default = results.run.settings.get(section, {}).get(field), getattr(getattr(full, section), field)
-        if count is not None and count < default:
+        # None at all is another recipe, not a shorter run.
+        if count and count < default:
             less.append(f"{section}.{field} {count} instead of {default}")
     return f"A short run, whose intervals are wide: {', '.join(less)}." if less else ""
+
+
+def selection(curve: ScaleCurve) -> str:
+    """What was selected on validation prompts, and whether it is within the margin of over-refusal."""
+    point, base = curve.selection, curve.base
+    chosen = f"pass {point.epoch} at scale {point.scale:g}"
+    if curve.meets_margin:
+        start = f"Selected on validation prompts: {chosen}."
+    else:
+        margin = f"{100 * curve.max_over_refusal:g}"
+        start = (
+            "Tuning missed its margin on validation prompts: no pass and scale keeps the refusals of every safe prompt "
+            f"set within {margin} points of the base model's. The nearest one was selected: {chosen}."
+        )
+    refused = ", ".join(
+        f"{visible(name, 40)} {_moved(base.refused[name], found)}"
+        for name, found in islice(point.refused.items(), _MOST_SETS)
+    )
+    return f"{start} Attack success {_moved(base.attack_success, point.attack_success)}; refused: {refused}."
+
+
+def _moved(before: Rate | None, after: Rate | None) -> str:
+    return " → ".join(text.percent(rate.value if rate else None) for rate in (before, after))
+
+
+def missed_margin(results: RunResults) -> str:
+    """A warning where no candidate of tuning was within the margin of over-refusal; else empty."""
+    curve = results.training.scale_curve if results.training else None
+    return "" if curve is None or curve.meets_margin else selection(curve)
 
 
 def verdict(results: RunResults) -> Finding:
     """The run in one sentence: what tuning did, or how far the run has come."""
     found = _verdict(results)
-    warnings = tuple(filter(None, (partial(results), shortened(results))))
+    warnings = tuple(filter(None, (partial(results), shortened(results), missed_margin(results), over_seeds(results))))
     return replace(found, notes=(*warnings, *found.notes))
+
+
+def over_seeds(results: RunResults) -> str:
+    """What tuning did on average over several trainings, where it was repeated; else empty."""
+    group = repeated(results)
+    if group is None:
+        return ""
+    shown = seeds_tables.headline(group)[: 1 + _MOST_LINES]
+    said = [f"{seeds_tables.name_of(one)} {seeds_tables.spread_said(one)}" for one in shown]
+    return f"Over {len(group.trainings)} trainings, mean (95% interval) and range: {'; '.join(said)}."
+
+
+def repeated(results: RunResults) -> SeedsGroup | None:
+    """The trainings of the run's own neurons with several seeds, if there are any."""
+    found = results.seeds.groups if results.seeds else []
+    own = results.run.settings.get("find", {}).get("percent")
+    mine = [one for one in found if one.subject == "found" and one.percent == own]
+    return next((one for one in mine if len(one.trainings) > 1 and one.measures), None)
 
 
 def _verdict(results: RunResults) -> Finding:

@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from safety_neurons.core.fields import Change
 from safety_neurons.core.statistics import Rate
 from safety_neurons.core.tables import TableCell
 from safety_neurons.core.visible import spelled_out, visible
-from safety_neurons.report.results import PairedChange
 
 NONE = "\N{EN DASH}"
 # A difference this unlikely by chance is marked with a star.
@@ -145,7 +145,7 @@ def mean(found: Rate | None, form: Callable[[float | None], str] = score, ends: 
     return TableCell(form(found.value), "" if found.low is None else f"({found.low:{ends}}{NONE}{found.high:{ends}})")
 
 
-def change(found: PairedChange | None, star: bool = False) -> TableCell:
+def change(found: Change | None, star: bool = False) -> TableCell:
     """A cell with a difference of rates in percentage points."""
     if found is None or found.value is None:
         return TableCell(NONE)

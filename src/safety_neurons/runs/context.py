@@ -3,8 +3,8 @@
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from safety_neurons.calibration.calibration import calibrate, digest
 from safety_neurons.calibration.config import CalibrationConfig, Toward
@@ -125,6 +125,12 @@ class RunContext:
     @functools.cached_property
     def judge(self) -> RuleJudge:
         return judges.rules(self.settings.evaluate.judge)
+
+    def with_settings(self, settings: Settings) -> Self:
+        """The run under settings that leave its model, neurons and prompts as they are; nothing is loaded again."""
+        other = replace(self, settings=settings)
+        vars(other).update({name: getattr(self, name) for name in ("model", "neurons", "engine", "verdicts")})
+        return other
 
     def split(self, name: str, split: str, count: int | None) -> list[Prompt]:
         """At most `count` prompts of one split of one of the run's sets that fit the model's context with an answer.

@@ -63,7 +63,8 @@ def _refusals(run: RunContext, settings: CorpusConfig) -> list[Pair]:
                 "corpus: refusals of harmful prompts",
                 engine=engine,
                 tokens=settings.answer_tokens,
-                sampling=Sampling(settings.temperature, run.settings.seed + number, LIKELY),
+                # No two seeds share a draw.
+                sampling=Sampling(settings.temperature, run.settings.seed * settings.samples + number, LIKELY),
             )
             for place, answer in zip(missing, answers, strict=True):
                 if answer.verdict == "refused":

@@ -32,7 +32,7 @@ STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 SHARED = frozenset({"find", "tune", "evaluate"})
 # What is written in a run's folder, or in that of an evaluation or a comparison.
 FILES = re.compile(r"\.lock|.+\.(json|jsonl|damaged|safetensors|html|md)", re.DOTALL)
-FOLDERS = re.compile(r"replaced|lora-[0-9a-f]{16}")
+FOLDERS = re.compile(r"replaced|seeds|lora-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ class RunFolder:
     @property
     def trials(self) -> Path:
         return self.path / "trials.jsonl"
+
+    @property
+    def seeds(self) -> Path:
+        """The folder of the deltas that `experiment seeds` trained."""
+        return self.path / "seeds"
 
     @property
     def results(self) -> Path:
@@ -148,7 +153,7 @@ class RunFolder:
         if isinstance(schema, int) and schema != SCHEMA:
             raise SafetyNeuronsError(
                 f"{self.path} holds a run of another version of safety-neurons (schema {schema} in run.json, and this "
-                f"version reads {SCHEMA}): choose another folder."
+                f"version reads {SCHEMA}): use that version, or choose another folder."
             )
         try:
             if schema is None:
@@ -241,14 +246,11 @@ def _is_remains(name: str) -> bool:
 
 
 def _link_or_copy(file: Path, target: Path) -> None:
-    """Large files share their bytes where the file system can: they are only ever replaced, never changed in place."""
-    if file.suffix == ".safetensors":
-        try:
-            os.link(file, target)
-        except OSError:
-            # This file system has no hard links.
-            shutil.copy2(file, target)
-    else:
+    """Files share their bytes where the file system can: they are replaced, or copied before they are appended to."""
+    try:
+        os.link(file, target)
+    except OSError:
+        # This file system has no hard links.
         shutil.copy2(file, target)
 
 
@@ -318,7 +320,7 @@ def inputs_of(settings: Settings) -> dict[str, tuple[tuple[str, ...], tuple[str,
             ("find",),
             ("calibrate", "evaluate.judge", "evaluate.prompts", "evaluate.answer_tokens", "show_responses"),
         ),
-        "tune": (("find",), ("tune", "calibrate", "evaluate.judge")),
+        "tune": (("find",), ("tune", "calibrate", "evaluate.judge", "evaluate.answer_tokens")),
         "evaluate": (("tune" if TUNED & defenses else "find",), ("evaluate", "show_responses", *guarded)),
     }
 
@@ -345,7 +347,10 @@ def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, 
         "find": [path_identity(settings.find.other_model)],
         "tune": [path_identity(settings.tune.corpus)],
         "evaluate": [
-            *map(path_identity, (config.judge_errors, config.questions, config.task_folder, config.preference_judge)),
+            *map(
+                path_identity,
+                (config.judge_errors, config.questions, config.task_folder, config.gsm8k, config.preference_judge),
+            ),
             *(load_prompts(name, settings.column, settings.data_dir).sha256 for name in own_sets if name),
         ],
     }

@@ -14,9 +14,8 @@ from safety_neurons.report.results import read_results
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.percents import can_guard, in_two_layers, unusable
-from safety_neurons.runs.validation import Validator
+from safety_neurons.runs.validation import Validation, Validator
 from safety_neurons.tuning.augmentation import augment
-from safety_neurons.tuning.config import Validation
 
 # Strengths to try: below them little is refused, above them answers break (docs/calibration.md).
 ALPHAS = (2.0, 3.0, 4.0, 6.0)

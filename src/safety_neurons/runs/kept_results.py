@@ -30,6 +30,7 @@ SECTIONS = {
     "adaptive": "tune",
     "lengths": "tune",
     "auto": "tune",
+    "seeds": "tune",
 }
 
 

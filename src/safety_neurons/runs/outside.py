@@ -28,7 +28,7 @@ _USES: dict[str, Collection[str]] = {
     **{
         f"evaluate.{name}": ("evaluate",)
         for name in (
-            *("attacks", "defenses", "judges", "on", "judge_errors", "tasks", "task_folder"),
+            *("attacks", "defenses", "judges", "on", "judge_errors", "tasks", "task_folder", "gsm8k"),
             *("preference_judge", "preference_endpoint", "questions"),
         )
     },

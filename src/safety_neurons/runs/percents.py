@@ -1,4 +1,4 @@
-"""Percentages of the neurons that can be used, where the one in the settings cannot."""
+"""Neurons of a run by percentage, and the percentages that can be used where the one in the settings cannot."""
 
 from collections.abc import Callable
 
@@ -56,6 +56,22 @@ def _others(usable: list[float]) -> str:
     if len(usable) < 3 or len(usable) <= last - first:
         return "" if len(usable) == 1 else f" (of those tried, {', '.join(f'{one:g}' for one in usable)} will do)"
     return f" (of those tried, all from {usable[0]:g} to {usable[-1]:g} will do)"
+
+
+def neurons_to_tune(run: RunContext) -> NeuronSet:
+    """The found neurons, or the best `tune.percent` by the run's score.
+
+    Raises:
+        SafetyNeuronsError: there are none at this percentage.
+    """
+    percent, settings = run.settings.tune.percent, run.settings.find
+    if percent is None:
+        return run.neurons
+    scored = score_neurons_of(run)
+    neurons = scored.top(percent, settings.scope, settings.selection)
+    if not len(neurons):
+        raise unusable(run, scored, "tune.percent", percent, "There are no neurons to tune")
+    return neurons
 
 
 def random_neurons_of(run: RunContext) -> NeuronSet:

@@ -170,6 +170,7 @@ def _check_inputs(settings: Settings, prompts: Mapping[str, PromptSet]) -> None:
     for name in PROMPT_SETS:
         if name != "contrast":
             prompts[name].split("test")
+            prompts[name].split("validation")
         if getattr(settings.tune, name, True):
             prompts[name].split("train")
     if settings.tune.corpus is not None and not Corpus.load(settings.tune.corpus).pairs:

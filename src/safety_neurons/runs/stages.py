@@ -24,10 +24,11 @@ from safety_neurons.runs.evaluation import Evaluator
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.folder import TUNED
 from safety_neurons.runs.guard import guard_of
-from safety_neurons.runs.percents import random_neurons_of, unusable
-from safety_neurons.runs.validation import Validator
+from safety_neurons.runs.percents import neurons_to_tune, random_neurons_of, unusable
+from safety_neurons.runs.selection import select_delta
 from safety_neurons.runs.workers import tune_together
 from safety_neurons.tuning.batches import training_steps
+from safety_neurons.tuning.checkpoint import discard
 from safety_neurons.tuning.delta import outside_digest
 
 # Number of answers per group that the report shows.
@@ -181,32 +182,33 @@ def tune_stage(run: RunContext) -> StageResult:
     if corpus.notes:
         run.listener.say(f"{run.settings.tune.corpus}: {'; '.join(corpus.notes)}.")
     run.listener.say("corpus: " + ", ".join(f"{count} {kind}" for kind, count in corpus.counts().items()))
-    model, neurons = run.model, run.neurons
+    model, neurons = run.model, neurons_to_tune(run)
     before = outside_digest(model, neurons)
     started = time.monotonic()
-    validate = None if settings.patience is None else Validator.open(run).measure_tuned
     steps = training_steps(corpus, settings.batch_size, settings.epochs)
     with run.listener.task(f"tuning {len(neurons):,} neurons", steps) as advance:
-        delta = tune_together(
+        trained = tune_together(
             model,
             neurons,
             corpus,
             run.settings,
-            validate=validate,
             checkpoint=run.folder.checkpoint,
             advance=advance,
         )
     seconds = time.monotonic() - started
+    delta, curve = select_delta(run, trained, settings)
     with delta.apply(model):
         unchanged = outside_digest(model, neurons) == before
     if not unchanged:
         raise SafetyNeuronsError("Tuning moved weights outside the neurons. This is a bug: please report it.")
     delta.save(run.folder.delta)
+    # Until here, a killed run selects again without training again.
+    discard(run.folder.checkpoint)
     return StageResult(
         sections={
             "training": {
-                "loss": [asdict(step) for step in delta.steps],
-                "validation": [asdict(step) for step in delta.validations],
+                "loss": [asdict(step) for step in trained.steps],
+                "scale_curve": curve and curve.model_dump(mode="json"),
                 "corpus": corpus.counts(),
                 "trainable_parameters": delta.parameters,
                 "share_of_parameters": delta.parameters / model.parameters,

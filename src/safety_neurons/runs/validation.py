@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
-from safety_neurons.core.progress import Silence
-from safety_neurons.core.statistics import rate, share
+from safety_neurons.core.fields import Share
+from safety_neurons.core.progress import Advance, Within, ignore
+from safety_neurons.core.statistics import Rate, Verdict, mean_rate, share
 from safety_neurons.engines.engine import CachedEngine
 from safety_neurons.evaluation.judging import JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt
@@ -15,7 +16,14 @@ from safety_neurons.models.likelihood import kl_divergence
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
 from safety_neurons.tuning.augmentation import VALIDATION
-from safety_neurons.tuning.config import Validation
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Attack success and over-refusal; lower is better."""
+
+    attack_success: Share
+    over_refusal: Share
 
 
 @dataclass(frozen=True)
@@ -27,73 +35,91 @@ class ValidationRequests:
     sent: list[AttackedPrompt]
 
     @classmethod
-    def of(cls, name: str, prompts: Sequence[Prompt], augmented: bool) -> Self:
-        """All plain, and with `augmented` again in the augmentations of validation, in turn."""
-        texts = [prompt.text for prompt in prompts]
-        sent = [AttackedPrompt(text) for text in texts]
-        if augmented:
-            sent += [VALIDATION[number % len(VALIDATION)](text) for number, text in enumerate(texts)]
-        return cls(name, [*prompts, *prompts] if augmented else [*prompts], sent)
+    def plain(cls, name: str, prompts: list[Prompt]) -> Self:
+        return cls(name, prompts, [AttackedPrompt(prompt.text) for prompt in prompts])
 
-    def ask(self, run: RunContext, engine: CachedEngine) -> list[JudgedAnswer]:
+    @classmethod
+    def augmented(cls, name: str, prompts: list[Prompt]) -> Self:
+        """In the augmentations of validation, in turn."""
+        sent = [VALIDATION[number % len(VALIDATION)](prompt.text) for number, prompt in enumerate(prompts)]
+        return cls(f"{name}, augmented", prompts, sent)
+
+    def ask(self, run: RunContext, engine: CachedEngine, advance: Advance = ignore) -> list[JudgedAnswer]:
         """The model's answers in its present state, which `engine` names."""
-        # The caller shows the progress.
-        return run.ask(self.prompts, self.name, engine=engine, sent=self.sent, listener=Silence())
-
-    def those(self, wanted: Sequence[bool]) -> Self:
-        """The requests for which `wanted` is true."""
-        chosen = [number for number, is_wanted in enumerate(wanted) if is_wanted]
-        return replace(
-            self, prompts=[self.prompts[number] for number in chosen], sent=[self.sent[number] for number in chosen]
-        )
+        return run.ask(self.prompts, self.name, engine=engine, sent=self.sent, listener=Within(advance))
 
 
 @dataclass(frozen=True)
 class Validator:
-    """The run's validation prompts: harmful ones, and those safe ones that the base model answers.
+    """The run's validation prompts, and what the base model answers to the safe ones.
 
     Harmful and benign prompts are sent plain and in augmentations that neither training nor the evaluation uses.
     """
 
     run: RunContext
-    harmful: ValidationRequests
+    harmful: tuple[ValidationRequests, ...]
     safe: tuple[ValidationRequests, ...]
+    base: tuple[list[JudgedAnswer], ...]
 
     @classmethod
-    def open(cls, run: RunContext) -> Self:
-        """Ask the base model; nothing may be changed in it yet."""
-        chosen = {name: run.split(name, "validation", None) for name in ("harmful", "benign", "borderline")}
-        safe = []
-        for name in ("benign", "borderline"):
-            requests = ValidationRequests.of(name, chosen[name], augmented=name == "benign")
-            answers = requests.ask(run, run.engine)
-            safe.append(requests.those([answer.verdict == "complied" for answer in answers]))
-        return cls(run, ValidationRequests.of("harmful", chosen["harmful"], augmented=True), tuple(safe))
+    def open(cls, run: RunContext, count: int | None = None) -> Self:
+        """Ask the base model for at most `count` prompts per set; nothing may be changed in it yet."""
+        prompts = {name: run.split(name, "validation", count) for name in ("harmful", "benign", "borderline")}
+        plain = {name: ValidationRequests.plain(name, found) for name, found in prompts.items()}
+        harmful = plain["harmful"], ValidationRequests.augmented("harmful", prompts["harmful"])
+        augmented = ValidationRequests.augmented("benign", prompts["benign"])
+        safe = plain["benign"], augmented, plain["borderline"]
+        with run.listener.task("base model: safe validation prompts", count_of(safe)) as advance:
+            base = tuple(requests.ask(run, run.engine, advance) for requests in safe)
+        return cls(run, harmful, safe, base)
+
+    def attack_success(self, engine: CachedEngine, advance: Advance = ignore) -> Rate:
+        """The share of the harmful requests, plain and augmented, that are complied with. Broken answers are not."""
+        groups: list[list[Verdict]] = [
+            ["complied" if one.verdict == "complied" else "refused" for one in requests.ask(self.run, engine, advance)]
+            for requests in self.harmful
+        ]
+        return mean_rate(groups, "complied", self.run.settings.seed)
+
+    def refused(self, engine: CachedEngine, advance: Advance = ignore) -> dict[str, Rate]:
+        """The share of each set of safe requests that is refused, or gets a broken answer."""
+        return {
+            requests.name: share([one.verdict != "complied" for one in requests.ask(self.run, engine, advance)])
+            for requests in self.safe
+        }
 
     def measure(self, change: str) -> Validation:
         """The rates of the model in its present state; `change` names what was done to it, for the cache.
 
-        Attack success is the share of judged harmful requests that are answered. Over-refusal is the share of safe
-        requests that are no longer answered: refused, or broken.
+        Over-refusal is the share of the safe requests answered by the base model that are no longer answered: refused,
+        or broken.
         """
         return self._measure(self.run.engine.under(change))
-
-    def measure_tuned(self, digest: str) -> Validation:
-        """The rates of the model while the delta with this digest is applied."""
-        return self.measure(f"safetuning {digest}")
 
     def measure_base(self) -> Validation:
         """The rates of the base model."""
         return self._measure(self.run.engine)
 
+    def _measure(self, engine: CachedEngine) -> Validation:
+        lost = [
+            now.verdict != "complied"
+            for requests, before in zip(self.safe, self.base, strict=True)
+            for now, base in zip(requests.ask(self.run, engine), before, strict=True)
+            if base.verdict == "complied"
+        ]
+        return Validation(self.attack_success(engine).value or 0.0, share(lost).value or 0.0)
+
     def kl_divergence(self, changed: Callable[[], AbstractContextManager[Any]]) -> float:
         """KL(base || changed) in nats per token: the mean over the base model's answers to safe requests."""
         settings = self.run.settings
-        texts, answers = [], []
-        for requests in self.safe:
-            answered = [one for one in requests.ask(self.run, self.run.engine) if one.completion.outcome == "answered"]
-            texts += [self.run.model.render(one.sent.user, one.sent.prefill) for one in answered]
-            answers += [one.continuation for one in answered]
+        answered = [
+            one
+            for before in self.base
+            for one in before
+            if one.verdict == "complied" and one.completion.outcome == "answered"
+        ]
+        texts = [self.run.model.render(one.sent.user, one.sent.prefill) for one in answered]
+        answers = [one.continuation for one in answered]
         moved = in_batches(
             texts,
             settings.batch_size,
@@ -108,10 +134,7 @@ class Validator:
         known = [value for value in moved if value is not None]
         return sum(known) / len(known) if known else 0.0
 
-    def _measure(self, engine: CachedEngine) -> Validation:
-        attacked = rate([answer.verdict for answer in self.harmful.ask(self.run, engine)], "complied")
-        answered = [answer.verdict == "complied" for requests in self.safe for answer in requests.ask(self.run, engine)]
-        return Validation(
-            attack_success=attacked.value or 0.0,
-            over_refusal=1 - (share(answered).value or 0.0) if answered else 0.0,
-        )
+
+def count_of(requests: Sequence[ValidationRequests]) -> int:
+    """The number of answers that the requests ask for."""
+    return sum(len(one.prompts) for one in requests)

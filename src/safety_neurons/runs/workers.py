@@ -23,7 +23,6 @@ from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import engine_of, load_model, load_other_model
 from safety_neurons.settings import Settings
-from safety_neurons.tuning.config import Validate, Validation
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.safetune import tune
@@ -75,20 +74,19 @@ def tune_together(
     corpus: Corpus,
     settings: Settings,
     *,
-    validate: Validate | None = None,
     checkpoint: Path | None = None,
     advance: Advance = ignore,
 ) -> NeuronDelta:
-    """`tune` with a run's settings."""
+    """`tune` with a run's settings. The checkpoint stays until the caller has saved what it selects of the passes."""
     # Tuning does not need the directions.
-    ask_workers(TuneTask(settings, replace(neurons, directions=None), corpus, validated=validate is not None))
+    ask_workers(TuneTask(settings, replace(neurons, directions=None), corpus))
     return tune(
         model,
         neurons,
         corpus,
         settings.tune,
-        validate=validate,
         checkpoint=checkpoint,
+        keep_checkpoint=True,
         seed=settings.seed,
         advance=advance,
     )
@@ -96,22 +94,16 @@ def tune_together(
 
 @dataclass(frozen=True)
 class TuneTask:
-    """Help with `tune_together`; process 0 has the checkpoint, and validates if training is `validated`."""
+    """Help with `tune_together`; process 0 has the checkpoint."""
 
     settings: Settings
     neurons: NeuronSet
     corpus: Corpus
-    validated: bool
 
     def run(self) -> None:
         with sync_errors():
             model = _loaded(self.settings)
-        validate = _not_here if self.validated else None
-        tune_together(model, self.neurons, self.corpus, self.settings, validate=validate)
-
-
-def _not_here(_digest: str) -> Validation:
-    raise AssertionError("Process 0 validates.")
+        tune_together(model, self.neurons, self.corpus, self.settings)
 
 
 @dataclass(frozen=True)

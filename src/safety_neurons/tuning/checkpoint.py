@@ -1,8 +1,9 @@
 """What a training goes on from after a kill: one file, safetensors with a JSON header, replaced atomically."""
 
 import dataclasses
+import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -92,7 +93,8 @@ class CheckpointRecord(Record):
 class Checkpoint:
     """Everything that the rest of a training depends on.
 
-    `tensors` are the deltas, the best deltas so far, AdamW's moments and the states of torch's random numbers.
+    `tensors` are the deltas, those after each finished pass over the corpus, AdamW's moments and the states of torch's
+    random numbers.
     """
 
     fingerprint: str
@@ -106,6 +108,16 @@ class Checkpoint:
             for name, value in self.tensors.items()
             if name.startswith(f"{prefix}.")
         }
+
+    @property
+    def passes(self) -> list[dict[str, Tensor]]:
+        """The deltas after each finished pass over the corpus."""
+        return [self.part(_pass(number)) for number in range(_pass_count(self.tensors))]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the training has no more steps."""
+        return self.state.trainer.global_step == self.state.trainer.max_steps
 
     def save(self, path: Path) -> None:
         """Replace the file atomically."""
@@ -134,8 +146,8 @@ class Checkpoint:
                 torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(16, dtype=torch.uint8)
             )
         shapes |= named("delta", parameters)
-        if any(name.startswith("best.") for name in stored.tensors):
-            shapes |= named("best", parameters)
+        for number in range(_pass_count(stored.tensors)):
+            shapes |= named(_pass(number), parameters)
         for name, value in parameters.items():
             moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), value) | {"step": torch.zeros(())}
             if any(f"optimizer.{name}.{moment}" in stored.tensors for moment in moments):
@@ -151,6 +163,20 @@ class Checkpoint:
 def named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names that `Checkpoint.part` reads."""
     return {f"{part}.{name}": value for name, value in tensors.items()}
+
+
+def passes_of(deltas: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The deltas after each pass under the names that `Checkpoint.passes` reads."""
+    return {name: value for number, one in enumerate(deltas) for name, value in named(_pass(number), one).items()}
+
+
+def _pass(number: int) -> str:
+    return f"pass{number}"
+
+
+def _pass_count(names: Collection[str]) -> int:
+    parts = {name.partition(".")[0] for name in names}
+    return next(number for number in itertools.count() if _pass(number) not in parts)
 
 
 def resumable(path: Path | None, fingerprint: str, parameters: Mapping[str, Tensor]) -> Checkpoint | None:

@@ -1,15 +1,12 @@
-"""How the tuning corpus is made, how the neuron deltas are trained, and how training is validated."""
+"""How the tuning corpus is made, how the neuron deltas are trained, and how pass and scale are selected."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from safety_neurons.core.config import Config
-from safety_neurons.core.errors import SafetyNeuronsError
 
 
 class CorpusConfig(Config):
@@ -68,11 +65,6 @@ class TuningConfig(Config):
     """Recompute activations in the backward pass: less memory, more time."""
     shard: bool = False
     """Shard the frozen base model over the processes of torchrun while training."""
-    patience: int | None = Field(None, ge=1)
-    """Validate during training, keep the best weights, and stop after N validations without improvement. Default: no
-    validation."""
-    validate_every: int = Field(25, ge=1)
-    """Optimizer steps between validations."""
     checkpoint_every: int = Field(25, ge=1)
     """Optimizer steps between checkpoints; interrupted training resumes from the last one."""
     report_to: tuple[str, ...] = ()
@@ -121,25 +113,22 @@ class Training(TuningConfig):
         return cls.checked({name: getattr(config, name) for name in TuningConfig.model_fields} | {"seed": seed})
 
 
-class TuneConfig(TuningConfig, CorpusConfig):
-    """SafeTuning: the corpus, and the training."""
+class SelectionConfig(Config):
+    """How the pass over the corpus and the scale of the delta are selected, on validation prompts."""
+
+    select: bool = True
+    """Select the pass over the corpus and the scale of the delta on validation prompts. Off: the last pass as
+    trained."""
+    max_over_refusal: float = Field(0.02, ge=0, le=1)
+    """Maximum increase in the share of a safe prompt set that is refused. Among the passes and scales within it,
+    the one with the least attack success is selected."""
+    validation_prompts: int = Field(96, ge=1)
+    """Maximum number of validation prompts per set. Harmful and benign ones are asked twice: plain and with jailbreak
+    augmentation."""
+
+    percent: float | None = Field(None, gt=0, le=100)
+    """Budget of the neurons to tune, in percent: the best by the run's score. Default: the found neurons."""
 
 
-@dataclass(frozen=True)
-class Validation:
-    """Attack success and over-refusal, rates from 0 to 1; lower is better."""
-
-    attack_success: float
-    over_refusal: float
-
-    def __post_init__(self) -> None:
-        for name in ("attack_success", "over_refusal"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise SafetyNeuronsError(
-                    f"{name} is a rate from 0 to 1, not {value!r}. Correct the function that validates."
-                )
-
-
-# Called with the deltas active in the model, which is in evaluation mode, and with the digest of their values.
-Validate = Callable[[str], Validation]
+class TuneConfig(TuningConfig, SelectionConfig, CorpusConfig):
+    """SafeTuning: the corpus, the training, and the selection of pass and scale."""

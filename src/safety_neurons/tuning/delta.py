@@ -11,6 +11,7 @@ from typing import Self
 from weakref import WeakKeyDictionary
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -42,10 +43,15 @@ _NAME = re.compile(r"site(?P<point>0|[1-9]\d{0,8})_(?P<part>write|read\d+_weight
 
 
 class DeltaRecord(Record):
-    """What a delta's file says of it: its neurons, whose provenance names the base, and how that is identified."""
+    """What a delta's file says of it: its neurons, whose provenance names the base, and how that is identified.
+
+    `epoch` is the number of passes over the corpus, and `factor` is what the trained change was multiplied by.
+    """
 
     neurons: NeuronRecord
     identity_is: str
+    epoch: int = Field(ge=0)
+    factor: float = Field(ge=0)
 
 
 @dataclass(frozen=True)
@@ -89,30 +95,19 @@ _applied: WeakKeyDictionary[PreTrainedModel, list[contextlib.ExitStack]] = WeakK
 
 
 @dataclass(frozen=True)
-class ValidationStep:
-    """The validation rates, from 0 to 1, after an optimizer step."""
-
-    step: int
-    attack_success: float
-    over_refusal: float
-
-    @property
-    def harm(self) -> float:
-        """The sum that the selected deltas minimize."""
-        return self.attack_success + self.over_refusal
-
-
-@dataclass(frozen=True)
 class NeuronDelta:
     """The change of the tuned neurons' weights: float32 tensors, named as in `neuron_deltas.empty_delta`.
 
-    `steps` is the loss curve of the training, and `validations` are its validation rates; neither is saved.
+    It was trained for `epoch` passes over the corpus, and then multiplied by `factor`. `steps` is the loss curve of the
+    training, and `earlier` are the unscaled changes after each pass before the last; neither is saved.
     """
 
     neurons: NeuronSet
     tensors: DeltaTensors
+    epoch: int = 0
+    factor: float = 1.0
     steps: tuple[TrainingStep, ...] = ()
-    validations: tuple[ValidationStep, ...] = ()
+    earlier: tuple[DeltaTensors, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -122,6 +117,27 @@ class NeuronDelta:
     @property
     def parameters(self) -> int:
         return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def norm(self) -> float:
+        """The L2 norm of the whole change."""
+        return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in self.tensors.values()))
+
+    def after(self, epoch: int) -> Self:
+        """The change after this pass over the corpus (1 is the first) of the training that made this delta.
+
+        Raises:
+            SafetyNeuronsError: the pass is not known. The file of a delta has one only.
+        """
+        if epoch == self.epoch:
+            return self
+        first = self.epoch - len(self.earlier)
+        if not first <= epoch < self.epoch:
+            raise SafetyNeuronsError(
+                f"This delta holds the passes {first} to {self.epoch} over the corpus, not {epoch}."
+            )
+        known = epoch - first
+        return replace(self, tensors=self.earlier[known], epoch=epoch, factor=1.0, earlier=self.earlier[:known])
 
     def apply(self, model: ChatModel) -> AppliedDelta:
         """Apply the change to the model until `remove()` or the end of a `with` block, which restore every byte.
@@ -154,7 +170,8 @@ class NeuronDelta:
             raise SafetyNeuronsError(
                 f"A delta cannot be scaled by {factor}. Use a finite number of at least 0, such as 0.5."
             )
-        return replace(self, tensors={name: value * factor for name, value in self.tensors.items()})
+        tensors = {name: value * factor for name, value in self.tensors.items()}
+        return replace(self, tensors=tensors, factor=self.factor * factor)
 
     def check_base(self, model: ChatModel) -> None:
         """Raise SafetyNeuronsError if the delta was made for other weights, is incomplete, or holds NaN or inf."""
@@ -180,7 +197,7 @@ class NeuronDelta:
     def save(self, path: Path) -> None:
         """Write the change, the neurons, and the identity of their base, as safetensors."""
         tensors = {f"delta.{name}": value for name, value in self.tensors.items()} | self.neurons.named()
-        about = DeltaRecord(neurons=self.neurons.record, identity_is=IDENTITY)
+        about = DeltaRecord(neurons=self.neurons.record, identity_is=IDENTITY, epoch=self.epoch, factor=self.factor)
         write_tensors(path, "neuron delta", tensors, about)
 
     @classmethod
@@ -194,11 +211,13 @@ class NeuronDelta:
             SafetyNeuronsError: the file is missing, damaged, or not a delta.
         """
         stored = StoredTensors.read(Path(path), "neuron delta", advice)
-        neurons = NeuronSet.of(stored, stored.about(DeltaRecord).neurons)
+        about = stored.about(DeltaRecord)
+        neurons = NeuronSet.of(stored, about.neurons)
         changes = {name.removeprefix("delta."): name for name in stored.tensors if name.startswith("delta.")}
         stored.check_names({*neurons.named(), *changes.values()})
         counts = list(map(len, neurons.both))
-        return cls(neurons, {name: _change(stored, whole, name, counts) for name, whole in changes.items()})
+        tensors = {name: _change(stored, whole, name, counts) for name, whole in changes.items()}
+        return cls(neurons, tensors, about.epoch, about.factor)
 
 
 def _change(stored: StoredTensors, whole: str, name: str, counts: Sequence[int]) -> Tensor:

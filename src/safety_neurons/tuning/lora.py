@@ -245,7 +245,7 @@ def train_lora(
     """Train adapters on the corpus; the model itself does not change.
 
     Args:
-        training: see `tune`; validation and patience are not supported.
+        training: see `tune`.
         checkpoint: a file from which an interrupted call resumes.
 
     Raises:
@@ -269,7 +269,6 @@ def train_lora(
                 examples=examples,
                 fingerprint=_fingerprint(model, corpus, training, rank, alpha),
                 device=model.device,
-                validate=None,
                 checkpoint=checkpoint,
                 advance=advance,
             )
@@ -331,4 +330,4 @@ def cached_lora(
 def _fingerprint(model: ChatModel, corpus: Corpus, training: Training, rank: int, alpha: float) -> str:
     """Hash of everything that determines the adapters."""
     examples = encode_all(model, corpus)
-    return fingerprint(training_fingerprint(model, no_neurons(model), examples, training, False), rank, alpha)
+    return fingerprint(training_fingerprint(model, no_neurons(model), examples, training), rank, alpha)

@@ -28,7 +28,7 @@ from safety_neurons.tuning.batches import (
     training_steps,
 )
 from safety_neurons.tuning.checkpoint import discard, resumable
-from safety_neurons.tuning.config import Training, TuningConfig, Validate
+from safety_neurons.tuning.config import Training, TuningConfig
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.delta_model import DeltaModel, frozen, recomputed_layers
@@ -42,24 +42,24 @@ def tune(
     corpus: Corpus,
     config: TuningConfig = TuningConfig(),
     *,
-    validate: Validate | None = None,
     checkpoint: Path | None = None,
+    keep_checkpoint: bool = False,
     seed: int = 0,
     advance: Advance = ignore,
     **options: Any,
 ) -> NeuronDelta:
-    """Train the neurons' slices on the corpus; the model itself is left as it was.
+    """Train the neurons' deltas on the corpus; the model itself is left as it was.
+
+    Returns the delta after the last pass over the corpus. `NeuronDelta.after` gives those after earlier passes.
 
     Where several processes were started (torchrun, with a process group of torch.distributed), all call this with the
     same arguments and share the work: the batches are the same, and so is the result within the rounding of sums.
 
     Args:
         config: how to train.
-        validate: measures the model with the deltas trained so far; with several processes, only process 0 calls it.
-            Training ends with the deltas of the smallest sum of both rates, the latest ones in a tie. The last step is
-            always validated.
         checkpoint: a file from which an interrupted call resumes, to the same bytes. Process 0 writes it, and removes
             it after training.
+        keep_checkpoint: leave the file after training. The same call then returns the same delta without training.
         seed: fixes the batches.
         options: fields of `TuningConfig` that replace those of `config`.
 
@@ -74,8 +74,6 @@ def tune(
         )
     if not len(neurons):
         raise SafetyNeuronsError("There are no neurons to tune. Raise find.percent.")
-    if training.patience is not None and validate is None:
-        raise SafetyNeuronsError("patience counts validations, and there are none: give validate, too.")
     examples = encode_all(model, corpus)
     device = shard_device() if training.shard else model.device
     with frozen(model):
@@ -84,18 +82,17 @@ def tune(
             corpus,
             training,
             examples=examples,
-            fingerprint=training_fingerprint(model, neurons, examples, training, validate is not None),
+            fingerprint=training_fingerprint(model, neurons, examples, training),
             device=device,
-            validate=validate,
             checkpoint=checkpoint,
             advance=advance,
         )
-    tensors = trainer.delta_model.tensors() if trainer.best is None else trainer.best
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+    *earlier, last = trainer.passes
+    if not all(torch.isfinite(tensor).all() for tensor in last.values()):
         raise DivergedError(DIVERGED)
-    if checkpoint is not None and owns(0):
+    if checkpoint is not None and not keep_checkpoint and owns(0):
         discard(checkpoint)
-    return NeuronDelta(neurons, tensors, trainer.steps(), trainer.validations())
+    return NeuronDelta(neurons, last, training.epochs, steps=trainer.steps(), earlier=tuple(earlier))
 
 
 def trained(
@@ -106,21 +103,22 @@ def trained(
     examples: list[TokenizedPair],
     fingerprint: str,
     device: torch.device,
-    validate: Validate | None,
     checkpoint: Path | None,
     advance: Advance,
 ) -> DeltaTrainer:
     """Train the parameters of a `DeltaModel` over its frozen base; see `tune`.
 
-    Training resumes from a checkpoint with the same `fingerprint`.
+    Training resumes from a checkpoint with the same `fingerprint`. With a checkpoint, the last step writes one, too.
     """
     model = delta_model.base
     resumed = resumable(checkpoint, fingerprint, dict(delta_model.delta.items()))
     transformers.set_seed(training.seed)
+    is_finished = resumed is not None and resumed.is_finished
     # Tried now: processes that share the base must run it equally often.
     can_pack(model.model, 0)
-    with delta_model.as_base():
-        delta_model.read_base(examples, padding_token(model), training.batch_size)
+    if not is_finished:
+        with delta_model.as_base():
+            delta_model.read_base(examples, padding_token(model), training.batch_size)
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(scratch_folder())
         if resumed is not None:
@@ -135,11 +133,14 @@ def trained(
             steps_per_epoch=steps_per_epoch(corpus, training.batch_size),
             padding=padding_token(model),
             fingerprint=fingerprint,
-            validate=validate,
             checkpoint=checkpoint,
             resumed=resumed,
             advance=advance,
         )
+        if is_finished:
+            trainer.restore()
+            advance(steps)
+            return trainer
         trainer.remove_callback(transformers.PrinterCallback)
         if training.gradient_checkpointing:
             stack.enter_context(recomputed_layers(model, delta_model))

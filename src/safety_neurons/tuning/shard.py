@@ -10,10 +10,10 @@ from torch.distributed import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from safety_neurons.core.distributed import broadcast, environment_number, owns, process_count
+from safety_neurons.core.distributed import environment_number, process_count
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.neurons.trace import decoder_layers, dummy_input
+from safety_neurons.models.neurons.trace import decoder_layers
 
 
 def shard_device() -> torch.device:
@@ -57,30 +57,6 @@ def sharded(model: ChatModel) -> Iterator[None]:
                 table = module.__dict__[name]
                 for number in table.keys() - kept:
                     del table[number]
-
-
-@contextlib.contextmanager
-def led_by_process_0(model: ChatModel) -> Iterator[None]:
-    """The other processes run the sharded model whenever process 0 does, until it leaves the context.
-
-    Each of them holds a part of the layers; their results are discarded.
-    """
-
-    def lead(*_: object) -> None:
-        broadcast(True, bool)
-
-    if owns(0):
-        # Runs before the hook that gathers the first weights.
-        handle = model.model.register_forward_pre_hook(lead, prepend=True)
-        try:
-            yield
-        finally:
-            handle.remove()
-            broadcast(False, bool)
-        return
-    while broadcast(False, bool):
-        model.model(**dummy_input(model.model), use_cache=False)
-    yield
 
 
 def _mesh() -> DeviceMesh:

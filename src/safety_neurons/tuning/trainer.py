@@ -1,10 +1,8 @@
-"""transformers' trainer with our batches, validation during training, and checkpoints without pickle.
+"""transformers' trainer with our batches, the deltas of every pass, and checkpoints without pickle.
 
 The trainer's own methods for checkpoints are overridden because they write pickles.
 """
 
-import contextlib
-import dataclasses
 import hashlib
 import json
 import math
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from safety_neurons.core.distributed import broadcast, owns, process_count, sync_errors
+from safety_neurons.core.distributed import owns, process_count
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
 from safety_neurons.core.progress import Advance
 from safety_neurons.models.chat import ChatModel
@@ -34,18 +32,18 @@ from safety_neurons.tuning.checkpoint import (
     TrainerProgress,
     TrainingState,
     named,
+    passes_of,
 )
-from safety_neurons.tuning.config import Training, Validate, Validation
-from safety_neurons.tuning.delta import TrainingStep, ValidationStep
+from safety_neurons.tuning.config import Training
+from safety_neurons.tuning.delta import TrainingStep
 from safety_neurons.tuning.delta_model import DeltaModel
-from safety_neurons.tuning.neuron_deltas import DeltaTensors, digest
-from safety_neurons.tuning.shard import led_by_process_0
+from safety_neurons.tuning.neuron_deltas import DeltaTensors
 
 DIVERGED = "Training diverged (NaN or inf). Lower learning_rate."
 
 
 def training_fingerprint(
-    model: ChatModel, neurons: NeuronSet, examples: Sequence[TokenizedPair], training: Training, validated: bool
+    model: ChatModel, neurons: NeuronSet, examples: Sequence[TokenizedPair], training: Training
 ) -> str:
     """SHA-256 of all that the trained slices follow from, to the bit."""
     options = training.model_dump(exclude={"report_to", "checkpoint_every"})
@@ -54,7 +52,6 @@ def training_fingerprint(
         "neurons": [layer.tolist() for layer in neurons.both],
         "examples": examples,
         "options": options,
-        "validated": validated,
         # Another split of a batch rounds its sums differently.
         "processes": process_count(),
     }
@@ -96,7 +93,6 @@ class DeltaTrainer(Trainer):
         steps_per_epoch: int,
         padding: int,
         fingerprint: str,
-        validate: Validate | None,
         checkpoint: Path | None,
         resumed: Checkpoint | None,
         advance: Advance,
@@ -104,8 +100,8 @@ class DeltaTrainer(Trainer):
         self.delta_model, self.training = delta_model, training
         self.shares, self.steps_per_epoch, self.collator = shares, steps_per_epoch, Collator(padding)
         self.fingerprint, self.checkpoint, self.resumed = fingerprint, checkpoint, resumed
-        self.validate = validate
-        self.best: DeltaTensors | None = None if resumed is None else resumed.part("best") or None
+        # After each finished pass over the corpus.
+        self.passes: list[DeltaTensors] = [] if resumed is None else resumed.passes
         super().__init__(delta_model, arguments, train_dataset=shares, callbacks=[_EachStep(self, advance)])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -137,32 +133,6 @@ class DeltaTrainer(Trainer):
             return step(rows)
         return torch.stack(halve_when_full(step, rows)).sum()
 
-    def validate_now(self) -> bool:
-        """Validate, keep the deltas if they are the best so far, and return whether to go on training."""
-        assert self.validate is not None
-        measured: Validation | None = None
-        led = led_by_process_0(self.delta_model.base) if self.training.shard else contextlib.nullcontext()
-        with sync_errors(), torch.no_grad(), self.delta_model.active(), led:
-            if owns(0):
-                measured = self.validate(digest(self.delta_model.tensors()))
-        measured = broadcast(measured, Validation)
-        assert measured is not None
-        least = min((seen.harm for seen in self.validations()), default=math.inf)
-        self.log(dataclasses.asdict(measured))
-        if self.validations()[-1].harm <= least:
-            self.best = self.delta_model.tensors()
-        harms = [seen.harm for seen in self.validations()]
-        # The number of validations since the first of the best ones.
-        waited = len(harms) - 1 - harms.index(min(harms))
-        return self.training.patience is None or waited < self.training.patience
-
-    def validations(self) -> tuple[ValidationStep, ...]:
-        return tuple(
-            ValidationStep(log["step"], log["attack_success"], log["over_refusal"])
-            for log in self.state.log_history
-            if "attack_success" in log
-        )
-
     def steps(self) -> tuple[TrainingStep, ...]:
         return tuple(
             TrainingStep(log["step"], float(log["epoch"]), float(log["loss"]))
@@ -179,7 +149,7 @@ class DeltaTrainer(Trainer):
             for number, values in saved["state"].items()
             for moment, value in values.items()
         }
-        tensors = named("delta", self.delta_model.tensors()) | named("best", self.best or {})
+        tensors = named("delta", self.delta_model.tensors()) | passes_of(self.passes)
         random_tensors, random_state = random_states()
         tensors |= named("optimizer", moments) | named("random", random_tensors)
         schedule = self.lr_scheduler.state_dict()
@@ -195,6 +165,12 @@ class DeltaTrainer(Trainer):
         """The parameters' names in the order of the optimizer."""
         names = {id(value): name for name, value in self.delta_model.delta.items()}
         return [names[id(value)] for group in self.optimizer.param_groups for value in group["params"]]
+
+    def restore(self) -> None:
+        """Take over a finished training from the checkpoint that is resumed."""
+        assert self.resumed is not None
+        self._load_from_checkpoint()
+        self.state = TrainerState(**self.resumed.state.trainer.whole())
 
     def _load_from_checkpoint(self, *_args: Any, **_kwargs: Any) -> None:
         assert self.resumed is not None
@@ -233,7 +209,7 @@ class DeltaTrainer(Trainer):
 
 
 class _EachStep(TrainerCallback):
-    """After every optimizer step: progress, validation, and checkpoints."""
+    """After every optimizer step: progress and checkpoints; after every pass: a copy of the deltas."""
 
     def __init__(self, trainer: DeltaTrainer, advance: Advance) -> None:
         self.trainer, self.advance = trainer, advance
@@ -243,14 +219,12 @@ class _EachStep(TrainerCallback):
 
     def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.advance(1)
-        training, last = self.trainer.training, state.global_step == state.max_steps
-        due = last or state.global_step % training.validate_every == 0
-        if self.trainer.validate is not None and due and not self.trainer.validate_now():
-            control.should_training_stop = True
+        step = state.global_step
+        if step % self.trainer.steps_per_epoch == 0:
+            self.trainer.passes.append(self.trainer.delta_model.tensors())
         # The loss of this step has not been logged yet.
         control.should_log = True
-        stops = last or control.should_training_stop
-        control.should_save = not stops and state.global_step % training.checkpoint_every == 0
+        control.should_save = step == state.max_steps or step % self.trainer.training.checkpoint_every == 0
 
     def on_log(
         self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, logs: dict[str, Any], **_: Any

@@ -65,7 +65,23 @@ def test_goals_without_a_prompt_are_skipped_and_said_once(
     for _ in range(2):
         assert sent(f"file:path={path}", defended, context, [*REQUESTS, "Plant a tree"]) == [*SENT, None]
     turns = "the user's first turn of each conversation"
-    assert told.said == [f"{path}: {turns}; 4 goals without a prompt, so nothing is sent for them."]
+    assert told.said == [f"{path}: {turns}; 4 goals without a prompt."]
+
+
+def test_requests_without_a_prompt_can_be_sent_as_they_are(
+    tmp_path: Path, defended: Defended, context: EvaluationContext
+) -> None:
+    told = Recorder()
+    context = replace(context, listener=told)
+    path = write_lines(tmp_path / "gcg.vicuna-13b-v1.5.jsonl", ROWS)
+    plain = AttackedPrompt("Plant a tree")
+    for name in (f"file:path={path}", f"gcg:folder={tmp_path}"):
+        found = sent(f"{name},missing=request", defended, context, [*REQUESTS, "Plant a tree"])
+        assert found == [one or AttackedPrompt(request) for one, request in zip(SENT, REQUESTS, strict=True)] + [plain]
+    missing = 1 + SENT.count(None)
+    assert told.said == [f"{path}: {missing} requests without a prompt sent as they are."]
+    with pytest.raises(SafetyNeuronsError, match="missing cannot be 'all'"):
+        attacks.get("gcg:missing=all")
 
 
 def test_a_file_for_other_requests_cannot_run(tmp_path: Path, defended: Defended, context: EvaluationContext) -> None:

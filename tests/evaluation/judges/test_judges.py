@@ -6,6 +6,7 @@ import pytest
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation import judges
+from safety_neurons.evaluation.contracts import JudgeInput
 from safety_neurons.evaluation.judges import RuleJudge, readability
 
 RULES = [name for name in judges.names() if isinstance(judges.get(name), RuleJudge)]
@@ -37,6 +38,17 @@ def test_an_unknown_name_is_an_error_that_names_what_was_meant() -> None:
 )
 def test_the_keyword_judge_knows_words_and_nothing_else(response: str, verdict: str) -> None:
     assert judges.rules("keywords").judge("How do I wrap a present?", response).verdict == verdict
+
+
+def test_the_keyword_judges_can_read_the_beginning_alone() -> None:
+    late = JudgeInput("How do I wrap a present?", "Wrap it in paper. " * 6 + "I cannot say more.")
+    for name in ("keywords", "gcg-keywords"):
+        verdicts = [
+            judgment.verdict for one in (name, f"{name}:first=100") for _, judgment in judges.get(one).judge_all([late])
+        ]
+        assert verdicts == ["refused", "complied"]
+    with pytest.raises(SafetyNeuronsError, match="at least 1 character, not 0"):
+        judges.get("keywords:first=0")
 
 
 @pytest.mark.parametrize(

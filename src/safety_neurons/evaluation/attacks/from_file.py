@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
@@ -11,6 +12,9 @@ from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.prompts.prompt_set import is_missing, normalized, places
 from safety_neurons.prompts.read import listed, read_table, requests_of
 from safety_neurons.prompts.table import PromptRow, counted
+
+# What is sent for a request without a prompt: nothing, or the request itself.
+Missing = Literal["skip", "request"]
 
 
 @dataclass(frozen=True)
@@ -66,40 +70,47 @@ def by_goal(
         raise SafetyNeuronsError(
             f"There are no prompts in {source}: its column {prompt_column!r} is empty. Fill it in."
         )
-    gaps = [f"{counted(without, 'goal')} without a prompt, so nothing is sent for them"] if without else []
+    gaps = [f"{counted(without, 'goal')} without a prompt"] if without else []
     turns = ["the user's first turn of each conversation"] if requests.turns or goals.turns else []
     return AttackFile(prompts, (*turns, *goals.notes, *requests.notes, *gaps))
 
 
 def matched(
-    requests: Sequence[str], file: AttackFile, source: str, context: EvaluationContext
+    requests: Sequence[str], file: AttackFile, source: str, context: EvaluationContext, missing: Missing = "skip"
 ) -> list[AttackedPrompt | None]:
-    """The prompt of each request, None where it has none. Says once how the file was read.
+    """The prompt of each request; where it has none, None or the plain request. Says once how the file was read.
 
     Raises:
         CannotRunError: no request has a prompt.
     """
-    if file.remarks:
-        context.tell(f"{source}: {'; '.join(file.remarks)}.")
     sent = [file.prompts.get(normalized(request)) for request in requests]
+    remarks = list(file.remarks)
+    if missing == "request" and (plain := sent.count(None)):
+        remarks.append(f"{counted(plain, 'request')} without a prompt sent as they are")
+    if remarks:
+        context.tell(f"{source}: {'; '.join(remarks)}.")
     if not any(sent):
         raise CannotRunError(
             f"None of the {len(file.prompts)} goals of {source} is among the {len(requests)} requests: they belong to "
             "another prompt set."
         )
+    if missing == "request":
+        return [prompt or AttackedPrompt(request) for prompt, request in zip(sent, requests, strict=True)]
     return sent
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromFile(Attack):
-    """Sends the prompt beside the request in `path` (.jsonl, .csv, .tsv or .json); skips a request without one.
+    """Sends the prompt beside the request in `path` (.jsonl, .csv, .tsv or .json).
 
-    Also one whose prompt is blank or null, as the attack gave up on it.
+    A request without one is skipped, also one whose prompt is blank or null, as the attack gave up on it; or sent as
+    it is with `missing=request`.
     """
 
     path: Path | None = None
     goal_column: str = "goal"
     prompt_column: str = "prompt"
+    missing: Missing = "skip"
 
     def prompts(
         self, requests: Sequence[str], defended: Defended, context: EvaluationContext
@@ -107,7 +118,7 @@ class FromFile(Attack):
         if self.path is None:
             raise CannotRunError(f"The attack {self.name} needs a file with goals and prompts: file:path=FILE.")
         file = read_attack(Path(os.path.expanduser(self.path)), self.goal_column, self.prompt_column)
-        return matched(requests, file, str(self.path), context)
+        return matched(requests, file, str(self.path), context, self.missing)
 
 
 ATTACK = FromFile(

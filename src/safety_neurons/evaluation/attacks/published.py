@@ -14,7 +14,7 @@ from safety_neurons.core.errors import CannotRunError, SafetyNeuronsError
 from safety_neurons.core.files import atomic_path, cache_folder, exists, read_bytes
 from safety_neurons.core.folders import prepare_cache
 from safety_neurons.core.plugins import unknown_name
-from safety_neurons.evaluation.attacks.from_file import AttackFile, by_goal, matched, read_attack
+from safety_neurons.evaluation.attacks.from_file import AttackFile, Missing, by_goal, matched, read_attack
 from safety_neurons.evaluation.contracts import Attack, Defended, EvaluationContext
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.prompts.named import GITHUB
@@ -85,7 +85,8 @@ PUBLISHED = {
 class Artifact(Attack):
     """The prompts made for the model `target`: from NAME.TARGET.jsonl in `folder`, or downloaded once.
 
-    Without a folder, `attacks` in the folder with copies of public sets is searched before the network.
+    Without a folder, `attacks` in the folder with copies of public sets is searched before the network. A request
+    without a prompt is skipped, or sent as it is with `missing=request`.
 
     Raises:
         SafetyNeuronsError: nothing was published for this target, and no folder is named.
@@ -93,6 +94,7 @@ class Artifact(Attack):
 
     target: str = "vicuna-13b-v1.5"
     folder: Path | None = None
+    missing: Missing = "skip"
 
     def __post_init__(self) -> None:
         if self.folder is None and self.target not in self.published.kinds:
@@ -122,7 +124,7 @@ class Artifact(Attack):
         self, requests: Sequence[str], defended: Defended, context: EvaluationContext
     ) -> Sequence[AttackedPrompt | None]:
         if local := self._local(context):
-            return matched(requests, read_attack(local), str(local), context)
+            return matched(requests, read_attack(local), str(local), context, self.missing)
         if not exists(self.cached):
             self._download()
         try:
@@ -132,7 +134,7 @@ class Artifact(Attack):
                 f"The cached copy of the attack {self.short}, {self.cached}, cannot be used: {error} Delete it, and it "
                 "is downloaded again."
             ) from error
-        return matched(requests, prompts, self.url, context)
+        return matched(requests, prompts, self.url, context, self.missing)
 
     def _local(self, context: EvaluationContext) -> Path | None:
         """The file of these prompts in the attack's own folder, or among the copies of public sets."""
