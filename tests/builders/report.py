@@ -250,6 +250,8 @@ def search() -> dict[str, Any]:
             ("found", 0.94, {}),
             ("random", 0.36, {"alpha": 2.345, "p_value": 1.25e-9}),
             ("random, equal dose", 0.43, {"alpha": 33.75, "p_value": 3.5e-8}),
+            ("random, equal KL", 0.45, {"alpha": 41.5, "p_value": 3.5e-8, "kl_divergence": 0.29}),
+            ("random, equal KL", 0.35, {"alpha": 99.5, "p_value": 3.5e-8, "kl_divergence": 0.2, "kl_reached": False}),
         ):
             other = 0.99 - hit
             reached = answered(other, hit, 0.4) if toward == "conformity" else answered(hit, other, 0.4)
@@ -263,6 +265,7 @@ def search() -> dict[str, Any]:
                 "toward": toward,
                 "chosen": chosen,
                 "size": {key: chosen[key] for key in ("neurons", "share_of_neurons", "share_of_parameters", "dose")},
+                "kl_divergence": 0.31,
                 "trials": [trial(0.02, 0.3), trial(0.4, 1.0, broken=0.2), chosen],
                 "tests": [{"on": "jailbreakbench:alpaca", "moving": moving, "staying": staying, "rows": rows}],
             }
@@ -504,6 +507,34 @@ def adaptive() -> dict[str, Any]:
     return {"rows": rows, "on": "harmful:benign", "calibrate": {"alpha_conformity": 4.0}}
 
 
+def lengths() -> dict[str, Any]:
+    """Answers of two lengths; a cell was not run."""
+    rated = {**share(0.4), "n": 10, "unscored": 1}
+    change = {"value": -0.2, "low": -0.35, "high": -0.05}
+    turned = {"to_refused": rated, "to_complied": {**share(0.1), "n": 9, "unscored": 1}}
+    names = {"defense": "none", "prompts": "harmful"}
+    return {
+        "tokens": [24, 256],
+        "requests": 11,
+        "on": "harmful",
+        "judge": "refusal",
+        "cells": [
+            {
+                **names,
+                "attack": "prefill",
+                "metric": "attack success",
+                "reason": "",
+                "lengths": [{"tokens": 24, "rate": rated} | turned, {"tokens": 256, "rate": rated}],
+            },
+            {**names, "attack": "other", "metric": "attack success", "reason": "No weights.", "lengths": []},
+        ],
+        "summary": [
+            {**names, "tokens": 24, "cells": 1, "rate": rated, "difference": change},
+            {**names, "tokens": 256, "cells": 1, "rate": rated},
+        ],
+    }
+
+
 def seeds_measure(
     prompts: str, attack: str, before: float, each: Sequence[float], against_random: float | None
 ) -> dict[str, Any]:
@@ -582,6 +613,7 @@ def full() -> dict[str, Any]:
         "control": own["control"],
         "words": own["words"],
     }
+    results |= {"lengths": lengths()}
     results["neurons"] |= {"indices": own["neurons"]["indices"]}
     results["training"]["scale_curve"] = scale_curve()
     return results

@@ -110,7 +110,7 @@ def test_the_tests_stand_beside_random_neurons(searched: tuple[Path, dict[str, A
         (test,) = direction["tests"]
         assert (test["on"], test["moving"], test["staying"]) == ("test", moving, staying)
         subjects = [row["subject"] for row in test["rows"]]
-        assert subjects == ["base", "found", "random", "random, equal dose"]
+        assert subjects == ["base", "found", "random", "random, equal dose", "random, equal KL"]
         assert test["rows"][0]["moved"]["value"] == 0
         for row in test["rows"]:
             assert row["moving"]["n"] == 3
@@ -142,9 +142,9 @@ def test_trials_ask_validation_prompts_and_tests_ask_test_prompts(searched: tupl
     # Each trial asks both sides.
     assert len(tried) == len(interventions)
     assert all(asked[side][change] >= validation for side in asked for change in tried)
-    # One choice in each direction, and a random set with the same alpha and with the same dose.
+    # One choice in each direction, and a random set with the same alpha, with the same dose and with the same KL.
     assert len(tested & tried) == 2
-    assert len(tested - tried) == 4
+    assert len(tested - tried) == 6
     assert all(asked[side][change] == validation | test for side in asked for change in tested & tried)
     for change in tested - tried:
         # Where the neurons should move something, and nowhere else.

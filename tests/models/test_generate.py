@@ -8,7 +8,7 @@ import torch
 
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import Sampling, batches_by_length, generate, halve_when_full
+from safety_neurons.models.generate import Sampling, batches_by_length, complete, complete_to, generate, halve_when_full
 from safety_neurons.models.tokens import padding_token
 
 PROMPTS = ["Hi", "Tell me about the sea, please.", "A prompt of middle length", "Why?", "And one more to answer"]
@@ -41,6 +41,15 @@ def test_batched_answers_are_the_greedy_ones(name: str, batch_size: int, make_mo
     completions = generate(model, texts, max_new_tokens=6, batch_size=batch_size)
     answers = {index: completion.text for index, completion in completions}
     assert answers == {index: greedy(model, text, 6) for index, text in enumerate(texts)}
+
+
+def test_an_answer_cut_to_a_length_is_the_answer_of_that_length(any_model: ChatModel) -> None:
+    texts, lengths = rendered(any_model), (1, 4, 9)
+    cut = complete_to(any_model, texts, lengths)
+    for length in lengths:
+        assert [answers[length] for answers in cut] == complete(any_model, texts, length)
+    # Something was cut off.
+    assert any(answers[4].text != answers[9].text for answers in cut)
 
 
 def test_without_a_cache_the_answers_are_the_same(any_model: ChatModel) -> None:

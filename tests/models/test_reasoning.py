@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from builders.models import SPECIAL, TEMPLATE, tiny_model, tiny_tokenizer
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.generate import UNFINISHED, Completion, complete
+from safety_neurons.models.generate import UNFINISHED, Completion, complete, complete_to
 from safety_neurons.models.load import load
 from safety_neurons.models.reasoning import MARKS, opens_thought, part, texts_of, thinking_of, with_prefill
 
@@ -140,6 +140,11 @@ def test_a_thought_does_not_use_up_the_tokens_of_the_answer() -> None:
         Completion("Bake the", True, "<think></think>"),
     ]
     assert [one.unscored for one in found] == ["", "", "", UNFINISHED, "", ""]
+    # Cut to this length, longer answers are the same.
+    with saying(model, rows):
+        cut = complete_to(model, [model.render("Hi")] * len(rows), (8, 20))
+    assert [answers[8] for answers in cut] == found
+    assert [answers[20].text for answers in cut][:3] == ["Bake the cake now...", "Bake the cake now...", "Bake."]
     # Alone, each says the same.
     for row, expected in zip(rows, found, strict=True):
         with saying(model, [row]):

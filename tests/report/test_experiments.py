@@ -119,9 +119,13 @@ def test_search_in_numbers(tmp_path: Path) -> None:
     rows = Rows(shown.source).found
     assert "conformity | 58 | 0.05% | 0.02% | 2.35 | 1 | 4 | 98% | 0%" in rows
     assert "rejection | 58 | 0.05% | 0.02% | 2.35 | 1 | 4 | 81% | 0%" in rows
-    assert f"base | {DASH} | 37% (27{DASH}44%) | 1% | {DASH} | 0.27 | {DASH} | 59" in rows
-    assert f"found | 2.35 | 94% (84{DASH}100%) | 1% | 55% (45{DASH}62%) | 0.27 | {DASH} | 59" in rows
-    assert f"random, equal dose | 33.75 | 43% (33{DASH}50%) | 1% | 55% (45{DASH}62%) | 0.27 | 3.5e-08 | 59" in rows
+    assert f"base | {DASH} | 37% (27{DASH}44%) | 1% | {DASH} | 0.27 | {DASH} | {DASH} | 59" in rows
+    assert f"found | 2.35 | 94% (84{DASH}100%) | 1% | 55% (45{DASH}62%) | 0.27 | 0.31 | {DASH} | 59" in rows
+    moved = f"1% | 55% (45{DASH}62%) | 0.27"
+    assert f"random, equal dose | 33.75 | 43% (33{DASH}50%) | {moved} | {DASH} | 3.5e-08 | 59" in rows
+    assert f"random, equal KL | 99.50 | 35% (25{DASH}42%) | {moved} | 0.20 (not reached) | 3.5e-08 | 59" in rows
+    # Both random sets count as one, and both directions alike.
+    assert "jailbreakbench:alpaca | random, equal KL | 40% | 55%" in rows
     assert "467 | 0.4% | 2.35 | 1 | 4 | 100% | 20% | 0.30" in rows
     tried, beyond, chosen = shown.json["data-search-1"]["data"]
     assert (tried["x"], tried["y"]) == ([0.02], [0.3])

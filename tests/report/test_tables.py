@@ -15,7 +15,7 @@ from safety_neurons.core.markdown import escaped
 from safety_neurons.core.tables import Table, TableCell, markdown, numbers, row, words
 from safety_neurons.core.terminal import TerminalTable, split
 from safety_neurons.core.visible import visible
-from safety_neurons.report import PARTS, RunResults, experiment_tables, run_tables, tables_of
+from safety_neurons.report import PARTS, RunResults, intervention_tables, run_tables, tables_of
 from safety_neurons.report.comparison import comparison_tables
 from safety_neurons.report.page import template
 
@@ -31,7 +31,7 @@ def tables() -> Iterator[Table]:
     yield run_tables.vocabulary_layers(results)
     yield run_tables.single_neurons(RunResults.of(mapped()))
     assert results.search
-    yield from map(experiment_tables.intervention_trials, results.search.directions)
+    yield from map(intervention_tables.intervention_trials, results.search.directions)
     yield from comparison_tables({"first": results, "second": RunResults.of(full())})
     yield from tables_of(RunResults.of(poisoned(content)), *PARTS).tables
     yield Table.of("a|b *c* <d>", (*words("x\u202e|"), *numbers("_n_")), [[PAYLOAD, TableCell("1", "(0\N{EN DASH}2)")]])

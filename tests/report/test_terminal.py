@@ -17,7 +17,15 @@ from safety_neurons.core.terminal import TerminalTable, split
 from safety_neurons.core.visible import visible
 from safety_neurons.evaluation.judge_errors import JudgeErrors
 from safety_neurons.models.presets import PRESETS
-from safety_neurons.report import PARTS, RunResults, evaluation_tables, experiment_tables, run_tables, tables_of
+from safety_neurons.report import (
+    PARTS,
+    RunResults,
+    evaluation_tables,
+    experiment_tables,
+    intervention_tables,
+    run_tables,
+    tables_of,
+)
 from safety_neurons.report.comparison import comparison_tables
 from safety_neurons.report.results import Evaluation
 
@@ -123,7 +131,7 @@ def tables() -> Iterator[Table]:
     yield run_tables.single_neurons(RunResults.of(mapped()))
     yield run_tables.presets((preset, "not here", f"pip install {preset.name}") for preset in PRESETS.values())
     assert results.search
-    yield from map(experiment_tables.intervention_trials, results.search.directions)
+    yield from map(intervention_tables.intervention_trials, results.search.directions)
     runs = dict.fromkeys(("demo", "qwen2.5-coder-1.5b-gradient-2-percent", "third", "4th-run"), results)
     yield from comparison_tables(runs | {"other": RunResults.of(other_run())})
     for attacks, defenses in ((ATTACKS, DEFENSES[:2]), (ATTACKS, DEFENSES), (ATTACKS[:2], DEFENSES)):

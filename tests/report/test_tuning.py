@@ -7,11 +7,13 @@ import pytest
 
 from builders.report import (
     DASH,
+    MINUS,
     SECTIONS,
     Rows,
     adaptive,
     auto,
     left_out,
+    lengths,
     page,
     partial_run,
     poisoned,
@@ -63,6 +65,19 @@ def test_left_out_kinds_in_numbers(tmp_path: Path) -> None:
     rows = Rows(page(tmp_path, searched_run()).source).found
     assert any(row.startswith("rules | 80%") and "+18" in row and "150" in row for row in rows)
     assert any(row.startswith("mean | 80%") for row in rows)
+
+
+def test_longer_answers_in_numbers(tmp_path: Path) -> None:
+    assert "Longer answers" not in page(tmp_path, searched_run()).text
+    shown = page(tmp_path, searched_run() | {"lengths": lengths()})
+    assert "Longer answers" in shown.text
+    assert "none, harmful" not in shown.text
+    assert "none, other, harmful: No weights." in shown.text
+    rows = Rows(shown.source).found
+    rate = f"40% (30{DASH}47%), 1 unscored"
+    assert f"none | attack success | 24 | {rate} | {MINUS}20 ({MINUS}35 to {MINUS}5) | 10" in rows
+    assert f"none | attack success | 256 | {rate} | {DASH} | 10" in rows
+    assert f"none | prefill | harmful | {rate} | {rate} | {rate} | 10% (0{DASH}17%), 1 unscored | 10" in rows
 
 
 def test_search_in_numbers(tmp_path: Path) -> None:

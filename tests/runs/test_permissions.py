@@ -30,6 +30,7 @@ from safety_neurons.experiments.auto_tune import Space, auto_tune
 from safety_neurons.experiments.dose_response import dose_response
 from safety_neurons.experiments.guard_test import guard_run
 from safety_neurons.experiments.left_out import left_out
+from safety_neurons.experiments.lengths import lengths
 from safety_neurons.experiments.seeds import repeat_tuning
 from safety_neurons.experiments.smallest_intervention import search
 from safety_neurons.models.load import load
@@ -137,6 +138,7 @@ COMMANDS: dict[str, Callable[[Path, dict[str, Any], Recorder], Any]] = {
     "dose-response": lambda path, given, notes: dose_response(path, [1.0], given, listener=notes),
     "search": lambda path, given, notes: search(path, given, trials=1, listener=notes),
     "adaptive": lambda path, given, notes: adaptive(path, given, listener=notes),
+    "lengths": lambda path, given, notes: lengths(path, given, tokens=(1, 2), requests=1, listener=notes),
     "seeds": lambda path, given, notes: repeat_tuning(path, given, seeds=1, listener=notes),
     "left-out": lambda path, given, notes: left_out(path, given, listener=notes),
     "tune --auto": lambda path, given, notes: auto_tune(

@@ -16,6 +16,7 @@ from safety_neurons.experiments.adaptive import adaptive
 from safety_neurons.experiments.auto_tune import Space, auto_tune, nested
 from safety_neurons.experiments.dose_response import dose_response
 from safety_neurons.experiments.guard_test import guard_run
+from safety_neurons.experiments.lengths import lengths
 from safety_neurons.experiments.seeds import repeat_tuning
 from safety_neurons.experiments.smallest_intervention import search
 from safety_neurons.runs import context as context_module
@@ -114,6 +115,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "dose_response": (lambda path: dose_response(path, [1.0], OPTIONS), ("find", "calibrate")),
     "search": (lambda path: search(path, OPTIONS, trials=1), ("find",)),
     "adaptive": (lambda path: adaptive(path, OPTIONS), ("find", "tune", "alpha")),
+    "lengths": (lambda path: lengths(path, OPTIONS, tokens=(2, 3), requests=1), ("find", "tune")),
 }
 
 

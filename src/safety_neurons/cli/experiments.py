@@ -1,4 +1,4 @@
-"""The commands of `experiment`: dose-response, search, adaptive, seeds, left-out, scores."""
+"""The commands of `experiment`: dose-response, search, adaptive, lengths, seeds, left-out, scores."""
 
 from pathlib import Path
 from typing import Annotated
@@ -127,6 +127,43 @@ def adaptive(
 
     results = perform(attack_tuned, run_dir, settings=settings, config=config, on=on)
     print_results(results, run_dir, "adaptive")
+
+
+@experiment.command(**shows(*GENERAL, "evaluate"))
+def lengths(
+    run_dir: RunFolderArgument,
+    *,
+    tokens: list[int] | None = None,
+    requests: Count = 20,
+    config: ConfigArgument = None,
+    settings: SettingsArgument = None,
+) -> None:
+    """Answer a sample of every cell of the grid at several lengths: by how much do short answers mislead?
+
+    A refusal can come late, and an answer can turn. Each request is answered once, at the longest length; the verdict
+    on the beginning of the answer is compared with the verdict on the whole. The cells are those that evaluate would
+    answer, and the judge is evaluate.judge. Tunes the run first if necessary.
+
+    For example:
+
+        safety-neurons experiment lengths runs/demo
+        safety-neurons experiment lengths runs/demo --tokens 24 100 256 --requests 40
+        safety-neurons experiment lengths runs/demo --evaluate.on jailbreakbench:alpaca --evaluate.defenses none guard
+
+    Parameters
+    ----------
+    tokens
+        Lengths of the answers in tokens. Default: 24 100 256.
+    requests
+        Number of requests of each prompt set.
+    """
+    from safety_neurons.experiments.lengths import TOKENS
+    from safety_neurons.experiments.lengths import lengths as compare_lengths
+
+    results = perform(
+        compare_lengths, run_dir, settings=settings, config=config, tokens=tokens or TOKENS, requests=requests
+    )
+    print_results(results, run_dir, "lengths")
 
 
 @experiment.command(**shows(*GENERAL, "tune.learning_rate", "evaluate.attacks", "evaluate.on", "evaluate.judges"))

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from safety_neurons.calibration.calibration import reach_of
 from safety_neurons.calibration.config import CalibrationConfig, Toward
@@ -15,7 +15,7 @@ from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.core.statistics import Verdict, mean, share
 from safety_neurons.engines.engine import CachedEngine, InProcess, WrappedEngine
 from safety_neurons.evaluation.judging import JudgedAnswer
-from safety_neurons.models.chat import Conversation
+from safety_neurons.models.chat import ChatModel, Conversation
 from safety_neurons.models.generate import Completion, Sampling, in_batches
 from safety_neurons.models.likelihood import kl_divergence, nll, read_answers
 from safety_neurons.models.prefix_cache import PrefixCache
@@ -47,6 +47,16 @@ DIRECTIONS = (
 )
 
 
+class Steering(Protocol):
+    """A change of the model's activations that can be measured."""
+
+    def opened(self, run: RunContext, engine: CachedEngine) -> contextlib.AbstractContextManager[CachedEngine]:
+        """The model with the change while the context is open; the engine that it gives names the change uniquely."""
+
+    def reach(self, model: ChatModel) -> int | None:
+        """Number of tokens at the end of the prompt from which on activations change; None means all."""
+
+
 @dataclass(frozen=True)
 class Intervention:
     """A calibration to measure. `subject` names the origin of the neurons: "found", "random", a score."""
@@ -56,6 +66,12 @@ class Intervention:
     toward: Toward
     alpha: float
     config: CalibrationConfig
+
+    def opened(self, run: RunContext, engine: CachedEngine) -> contextlib.AbstractContextManager[CachedEngine]:
+        return run.calibrated(self.toward, self.neurons, self.alpha, self.config, engine)
+
+    def reach(self, model: ChatModel) -> int | None:
+        return reach_of(model, self.config)
 
 
 @dataclass(frozen=True)
@@ -139,7 +155,7 @@ class InterventionRunner:
             run, sets, engine or run.engine, prefixes, JsonlCache.read(run.folder.measurements, CachedMeasurement)
         )
 
-    def answers(self, name: str, one: Intervention | None, advance: Advance = ignore) -> list[JudgedAnswer]:
+    def answers(self, name: str, one: Steering | None, advance: Advance = ignore) -> list[JudgedAnswer]:
         """Judged answers to a prompt set under an intervention; None: without one."""
         with self._intervened(one) as engine:
             if self._keeps_prefixes(one):
@@ -147,29 +163,34 @@ class InterventionRunner:
                 engine = replace(engine, engine=PrefixEngine(engine.engine, self.prefixes))
             return self.run.ask(self.sets[name], name, engine=engine, listener=Within(advance))
 
-    def measurement(self, name: str, one: Intervention | None, advance: Advance = ignore) -> Measurement:
+    def measurement(self, name: str, one: Steering | None, advance: Advance = ignore) -> Measurement:
         """The effect of an intervention on a prompt set; None: the model without one."""
         model, answers = self.run.model, self.answers(name, one, advance)
 
         def read_nll(texts: list[str], written: list[str]) -> list[float | None]:
             return nll(read_answers(model, texts, written, self.tokens, self._prefixes(texts, None)))
 
-        def read_divergence(texts: list[str], written: list[str]) -> list[float | None]:
-            changed, cache = partial(self._intervened, one), partial(self._prefixes, texts, one)
-            return kl_divergence(model, texts, written, changed, KL_TOKENS, cache)
-
         nlls = self._measure("nll", one, answers, read_nll)
-        divergences: list[float | None] = [0.0] * len(answers)
-        if one is not None:
-            divergences = self._measure("kl_divergence", one, self.answers(name, None), read_divergence)
         verdicts: list[Verdict] = [
             "unscored" if value is not None and value > NLL_LIMIT else answer.verdict
             for answer, value in zip(answers, nlls, strict=True)
         ]
-        return Measurement(tuple(verdicts), tuple(nlls), tuple(divergences))
+        return Measurement(tuple(verdicts), tuple(nlls), tuple(self.kl_divergences(name, one)))
+
+    def kl_divergences(self, name: str, one: Steering | None) -> list[float | None]:
+        """Prompt by prompt, KL(without || with the intervention) on the answers without it; those alone are asked."""
+        answers = self.answers(name, None)
+        if one is None:
+            return [0.0] * len(answers)
+
+        def read(texts: list[str], written: list[str]) -> list[float | None]:
+            changed, cache = partial(self._intervened, one), partial(self._prefixes, texts, one)
+            return kl_divergence(self.run.model, texts, written, changed, KL_TOKENS, cache)
+
+        return self._measure("kl_divergence", one, answers, read)
 
     def rows(
-        self, title: str, interventions: Sequence[tuple[Mapping[str, Any], Intervention | None]]
+        self, title: str, interventions: Sequence[tuple[Mapping[str, Any], Steering | None]]
     ) -> list[dict[str, Any]]:
         """Measure each intervention on each prompt set: a row has the given names, the set and the measurement."""
         total = len(interventions) * sum(map(len, self.sets.values()))
@@ -184,23 +205,21 @@ class InterventionRunner:
     def tokens(self) -> int:
         return self.run.settings.evaluate.answer_tokens
 
-    def _intervened(self, one: Intervention | None) -> contextlib.AbstractContextManager[CachedEngine]:
-        if one is None:
-            return contextlib.nullcontext(self.engine)
-        return self.run.calibrated(one.toward, one.neurons, one.alpha, one.config, self.engine)
+    def _intervened(self, one: Steering | None) -> contextlib.AbstractContextManager[CachedEngine]:
+        return contextlib.nullcontext(self.engine) if one is None else one.opened(self.run, self.engine)
 
-    def _prefixes(self, texts: Sequence[str], one: Intervention | None) -> Any:
+    def _prefixes(self, texts: Sequence[str], one: Steering | None) -> Any:
         return self.prefixes.cache(texts) if self._keeps_prefixes(one) else None
 
-    def _keeps_prefixes(self, one: Intervention | None) -> bool:
+    def _keeps_prefixes(self, one: Steering | None) -> bool:
         """Whether the intervention changes only positions after the cached prefixes."""
-        reach = 0 if one is None else reach_of(self.run.model, one.config)
+        reach = 0 if one is None else one.reach(self.run.model)
         return reach is not None and reach <= self.run.settings.find.positions
 
     def _measure(
         self,
         name: str,
-        one: Intervention | None,
+        one: Steering | None,
         answers: Sequence[JudgedAnswer],
         read: Callable[[list[str], list[str]], list[float | None]],
     ) -> list[float | None]:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safety_neurons.calibration.config import CalibrationConfig, Toward
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.statistics import mcnemar, mean, share
+from safety_neurons.experiments.equal_effect import Matched, match_kl
 from safety_neurons.experiments.intervention import (
     DIRECTIONS,
     CausalDirection,
@@ -22,6 +24,7 @@ from safety_neurons.experiments.intervention import (
     moved,
 )
 from safety_neurons.neurons.find import ScoredNeurons
+from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.neurons.read import write_norms
 from safety_neurons.neurons.scores import NeuronValues
 from safety_neurons.report.results import RunResults
@@ -78,6 +81,10 @@ class _Setup:
         )
         return Intervention("found", self.scored.top(chosen["percent"]), toward, chosen["alpha"], config)
 
+    def random(self, one: Intervention, number: int) -> NeuronSet:
+        """A control of an intervention: as many random neurons of each layer."""
+        return one.neurons.random_like(self.run.settings.seed + 1 + number)
+
     def size(self, one: Intervention) -> dict[str, Any]:
         return {
             "neurons": len(one.neurons),
@@ -132,14 +139,16 @@ def search(
                     "prompts rank the same ones highest. Raise limits.percent (--max-percent), or choose another "
                     "find.score."
                 )
+            kl, matched = _equal_kl(setup, runner, one)
             directions.append(
                 {
                     "toward": direction.toward,
                     "chosen": best,
                     "size": setup.size(one),
+                    "kl_divergence": kl,
                     "trials": tried,
                     "tests": [
-                        _test(setup, InterventionRunner.open(run, sets), name, one, direction)
+                        _test(setup, InterventionRunner.open(run, sets), name, one, direction, matched)
                         for name, sets in tests.items()
                     ],
                 }
@@ -206,12 +215,41 @@ def choose(tried: Sequence[dict[str, Any]], limits: Limits) -> dict[str, Any]:
     return min(tried, key=rank)
 
 
+def _equal_kl(setup: _Setup, runner: InterventionRunner, one: Intervention) -> tuple[float, list[Matched]]:
+    """The KL divergence of an intervention on the benign validation prompts, and where random sets have the same.
+
+    Benign prompts in both directions: the KL on ordinary prompts is what an intervention does to the model as a whole.
+    """
+
+    def kl_at(neurons: NeuronSet, alpha: float) -> float:
+        return mean(runner.kl_divergences("benign", replace(one, neurons=neurons, alpha=alpha)), 0).value or 0.0
+
+    target = kl_at(one.neurons, one.alpha)
+    matched = []
+    with setup.run.listener.task(f"random neurons at equal KL toward {one.toward}", RANDOM_SETS) as advance:
+        for number in range(RANDOM_SETS):
+            random = setup.random(one, number)
+            if target:
+                matched.append(match_kl(partial(kl_at, random), target, one.alpha))
+            else:
+                # An intervention that changes nothing: at no strength can anything be nearer to it.
+                matched.append(Matched(0.0, 0.0, True))
+            advance(1)
+    return target, matched
+
+
 def _test(
-    setup: _Setup, runner: InterventionRunner, name: str, one: Intervention, direction: CausalDirection
+    setup: _Setup,
+    runner: InterventionRunner,
+    name: str,
+    one: Intervention,
+    direction: CausalDirection,
+    matched: Sequence[Matched],
 ) -> dict[str, Any]:
     """Measure the chosen intervention on prompts that it was not chosen on, next to sets of random neurons.
 
-    Random neurons are asked only the prompts that should move, where they are the control.
+    Random neurons are asked only the prompts that should move, where they are the control: at the same alpha, at the
+    same dose, and at the alpha that gives the same KL divergence on the benign validation prompts.
     """
     _, moving, verdict, staying = direction
 
@@ -223,17 +261,24 @@ def _test(
             "moved": asdict(share(moved(before[moving], after[moving], verdict))),
         }
 
-    total = 2 * sum(map(len, runner.sets.values())) + 2 * RANDOM_SETS * len(runner.sets[moving])
+    total = 2 * sum(map(len, runner.sets.values())) + 3 * RANDOM_SETS * len(runner.sets[moving])
     with setup.run.listener.task(f"testing toward {one.toward} ({name})", total) as advance:
         before = {side: runner.measurement(side, None, advance) for side in runner.sets}
         found = {side: runner.measurement(side, one, advance) for side in runner.sets}
         rows = [row("base", before), row("found", found)]
-        for number in range(RANDOM_SETS):
-            random = one.neurons.random_like(setup.run.settings.seed + 1 + number)
+        for number, equal in enumerate(matched):
+            random = setup.random(one, number)
             factor = dose(one.neurons, setup.norms) / dose(random, setup.norms)
-            for subject, alpha in (("random", one.alpha), ("random, equal dose", one.alpha * factor)):
-                control = Intervention(subject, random, one.toward, alpha, one.config)
-                after = runner.measurement(moving, control, advance)
+            alphas = {
+                "random": one.alpha,
+                "random, equal dose": one.alpha * factor,
+                "random, equal KL": equal.strength,
+            }
+            for subject, alpha in alphas.items():
+                after = runner.measurement(moving, replace(one, subject=subject, neurons=random, alpha=alpha), advance)
                 p_value = mcnemar(found[moving].are(verdict), after.are(verdict))
-                rows.append(row(subject, {moving: after}) | {"alpha": alpha, "p_value": p_value})
+                own = {"alpha": alpha, "p_value": p_value}
+                if subject == "random, equal KL":
+                    own |= {"kl_divergence": equal.kl_divergence, "kl_reached": equal.reached}
+                rows.append(row(subject, {moving: after}) | own)
     return {"on": name, "moving": moving, "staying": staying, "rows": rows}

@@ -196,18 +196,39 @@ def complete(
     sampling: Sampling | None = None,
 ) -> list[Completion]:
     """Answer one batch of rendered texts; `cache` may hold their prefixes."""
+    answers = complete_to(model, texts, (max_new_tokens,), use_cache=use_cache, cache=cache, sampling=sampling)
+    return [by_length[max_new_tokens] for by_length in answers]
+
+
+def complete_to(
+    model: "ChatModel",
+    texts: Sequence[str],
+    lengths: Sequence[int],
+    use_cache: bool = True,
+    cache: Any = None,
+    sampling: Sampling | None = None,
+) -> list[dict[int, Completion]]:
+    """`complete` for several lengths in tokens at once: one answer to each text, cut to each length.
+
+    Only the longest is generated. The cuts are exact, as no token depends on the limit.
+    """
     prompts = Prompts(dict(model.encode(texts)), cache)
     inside = [bool(opens_thought(text)) for text in texts]
-    length = AnswerLength(model.tokenizer, prompts.inputs["input_ids"].shape[1], max_new_tokens, inside)
-    new_tokens = max_new_tokens + (model.reasoning_tokens if model.may_think else 0)
-    if context := context_length(model.model.config):
-        # A thought may be as long as the context allows.
-        new_tokens = max(max_new_tokens, min(new_tokens, context - length.start))
+    length = AnswerLength(model.tokenizer, prompts.inputs["input_ids"].shape[1], max(lengths), inside)
+    context = context_length(model.model.config)
+
+    def most(new_tokens: int) -> int:
+        """The limit of the answer and the thought before it, which may be as long as the context allows."""
+        with_thought = new_tokens + (model.reasoning_tokens if model.may_think else 0)
+        return max(new_tokens, min(with_thought, context - length.start)) if context else with_thought
+
     with torch.inference_mode(), drawing(sampling, texts):
         if cache is None and use_cache:
-            prompts = share_prefix(model.model, prompts.inputs, new_tokens=new_tokens)
-        output = decode(model, prompts, sampling, [length], max_new_tokens=new_tokens, use_cache=use_cache)
-    return completions(model, length.own_tokens(output[:, length.start :]), inside)
+            prompts = share_prefix(model.model, prompts.inputs, new_tokens=most(max(lengths)))
+        output = decode(model, prompts, sampling, [length], max_new_tokens=most(max(lengths)), use_cache=use_cache)
+    new = output[:, length.start :]
+    cut = {each: completions(model, length.own_tokens(new[:, : most(each)], each), inside) for each in lengths}
+    return [{each: answers[row] for each, answers in cut.items()} for row in range(len(texts))]
 
 
 def decode(

@@ -219,9 +219,9 @@ class AnswerLength(StoppingCriteria):
         ends = [place is not None and written - place >= self.new_tokens for place in self.answer_starts]
         return torch.tensor(ends, device=input_ids.device)  # type: ignore[return-value]
 
-    def own_tokens(self, new: Tensor) -> list[list[int]]:
-        """What each row wrote until it was ended, of the new tokens [rows, tokens]."""
-        ends = [None if place is None else place + self.new_tokens for place in self.answer_starts]
+    def own_tokens(self, new: Tensor, new_tokens: int) -> list[list[int]]:
+        """What each row wrote up to the end of its thought and `new_tokens` more, of the new tokens [rows, tokens]."""
+        ends = [None if place is None else place + new_tokens for place in self.answer_starts]
         return [row[:end] for row, end in zip(new.tolist(), ends, strict=True)]
 
     def _answer_start(self, new: list[int]) -> int | None:

@@ -5,7 +5,15 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from safety_neurons.core.tables import Table
-from safety_neurons.report import evaluation_tables, experiment_tables, run_tables, seeds_tables, summary
+from safety_neurons.report import (
+    evaluation_tables,
+    experiment_tables,
+    intervention_tables,
+    length_tables,
+    run_tables,
+    seeds_tables,
+    summary,
+)
 from safety_neurons.report.results import RunResults
 
 __all__ = ["PARTS", "Part", "ResultTables", "RunResults", "tables_of"]
@@ -13,12 +21,12 @@ __all__ = ["PARTS", "Part", "ResultTables", "RunResults", "tables_of"]
 # fmt: off
 Part = Literal[
     "neurons", "words", "vocabulary", "calibration", "clouds", "training", "selection", "before_after", "dose_response",
-    "search", "guard", "auto", "seeds", "left_out", "adaptive", "evaluation",
+    "search", "guard", "auto", "seeds", "left_out", "adaptive", "evaluation", "lengths",
 ]
 # What a run's Markdown shows, in this order.
 PARTS: tuple[Part, ...] = (
     "before_after", "selection", "calibration", "vocabulary", "clouds", "dose_response", "search", "guard", "auto",
-    "seeds", "left_out", "adaptive", "evaluation",
+    "seeds", "left_out", "adaptive", "evaluation", "lengths",
 )
 # fmt: on
 
@@ -52,8 +60,14 @@ def _plain(maker: Callable[[RunResults], Table]) -> Callable[[RunResults], Resul
 
 def search_tables(found: Any) -> list[Table]:
     """The chosen interventions and their tests."""
-    tests = [experiment_tables.intervention_tests(one) for one in found.directions[: experiment_tables.MOST_DIRECTIONS]]
-    return [experiment_tables.chosen_interventions(found), *(table for tables in tests for table in tables)]
+    tests = [
+        intervention_tables.intervention_tests(one) for one in found.directions[: intervention_tables.MOST_DIRECTIONS]
+    ]
+    return [
+        intervention_tables.chosen_interventions(found),
+        intervention_tables.intervention_means(found),
+        *(table for tables in tests for table in tables),
+    ]
 
 
 _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
@@ -71,7 +85,7 @@ _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
     "dose_response": lambda results: _of(
         results.dose_response, experiment_tables.dose_response, experiment_tables.dose_notes
     ),
-    "search": lambda results: _of(results.search, search_tables, experiment_tables.search_notes),
+    "search": lambda results: _of(results.search, search_tables, intervention_tables.search_notes),
     "guard": lambda results: _of(results.guard, experiment_tables.guard, experiment_tables.guard_notes),
     "auto": lambda results: _of(results.auto, experiment_tables.auto, experiment_tables.auto_notes),
     "left_out": lambda results: _of(
@@ -84,4 +98,5 @@ _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
     "evaluation": lambda results: _of(
         results.evaluation, evaluation_tables.evaluation_tables, evaluation_tables.evaluation_notes
     ),
+    "lengths": lambda results: _of(results.lengths, length_tables.lengths, length_tables.length_notes),
 }

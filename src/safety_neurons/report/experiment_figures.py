@@ -27,6 +27,7 @@ from safety_neurons.report.drawing import (
     names_axis,
     points,
 )
+from safety_neurons.report.intervention_tables import MOST_DIRECTIONS
 from safety_neurons.report.results import (
     AutoTuning,
     DoseRow,
@@ -57,7 +58,7 @@ def figures(results: RunResults) -> list[Figure | None]:
     if results.dose_response:
         found += [_doses(results.dose_response.rows[: 2 * MOST_ROWS], prompts) for prompts in tables.SIDES]
     if results.search:
-        shown = results.search.directions[: tables.MOST_DIRECTIONS]
+        shown = results.search.directions[:MOST_DIRECTIONS]
         limits = results.search.limits
         found += [_trials(number, one, limits) for number, one in enumerate(shown, 1) if one.trials]
     if results.guard:

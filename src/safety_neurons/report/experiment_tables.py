@@ -1,4 +1,4 @@
-"""The tables of the experiments on a run, and of a comparison of scores."""
+"""The tables of the experiments: dose-response, adaptive attack, tuning, guard, scores."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,15 +13,11 @@ from safety_neurons.report.results import (
     DoseRow,
     GuardTest,
     LeftOut,
-    Search,
-    SearchDirection,
     TuningTrial,
 )
 from safety_neurons.report.run_tables import MOST_ROWS
 
 MOST_TRIALS = 1000
-MOST_DIRECTIONS = 6
-_MOST_TESTS = 12
 SIDES = ("harmful", "benign")
 _MEBIBYTE = 2**20
 _ANSWERED = numbers("refused", "answered", "broken", "KL", "n")
@@ -60,94 +56,6 @@ def dose_notes(found: DoseResponse) -> list[str]:
         "the base model on its own answers, in nats per token. Broken answers cannot be judged, or have a negative "
         f"log-likelihood above {found.nll_limit} nats per token; they count neither as refused nor as answered."
     ]
-
-
-def chosen_interventions(found: Search) -> Table:
-    """The smallest intervention in each direction, on validation prompts."""
-    rows = [
-        [
-            one.toward,
-            text.count(one.chosen.neurons),
-            text.share(one.chosen.share_of_neurons),
-            text.share(one.chosen.share_of_parameters),
-            f"{one.chosen.alpha:.2f}",
-            one.chosen.prompt_positions,
-            one.chosen.generated_tokens,
-            text.percent(one.chosen.moved),
-            text.percent(one.chosen.broken),
-        ]
-        for one in found.directions[:MOST_DIRECTIONS]
-    ]
-    sizes = numbers("neurons", "of neurons", "of weights", "alpha", "positions", "generated", "moved", "broken")
-    return Table.of("The smallest intervention, on validation prompts", (*words("toward"), *sizes), rows)
-
-
-def intervention_tests(one: SearchDirection) -> list[Table]:
-    """The chosen intervention and random neurons on test prompts, one table a test."""
-    tables = []
-    for test in one.tests[:_MOST_TESTS]:
-        rows = []
-        for tested in test.rows[:MOST_ROWS]:
-            base = tested.subject == "base"
-            used = one.chosen.alpha if tested.alpha is None else tested.alpha
-            rows.append(
-                [
-                    tested.subject,
-                    text.NONE if base else f"{used:.2f}",
-                    text.rate(tested.moving.answered if one.verb == "answered" else tested.moving.refused),
-                    text.percent(tested.moving.broken.value),
-                    text.NONE if base else text.rate(tested.moved),
-                    text.nats(tested.staying.kl_divergence.value if tested.staying else None),
-                    text.p_value(tested.p_value),
-                    text.count(tested.moving.n),
-                ]
-            )
-        kl = f"KL on {test.staying}"
-        columns = (*words("neurons"), *numbers("alpha", one.verb, "broken", "moved", kl, "p", "n"))
-        tables.append(Table.of(f"Toward {one.toward}, {test.on}: {test.moving} prompts", columns, rows))
-    return tables
-
-
-def intervention_trials(one: SearchDirection) -> Table:
-    """All trials of a direction."""
-    rows = [
-        row(
-            [
-                text.count(trial.neurons),
-                text.share(trial.percent / 100),
-                f"{trial.alpha:.2f}",
-                trial.prompt_positions,
-                trial.generated_tokens,
-                text.percent(trial.moved),
-                text.percent(trial.broken),
-                text.nats(trial.side_kl_divergence),
-            ],
-            "chosen" if trial == one.chosen else "",
-        )
-        for trial in one.trials[:MOST_TRIALS]
-    ]
-    columns = numbers(
-        "neurons", "of neurons", "alpha", "positions", "generated", one.verb, "broken", "KL on the others"
-    )
-    return Table.of(f"Trials toward {one.toward}", columns, rows)
-
-
-def search_notes(found: Search) -> list[str]:
-    """What a reader of the search must know."""
-    limits = found.limits
-    kl = f" and a KL of at most {limits.kl_divergence} on the other prompts" if limits.kl_divergence is not None else ""
-    notes = [
-        f"Neurons by {found.score}. Wanted: {text.percent(limits.target)} of the prompts moved, with at most "
-        f"{text.percent(limits.broken)} broken answers{kl}. Random neurons are as many, of the same layers; at equal "
-        "dose their alpha is raised until they are moved as far. Moved: prompts whose answer became this only with the "
-        "intervention. p: McNemar's exact test of the found neurons against these random ones."
-    ]
-    for one in found.directions[:MOST_DIRECTIONS]:
-        if not one.chosen.keeps(limits):
-            notes.append(f"Toward {one.toward}: no trial kept to the limits, and this one is nearest to them.")
-        elif one.chosen.moved < limits.target:
-            notes.append(f"Toward {one.toward}: that is short of the {text.percent(limits.target)} that were wanted.")
-    return notes
 
 
 def adaptive(found: Adaptive) -> Table:

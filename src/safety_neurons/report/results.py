@@ -292,6 +292,9 @@ class TestedIntervention(Section):
     moved: Measured
     alpha: Number | None = None
     p_value: Share | None = None
+    # On the benign validation prompts, of random neurons whose alpha was chosen for it.
+    kl_divergence: Number | None = None
+    kl_reached: bool = True
 
 
 class InterventionTest(Section):
@@ -305,6 +308,8 @@ class SearchDirection(Section):
     toward: str
     chosen: InterventionTrial
     trials: list[InterventionTrial]
+    # Of the chosen intervention, on the benign validation prompts.
+    kl_divergence: Number | None = None
     tests: list[InterventionTest]
 
     @property
@@ -440,6 +445,44 @@ class LeftOut(Section):
     judge: str
 
 
+class LengthVerdicts(Section):
+    """The verdicts of a cell on answers of this many tokens, and how many turn until the longest answer."""
+
+    tokens: Count
+    rate: Measured
+    to_refused: Measured | None = None
+    to_complied: Measured | None = None
+
+
+class LengthCell(Section):
+    defense: str
+    attack: str
+    prompts: str
+    metric: str
+    reason: str = ""
+    lengths: list[LengthVerdicts]
+
+
+class LengthSummary(Section):
+    """The mean over the cells of a defense and a prompt set, and that mean minus the one of the longest answers."""
+
+    defense: str
+    prompts: str
+    tokens: Count
+    cells: Count
+    rate: Measured
+    difference: PairedChange | None = None
+
+
+class AnswerLengths(Section):
+    tokens: list[Count]
+    requests: Count
+    on: str
+    judge: str
+    cells: list[LengthCell]
+    summary: list[LengthSummary]
+
+
 class CellVerdicts(RateFields):
     """One judge's verdicts in a cell, prompt by prompt; None where nothing was asked."""
 
@@ -560,6 +603,7 @@ class RunResults(Section):
     search: Search | None = None
     guard: GuardTest | None = None
     adaptive: Adaptive | None = None
+    lengths: AnswerLengths | None = None
     auto: AutoTuning | None = None
     seeds: SeedsResults | None = None
     left_out: LeftOut | None = None

@@ -28,6 +28,7 @@ SECTIONS = {
     "search": "find",
     "guard": "find",
     "adaptive": "tune",
+    "lengths": "tune",
     "auto": "tune",
     "seeds": "tune",
     "left_out": "tune",
