@@ -12,7 +12,8 @@ from safety_neurons.core.progress import Listener
 from safety_neurons.evaluation.contracts import RunArtifacts
 from safety_neurons.experiments.seed_measures import Verdicts, measures_of
 from safety_neurons.neurons.neuron_set import NeuronSet
-from safety_neurons.report.results import BASE, HARMFUL, TUNED, RunResults, read_results
+from safety_neurons.report.record import HARMFUL
+from safety_neurons.report.results import BASE, TUNED, RunResults, read_results
 from safety_neurons.report.scale_curve import ScaleCurve
 from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext

@@ -23,7 +23,8 @@ from safety_neurons.report.drawing import (
     markers,
     names_axis,
 )
-from safety_neurons.report.results import HARMFUL, RunResults
+from safety_neurons.report.record import HARMFUL
+from safety_neurons.report.results import RunResults
 from safety_neurons.report.run_tables import MOST_ROWS
 from safety_neurons.report.summary import MEAN, BeforeAfter
 

@@ -11,7 +11,9 @@ from safety_neurons.core.statistics import Rate, Verdict
 from safety_neurons.core.tables import Table, TableCell, numbers, words
 from safety_neurons.core.visible import visible
 from safety_neurons.report import text
-from safety_neurons.report.results import HARMFUL, CellResult, CellVerdicts, Evaluation, PairedChange
+from safety_neurons.report.experiment_results import PairedChange
+from safety_neurons.report.record import HARMFUL
+from safety_neurons.report.results import CellResult, CellVerdicts, Evaluation
 from safety_neurons.report.run_tables import MOST_ROWS
 
 if TYPE_CHECKING:

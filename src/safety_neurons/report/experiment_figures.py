@@ -27,17 +27,17 @@ from safety_neurons.report.drawing import (
     names_axis,
     points,
 )
-from safety_neurons.report.intervention_tables import MOST_DIRECTIONS
-from safety_neurons.report.results import (
+from safety_neurons.report.experiment_results import (
     AutoTuning,
     DoseRow,
     GuardTest,
     InterventionTrial,
-    RunResults,
     SearchDirection,
     SearchLimits,
     TuningTrial,
 )
+from safety_neurons.report.intervention_tables import MOST_DIRECTIONS
+from safety_neurons.report.results import RunResults
 from safety_neurons.report.run_tables import MOST_ROWS
 
 _SYMBOLS = ("circle-open", "square-open", "triangle-up-open", "x-thin-open")

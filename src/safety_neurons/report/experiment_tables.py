@@ -5,7 +5,7 @@ from typing import Any
 
 from safety_neurons.core.tables import Table, TableCell, TableRow, numbers, row, words
 from safety_neurons.report import text
-from safety_neurons.report.results import (
+from safety_neurons.report.experiment_results import (
     Adaptive,
     Answered,
     AutoTuning,

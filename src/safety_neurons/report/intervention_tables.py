@@ -4,8 +4,8 @@ from statistics import fmean
 
 from safety_neurons.core.tables import Table, numbers, row, words
 from safety_neurons.report import text
+from safety_neurons.report.experiment_results import Search, SearchDirection, TestedIntervention
 from safety_neurons.report.experiment_tables import MOST_TRIALS
-from safety_neurons.report.results import Search, SearchDirection, TestedIntervention
 from safety_neurons.report.run_tables import MOST_ROWS
 
 MOST_DIRECTIONS = 6

@@ -2,7 +2,8 @@
 
 from safety_neurons.core.tables import Table, numbers, words
 from safety_neurons.report import text
-from safety_neurons.report.results import HARMFUL, AnswerLengths, LengthCell
+from safety_neurons.report.experiment_results import AnswerLengths, LengthCell
+from safety_neurons.report.record import HARMFUL
 from safety_neurons.report.run_tables import MOST_ROWS
 
 _MOST_LENGTHS = 6

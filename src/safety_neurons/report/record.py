@@ -8,6 +8,8 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.fields import Count, Layer, Positive, Section
 from safety_neurons.settings import Settings
 
+# The set that is attacked, which every run has.
+HARMFUL = "harmful"
 # The roles of a run's prompt sets.
 PROMPT_SETS = ("harmful", "benign", "borderline", "contrast")
 

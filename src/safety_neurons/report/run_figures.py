@@ -26,7 +26,8 @@ from safety_neurons.report.drawing import (
     names_axis,
 )
 from safety_neurons.report.drawing import points as points_of
-from safety_neurons.report.results import HARMFUL, LayerScore, MeanScore, RunResults
+from safety_neurons.report.record import HARMFUL
+from safety_neurons.report.results import LayerScore, MeanScore, RunResults
 from safety_neurons.report.scale_curve import ScaleCurve, ValidationPoint
 from safety_neurons.report.summary import MEAN, BeforeAfter
 

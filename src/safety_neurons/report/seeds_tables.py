@@ -6,7 +6,7 @@ from safety_neurons.core.fields import Change
 from safety_neurons.core.statistics import Rate
 from safety_neurons.core.tables import Table, TableCell, numbers, row, words
 from safety_neurons.report import text
-from safety_neurons.report.results import HARMFUL
+from safety_neurons.report.record import HARMFUL
 from safety_neurons.report.seeds_results import SeedsGroup, SeedsMeasure, SeedsResults
 
 _MOST_GROUPS = 24

@@ -6,7 +6,8 @@ from itertools import islice
 from safety_neurons.core.statistics import Rate
 from safety_neurons.core.visible import visible
 from safety_neurons.report import seeds_tables, text
-from safety_neurons.report.results import BASE, HARMFUL, TUNED, CalibrationRow, Evaluation, FoundNeurons, RunResults
+from safety_neurons.report.record import HARMFUL
+from safety_neurons.report.results import BASE, TUNED, CalibrationRow, Evaluation, FoundNeurons, RunResults
 from safety_neurons.report.scale_curve import ScaleCurve
 from safety_neurons.report.seeds_results import SeedsGroup
 from safety_neurons.settings import Settings
