@@ -27,7 +27,14 @@ from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons
 from safety_neurons.neurons.neuron_set import Directions, NeuronSet, Provenance
 from safety_neurons.settings import Settings
-from safety_neurons.tuning.checkpoint import Checkpoint, ScheduleProgress, TrainerProgress, TrainingState, named
+from safety_neurons.tuning.checkpoint import (
+    Checkpoint,
+    ScheduleProgress,
+    TrainerProgress,
+    TrainingState,
+    named,
+    passes_of,
+)
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.lora import Adapter
 from safety_neurons.tuning.neuron_deltas import empty_delta
@@ -82,7 +89,7 @@ def artifacts(base: ChatModel) -> dict[str, Artifact]:
     guard = Guard(neurons, detector, 0, 0.1, 2.0, calibration, "run options")
     parameters = {"site0_write": some(4, 8), "site0_read0_bias": some(4)}
     random_tensors, states = random_states()
-    stored = named("delta", parameters) | named("best", parameters) | named("random", random_tensors)
+    stored = named("delta", parameters) | passes_of([parameters]) | named("random", random_tensors)
     for name, value in parameters.items():
         stored |= named(f"optimizer.{name}", {"step": torch.tensor(3.0), "exp_avg": value, "exp_avg_sq": value.abs()})
     progress = TrainerProgress(0.5, 3, 10, 1, 500, 500, 4, 1, 0, 0.0, [{"loss": 1.5, "step": 1}])
@@ -187,7 +194,7 @@ def test_forged_tensors_are_refused_although_their_digest_is_right(artifact: Art
     for what, changed in forged:
         path.write_bytes(whole)
         damage.forge(path, changed)
-        if what.startswith("without") and ("delta." in what or "lora" in what or "best." in what):
+        if what.startswith("without") and ("delta." in what or "lora" in what or "pass" in what):
             # Which a model needs is known when they are used with it.
             continue
         if what == "without random.cuda":

@@ -112,8 +112,9 @@ def test_every_detector_has_a_row_for_every_test(guarded: tuple[Path, dict[str, 
         assert (row["harmful"], row["benign"]) == (3, 3)
         assert 0 <= row["auroc"]["value"] <= 1
         assert ("flagged_harmful" in row) == (row["detector"] == own)
-    # Of six prompts a set, all once more in disguise; disguised benign ones set no threshold.
-    assert section["fitted_on"] == {"harmful": 24, "benign": 6, "borderline": 18}
+    # Of six prompts a set, all once more in disguise; disguised benign ones set no threshold. The rules that are the
+    # first disguise of each set do not fit the context.
+    assert section["fitted_on"] == {"harmful": 22, "benign": 6, "borderline": 16}
     sides = [(row["on"], row["prompts"], row["n"]) for row in section["rows"]]
     assert sorted(sides) == sorted(
         (test, side, 3) for test in ("test", pair, "contrast") for side in ("harmful", "benign")

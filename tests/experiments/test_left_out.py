@@ -8,7 +8,6 @@ import pytest
 
 from builders.runs import lines_of, section_of
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.experiments import left_out as module
 from safety_neurons.experiments.left_out import left_out
 from safety_neurons.runs import kept_deltas
 from safety_neurons.runs.context import RunContext
@@ -65,7 +64,7 @@ def test_nothing_is_trained_or_asked_twice(
     measured: tuple[Path, dict[str, Any], list[Corpus]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, section, _ = measured
-    monkeypatch.setattr(module, "tune_together", lambda *_arguments, **_options: pytest.fail("trained again"))
+    monkeypatch.setattr(kept_deltas, "tune_together", lambda *_arguments, **_options: pytest.fail("trained again"))
     answers = lines_of(folder / "responses.jsonl")
     assert section_of("left_out", left_out, folder, SMALL) == section
     assert lines_of(folder / "responses.jsonl") == answers

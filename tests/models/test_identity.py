@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from safety_neurons.core import files
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models import identity
 from safety_neurons.models.identity import path_identity
@@ -41,7 +42,8 @@ def test_pipes_do_not_count(tmp_path: Path) -> None:
     assert path_identity(tmp_path) == before
 
 
-def test_a_large_file_is_sampled(tmp_path: Path) -> None:
+def test_a_large_file_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_MAY_BE_SPARSE", 1 << 40)
     size = 1 << 36
     for name, last in (("one", b"1"), ("two", b"2")):
         with (tmp_path / name).open("wb") as file:

@@ -144,7 +144,7 @@ def test_refusals_are_varied(given: dict[str, Any], tmp_path: Path, replace_gene
             yield index, Completion("No." if harmful else f"Fine {prompts[index]}.", cut_off=False)
 
     replace_generate(generate)
-    given["tune"] |= {"largest_share": 0.5, "samples": 2, "contrast": 0}
+    given["tune"] |= {"largest_share": 0.5, "samples": 2, "contrast": 0, "select": False}
     run(tmp_path / "run", given, until="tune")
     refusals = [pair for pair in Corpus.load(tmp_path / "run" / "corpus.jsonl").pairs if pair.kind == "refusal"]
     assert [pair.response for pair in refusals] == ["No."]

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from safety_neurons.core.files import open_regular
+from safety_neurons.core.files import MOST_BYTES_OF_WEIGHTS, open_regular
 from safety_neurons.models.stored_sizes import StoredSizes
 
 ADVICE = "Check that the download is complete."
-_MOST_BYTES = 1 << 42
 # Vocabularies have some hundred thousand tokens, and as many merges.
 _MOST_ITEMS, _MOST_CHARACTERS = 1 << 23, 1 << 24
 _MOST_DIMENSIONS = 8
@@ -29,7 +28,7 @@ def read_header(path: Path) -> tuple[StoredSizes, Mapping[str, int]]:
         HeaderError: a count, length or size in it goes beyond the file.
         SafetyNeuronsError: the file cannot be read, or is not a regular one.
     """
-    with open_regular(path, ADVICE, _MOST_BYTES) as file:
+    with open_regular(path, ADVICE, MOST_BYTES_OF_WEIGHTS) as file:
         return _Header(file, path.stat().st_size).read()
 
 

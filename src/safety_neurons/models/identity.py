@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import fingerprint, open_regular, read_errors
+from safety_neurons.core.files import MOST_BYTES_OF_WEIGHTS, fingerprint, open_regular, read_errors
 from safety_neurons.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GET_AGAIN, MODEL_CONFIG
 
 # The most files and folders in a folder of data.
@@ -30,7 +30,7 @@ def folder_identity(folder: Path) -> str:
             continue
         if path.name in beside:
             continue
-        with open_regular(path, GET_AGAIN, 1 << 42) as file:
+        with open_regular(path, GET_AGAIN, MOST_BYTES_OF_WEIGHTS) as file:
             size = os.fstat(file.fileno()).st_size
             digest.update(f"{path.name}:{size};".encode())
             for sample in _samples(file, size):
@@ -86,7 +86,7 @@ def _raise(error: OSError) -> NoReturn:
 
 def _content(path: Path, whole: bool) -> str:
     """SHA-256 of a file, or of its size and samples of its bytes."""
-    with open_regular(path, _CORRECT, 1 << 42) as file:
+    with open_regular(path, _CORRECT, MOST_BYTES_OF_WEIGHTS) as file:
         if whole:
             return hashlib.file_digest(file, "sha256").hexdigest()
         size = os.fstat(file.fileno()).st_size

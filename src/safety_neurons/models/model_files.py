@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import open_regular, read_object, read_text
+from safety_neurons.core.files import MOST_BYTES_OF_WEIGHTS, open_regular, read_object, read_text
 from safety_neurons.core.plugins import listed
 from safety_neurons.models.growth import check_growth
 from safety_neurons.models.hub import ADAPTER_CONFIG, GET_AGAIN, MODEL_CONFIG, WEIGHTS, WEIGHTS_INDEX, shards
@@ -67,7 +67,7 @@ def _regular_files(folder: Path) -> list[Path]:
     found = []
     for path in [*sorted(folder.iterdir()), *sorted(folder.glob("*/*.jinja"))]:
         if path.suffix in _READ:
-            with open_regular(path, GET_AGAIN, 1 << 42 if path.suffix == ".safetensors" else _MOST_BYTES):
+            with open_regular(path, GET_AGAIN, MOST_BYTES_OF_WEIGHTS if path.suffix == ".safetensors" else _MOST_BYTES):
                 found.append(path)
         elif path.is_file():
             found.append(path)
@@ -162,7 +162,7 @@ def code_of(folder: Path) -> list[str]:
 
 def check_not_pointer(path: Path) -> None:
     """Raise SafetyNeuronsError if Git has left a note in place of a large file."""
-    with open_regular(path, GET_AGAIN, 1 << 42) as file:
+    with open_regular(path, GET_AGAIN, MOST_BYTES_OF_WEIGHTS) as file:
         pointer = file.read(len(_POINTER)) == _POINTER
     if pointer:
         raise SafetyNeuronsError(

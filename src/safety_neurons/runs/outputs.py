@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import open_regular, read_json
+from safety_neurons.core.files import MOST_BYTES_OF_WEIGHTS, open_regular, read_json
 from safety_neurons.core.locks import NAME as LOCK
 from safety_neurons.core.records import Line, parsed
 from safety_neurons.core.temporary import is_temporary
@@ -54,7 +54,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _is_cache(path: Path) -> bool:
-    with open_regular(path, limit=1 << 42) as file:
+    with open_regular(path, limit=MOST_BYTES_OF_WEIGHTS) as file:
         first = file.readline(_MOST_LINE_BYTES)
     if not first.endswith(b"\n"):
         # A kill cut it off.
