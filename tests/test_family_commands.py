@@ -30,7 +30,7 @@ SECTIONS: dict[str, Any] = {
     "explain": {"random_sets": 10, "lens_prompts": 4},
     "tune": {
         **{"refusals": 4, "contrast": 2, "benign": 4, "borderline": 2},
-        **{"answer_tokens": 4, "epochs": 1, "batch_size": 4, "learning_rate": 0.01},
+        **{"answer_tokens": 4, "epochs": 1, "batch_size": 4, "learning_rate": 0.01, "select": False},
     },
     "evaluate": {"answer_tokens": 4, "attacks": ["direct", "prefill"], "judge": BY_PROMPT.name, "prompts": 2},
     # There are too few prompts for a rate of 1%. The first layer decides, so that the second is calibrated.

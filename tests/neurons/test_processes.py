@@ -151,7 +151,8 @@ def test_the_command_line_under_torchrun(folder: Path, tmp_path: Path) -> None:
         "batch_size": 4,
         "find": {"percent": 5, "prompts": 12},
         "explain": {"random_sets": 10, "lens_prompts": 0},
-        "tune": {"refusals": 7, "contrast": 0, "benign": 0, "borderline": 0, "answer_tokens": 2},
+        "tune": {"refusals": 7, "contrast": 0, "benign": 0, "borderline": 0, "answer_tokens": 2}
+        | {"validation_prompts": 1},
         "evaluate": {"prompts": 2, "answer_tokens": 2, "judge": ALWAYS_REFUSED.name},
     }
     # No file of settings can name code.

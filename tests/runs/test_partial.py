@@ -75,7 +75,7 @@ def test_every_output_of_a_run_says_so(
         "model": save_model(model, tmp_path / "model"),
         "allow_partial": allow_partial,
         "find": {"percent": 5, "prompts": 8},
-        "tune": {"refusals": 4, "benign": 0, "borderline": 0, "contrast": 0, "answer_tokens": 2},
+        "tune": {"refusals": 4, "benign": 0, "borderline": 0, "contrast": 0, "answer_tokens": 2, "select": False},
         "evaluate": {"attacks": ["direct"], "prompts": 4, "answer_tokens": 2, "judge": ALWAYS_REFUSED.name},
     }
     run(tmp_path / "run", given, listener=notes)

@@ -21,7 +21,7 @@ def given(model: ChatModel, tmp_path: Path) -> dict[str, Any]:
         "dtype": "float32",
         "find": {"percent": 5, "prompts": 6},
         "tune": {"refusals": 9, "contrast": 0, "benign": 0, "borderline": 0, "answer_tokens": 3, "batch_size": 1}
-        | {"samples": 1, "largest_share": 1.0, "checkpoint_every": 2},
+        | {"samples": 1, "largest_share": 1.0, "checkpoint_every": 2, "validation_prompts": 1},
         "evaluate": {"judge": ALWAYS_REFUSED.name},
     }
 
