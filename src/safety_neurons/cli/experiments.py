@@ -211,7 +211,7 @@ def seeds(
     print_results(results, run_dir, "seeds")
 
 
-@experiment.command(**shows(*GENERAL, "tune.disguises"))
+@experiment.command(**shows(*GENERAL))
 def left_out(
     run_dir: RunFolderArgument,
     *,
