@@ -160,7 +160,7 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "explain": {"random_sets": 200, "lens_prompts": 20},
         "tune": {
             **{"refusals": 72, "contrast": 0, "benign": 96, "borderline": 56},
-            **{"learning_rate": 5e-4, "validation_prompts": 40},
+            **{"learning_rate": 5e-4, "validation_prompts": 50},
         },
         "evaluate": {"prompts": 30},
     },

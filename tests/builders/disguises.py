@@ -8,7 +8,7 @@ from safety_neurons.tuning.disguises import Disguise, disguises
 
 MARK = "REQUEST"
 TRAINED = tuple(one for kind in DISGUISE_KINDS for one in disguises(kind).train)
-HELD_BACK = tuple(one for kind in DISGUISE_KINDS for one in disguises(kind).held_back)
+HELD_BACK = tuple(one for kind in DISGUISE_KINDS for one in (*disguises(kind).validation, *disguises(kind).test))
 
 
 def parts(sent: AttackedPrompt) -> set[str]:

@@ -142,7 +142,7 @@ def whole_run() -> dict[str, Any]:
         "run": {
             "model": {"name": "tiny", "identity": "sha256:abc", "dtype": "float32", "parameters": 1000},
             "coverage": {"layers": 2, "layers_total": 2, "neurons": 64},
-            "settings": {"find": {"score": "write-contrast", "percent": 2.0}},
+            "settings": {"find": {"score": "write-contrast", "percent": 2.0}, "tune": {"learning_rate": 3e-4}},
             "seed": 7,
             "versions": {"torch": "2.13.0"},
             "prompts": {"harmful": {"name": "ours", "source": "bundled", "sha256": "f00d", "train": 8}},

@@ -39,8 +39,8 @@ def test_the_headline_has_the_mean_and_the_range() -> None:
     results = RunResults.of(repeated_run())
     (note,) = [one for one in summary.verdict(results).notes if "trainings" in one]
     assert note == (
-        f"Over 3 trainings, mean (95% interval) and range: attacks, mean 7% (3{DASH}11%), 4% to 11%; benign refused 3% "
-        f"(0{DASH}7%), 2% to 5%."
+        f"Over 3 trainings on ours:benign, mean (95% interval) and range: attacks, mean 7% (3{DASH}11%), 4% to 11%; "
+        f"benign refused 3% (0{DASH}7%), 2% to 5%."
     )
 
 

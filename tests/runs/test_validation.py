@@ -136,11 +136,11 @@ def test_validation_has_disguises_of_its_own() -> None:
 
 
 def test_only_the_kinds_of_training_validate(scripted: RunContext) -> None:
-    """Two harmful requests, plain and in the two texts of one kind."""
+    """Two harmful requests, plain and in the text of one kind."""
     settings = merged_settings(scripted.settings.model_dump(), {"tune": {"disguises": ["story"]}})
     plain, disguised = Validator.open(replace(scripted, settings=settings)).harmful
-    texts = disguises("story").held_back
-    assert disguised.sent == [held(one.user) for held, one in zip(texts, plain.sent, strict=True)]
+    (text,) = disguises("story").validation
+    assert disguised.sent == [text(one.user) for one in plain.sent]
 
 
 def test_nothing_of_validation_or_test_is_trained_on(finished: Path) -> None:

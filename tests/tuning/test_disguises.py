@@ -8,7 +8,7 @@ import pytest
 from builders.disguises import HELD_BACK, MARK, TRAINED
 from safety_neurons.models.template import Turn
 from safety_neurons.tuning.config import DISGUISE_KINDS, DisguiseKind
-from safety_neurons.tuning.disguises import PLAIN, Disguise, disguises, held_back, in_turn
+from safety_neurons.tuning.disguises import PLAIN, Disguise, disguised, disguises, for_validation, in_turn
 
 
 def kind_of(disguise: Disguise) -> DisguiseKind | None:
@@ -25,11 +25,11 @@ def test_the_request_is_filled_in_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("kind", DISGUISE_KINDS)
-def test_a_kind_has_six_texts_and_two_held_back_ones(kind: DisguiseKind) -> None:
+def test_a_kind_has_six_texts_and_two_that_are_held_back(kind: DisguiseKind) -> None:
     texts = disguises(kind)
     assert len(set(texts.train)) == len(texts.train) >= 6
-    assert len(set(texts.held_back)) == 2
-    for one in (*texts.train, *texts.held_back):
+    assert len({*texts.validation, *texts.test}) == 2
+    for one in (*texts.train, *texts.validation, *texts.test):
         sent = one(MARK)
         assert sent.user.count(MARK) == 1
         assert one != replace(one, text="{request}", opening="", turns=())
@@ -62,7 +62,14 @@ def test_a_kind_that_is_left_out_changes_its_own_requests_alone() -> None:
     assert "story" not in {kind_of(other) for other in after}
 
 
-def test_neighbors_of_what_is_held_back_are_of_different_kinds() -> None:
-    assert set(held_back(DISGUISE_KINDS)) == set(HELD_BACK)
+def test_what_validates_is_neither_trained_on_nor_tested_with() -> None:
+    chosen = for_validation(DISGUISE_KINDS)
+    assert len(set(chosen)) == len(DISGUISE_KINDS)
+    tested = [one for kind in DISGUISE_KINDS for one in disguises(kind).test]
+    assert len({*chosen, *tested}) == len(HELD_BACK)
     assert not set(HELD_BACK) & set(TRAINED)
-    assert [one in disguises("story").held_back for one in held_back(["story", "turns"])] == [True, False] * 2
+
+
+def test_requests_are_disguised_in_turn() -> None:
+    one, other = for_validation(["story", "turns"])
+    assert disguised(["a", "b", "c"], [one, other]) == [one("a"), other("b"), one("c")]

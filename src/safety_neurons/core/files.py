@@ -172,18 +172,16 @@ def open_regular(path: Path, advice: str = ADVICE, limit: int = MOST_BYTES) -> I
 
 
 def _on_disk(file: BufferedReader, found: os.stat_result) -> int:
-    """The number of bytes that are stored of a file, where the system knows it; else all of them."""
-    if stored := getattr(found, "st_blocks", 0) * 512:
-        return int(stored)
-    # Nothing is stored, or this file system does not count blocks.
-    if hasattr(os, "SEEK_DATA"):
-        try:
-            os.lseek(file.fileno(), 0, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return 0
+    """The number of bytes that are stored of a file: all of them if it has no hole, also where a disk compresses it.
+
+    Where the system knows no holes, its blocks decide.
+    """
+    if hasattr(os, "SEEK_HOLE"):
+        first_hole = os.lseek(file.fileno(), 0, os.SEEK_HOLE)
         os.lseek(file.fileno(), 0, os.SEEK_SET)
-    return found.st_size
+        if first_hole == found.st_size:
+            return found.st_size
+    return int(getattr(found, "st_blocks", found.st_size) * 512)
 
 
 def _open_at_once(path: str, flags: int) -> int:

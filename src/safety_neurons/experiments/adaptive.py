@@ -14,6 +14,7 @@ from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import find_neurons_of
 from safety_neurons.runs.opened import keep_section, opened, prompts_to_test
+from safety_neurons.runs.selection import change_of
 
 
 def adaptive(
@@ -45,7 +46,7 @@ def adaptive(
                 "found before tuning": run.neurons,
                 "found afresh": find_neurons_of(run, "finding neurons on the tuned model"),
             }
-            rows += _attack(run, sets, "tuned", neurons, run.engine.under(f"safetuning {delta.digest}"))
+            rows += _attack(run, sets, "tuned", neurons, run.engine.under(change_of(delta)))
         section = {
             "rows": rows,
             "on": on or f"{run.settings.harmful}:{run.settings.benign}",

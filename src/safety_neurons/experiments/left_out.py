@@ -22,10 +22,11 @@ from safety_neurons.runs.folder import overridden, stage_fingerprints
 from safety_neurons.runs.kept_deltas import DeltaStore, tuned
 from safety_neurons.runs.opened import keep_section, opened
 from safety_neurons.runs.percents import neurons_to_tune
+from safety_neurons.runs.selection import change_of
 from safety_neurons.settings import Settings
 from safety_neurons.tuning.config import DisguiseKind
 from safety_neurons.tuning.delta import NeuronDelta
-from safety_neurons.tuning.disguises import held_back, renderable
+from safety_neurons.tuning.disguises import disguised, disguises, renderable
 
 
 class _Tested(NamedTuple):
@@ -46,9 +47,9 @@ def left_out(
 ) -> RunResults:
     """Tune a run without one kind of disguise at a time, and attack its harmful test prompts in this kind.
 
-    The prompts are sent in the texts of the kind that no training uses, in turn. The base model and the run's own tuned
-    model, which knows all kinds, answer the same. Trained deltas are kept in the folder `deltas`: a killed experiment
-    continues. Runs missing stages first. Returns the run's results, with the section "left_out".
+    The prompts are sent in a text of the kind that neither training nor validation uses. The base model and the run's
+    own tuned model, which knows all kinds, answer the same. Trained deltas are kept in the folder `deltas`: a killed
+    experiment continues. Runs missing stages first. Returns the run's results, with the section "left_out".
 
     Args:
         given: settings that override the run's own. tune.disguises are the kinds.
@@ -62,6 +63,10 @@ def left_out(
             raise SafetyNeuronsError(
                 f"This run trains on the pairs in {settings.corpus}, in which no kind of disguise can be left out. Use "
                 "a run whose model makes its own corpus."
+            )
+        if settings.plain == 1:
+            raise SafetyNeuronsError(
+                "This run trains on no disguises (tune.plain is 1), so that none can be left out. Lower tune.plain."
             )
         kinds = renderable(run.model, settings.disguises)
         if len(kinds) < 2:
@@ -94,12 +99,11 @@ def _verdicts(
     """The verdicts on the answers to the prompts in each kind, of the base model or of a tuned one."""
     subject, engine = "base", run.engine
     if delta is not None:
-        subject, engine = "tuned", run.engine.under(f"safetuning {delta.digest}")
+        subject, engine = "tuned", run.engine.under(change_of(delta))
     found: dict[str, list[Verdict]] = {}
     with nullcontext() if delta is None else delta.apply(run.model):
         for kind in kinds:
-            texts = held_back([kind])
-            sent = [texts[number % len(texts)](prompt.text) for number, prompt in enumerate(prompts)]
+            sent = disguised([prompt.text for prompt in prompts], disguises(kind).test)
             answers = run.ask(prompts, f"{subject}: harmful prompts, {kind}", engine=engine, sent=sent)
             found[kind] = [answer.verdict for answer in answers]
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from safety_neurons.core.tables import Mark, Table, TableCell, TableRow, numbers, row, words
 from safety_neurons.models.presets import Preset
-from safety_neurons.report import summary, text
+from safety_neurons.report import seeds_tables, summary, text
 from safety_neurons.report.results import CloudLayer, LayerScore, LayerSideWords, MeanScore, RunResults, SingleNeuron
 from safety_neurons.report.scale_curve import ScaleCurve, ScalePoint, ValidationPoint
 
@@ -187,9 +187,8 @@ def training(results: RunResults) -> Table:
 def scale_curves(results: RunResults) -> list[ScaleCurve]:
     """The selection of pass and scale for the tuned neurons, and for random ones where these were tuned."""
     found = results.training.scale_curve if results.training else None
-    groups = results.seeds.groups if results.seeds else []
-    random = (one for group in groups if group.subject == "random" for one in group.trainings)
-    curves = (found, *(one.scale_curve for one in islice(random, 1)))
+    random = seeds_tables.own(results, "random")
+    curves = (found, *(one.scale_curve for one in islice(random.trainings if random else (), 1)))
     return [curve for curve in curves if curve is not None]
 
 

@@ -7,6 +7,7 @@ from safety_neurons.core.statistics import Rate
 from safety_neurons.core.tables import Table, TableCell, numbers, row, words
 from safety_neurons.report import text
 from safety_neurons.report.record import HARMFUL
+from safety_neurons.report.results import RunResults
 from safety_neurons.report.seeds_results import SeedsGroup, SeedsMeasure, SeedsResults
 
 _MOST_GROUPS = 24
@@ -18,6 +19,15 @@ def seeds(found: SeedsResults) -> list[Table]:
     """The groups side by side, then one table for each."""
     shown = found.groups[:_MOST_GROUPS]
     return [side_by_side(shown), *(measures(one) for one in shown)]
+
+
+def own(results: RunResults, subject: str) -> SeedsGroup | None:
+    """The trainings of found or random neurons of the run's own size and learning rate, with several seeds."""
+    settings = results.run.settings
+    tune = settings.get("tune", {})
+    size = (subject, tune.get("percent") or settings.get("find", {}).get("percent"), tune.get("learning_rate"))
+    groups = results.seeds.groups if results.seeds else []
+    return next((one for one in groups if (one.subject, one.percent, one.learning_rate) == size), None)
 
 
 def side_by_side(groups: list[SeedsGroup]) -> Table:

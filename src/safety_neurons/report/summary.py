@@ -160,15 +160,14 @@ def over_seeds(results: RunResults) -> str:
         return ""
     shown = seeds_tables.headline(group)[: 1 + _MOST_LINES]
     said = [f"{seeds_tables.name_of(one)} {seeds_tables.spread_said(one)}" for one in shown]
-    return f"Over {len(group.trainings)} trainings, mean (95% interval) and range: {'; '.join(said)}."
+    on = visible(results.seeds.on) if results.seeds else ""
+    return f"Over {len(group.trainings)} trainings on {on}, mean (95% interval) and range: {'; '.join(said)}."
 
 
 def repeated(results: RunResults) -> SeedsGroup | None:
     """The trainings of the run's own neurons with several seeds, if there are any."""
-    found = results.seeds.groups if results.seeds else []
-    own = results.run.settings.get("find", {}).get("percent")
-    mine = [one for one in found if one.subject == "found" and one.percent == own]
-    return next((one for one in mine if len(one.trainings) > 1 and one.measures), None)
+    mine = seeds_tables.own(results, "found")
+    return mine if mine and len(mine.trainings) > 1 and mine.measures else None
 
 
 def _verdict(results: RunResults) -> Finding:

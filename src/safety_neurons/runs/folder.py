@@ -312,7 +312,7 @@ TUNED = frozenset({"safetuning", "lora", "safedecoding"})
 def inputs_of(settings: Settings) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """What each stage depends on besides the model, the prompts and COMMON: earlier stages, and settings by path."""
     defenses = {name.partition(":")[0] for name in settings.evaluate.defenses}
-    guarded = ("guard", "calibrate", "find") if "guard" in defenses else ()
+    guarded = ("guard", "calibrate", "find", "tune.disguises") if "guard" in defenses else ()
     return {
         "find": ((), ("find",)),
         "explain": (("find",), ("explain",)),

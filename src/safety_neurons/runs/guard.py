@@ -211,7 +211,7 @@ def best_dose(doses: Sequence[GuardDose]) -> GuardDose:
 
 
 def _tried(run: RunContext, fitted: Guard) -> tuple[GuardDose, ...]:
-    validator = Validator.open(run)
+    validator = Validator.open(run, run.settings.tune.validation_prompts)
     with run.listener.task("trying the guard's strength on validation prompts", len(ALPHAS) + 1) as advance:
 
         def dose(alpha: float, found: Validation) -> GuardDose:

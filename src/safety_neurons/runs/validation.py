@@ -16,7 +16,7 @@ from safety_neurons.models.generate import in_batches
 from safety_neurons.models.likelihood import kl_divergence
 from safety_neurons.prompts import Prompt
 from safety_neurons.runs.context import RunContext
-from safety_neurons.tuning.disguises import Disguise, held_back, renderable
+from safety_neurons.tuning.disguises import Disguise, disguised, for_validation, renderable
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,9 @@ class ValidationRequests:
         return cls(name, prompts, [AttackedPrompt(prompt.text) for prompt in prompts])
 
     @classmethod
-    def disguised(cls, name: str, prompts: list[Prompt], disguises: Sequence[Disguise]) -> Self:
+    def disguised(cls, name: str, prompts: list[Prompt], texts: Sequence[Disguise]) -> Self:
         """In these disguises, in turn."""
-        sent = [disguises[number % len(disguises)](prompt.text) for number, prompt in enumerate(prompts)]
-        return cls(f"{name}, disguised", prompts, sent)
+        return cls(f"{name}, disguised", prompts, disguised([prompt.text for prompt in prompts], texts))
 
     def ask(self, run: RunContext, engine: CachedEngine, advance: Advance = ignore) -> list[JudgedAnswer]:
         """The model's answers in its present state, which `engine` names."""
@@ -66,16 +65,16 @@ class Validator:
     @classmethod
     def open(cls, run: RunContext, count: int | None = None) -> Self:
         """Ask the base model for at most `count` prompts per set; nothing may be changed in it yet."""
-        disguises = held_back(renderable(run.model, run.settings.tune.disguises))
+        texts = for_validation(renderable(run.model, run.settings.tune.disguises))
         prompts = {name: run.split(name, "validation", count) for name in ("harmful", "benign", "borderline")}
         plain = {name: ValidationRequests.plain(name, found) for name, found in prompts.items()}
         # Without a kind of disguises there are none to send.
-        disguised = {
-            name: [ValidationRequests.disguised(name, prompts[name], disguises)] if disguises else []
+        in_disguise = {
+            name: [ValidationRequests.disguised(name, prompts[name], texts)] if texts else []
             for name in ("harmful", "benign")
         }
-        harmful = plain["harmful"], *disguised["harmful"]
-        safe = plain["benign"], *disguised["benign"], plain["borderline"]
+        harmful = plain["harmful"], *in_disguise["harmful"]
+        safe = plain["benign"], *in_disguise["benign"], plain["borderline"]
         with run.listener.task("base model: safe validation prompts", count_of(safe)) as advance:
             base = tuple(requests.ask(run, run.engine, advance) for requests in safe)
         return cls(run, harmful, safe, base)

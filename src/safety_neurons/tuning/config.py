@@ -132,7 +132,7 @@ class SelectionConfig(Config):
     max_over_refusal: float = Field(0.02, ge=0, le=1)
     """Maximum increase in the share of a safe prompt set that is refused. Among the passes and scales within it,
     the one with the least attack success is selected."""
-    validation_prompts: int = Field(96, ge=1)
+    validation_prompts: int = Field(100, ge=1)
     """Maximum number of validation prompts per set. Harmful and benign ones are asked twice: plain and in
     disguises that training does not use."""
 

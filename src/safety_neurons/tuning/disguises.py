@@ -1,8 +1,8 @@
 """Disguises of requests, by kind: the texts around a request that an attacker writes (jailbreak augmentation).
 
 Harmful and safe requests are sent in the same disguises, so that a disguise is not itself a reason to refuse. The texts
-are ours: none is a text of the evaluation's attacks or a published jailbreak, though some share an idea with one. Some
-of each kind are held back from training: they validate it, and test what carries over.
+are ours: none is a text of the evaluation's attacks or a published jailbreak, though some share an idea with one. Of
+each kind, some are held back from training: to validate it, and others to test what carries over.
 """
 
 import functools
@@ -47,10 +47,11 @@ PLAIN = Disguise()
 
 
 class DisguiseTexts(NamedTuple):
-    """The disguises of one kind: those to train on, and those that are held back."""
+    """The disguises of one kind: to train on, to validate with, and to test with."""
 
     train: tuple[Disguise, ...]
-    held_back: tuple[Disguise, ...]
+    validation: tuple[Disguise, ...]
+    test: tuple[Disguise, ...]
 
 
 _TEXTS = pydantic.TypeAdapter(DisguiseTexts)
@@ -63,10 +64,15 @@ def disguises(kind: DisguiseKind) -> DisguiseTexts:
     return _TEXTS.validate_python(tomllib.loads(texts.read_text(encoding="utf-8")))
 
 
-def held_back(kinds: Sequence[DisguiseKind]) -> list[Disguise]:
-    """The disguises of these kinds that training does not use; neighbors are of different kinds."""
-    texts = [disguises(kind).held_back for kind in kinds]
+def for_validation(kinds: Sequence[DisguiseKind]) -> list[Disguise]:
+    """The disguises of these kinds that validate; neighbors are of different kinds."""
+    texts = [disguises(kind).validation for kind in kinds]
     return [own[number] for number in range(max(map(len, texts), default=0)) for own in texts if number < len(own)]
+
+
+def disguised(requests: Sequence[str], texts: Sequence[Disguise]) -> list[AttackedPrompt]:
+    """The requests in these disguises, in turn."""
+    return [texts[number % len(texts)](request) for number, request in enumerate(requests)]
 
 
 def in_turn(count: int, plain: float, kinds: Sequence[DisguiseKind] = DISGUISE_KINDS) -> list[Disguise]:
