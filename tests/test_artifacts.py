@@ -29,6 +29,7 @@ from safety_neurons.neurons.neuron_set import Directions, NeuronSet, Provenance
 from safety_neurons.settings import Settings
 from safety_neurons.tuning.checkpoint import (
     Checkpoint,
+    CheckpointPlan,
     ScheduleProgress,
     TrainerProgress,
     TrainingState,
@@ -94,6 +95,7 @@ def artifacts(base: ChatModel) -> dict[str, Artifact]:
         stored |= named(f"optimizer.{name}", {"step": torch.tensor(3.0), "exp_avg": value, "exp_avg_sq": value.abs()})
     progress = TrainerProgress(0.5, 3, 10, 1, 500, 500, 4, 1, 0, 0.0, [{"loss": 1.5, "step": 1}])
     state = TrainingState(progress, ScheduleProgress(3, 4, [0.1, 0.1]), states)
+    plan = CheckpointPlan(parameters, steps=10, steps_per_epoch=3, keep_passes=True)
     adapter = Adapter(base.name, base.identity, 2, 4.0, {"x.lora_A.weight": some(2, 8), "x.lora_B.weight": some(6, 2)})
     score = scores.get("write-contrast")
     sides = [[some(width) for width in neurons.widths] for _ in range(2)]
@@ -111,7 +113,7 @@ def artifacts(base: ChatModel) -> dict[str, Artifact]:
         "delta": Artifact(NeuronDelta(neurons, tensors).save, NeuronDelta.load, "sn.tune"),
         "guard": Artifact(guard.save, Guard.load, "sn.fit_guard"),
         "checkpoint": Artifact(
-            Checkpoint("abc", stored, state).save, lambda path: Checkpoint.load(path, "abc", parameters), "Delete it"
+            Checkpoint("abc", stored, state).save, lambda path: Checkpoint.load(path, "abc", plan), "Delete it"
         ),
         "adapter": Artifact(
             lambda path: adapter.save(path.parent, base),
@@ -246,6 +248,11 @@ def test_forged_numbers_out_of_range_are_refused(artifacts: dict[str, Artifact],
         ("adapter", ["alpha"], 0),
         ("checkpoint", ["state", "random", "python_words"], [1]),
         ("checkpoint", ["state", "trainer", "global_step"], -1),
+        ("checkpoint", ["state", "trainer", "global_step"], 0),
+        ("checkpoint", ["state", "trainer", "global_step"], 2),
+        ("checkpoint", ["state", "trainer", "global_step"], 6),
+        ("checkpoint", ["state", "trainer", "global_step"], 11),
+        ("checkpoint", ["state", "trainer", "max_steps"], 3),
         ("scores", ["significant"], [1]),
     ]
     path = tmp_path / "adapter_model.safetensors"

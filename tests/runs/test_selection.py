@@ -1,6 +1,7 @@
 """Which passes and scales are measured, which is selected, and what a run leaves of it."""
 
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,7 +161,6 @@ def test_the_selection_is_what_a_naive_search_of_the_points_finds() -> None:
 
 
 def test_a_run_keeps_what_was_selected(finished: Path) -> None:
-    """Killed while it measures, it goes on without training, to the same files."""
     training = results_of(finished)["training"]
     curve = ScaleCurve.model_validate(training["scale_curve"])
     delta = NeuronDelta.load(finished / "delta.safetensors")
@@ -171,7 +171,9 @@ def test_a_run_keeps_what_was_selected(finished: Path) -> None:
     assert not (finished / ".checkpoint.safetensors").exists()
 
 
-def test_killed_while_it_measures_a_run_trains_nothing_again(found: Path) -> None:
+def test_killed_while_it_measures_a_run_trains_nothing_again(found: Path, tmp_path: Path) -> None:
+    """It goes on to the same delta as a run that was not killed."""
+    whole = Path(shutil.copytree(found, tmp_path / "never-killed"))
     given = {
         "tune": {"learning_rate": 0.05, "epochs": 2, "samples": 1, "largest_share": 1.0},
         "evaluate": {"judge": BY_HASH.name},
@@ -186,3 +188,8 @@ def test_killed_while_it_measures_a_run_trains_nothing_again(found: Path) -> Non
     assert all_at_once > 1
     assert len(lines_of(found / "responses.jsonl")) > answered > 25
     assert not (found / ".checkpoint.safetensors").exists()
+    pipeline.run(whole, given, until="tune")
+    one, two = ((folder / "delta.safetensors").read_bytes() for folder in (whole, found))
+    assert one == two
+    one, two = (results_of(folder)["training"] | {"seconds": 0} for folder in (whole, found))
+    assert one == two

@@ -1,6 +1,7 @@
 """A training that is killed goes on to the same bytes; the deltas of every pass are there; nothing is a pickle."""
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,13 @@ import torch
 from safetensors import safe_open
 
 from builders.quick import tune
+from builders.tensor_damage import content, forge
+from safety_neurons.core import tensors as tensors_module
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.temporary import process_namespace
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.neurons.neuron_set import NeuronSet
+from safety_neurons.tuning import checkpoint as checkpoint_module
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.trainer import DeltaTrainer
@@ -144,6 +148,59 @@ def test_broken_checkpoint_is_an_error_that_says_what_to_do(
     with pytest.raises(SafetyNeuronsError, match=r"is not a checkpoint.*Delete it"):
         tune(model, neuron_set(model), corpus, checkpoint=file)
     assert file.exists()
+
+
+@pytest.mark.parametrize(
+    ("progress", "problem"),
+    [
+        ({"global_step": STEPS}, "pass0.* is missing"),
+        ({"global_step": 1, "max_steps": 1}, "step 1 of 1, and this training has 10"),
+        ({"global_step": STEPS + 1}, "step 11 of 10"),
+    ],
+)
+def test_checkpoint_that_says_it_is_of_another_step_is_an_error(
+    model: ChatModel,
+    neuron_set: Callable[..., NeuronSet],
+    corpus: Corpus,
+    tmp_path: Path,
+    progress: dict[str, int],
+    problem: str,
+) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    options = OPTIONS | {"checkpoint": file, "checkpoint_every": 2}
+    with pytest.raises(Killed):
+        tune(model, neuron_set(model), corpus, **options, advance=killer(3))
+    about = json.loads(content(file)[1])["about"]
+    about["state"]["trainer"] |= progress
+    forge(file, about=about)
+    with pytest.raises(SafetyNeuronsError, match=rf"is damaged: .*{problem}.*Delete it"):
+        tune(model, neuron_set(model), corpus, **options)
+
+
+@pytest.mark.parametrize("keep_passes", [True, False])
+def test_checkpoint_holds_the_passes_that_are_kept_and_is_read_however_large_it_is(
+    model: ChatModel,
+    neuron_set: Callable[..., NeuronSet],
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keep_passes: bool,
+) -> None:
+    neurons, file = neuron_set(model), tmp_path / "checkpoint.safetensors"
+    options = OPTIONS | {"checkpoint": file, "checkpoint_every": 2, "keep_passes": keep_passes}
+    expected = tune(model, neurons, corpus, **OPTIONS)
+    with pytest.raises(Killed):
+        tune(model, neurons, corpus, **options, advance=killer(7))
+    with safe_open(file, framework="pt") as opened:
+        parts = {name.split(".")[0] for name in opened.keys()}  # noqa: SIM118
+    assert parts == {"delta", "optimizer", "random"} | ({"pass0"} if keep_passes else set())
+    for module in (tensors_module, checkpoint_module):
+        monkeypatch.setattr(module, "MOST_BYTES", 0)
+    # The header, and the few numbers that do not grow with the neurons.
+    header = int.from_bytes(file.read_bytes()[:8], "little")
+    monkeypatch.setattr(checkpoint_module, "_MOST_HEADER_BYTES", header + 10_000)
+    found = tune(model, neurons, corpus, **options)
+    assert_same(found, expected if keep_passes else replace(expected, earlier=()))
 
 
 def test_every_pass_is_what_a_training_is_after_it(

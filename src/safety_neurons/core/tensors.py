@@ -77,17 +77,18 @@ class StoredTensors:
     advice: str
 
     @classmethod
-    def read(cls, path: Path, kind: str, advice: str) -> Self:
+    def read(cls, path: Path, kind: str, advice: str, limit: int = MOST_BYTES) -> Self:
         """Open a file and check its digest.
 
         Args:
             kind: as it was written.
             advice: what the user can do about a file that cannot be used.
+            limit: the largest file that is read, in bytes.
 
         Raises:
             SafetyNeuronsError: the file is missing, unreadable, too large, damaged, or holds something else.
         """
-        with open_regular(path, advice, MOST_BYTES):
+        with open_regular(path, advice, limit):
             pass
         try:
             with safe_open(path, framework="pt") as file:

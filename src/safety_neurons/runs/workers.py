@@ -87,6 +87,7 @@ def tune_together(
         settings.tune,
         checkpoint=checkpoint,
         keep_checkpoint=True,
+        keep_passes=settings.tune.select,
         seed=settings.seed,
         advance=advance,
     )

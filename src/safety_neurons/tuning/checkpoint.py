@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,10 +18,12 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import disk_errors, exists
 from safety_neurons.core.records import Record
 from safety_neurons.core.temporary import remove, remove_abandoned
-from safety_neurons.core.tensors import StoredTensors, write_tensors
+from safety_neurons.core.tensors import MOST_BYTES, StoredTensors, write_tensors
 
 # What can be done about a checkpoint that cannot be used.
 DELETE = "Delete it: training then starts anew."
+# safetensors neither writes nor reads a larger header.
+_MOST_HEADER_BYTES = 100_000_000
 _Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 _Word = Annotated[int, Field(ge=0, lt=1 << 32)]
 
@@ -90,11 +92,35 @@ class CheckpointRecord(Record):
 
 
 @dataclass(frozen=True)
+class CheckpointPlan:
+    """What the checkpoints of a training hold.
+
+    `parameters` are those that are trained, of which only types and shapes matter here. `steps` and `steps_per_epoch`
+    are optimizer steps.
+    """
+
+    parameters: Mapping[str, Tensor]
+    steps: int
+    steps_per_epoch: int
+    keep_passes: bool
+
+    def passes(self, step: int) -> int:
+        """The number of earlier passes that are kept after this step. The last pass is the training's result."""
+        return min(step, self.steps - 1) // self.steps_per_epoch if self.keep_passes else 0
+
+    @property
+    def most_bytes(self) -> int:
+        """No checkpoint is larger: it has the parameters, two moments of each, and the earlier passes."""
+        size = sum(value.nbytes for value in self.parameters.values())
+        return size * (3 + self.passes(self.steps)) + _MOST_HEADER_BYTES
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Everything that the rest of a training depends on.
 
-    `tensors` are the deltas, those after each finished pass over the corpus, AdamW's moments and the states of torch's
-    random numbers.
+    `tensors` are the deltas, those after each earlier pass over the corpus if these are kept, AdamW's moments and the
+    states of torch's random numbers.
     """
 
     fingerprint: str
@@ -111,8 +137,10 @@ class Checkpoint:
 
     @property
     def passes(self) -> list[dict[str, Tensor]]:
-        """The deltas after each finished pass over the corpus."""
-        return [self.part(_pass(number)) for number in range(_pass_count(self.tensors))]
+        """The deltas after each earlier pass over the corpus that was kept."""
+        parts = {name.partition(".")[0] for name in self.tensors}
+        names = itertools.takewhile(parts.__contains__, map(_pass, itertools.count()))
+        return [self.part(name) for name in names]
 
     @property
     def is_finished(self) -> bool:
@@ -126,29 +154,32 @@ class Checkpoint:
         )
 
     @classmethod
-    def load(cls, path: Path, fingerprint: str, parameters: Mapping[str, Tensor]) -> Self | None:
+    def load(cls, path: Path, fingerprint: str, plan: CheckpointPlan) -> Self | None:
         """Read what `save` wrote; None if it is of another training than the one with this fingerprint.
 
-        Args:
-            parameters: those that are trained, of which only types and shapes matter here.
-
         Raises:
-            SafetyNeuronsError: the file is missing, damaged, or not a checkpoint of a training of these parameters.
+            SafetyNeuronsError: the file is missing, damaged, or not a checkpoint that this plan describes.
         """
-        stored = StoredTensors.read(path, "checkpoint", DELETE)
+        # As much as the training writes, which had to fit into memory then.
+        stored = StoredTensors.read(path, "checkpoint", DELETE, max(MOST_BYTES, plan.most_bytes))
         about = stored.about(CheckpointRecord)
         if about.fingerprint != fingerprint:
             return None
+        progress = about.state.trainer
+        if progress.max_steps != plan.steps or not 0 < progress.global_step <= plan.steps:
+            raise stored.problem(
+                f"it is of step {progress.global_step} of {progress.max_steps}, and this training has {plan.steps}"
+            )
         shapes = {"random.cpu": torch.get_rng_state()}
         if "random.cuda" in stored.tensors:
             # Of a training on a GPU, which may not be here.
             shapes["random.cuda"] = (
                 torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.empty(16, dtype=torch.uint8)
             )
-        shapes |= named("delta", parameters)
-        for number in range(_pass_count(stored.tensors)):
-            shapes |= named(_pass(number), parameters)
-        for name, value in parameters.items():
+        shapes |= named("delta", plan.parameters)
+        for number in range(plan.passes(progress.global_step)):
+            shapes |= named(_pass(number), plan.parameters)
+        for name, value in plan.parameters.items():
             moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), value) | {"step": torch.zeros(())}
             if any(f"optimizer.{name}.{moment}" in stored.tensors for moment in moments):
                 shapes |= named(f"optimizer.{name}", moments)
@@ -174,13 +205,8 @@ def _pass(number: int) -> str:
     return f"pass{number}"
 
 
-def _pass_count(names: Collection[str]) -> int:
-    parts = {name.partition(".")[0] for name in names}
-    return next(number for number in itertools.count() if _pass(number) not in parts)
-
-
-def resumable(path: Path | None, fingerprint: str, parameters: Mapping[str, Tensor]) -> Checkpoint | None:
-    """The checkpoint at this path if it is of the same training of these parameters; process 0 reads it for all.
+def resumable(path: Path | None, fingerprint: str, plan: CheckpointPlan) -> Checkpoint | None:
+    """The checkpoint at this path if it is of the same training; process 0 reads it for all.
 
     Raises:
         SafetyNeuronsError: the file is damaged or not a checkpoint, or the processes would train different things.
@@ -192,7 +218,7 @@ def resumable(path: Path | None, fingerprint: str, parameters: Mapping[str, Tens
     checkpoint = None
     with sync_errors():
         if path is not None and owns(0) and exists(path):
-            checkpoint = Checkpoint.load(path, fingerprint, parameters)
+            checkpoint = Checkpoint.load(path, fingerprint, plan)
             if checkpoint is None:
                 warnings.warn(
                     f"{path} is of a training with another model, corpus, neurons or options. Training starts anew.",

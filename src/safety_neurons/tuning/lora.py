@@ -270,6 +270,7 @@ def train_lora(
                 fingerprint=_fingerprint(model, corpus, training, rank, alpha),
                 device=model.device,
                 checkpoint=checkpoint,
+                keep_passes=False,
                 advance=advance,
             )
         except DivergedError as error:

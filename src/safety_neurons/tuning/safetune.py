@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from safety_neurons.core.distributed import owns, process_count
 from safety_neurons.core.errors import DivergedError, NotFiniteError, SafetyNeuronsError
+from safety_neurons.core.files import fingerprint
 from safety_neurons.core.folders import scratch_folder
 from safety_neurons.core.progress import Advance, ignore
 from safety_neurons.models.chat import ChatModel
@@ -27,7 +28,7 @@ from safety_neurons.tuning.batches import (
     steps_per_epoch,
     training_steps,
 )
-from safety_neurons.tuning.checkpoint import discard, resumable
+from safety_neurons.tuning.checkpoint import CheckpointPlan, discard, resumable
 from safety_neurons.tuning.config import Training, TuningConfig
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
@@ -44,13 +45,15 @@ def tune(
     *,
     checkpoint: Path | None = None,
     keep_checkpoint: bool = False,
+    keep_passes: bool = True,
     seed: int = 0,
     advance: Advance = ignore,
     **options: Any,
 ) -> NeuronDelta:
     """Train the neurons' deltas on the corpus; the model itself is left as it was.
 
-    Returns the delta after the last pass over the corpus. `NeuronDelta.after` gives those after earlier passes.
+    Returns the delta after the last pass over the corpus. `NeuronDelta.after` gives those after earlier passes, if they
+    are kept.
 
     Where several processes were started (torchrun, with a process group of torch.distributed), all call this with the
     same arguments and share the work: the batches are the same, and so is the result within the rounding of sums.
@@ -60,6 +63,7 @@ def tune(
         checkpoint: a file from which an interrupted call resumes, to the same bytes. Process 0 writes it, and removes
             it after training.
         keep_checkpoint: leave the file after training. The same call then returns the same delta without training.
+        keep_passes: keep the deltas after earlier passes, also in the checkpoint: each is as large as the result.
         seed: fixes the batches.
         options: fields of `TuningConfig` that replace those of `config`.
 
@@ -82,17 +86,19 @@ def tune(
             corpus,
             training,
             examples=examples,
-            fingerprint=training_fingerprint(model, neurons, examples, training),
+            # Without the passes, the checkpoint of one cannot be resumed by the other.
+            fingerprint=fingerprint(training_fingerprint(model, neurons, examples, training), keep_passes),
             device=device,
             checkpoint=checkpoint,
+            keep_passes=keep_passes,
             advance=advance,
         )
-    *earlier, last = trainer.passes
+    last = trainer.delta_model.tensors()
     if not all(torch.isfinite(tensor).all() for tensor in last.values()):
         raise DivergedError(DIVERGED)
     if checkpoint is not None and not keep_checkpoint and owns(0):
         discard(checkpoint)
-    return NeuronDelta(neurons, last, training.epochs, steps=trainer.steps(), earlier=tuple(earlier))
+    return NeuronDelta(neurons, last, training.epochs, steps=trainer.steps(), earlier=tuple(trainer.passes))
 
 
 def trained(
@@ -104,6 +110,7 @@ def trained(
     fingerprint: str,
     device: torch.device,
     checkpoint: Path | None,
+    keep_passes: bool,
     advance: Advance,
 ) -> DeltaTrainer:
     """Train the parameters of a `DeltaModel` over its frozen base; see `tune`.
@@ -111,7 +118,11 @@ def trained(
     Training resumes from a checkpoint with the same `fingerprint`. With a checkpoint, the last step writes one, too.
     """
     model = delta_model.base
-    resumed = resumable(checkpoint, fingerprint, dict(delta_model.delta.items()))
+    steps = training_steps(corpus, training.batch_size, training.epochs)
+    plan = CheckpointPlan(
+        dict(delta_model.delta.items()), steps, steps_per_epoch(corpus, training.batch_size), keep_passes
+    )
+    resumed = resumable(checkpoint, fingerprint, plan)
     transformers.set_seed(training.seed)
     is_finished = resumed is not None and resumed.is_finished
     # Tried now: processes that share the base must run it equally often.
@@ -124,13 +135,12 @@ def trained(
         if resumed is not None:
             # The trainer reads this part itself, from a folder.
             (scratch / "trainer_state.json").write_text(json.dumps(resumed.state.trainer.whole()), encoding="utf-8")
-        steps = training_steps(corpus, training.batch_size, training.epochs)
         trainer = DeltaTrainer(
             delta_model,
             _arguments(training, scratch, steps, device),
             training,
             shares=_shares(examples, training),
-            steps_per_epoch=steps_per_epoch(corpus, training.batch_size),
+            plan=plan,
             padding=padding_token(model),
             fingerprint=fingerprint,
             checkpoint=checkpoint,

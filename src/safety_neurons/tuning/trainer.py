@@ -27,6 +27,7 @@ from safety_neurons.tuning.batches import Collator, TokenizedPair
 from safety_neurons.tuning.checkpoint import (
     DELETE,
     Checkpoint,
+    CheckpointPlan,
     RandomStates,
     ScheduleProgress,
     TrainerProgress,
@@ -90,7 +91,7 @@ class DeltaTrainer(Trainer):
         training: Training,
         *,
         shares: Sequence[Sequence[TokenizedPair]],
-        steps_per_epoch: int,
+        plan: CheckpointPlan,
         padding: int,
         fingerprint: str,
         checkpoint: Path | None,
@@ -98,9 +99,9 @@ class DeltaTrainer(Trainer):
         advance: Advance,
     ) -> None:
         self.delta_model, self.training = delta_model, training
-        self.shares, self.steps_per_epoch, self.collator = shares, steps_per_epoch, Collator(padding)
+        self.shares, self.plan, self.collator = shares, plan, Collator(padding)
         self.fingerprint, self.checkpoint, self.resumed = fingerprint, checkpoint, resumed
-        # After each finished pass over the corpus.
+        # After each earlier pass over the corpus, where the plan keeps them.
         self.passes: list[DeltaTensors] = [] if resumed is None else resumed.passes
         super().__init__(delta_model, arguments, train_dataset=shares, callbacks=[_EachStep(self, advance)])
 
@@ -109,7 +110,7 @@ class DeltaTrainer(Trainer):
         return DataLoader(self.shares, batch_size=1, collate_fn=lambda shares: self.collator(shares[0]))  # type: ignore[arg-type]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        self.state.epoch = self.state.global_step / self.steps_per_epoch
+        self.state.epoch = self.state.global_step / self.plan.steps_per_epoch
         super().log(logs, *args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
@@ -220,7 +221,7 @@ class _EachStep(TrainerCallback):
     def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.advance(1)
         step = state.global_step
-        if step % self.trainer.steps_per_epoch == 0:
+        if len(self.trainer.passes) < self.trainer.plan.passes(step):
             self.trainer.passes.append(self.trainer.delta_model.tensors())
         # The loss of this step has not been logged yet.
         control.should_log = True
