@@ -1,1 +1,1 @@
-"""The parts of benchmarks/calibration_rivals.py: each rival in a file of its own, written from its paper."""
+"""The parts of benchmarks/calibration_rivals.py: each rival in a file of its own, after its paper."""

@@ -79,8 +79,8 @@ def scav(lessons: Lessons, toward: Toward) -> list[Candidate]:
 
     def steer(strength: float) -> ResidualSteering:
         edits = [(layers[layer], partial(probe.perturbed, strength)) for layer, probe in probes.items()]
-        key = f"scav {toward} {strength} {[(layer, one.weight.tolist(), one.bias) for layer, one in probes.items()]}"
-        return ResidualSteering(key, edits, 1)
+        fitted = [(layer, one.weight.tolist(), one.bias, one.highest) for layer, one in probes.items()]
+        return ResidualSteering(f"scav {toward} {strength} {fitted}", edits, 1)
 
     changed = len(probes) * away.shape[3]
     return [Candidate(f"{len(probes)} layers", changed, lessons.residual_values, "residual values", steer)]

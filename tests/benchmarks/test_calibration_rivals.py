@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import calibration_rivals as benchmark
 import pytest
 import torch
 from rivals import measured as measured_module
-from rivals.contract import Lessons
+from rivals.contract import Candidate, Lessons
 from rivals.difference_in_means import difference_in_means
 from rivals.neurons import found, random_like
 from rivals.refusal_direction import refusal_direction
@@ -18,12 +19,12 @@ from rivals.scav import TARGET, Probe, scav
 from torch import Tensor
 
 from builders.judges import BY_HASH
-from builders.models import BENIGN, HARMFUL
-from builders.runs import Splits, lines_of, small_run
+from builders.models import BENIGN, HARMFUL, tiny_model
+from builders.runs import Splits, lines_of, save_model, small_run
 from safety_neurons.calibration.config import Toward
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.experiments import intervention as intervention_module
-from safety_neurons.experiments.intervention import Steering
+from safety_neurons.experiments.intervention import InterventionRunner, Steering
 from safety_neurons.models.neurons.trace import decoder_layers
 from safety_neurons.runs.opened import opened
 
@@ -134,6 +135,57 @@ def test_scav_perturbs_the_layers_whose_probes_are_good(lessons: Lessons) -> Non
     # The first perturbed layer changes at the last token alone.
     layer = next(layer for layer in range(before.shape[1]) if not torch.equal(before[:, layer], after[:, layer]))
     assert torch.equal(before[:, layer, :-1], after[:, layer, :-1])
+
+
+def test_answers_under_probes_that_stop_elsewhere_are_not_shared(
+    lessons: Lessons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Probe.fit
+
+    def higher(*given: Any) -> Probe:
+        probe = fit(*given)
+        return replace(probe, highest=probe.highest + 1.0)
+
+    identities = []
+    for fitted in (fit, higher):
+        monkeypatch.setattr(Probe, "fit", fitted)
+        with scav(lessons, "conformity")[0].steer(0.5).opened(lessons.run, lessons.run.engine) as engine:
+            identities.append(engine.identity)
+    assert identities[0] != identities[1]
+
+
+def test_a_model_with_norms_after_its_layers_parts_is_not_ablated(given: dict[str, Any], tmp_path: Path) -> None:
+    settings = given | {"model": save_model(tiny_model("gemma2"), tmp_path / "model")}
+    with opened(tmp_path / "run", settings, None, "") as run:
+        normed = Lessons.read(run, 1, (20.0,))
+        with pytest.raises(SafetyNeuronsError, match=r"norm.*--rivals"):
+            refusal_direction(normed, "conformity")
+        # Nothing is ablated there.
+        assert refusal_direction(normed, "rejection")
+
+
+def test_a_strength_at_which_the_model_overflows_is_too_strong(lessons: Lessons) -> None:
+    run = lessons.run
+    layer = decoder_layers(run.model.model)[0]
+    overflowed: list[float] = []
+
+    def steer(strength: float) -> ResidualSteering:
+        def edit(stream: Tensor) -> Tensor:
+            if strength < 2:
+                return stream + strength * torch.arange(stream.shape[1])
+            overflowed.append(strength)
+            return stream * math.inf
+
+        return ResidualSteering(f"overflow {strength}", [(layer, edit)], 2)
+
+    runner = InterventionRunner.open(run, {"benign": run.split("benign", "validation", None)})
+    bench = measured_module.Bench(lessons, runner, {}, (), (), 0)
+    candidate = Candidate("overflow", 1, 1, "values", steer)
+    scaled = bench._scaled(candidate, 1e6, "overflow")
+    assert overflowed
+    assert not scaled.matched.reached
+    assert scaled.matched.strength < 2
+    assert math.isfinite(scaled.matched.kl_divergence)
 
 
 def test_found_and_random_neurons_are_as_many(lessons: Lessons) -> None:

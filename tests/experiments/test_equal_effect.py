@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from safety_neurons.core.errors import NotFiniteError
 from safety_neurons.experiments.equal_effect import STEPS, TOLERANCE, match_kl
 
 
@@ -44,3 +45,24 @@ def test_what_is_no_number_is_too_strong() -> None:
     found = match_kl(lambda strength: strength if strength < 3 else float("nan"), 2.5)
     assert found.reached
     assert match_kl(lambda _: float("nan"), 1.0).reached is False
+
+
+@pytest.mark.parametrize("start", [0.5, 10.0])
+def test_a_strength_at_which_the_model_overflows_is_too_strong(start: float) -> None:
+    def kl_at(strength: float) -> float:
+        if strength >= 3:
+            raise NotFiniteError("overflow")
+        return strength
+
+    assert match_kl(kl_at, 2.5, start).reached
+    found = match_kl(kl_at, 7.0, start)
+    assert not found.reached
+    assert found.kl_divergence == pytest.approx(3.0, rel=0.05)
+
+
+def test_a_model_that_overflows_at_every_strength_is_an_error() -> None:
+    def kl_at(_strength: float) -> float:
+        raise NotFiniteError("overflow")
+
+    with pytest.raises(NotFiniteError):
+        match_kl(kl_at, 1.0)

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from safety_neurons.core.errors import NotFiniteError
+
 # The search ends when the KL is this near to the target, as a fraction of it, or after this many strengths.
 TOLERANCE = 0.05
 STEPS = 20
@@ -25,20 +27,27 @@ def match_kl(kl_at: Callable[[float], float], target: float, start: float = 1.0)
 
     The interval is cut where the target would be if the KL were a power of the strength, but not near its ends. Returns
     the strength nearest to the target among those that were tried: the KL of an intervention need not grow with its
-    strength, or reach every value.
+    strength, or reach every value. A strength at which the model overflows is too strong.
 
     Args:
         kl_at: the KL divergence in nats per token at a strength above 0.
         target: above 0.
         start: the first strength to try.
+
+    Raises:
+        NotFiniteError: the model overflows at every strength that was tried.
     """
     tried: dict[float, float] = {}
     low: float | None = None
     high: float | None = None
+    overflow: NotFiniteError | None = None
     strength = start
     for _ in range(STEPS):
-        kl = kl_at(strength)
-        # What is not a number comes from activations that overflow.
+        try:
+            kl = kl_at(strength)
+        except NotFiniteError as error:
+            kl, overflow = math.inf, error
+        # NaN, too, comes from activations that overflow.
         tried[strength] = kl = math.inf if math.isnan(kl) else kl
         if abs(kl - target) <= TOLERANCE * target:
             break
@@ -53,6 +62,8 @@ def match_kl(kl_at: Callable[[float], float], target: float, start: float = 1.0)
         else:
             strength = low * (high / low) ** _cut(tried[low], tried[high], target)
     best = min(tried, key=lambda each: abs(tried[each] - target))
+    if overflow is not None and math.isinf(tried[best]):
+        raise overflow
     return Matched(best, tried[best], abs(tried[best] - target) <= TOLERANCE * target)
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, DynamicCache
 
+from safety_neurons.core.errors import NotFiniteError
 from safety_neurons.models.chat import ChatModel
+from safety_neurons.models.finite import not_finite
 from safety_neurons.models.forward import forward
 from safety_neurons.models.shared_prefix import share_prefix
 from safety_neurons.models.tokens import padding_token
@@ -122,11 +124,20 @@ def kl_divergence(
 
 
 def distance(before: Tensor, after: Tensor) -> float | None:
-    """KL(before || after) in nats per token from logits [tokens, vocabulary]; None without tokens."""
+    """KL(before || after) in nats per token from logits [tokens, vocabulary]; None without tokens.
+
+    Raises:
+        NotFiniteError: it is not finite, as the logits are not.
+    """
+    if not len(before):
+        return None
     target, log_probabilities = before.float().log_softmax(-1), after.float().log_softmax(-1)
     each = torch.nn.functional.kl_div(log_probabilities, target, log_target=True, reduction="none").sum(1)
+    found = float(each.mean())
+    if not math.isfinite(found):
+        raise NotFiniteError(not_finite("The model", after.dtype))
     # Rounding can make a sum of zeros slightly negative.
-    return max(0.0, float(each.mean())) if len(each) else None
+    return max(0.0, found)
 
 
 def perplexity(nll: float | None) -> float | None:

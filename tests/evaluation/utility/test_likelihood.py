@@ -10,8 +10,9 @@ from torch import Tensor
 
 from builders.quick import find
 from safety_neurons.calibration.calibration import calibrate
+from safety_neurons.core.errors import NotFiniteError
 from safety_neurons.models.chat import ChatModel
-from safety_neurons.models.likelihood import kl_divergence, nll, read_answers
+from safety_neurons.models.likelihood import distance, kl_divergence, nll, read_answers
 from safety_neurons.models.prefix_cache import PrefixCache
 from safety_neurons.models.tokens import padding_token
 from safety_neurons.neurons.neuron_set import NeuronSet
@@ -129,6 +130,16 @@ def test_a_change_that_changes_nothing_is_no_distance(one_of_each: ChatModel, ke
         caches(one_of_each, texts, kept),
     )
     assert found == [0.0] * 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_have_no_distance(value: float) -> None:
+    before = torch.zeros(3, 5)
+    after = before.clone()
+    after[1, 2] = value
+    for pair in ((before, after), (after, before), (after, after)):
+        with pytest.raises(NotFiniteError, match="not finite"):
+            distance(*pair)
 
 
 CASES: list[tuple[dict[str, Any], bool]] = [
