@@ -13,13 +13,13 @@ from pathlib import Path
 from attack.damage import damage
 from attack.kills import full_disk, kill, together
 from attack.models import hostile_models
-from attack.outcome import Tally, as_json, table
+from attack.outcome import Lines, Tally, as_json, table
 from attack.secrets import secrets
 from attack.strings import hostile_strings
 from attack.subject import Subject, finished, tiny_subject
 from attack.trust import foreign_runs, links
 
-from safety_neurons.cli.console import ConsoleListener, console, print_tables
+from safety_neurons.cli.console import console, print_tables
 from safety_neurons.core.files import write_json
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.visible import visible
@@ -68,7 +68,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"there is no attack {', '.join(sorted(unknown))}; the attacks are {', '.join(NAMES)}")
-    with tempfile.TemporaryDirectory() as scratch, ConsoleListener() as listener:
+    listener = Lines()
+    with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         base = work / "subject"
         # Kills and the like begin runs of their own.

@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from safety_neurons.core.progress import Listener
+from safety_neurons.core.progress import Advance, Listener, Silence, ignore
 from safety_neurons.core.tables import Table, numbers, words
 
 T = TypeVar("T")
@@ -48,8 +49,16 @@ class Tally:
         self.harms.append(Harm(kind, where, seen[-2000:]))
 
 
+class Lines(Silence):
+    """Says what begins. A bar has a thread, and a process that is forked beside it may inherit a lock that it holds."""
+
+    def task(self, description: str, total: int) -> AbstractContextManager[Advance]:
+        print(f"{description}: {total:,}", flush=True)
+        return nullcontext(ignore)
+
+
 def tracked(tally: Tally, cases: Sequence[T], listener: Listener) -> Iterator[T]:
-    """The cases one after the other, counted and with a bar."""
+    """The cases one after the other, counted."""
     with listener.task(tally.name, len(cases)) as advance:
         for case in cases:
             tally.tried += 1
