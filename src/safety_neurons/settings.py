@@ -160,7 +160,8 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "explain": {"random_sets": 200, "lens_prompts": 20},
         "tune": {
             **{"refusals": 72, "contrast": 0, "benign": 96, "borderline": 56},
-            **{"learning_rate": 5e-4, "validation_prompts": 50},
+            # Selecting would ask many times what the rest of the run asks.
+            **{"learning_rate": 5e-4, "select": False},
         },
         "evaluate": {"prompts": 30},
     },
