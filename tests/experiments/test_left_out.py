@@ -64,7 +64,7 @@ def test_nothing_is_trained_or_asked_twice(
     measured: tuple[Path, dict[str, Any], list[Corpus]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, section, _ = measured
-    monkeypatch.setattr(kept_deltas, "tune_together", lambda *_arguments, **_options: pytest.fail("trained again"))
+    monkeypatch.setattr(kept_deltas, "train", lambda *_arguments, **_options: pytest.fail("trained again"))
     answers = lines_of(folder / "responses.jsonl")
     assert section_of("left_out", left_out, folder, SMALL) == section
     assert lines_of(folder / "responses.jsonl") == answers

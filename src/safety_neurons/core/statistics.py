@@ -118,6 +118,13 @@ def mean_rate(groups: VerdictGroups, counted: Verdict, seed: int) -> Rate:
     return Rate(value, min(low, value), max(high, value), n, unscored)
 
 
+def rate_of_groups(groups: VerdictGroups, counted: Verdict, seed: int) -> Rate:
+    """`mean_rate` of several groups; of one, whose requests are independent, `rate` with its Wilson interval."""
+    if len(groups) == 1:
+        return rate([verdict for verdict in groups[0] if verdict is not None], counted)
+    return mean_rate(groups, counted, seed)
+
+
 def paired_difference(one: VerdictGroups, other: VerdictGroups, counted: Verdict, seed: int) -> Difference:
     """The mean fraction of `counted` over the groups of `one` minus that over the groups of `other`.
 

@@ -291,16 +291,11 @@ class Defense:
         raise NotImplementedError
 
 
-def conversation_of(prompt: AttackedPrompt) -> Conversation:
-    """The conversation that sends a prompt unchanged."""
-    return Conversation.of(prompt.user, prompt.prefill, before=prompt.before)
-
-
 def respond_with(
     context: EvaluationContext, prompts: Sequence[AttackedPrompt], conversations: Sequence[Conversation] | None = None
 ) -> list[Response]:
     """The model's answers to prompts, or to what a defense made of them; each begins with its prompt's prefill."""
-    asked = conversations or [conversation_of(prompt) for prompt in prompts]
+    asked = conversations or [prompt.conversation for prompt in prompts]
     return [Response.of(prompt, completion) for prompt, completion in zip(prompts, context.answers(asked), strict=True)]
 
 

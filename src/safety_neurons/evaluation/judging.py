@@ -13,7 +13,7 @@ from safety_neurons.core.records import JsonlCache, Line, first_problem
 from safety_neurons.core.statistics import Verdict
 from safety_neurons.engines.engine import CachedEngine, answers
 from safety_neurons.evaluation.checked import judgments
-from safety_neurons.evaluation.contracts import Judge, JudgeInput, Judgment, Response, RuleJudge, conversation_of
+from safety_neurons.evaluation.contracts import Judge, JudgeInput, Judgment, Response, RuleJudge
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import Completion, Sampling
 from safety_neurons.prompts import Prompt
@@ -71,7 +71,7 @@ def ask(
     sent = sent or [AttackedPrompt(prompt.text) for prompt in prompts]
     completions = answers(
         replace(engine, advance=advance),
-        [conversation_of(one) for one in sent],
+        [one.conversation for one in sent],
         max_new_tokens=max_new_tokens,
         sampling=sampling,
     )

@@ -13,7 +13,7 @@ from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Listener
-from safety_neurons.core.statistics import Verdict, mcnemar, mean_rate, paired_difference, rate
+from safety_neurons.core.statistics import Verdict, mcnemar, paired_difference, rate_of_groups
 from safety_neurons.prompts import Prompt
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.artifacts import load_delta
@@ -123,10 +123,7 @@ def _row(name: str, tested: Sequence[_Tested], seed: int) -> dict[str, Any]:
     The interval of the mean and of differences is a bootstrap over requests; the p-value of one kind is McNemar's.
     """
     sides = [list(side) for side in zip(*((one.base, one.all_kinds, one.left_out) for one in tested), strict=True)]
-    if len(tested) == 1:
-        base, all_kinds, without = (rate(side[0], "complied") for side in sides)
-    else:
-        base, all_kinds, without = (mean_rate(side, "complied", seed) for side in sides)
+    base, all_kinds, without = (rate_of_groups(side, "complied", seed) for side in sides)
     change = paired_difference(sides[2], sides[1], "complied", seed)
     p_value = None
     if len(tested) == 1:

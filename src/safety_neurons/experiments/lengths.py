@@ -9,7 +9,7 @@ from typing import Any
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Listener
-from safety_neurons.core.statistics import Rate, Verdict, mean_rate, paired_difference, rate, share
+from safety_neurons.core.statistics import Rate, Verdict, paired_difference, rate, rate_of_groups, share
 from safety_neurons.engines.engine import CachedEngine, InProcess
 from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.grid import HARMFUL, JudgedCell, Plan, answer_grid, judge_cells
@@ -215,8 +215,7 @@ def _summary(run: RunContext, cells: Sequence[Sequence[JudgedCell]], limits: Seq
         counted, seed = _counted(group[0][-1]), run.settings.seed
         verdicts = [[one[place].verdicts(run.judge.name) for one in group] for place in range(len(limits))]
         for limit, here in zip(limits, verdicts, strict=True):
-            single = [one for one in here[0] if one is not None]
-            found = rate(single, counted) if len(here) == 1 else mean_rate(here, counted, seed)
+            found = rate_of_groups(here, counted, seed)
             row = {"defense": defense, "prompts": prompts, "tokens": limit, "cells": len(group), "rate": asdict(found)}
             if limit != limits[-1]:
                 row["difference"] = asdict(paired_difference(here, verdicts[-1], counted, seed))

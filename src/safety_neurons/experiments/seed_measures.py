@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from safety_neurons.core.statistics import Rate, Verdict, VerdictGroups, mean_rate, rate
+from safety_neurons.core.statistics import Verdict, rate_of_groups
 from safety_neurons.core.trainings import crossed_difference, crossed_rate
 from safety_neurons.evaluation.grid import HARMFUL
 from safety_neurons.evaluation.summary import counted_in
@@ -49,23 +49,16 @@ def _measure(
         return [verdicts[part] for part in parts]
 
     before, after = groups(base), [groups(one) for one in trainings]
-    each = [_rate(one, counted, seed) for one in after]
+    each = [rate_of_groups(one, counted, seed) for one in after]
     known = [one.value for one in each if one.value is not None]
     difference = None if random is None else crossed_difference(after, [groups(one) for one in random], counted, seed)
     return {
         "prompts": line[0],
         "attack": line[1],
-        "before": asdict(_rate(before, counted, seed)),
+        "before": asdict(rate_of_groups(before, counted, seed)),
         "trainings": [asdict(one) for one in each],
         "mean": asdict(crossed_rate(after, counted, seed)),
         "spread": statistics.stdev(known) if len(known) == len(each) > 1 else None,
         "against_before": asdict(crossed_difference(after, [before] * len(after), counted, seed)),
         "against_random": None if difference is None else asdict(difference),
     }
-
-
-def _rate(groups: VerdictGroups, counted: Verdict, seed: int) -> Rate:
-    """Wilson's interval for one group; for several the requests are resampled."""
-    if len(groups) == 1:
-        return rate([verdict for verdict in groups[0] if verdict is not None], counted)
-    return mean_rate(groups, counted, seed)

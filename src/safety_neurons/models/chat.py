@@ -35,6 +35,11 @@ class AttackedPrompt:
     prefill: str = ""
     before: tuple[Turn, ...] = ()
 
+    @property
+    def conversation(self) -> "Conversation":
+        """The conversation that sends it unchanged."""
+        return Conversation.of(self.user, self.prefill, before=self.before)
+
 
 @dataclass(frozen=True)
 class Conversation:

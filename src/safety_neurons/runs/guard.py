@@ -10,7 +10,6 @@ from safety_neurons.calibration.detector import Detector, fit_detector
 from safety_neurons.calibration.guard import Guard, fit_guard, guard
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import disk_errors, exists, fingerprint
-from safety_neurons.evaluation.contracts import conversation_of
 from safety_neurons.report.results import read_results
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import score_neurons_of
@@ -47,7 +46,7 @@ class DetectorRequests:
         def rendered(texts: Sequence[str], plain: bool = True) -> list[str]:
             chosen = in_turn(len(texts), float(plain or not kinds), kinds)
             sent = [disguise(text) for disguise, text in zip(chosen, texts, strict=True)]
-            found = [run.model.render_conversation(conversation_of(request)) for request in sent]
+            found = [run.model.render_conversation(request.conversation) for request in sent]
             if unfit := run.model.too_long(found):
                 run.said_once(
                     f"The guard does not learn from {len(unfit)} disguised prompts: {next(iter(unfit.values()))}."

@@ -14,8 +14,7 @@ from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
 from safety_neurons.runs.folder import RunFolder
 from safety_neurons.runs.selection import select_delta
-from safety_neurons.runs.workers import tune_together
-from safety_neurons.tuning.batches import training_steps
+from safety_neurons.runs.workers import train
 from safety_neurons.tuning.checkpoint import discard
 from safety_neurons.tuning.delta import NeuronDelta
 
@@ -63,7 +62,7 @@ class DeltaStore:
             self.listener.say(str(error))
             return None
         same_base = found.neurons.provenance.identity == neurons.provenance.identity
-        if found.digest != entry.digest or not same_base or _lists(found.neurons) != _lists(neurons):
+        if found.digest != entry.digest or not same_base or found.neurons.indices() != neurons.indices():
             self.listener.say(f"{path} is not the delta that was kept: it was replaced. It is trained again.")
             return None
         return found, entry.scale_curve
@@ -75,10 +74,6 @@ class DeltaStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key[:32]}.safetensors"
-
-
-def _lists(neurons: NeuronSet) -> list[list[int]]:
-    return [indices.tolist() for side in (neurons.rejection, neurons.conformity) for indices in side]
 
 
 def tuned(
@@ -96,16 +91,11 @@ def tuned(
     """
     if (kept := store.load(key, neurons)) is not None:
         return kept
-    corpus, settings = corpus_of(run), run.settings.tune
-    steps = training_steps(corpus, settings.batch_size, settings.epochs)
-    with run.listener.task(f"tuning {title}", steps) as advance:
-        try:
-            trained = tune_together(
-                run.model, neurons, corpus, run.settings, checkpoint=store.checkpoint, advance=advance
-            )
-        except DivergedError as error:
-            raise DivergedError(f"{title}: {error}") from error
-    delta, curve = select_delta(run, trained, settings, subject)
+    try:
+        trained = train(run, neurons, corpus_of(run), store.checkpoint, title)
+    except DivergedError as error:
+        raise DivergedError(f"{title}: {error}") from error
+    delta, curve = select_delta(run, trained, run.settings.tune, subject)
     store.keep(key, delta, curve)
     # Until here, a killed experiment selects again without training again.
     discard(store.checkpoint)

@@ -26,8 +26,7 @@ from safety_neurons.runs.folder import TUNED
 from safety_neurons.runs.guard import guard_of
 from safety_neurons.runs.percents import neurons_to_tune, random_neurons_of, unusable
 from safety_neurons.runs.selection import select_delta
-from safety_neurons.runs.workers import tune_together
-from safety_neurons.tuning.batches import training_steps
+from safety_neurons.runs.workers import train
 from safety_neurons.tuning.checkpoint import discard
 from safety_neurons.tuning.delta import outside_digest
 
@@ -185,16 +184,7 @@ def tune_stage(run: RunContext) -> StageResult:
     model, neurons = run.model, neurons_to_tune(run)
     before = outside_digest(model, neurons)
     started = time.monotonic()
-    steps = training_steps(corpus, settings.batch_size, settings.epochs)
-    with run.listener.task(f"tuning {len(neurons):,} neurons", steps) as advance:
-        trained = tune_together(
-            model,
-            neurons,
-            corpus,
-            run.settings,
-            checkpoint=run.folder.checkpoint,
-            advance=advance,
-        )
+    trained = train(run, neurons, corpus, run.folder.checkpoint, f"{len(neurons):,} neurons")
     seconds = time.monotonic() - started
     delta, curve = select_delta(run, trained, settings)
     with delta.apply(model):

@@ -9,7 +9,6 @@ from safety_neurons.core.fields import Share
 from safety_neurons.core.progress import Advance, Within, ignore
 from safety_neurons.core.statistics import Rate, Verdict, mean_rate, share
 from safety_neurons.engines.engine import CachedEngine
-from safety_neurons.evaluation.contracts import conversation_of
 from safety_neurons.evaluation.judging import JudgedAnswer
 from safety_neurons.models.chat import AttackedPrompt
 from safety_neurons.models.generate import in_batches
@@ -124,7 +123,7 @@ class Validator:
             for one in before
             if one.verdict == "complied" and one.completion.outcome == "answered"
         ]
-        texts = [self.run.model.render_conversation(conversation_of(one.sent)) for one in answered]
+        texts = [self.run.model.render_conversation(one.sent.conversation) for one in answered]
         answers = [one.continuation for one in answered]
         moved = in_batches(
             texts,

@@ -21,8 +21,9 @@ from safety_neurons.neurons import scores
 from safety_neurons.neurons.find import ScoredNeurons, score_neurons
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.prompts import Prompt
-from safety_neurons.runs.context import engine_of, load_model, load_other_model
+from safety_neurons.runs.context import RunContext, engine_of, load_model, load_other_model
 from safety_neurons.settings import Settings
+from safety_neurons.tuning.batches import training_steps
 from safety_neurons.tuning.corpus import Corpus
 from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.safetune import tune
@@ -66,6 +67,14 @@ class ScoreTask:
             model = _loaded(self.settings)
             other = load_other_model(self.settings) if scores.get(self.score).compares_models else None
         score_together(model, self.settings, self.score, self.harmful, self.benign, other)
+
+
+def train(run: RunContext, neurons: NeuronSet, corpus: Corpus, checkpoint: Path, title: str) -> NeuronDelta:
+    """`tune_together` on a run, with its progress; `title` says what is tuned."""
+    config = run.settings.tune
+    steps = training_steps(corpus, config.batch_size, config.epochs)
+    with run.listener.task(f"tuning {title}", steps) as advance:
+        return tune_together(run.model, neurons, corpus, run.settings, checkpoint=checkpoint, advance=advance)
 
 
 def tune_together(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pydantic
 
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.models.chat import AttackedPrompt, ChatModel, Conversation, Turn
+from safety_neurons.models.chat import AttackedPrompt, ChatModel, Turn
 from safety_neurons.tuning.config import DISGUISE_KINDS, DisguiseKind
 
 # {request}, or its first words: {request:4}.
@@ -104,7 +104,7 @@ def renderable(model: ChatModel, kinds: Sequence[DisguiseKind]) -> tuple[Disguis
 
 def _is_renderable(model: ChatModel, sent: AttackedPrompt) -> bool:
     try:
-        model.render_conversation(Conversation.of(sent.user, sent.prefill, before=sent.before))
+        model.render_conversation(sent.conversation)
     except SafetyNeuronsError:
         return False
     return True

@@ -15,7 +15,6 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation.contracts import (
     EvaluationContext,
     Response,
-    conversation_of,
     respond_unless,
     respond_with,
 )
@@ -132,7 +131,7 @@ class RandomDrop(TextDefense):
 
     def respond(self, context: EvaluationContext, prompts: Sequence[AttackedPrompt]) -> list[Response]:
         asked = [copy for prompt in prompts for copy in (prompt, *self._copies(prompt, context.seed))]
-        answers = context.answers([conversation_of(copy) for copy in asked], self.tokens)
+        answers = context.answers([copy.conversation for copy in asked], self.tokens)
         judge = rules("keywords").judge
         refused = [
             judge(copy.user, Response.of(copy, answer).text).verdict == "refused"

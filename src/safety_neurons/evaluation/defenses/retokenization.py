@@ -24,7 +24,6 @@ from safety_neurons.evaluation.contracts import (
     Defense,
     EvaluationContext,
     Response,
-    conversation_of,
     respond_with,
 )
 from safety_neurons.evaluation.defenses.prompting import seeded
@@ -177,7 +176,7 @@ def rendered(model: ChatModel, prompt: AttackedPrompt) -> tuple[str, int, int]:
         SafetyNeuronsError: the template writes different text around different prompts.
     """
     head, _, tail = model.render(_PROBE).partition(_PROBE)
-    text = model.render_conversation(conversation_of(prompt))
+    text = model.render_conversation(prompt.conversation)
     end = len(text) - len(prompt.prefill) - len(tail)
     if not (text.startswith(head) and text.startswith(tail, end) and len(head) <= end):
         raise SafetyNeuronsError(
