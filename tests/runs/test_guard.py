@@ -116,3 +116,9 @@ def test_it_learns_from_disguised_requests_too(found: Path) -> None:
         assert not set(own[len(expected) :]) & {text for texts in plain.values() for text in texts}
     # Some disguises begin the answer.
     assert any(not text.endswith("<|assistant|>") for text in learned.harmful)
+
+
+def test_it_learns_from_a_limited_number_of_requests_of_each_set(found: Path) -> None:
+    with opened(found, {"guard": {"prompts": 2}}, None, "") as run:
+        learned = DetectorRequests.of(run)
+    assert [len(learned.harmful), len(learned.benign), len(learned.borderline)] == [2 * 4, 2, 2 + 4]

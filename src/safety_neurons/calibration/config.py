@@ -55,6 +55,8 @@ class GuardConfig(Config):
 
     percent: float = Field(0.3, gt=0, le=100)
     """Budget of the guard's own neurons, in percent: the best by the run's score. A larger guard decides later."""
+    prompts: int = Field(120, ge=1)
+    """Maximum number of training prompts per set to learn from. Each is read plain and in a disguise."""
     false_positive_rate: float = Field(0.01, gt=0, lt=1)
     """Fraction of ordinary prompts that may be flagged; sets the threshold."""
     layer: int | None = Field(None, ge=0)

@@ -152,7 +152,7 @@ def check_rate(false_positive_rate: float, ordinary: int) -> None:
         raise SafetyNeuronsError(
             f"A false-positive rate of {false_positive_rate:g} needs at least {math.ceil(1 / false_positive_rate) - 1} "
             f"ordinary training prompts; there are {ordinary}. Raise false_positive_rate to "
-            f"{rounded_up(1 / (ordinary + 1))}, or add benign prompts."
+            f"{rounded_up(1 / (ordinary + 1))}, or use more benign prompts (in a run: guard.prompts)."
         )
 
 

@@ -35,9 +35,9 @@ class DetectorRequests:
 
     @classmethod
     def of(cls, run: RunContext) -> "DetectorRequests":
-        """All training prompts of a run."""
+        """At most `guard.prompts` training prompts of each of a run's sets."""
         harmful, contrast, benign, borderline = (
-            [prompt.text for prompt in run.split(name, "train", None)]
+            [prompt.text for prompt in run.split(name, "train", run.settings.guard.prompts)]
             for name in ("harmful", "contrast", "benign", "borderline")
         )
 
