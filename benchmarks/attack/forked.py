@@ -55,8 +55,9 @@ class Started:
     began: float = field(default_factory=time.monotonic)
 
     def end(self, seconds: float = SECONDS) -> Ended:
-        """Wait until it ends; after so many seconds it is killed, and counted as a hang."""
-        while (status := self.poll()) is None and time.monotonic() - self.began < seconds:
+        """Wait until it ends; after so many seconds from now it is killed, and counted as a hang."""
+        until = time.monotonic() + seconds
+        while (status := self.poll()) is None and time.monotonic() < until:
             time.sleep(0.005)
         if status is None:
             self.send(signal.SIGKILL)
@@ -119,11 +120,11 @@ def _work(arguments: tuple[str, ...], output: int, prepare: Callable[[], None] |
 
 
 def killed_on_the_way(
-    arguments: Sequence[str], kills: int, longest: float, draw: Callable[[], float], number: int
+    arguments: Sequence[str], kills: int, longest: float, draw: Callable[[], float], number: int, seconds: float
 ) -> Iterator[Ended | None]:
     """Start a command again and again, and send a signal after a random time, up to `longest` seconds.
 
-    Yields None for each start that was stopped by the signal, and at last how it ended by itself.
+    Yields None for each start that was stopped by the signal, and at last how it ended by itself, within `seconds`.
     """
     for _ in range(kills):
         started = start(arguments)
@@ -137,4 +138,4 @@ def killed_on_the_way(
         started.send(number)
         ended = started.end()
         yield None if ended.status in (-number, 128 + number) else ended
-    yield run(arguments)
+    yield run(arguments, seconds=seconds)

@@ -12,6 +12,8 @@ from attack.outcome import Tally
 from attack.subject import Subject, commands
 
 KILLED = ("run", "evaluate", "guard", "tune --auto", "merge", "report")
+# Of a command on a real model that nobody stops.
+SECONDS = 3600.0
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
 
 
@@ -22,16 +24,16 @@ def kill(subject: Subject, work: Path, kills: int, seed: int) -> list[Tally]:
         tally = Tally(f"{name}, {said}")
         draw = random.Random(f"{seed} {name} {said}").random
         calm, disturbed = (_begun(subject, work / part, name) for part in ("calm", "disturbed"))
-        whole = forked.run(commands(calm, calm.parent, subject.options)[name], seconds=3600)
+        whole = forked.run(commands(calm, calm.parent, subject.options)[name], seconds=SECONDS)
         arguments = commands(disturbed, disturbed.parent, subject.options)[name]
         # On average each start gets on by its share, and a kill comes at any moment of it.
         longest = 2 * whole.seconds / max(1, kills) + 0.3
-        for ended in forked.killed_on_the_way(arguments, kills, longest, draw, number):
+        for ended in forked.killed_on_the_way(arguments, kills, longest, draw, number, SECONDS):
             tally.tried += 1
             # One that was stopped after its last step has left the whole folder.
             whole_already = name == "merge" and ended is not None and "exists already" in ended.output
             if ended is not None and (ended.crashed or ended.status != 0) and not whole_already:
-                tally.note("traceback", name, ended.output)
+                tally.note("hang" if ended.status is None else "traceback", name, ended.output)
         _compare(tally, name, calm.parent, disturbed.parent)
         tallies.append(tally)
     return tallies
@@ -46,7 +48,7 @@ def _begun(subject: Subject, folder: Path, name: str) -> Path:
         subject.copy(run)
     elif name != "run":
         before = "find" if name in ("guard", "tune --auto") else "tune"
-        ended = forked.run((before, str(run), *subject.options), seconds=3600)
+        ended = forked.run((before, str(run), *subject.options), seconds=SECONDS)
         assert ended.status == 0, ended.output
     return run
 
