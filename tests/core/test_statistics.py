@@ -8,7 +8,19 @@ from statistics import fmean
 
 import pytest
 
-from safety_neurons.core.statistics import Rate, Row, mcnemar, mean, mean_rate, paired_difference, rate, row, share
+from safety_neurons.core.statistics import (
+    Rate,
+    Row,
+    by_request,
+    compare_verdicts,
+    mcnemar,
+    mean,
+    mean_rate,
+    paired_difference,
+    rate,
+    row,
+    share,
+)
 from safety_neurons.evaluation.judges import Verdict
 
 Z = 1.959963984540054
@@ -171,7 +183,7 @@ def test_requests_that_a_group_does_not_have_are_no_unscored_answers() -> None:
 
 
 def test_a_paired_difference_is_a_bootstrap_over_requests() -> None:
-    """Against one written down naively, of more resamples of its own; some requests are not in all groups."""
+    """Against one written down naively, of more resamples of its own; some requests are not scored in all groups."""
     draw = random.Random(1)
     one, other = ([[draw.choice(("complied", "refused")) for _ in range(30)] for _ in range(3)] for _ in range(2))
     one[0][4:7], other[1][:2], other[2][3] = [None] * 3, [None] * 2, "unscored"  # type: ignore[list-item]
@@ -181,6 +193,8 @@ def test_a_paired_difference_is_a_bootstrap_over_requests() -> None:
         return fmean(fmean(verdict == "complied" for verdict in group) for group in judged)
 
     found = paired_difference(one, other, "complied", seed=0)  # type: ignore[arg-type]
+    # What one side has not scored counts on neither side.
+    other[0][4:7], one[1][:2], one[2][3] = [None] * 3, [None] * 2, None  # type: ignore[list-item]
     everyone = list(range(30))
     assert found.value == pytest.approx(mean(one, everyone) - mean(other, everyone))
     differences = []
@@ -203,7 +217,7 @@ def test_pairing_takes_out_what_the_requests_have_in_common() -> None:
 
 def test_the_same_verdicts_differ_by_nothing_but_not_surely() -> None:
     group = verdicts("crcrcrcrcr")
-    found = paired_difference([group], [group, group], "complied", seed=0)
+    found = paired_difference([group], [group], "complied", seed=0)
     high = wilson(0, 10)[1]
     assert (found.value, found.low, found.high) == (0.0, pytest.approx(-high), pytest.approx(high))
 
@@ -212,6 +226,23 @@ def test_a_difference_needs_judged_answers_of_the_same_requests() -> None:
     assert paired_difference([verdicts("uu")], [verdicts("rc")], "complied", seed=0).value is None
     with pytest.raises(ValueError, match="same requests"):
         paired_difference([verdicts("rc")], [verdicts("rcr")], "complied", seed=0)
+    with pytest.raises(ValueError, match="come in pairs"):
+        paired_difference([verdicts("rc")], [verdicts("rc"), verdicts("rc")], "complied", seed=0)
+
+
+def test_an_answer_that_one_side_could_not_judge_counts_on_neither() -> None:
+    """Both sides agree on every request that both have scored, so nothing differs between them."""
+    one, other = verdicts("ccrrcu"), verdicts("curuuc")
+    found = paired_difference([one], [other], "complied", seed=0)
+    high = wilson(0, 2)[1]
+    assert (found.value, found.low, found.high) == (0.0, pytest.approx(-high), pytest.approx(high))
+    ids = [str(place) for place in range(6)]
+    paired = compare_verdicts(by_request(ids, other), by_request(ids, one))
+    assert paired.difference == found
+
+
+def test_sides_that_share_no_judged_request_have_no_difference() -> None:
+    assert paired_difference([verdicts("cu")], [verdicts("uc")], "complied", seed=0).value is None
 
 
 def test_row_carries_the_rate_and_its_names() -> None:

@@ -128,26 +128,25 @@ def rate_of_groups(groups: VerdictGroups, counted: Verdict, seed: int) -> Rate:
 def paired_difference(one: VerdictGroups, other: VerdictGroups, counted: Verdict, seed: int) -> Difference:
     """The mean fraction of `counted` over the groups of `one` minus that over the groups of `other`.
 
-    All groups hold the same requests in the same order. The interval is a percentile bootstrap that draws the same
-    requests for both sides. If the difference is the same on every request, the half-width is the upper Wilson limit
-    for zero hits in the number of requests.
+    Groups pair in order, and all hold the same requests in the same order. A request counts in a group if both sides
+    have scored it there. The interval is a percentile bootstrap that draws the same requests for both sides. If the
+    difference is the same on every request, the half-width is the upper Wilson limit for zero hits in the number of
+    requests.
 
     Raises:
-        ValueError: the groups differ in length.
+        ValueError: the groups do not pair, or differ in length.
     """
     import numpy
 
-    if len({len(group) for group in (*one, *other)}) != 1:
-        raise ValueError("All groups must hold the same requests.")
-    sides = [hits_of(groups, counted) for groups in (one, other)]
-    if not all(scored.any(axis=1).all() for _, scored in sides):
+    sides = paired_hits(one, other, counted)
+    if not sides[0][1].any(axis=1).all():
         return Difference(None, None, None)
     first, second = (float(group_rates(hits, scored).mean()) for hits, scored in sides)
     value = first - second
     drawn = resampled_indices(len(one[0]), seed)
     resampled = resampled_means(*sides[0], drawn) - resampled_means(*sides[1], drawn)
     if numpy.ptp(resampled) < 1e-12:
-        half = wilson(0, int((sides[0][1].any(axis=0) | sides[1][1].any(axis=0)).sum()))[1]
+        half = wilson(0, int(sides[0][1].any(axis=0).sum()))[1]
         return Difference(value, max(-1.0, value - half), min(1.0, value + half))
     low, high = percentile_interval(resampled)
     return Difference(value, min(low, value), max(high, value))
@@ -176,6 +175,21 @@ def hits_of(groups: VerdictGroups, counted: Verdict) -> tuple[Array, Array]:
     hits = numpy.array([[verdict == counted for verdict in group] for group in groups], dtype=float)
     scored = numpy.array([[verdict not in (None, "unscored") for verdict in group] for group in groups], dtype=float)
     return hits, scored
+
+
+def paired_hits(
+    one: VerdictGroups, other: VerdictGroups, counted: Verdict
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """`hits_of` each side, without the answers that only one side has scored.
+
+    Raises:
+        ValueError: the groups do not pair, or differ in length.
+    """
+    if len(one) != len(other) or len({len(group) for group in (*one, *other)}) != 1:
+        raise ValueError("Groups that are compared come in pairs, and all must hold the same requests.")
+    (hits, scored), (other_hits, other_scored) = hits_of(one, counted), hits_of(other, counted)
+    both = scored * other_scored
+    return (hits * both, both), (other_hits * both, both)
 
 
 def group_rates(hits: Array, scored: Array) -> Array:

@@ -13,6 +13,7 @@ from safety_neurons.core.statistics import (
     VerdictGroups,
     group_rates,
     hits_of,
+    paired_hits,
     resampled_indices,
     resampled_means,
     wilson,
@@ -67,10 +68,11 @@ def crossed_rate(trainings: Sequence[VerdictGroups], counted: Verdict, seed: int
     Raises:
         ValueError: the trainings hold different numbers of groups or requests, or there is none.
     """
-    scored = [hits_of(groups, counted)[1] for groups in trainings]
-    n = int(sum(one.sum() for one in scored))
+    _check(trainings)
+    sides = [hits_of(groups, counted) for groups in trainings]
+    n = int(sum(scored.sum() for _, scored in sides))
     unscored = sum(verdict == "unscored" for groups in trainings for group in groups for verdict in group)
-    found = _sampled(trainings, counted, seed)
+    found = _sampled(sides, seed)
     if found is None:
         return Rate(None, None, None, n, unscored)
     value, (variance, freedom) = found.value, found.error()
@@ -86,7 +88,8 @@ def crossed_difference(
 ) -> Difference:
     """The mean rate of `counted` of some trainings minus that of others, paired by training and by request.
 
-    The variance is that of `crossed_rate`, of the differences of the pairs: the same requests are drawn for both. The
+    As in `paired_difference`, a request counts in a group of a pair of trainings if both have scored it there. The
+    variance is that of `crossed_rate`, of the differences of the pairs: the same requests are drawn for both. The
     interval is symmetric, with the quantile of Student's t. If the difference is the same on every request, the
     half-width is the upper Wilson limit for zero hits in the number of requests.
 
@@ -95,25 +98,27 @@ def crossed_difference(
     """
     if len(ones) != len(others):
         raise ValueError("Trainings that are compared come in pairs.")
-    mine, theirs = _sampled(ones, counted, seed), _sampled(others, counted, seed)
+    _check([*ones, *others])
+    pairs = [paired_hits(one, other, counted) for one, other in zip(ones, others, strict=True)]
+    mine, theirs = (_sampled(side, seed) for side in zip(*pairs, strict=True))
     if mine is None or theirs is None:
         return Difference(None, None, None)
-    if len(ones[0][0]) != len(others[0][0]):
-        raise ValueError("All trainings must hold the same requests.")
     found = _Sampled(mine.observed - theirs.observed, mine.resampled - theirs.resampled, mine.requests)
     variance, freedom = found.error()
     half = wilson(0, found.requests)[1] if variance == 0.0 else _quantile(freedom) * math.sqrt(variance)
     return Difference(found.value, max(-1.0, found.value - half), min(1.0, found.value + half))
 
 
-def _sampled(trainings: Sequence[VerdictGroups], counted: Verdict, seed: int) -> _Sampled | None:
-    """None if a group of a training has no scored answer."""
-    import numpy
-
+def _check(trainings: Sequence[VerdictGroups]) -> None:
     shapes = {(len(groups), *{len(group) for group in groups}) for groups in trainings}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise ValueError("All trainings must hold the same requests, in as many groups.")
-    sides = [hits_of(groups, counted) for groups in trainings]
+
+
+def _sampled(sides: Sequence[tuple[Array, Array]], seed: int) -> _Sampled | None:
+    """The statistic of trainings, each as `hits_of` it; None if a group of one has no scored answer."""
+    import numpy
+
     if not all(scored.any(axis=1).all() for _, scored in sides):
         return None
     drawn = resampled_indices(sides[0][0].shape[1], seed)
