@@ -8,7 +8,8 @@ import pytest
 
 from builders.runs import lines_of, section_of
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.experiments.left_out import left_out
+from safety_neurons.core.statistics import Verdict, by_request, compare_verdicts
+from safety_neurons.experiments.left_out import KindVerdicts, left_out, rows_of
 from safety_neurons.runs import kept_deltas
 from safety_neurons.runs.context import RunContext
 from safety_neurons.tuning.corpus import Corpus
@@ -58,6 +59,26 @@ def test_the_rows_are_shares_of_the_same_requests(measured: tuple[Path, dict[str
     for side, values in means.items():
         if None not in values:
             assert section["mean"][side]["value"] == pytest.approx(sum(values) / len(values))
+
+
+def test_p_values_are_of_the_requests_of_the_difference_and_adjusted_for_the_number_of_kinds() -> None:
+    def verdicts(text: str) -> list[Verdict]:
+        names: dict[str, Verdict] = {"c": "complied", "r": "refused", "u": "unscored"}
+        return [names[letter] for letter in text]
+
+    refused = verdicts("r" * 12)
+    kinds = [
+        KindVerdicts("story", refused, refused, verdicts("cccccccc" + "rrrr")),
+        # What the run's own model could not answer says nothing of the kind.
+        KindVerdicts("rules", refused, verdicts("uuuu" + "r" * 8), verdicts("cccccc" + "r" * 6)),
+    ]
+    story, rules = rows_of(kinds, 0)
+    assert story["difference"]["p"] == pytest.approx(2 * 2 * 0.5**8)
+    assert rules["difference"]["p"] == pytest.approx(2 * 0.5**2)
+    ids = [str(number) for number in range(12)]
+    for row, kind in zip((story, rules), kinds, strict=True):
+        paired = compare_verdicts(by_request(ids, kind.all_kinds), by_request(ids, kind.left_out))
+        assert row["difference"]["value"] == paired.difference.value
 
 
 def test_nothing_is_trained_or_asked_twice(

@@ -1,6 +1,7 @@
 """The search on a tiny run: what it prefers, what it asks, and that it can be killed."""
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -193,6 +194,15 @@ def test_other_sets_are_tested_too(found: Path, given: dict[str, Any], foreign: 
         rows = direction["tests"][1]["rows"]
         # The run knows the borderline prompts, so only their test split is asked.
         assert {row[side]["n"] for row in rows for side in ("moving", "staying") if row[side]} == {11, 3}
+
+
+def test_p_values_are_adjusted_for_the_random_sets_of_a_test(found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found_p_values = itertools.cycle([0.02, 0.01, 0.04])
+    monkeypatch.setattr(search_module, "mcnemar", lambda *_: next(found_p_values))
+    for direction in searching(found, trials=1)["directions"]:
+        (test,) = direction["tests"]
+        shown = [row["p_value"] for row in test["rows"] if "p_value" in row]
+        assert shown == pytest.approx([0.04, 0.03, 0.04])
 
 
 @pytest.mark.parametrize(

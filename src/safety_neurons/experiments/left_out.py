@@ -13,7 +13,14 @@ from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Listener
-from safety_neurons.core.statistics import Verdict, mcnemar, paired_difference, rate_of_groups
+from safety_neurons.core.statistics import (
+    Verdict,
+    by_request,
+    compare_verdicts,
+    holm,
+    paired_difference,
+    rate_of_groups,
+)
 from safety_neurons.prompts import Prompt
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.artifacts import load_delta
@@ -29,7 +36,7 @@ from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.disguises import disguised, disguises, renderable
 
 
-class _Tested(NamedTuple):
+class KindVerdicts(NamedTuple):
     """The verdicts on the answers to the same requests by the base model, with all kinds, and without this kind."""
 
     kind: str
@@ -81,11 +88,13 @@ def left_out(
         with run.listener.task("trainings", len(kinds)) as advance:
             for kind in kinds:
                 delta = _delta_without(run, store, kind)
-                tested.append(_Tested(kind, base[kind], all_kinds[kind], _verdicts(run, prompts, [kind], delta)[kind]))
+                tested.append(
+                    KindVerdicts(kind, base[kind], all_kinds[kind], _verdicts(run, prompts, [kind], delta)[kind])
+                )
                 advance(1)
         release_workers()
         section = {
-            "rows": [_row(one.kind, [one], run.settings.seed) for one in tested],
+            "rows": rows_of(tested, run.settings.seed),
             "mean": _row("mean", tested, run.settings.seed),
             "on": run.settings.harmful,
             "judge": run.judge.name,
@@ -117,23 +126,30 @@ def _delta_without(run: RunContext, store: DeltaStore, kind: DisguiseKind) -> Ne
     return tuned(run.with_settings(settings), store, key, neurons_to_tune(run), f"without {kind}")[0]
 
 
-def _row(name: str, tested: Sequence[_Tested], seed: int) -> dict[str, Any]:
+def rows_of(tested: Sequence[KindVerdicts], seed: int) -> list[dict[str, Any]]:
+    """A row for each kind, with McNemar's p-value of the requests that count in the difference, adjusted over kinds."""
+    rows = [_row(one.kind, [one], seed) for one in tested]
+    adjusted = holm([_p_value(one) for one in tested])
+    return [row | {"difference": row["difference"] | {"p": p}} for row, p in zip(rows, adjusted, strict=True)]
+
+
+def _p_value(one: KindVerdicts) -> float:
+    ids = [str(number) for number in range(len(one.base))]
+    return compare_verdicts(by_request(ids, one.all_kinds), by_request(ids, one.left_out)).p_value
+
+
+def _row(name: str, tested: Sequence[KindVerdicts], seed: int) -> dict[str, Any]:
     """Attack success of the three models, its mean over kinds if there are several, and the price of leaving out.
 
-    The interval of the mean and of differences is a bootstrap over requests; the p-value of one kind is McNemar's.
+    The interval of the mean and of differences is a bootstrap over requests.
     """
     sides = [list(side) for side in zip(*((one.base, one.all_kinds, one.left_out) for one in tested), strict=True)]
     base, all_kinds, without = (rate_of_groups(side, "complied", seed) for side in sides)
-    change = paired_difference(sides[2], sides[1], "complied", seed)
-    p_value = None
-    if len(tested) == 1:
-        first, second = ([verdict == "complied" for verdict in side[0]] for side in (sides[1], sides[2]))
-        p_value = mcnemar(first, second)
     return {
         "kind": name,
         "requests": len(sides[0][0]),
         "base": asdict(base),
         "all_kinds": asdict(all_kinds),
         "without": asdict(without),
-        "difference": asdict(change) | {"p": p_value},
+        "difference": asdict(paired_difference(sides[2], sides[1], "complied", seed)),
     }

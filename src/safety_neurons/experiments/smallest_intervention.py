@@ -13,7 +13,7 @@ from safety_neurons.calibration.calibration import dose
 from safety_neurons.calibration.config import CalibrationConfig, Toward
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Listener
-from safety_neurons.core.statistics import mcnemar, mean, share
+from safety_neurons.core.statistics import holm, mcnemar, mean, share
 from safety_neurons.experiments.equal_effect import Matched, match_kl
 from safety_neurons.experiments.intervention import (
     DIRECTIONS,
@@ -249,7 +249,8 @@ def _test(
     """Measure the chosen intervention on prompts that it was not chosen on, next to sets of random neurons.
 
     Random neurons are asked only the prompts that should move, where they are the control: at the same alpha, at the
-    same dose, and at the alpha that gives the same KL divergence on the benign validation prompts.
+    same dose, and at the alpha that gives the same KL divergence on the benign validation prompts. The p-values are
+    adjusted for the number of these comparisons.
     """
     _, moving, verdict, staying = direction
 
@@ -265,7 +266,7 @@ def _test(
     with setup.run.listener.task(f"testing toward {one.toward} ({name})", total) as advance:
         before = {side: runner.measurement(side, None, advance) for side in runner.sets}
         found = {side: runner.measurement(side, one, advance) for side in runner.sets}
-        rows = [row("base", before), row("found", found)]
+        rows, p_values = [], []
         for number, equal in enumerate(matched):
             random = setup.random(one, number)
             factor = dose(one.neurons, setup.norms) / dose(random, setup.norms)
@@ -276,9 +277,11 @@ def _test(
             }
             for subject, alpha in alphas.items():
                 after = runner.measurement(moving, replace(one, subject=subject, neurons=random, alpha=alpha), advance)
-                p_value = mcnemar(found[moving].are(verdict), after.are(verdict))
-                own = {"alpha": alpha, "p_value": p_value}
+                p_values.append(mcnemar(found[moving].are(verdict), after.are(verdict)))
+                own: dict[str, Any] = {"alpha": alpha}
                 if subject == "random, equal KL":
                     own |= {"kl_divergence": equal.kl_divergence, "kl_reached": equal.reached}
                 rows.append(row(subject, {moving: after}) | own)
+    rows = [one | {"p_value": p_value} for one, p_value in zip(rows, holm(p_values), strict=True)]
+    rows = [row("base", before), row("found", found), *rows]
     return {"on": name, "moving": moving, "staying": staying, "rows": rows}

@@ -123,7 +123,8 @@ def search_notes(found: Search) -> list[str]:
         f"{text.percent(limits.broken)} broken answers{kl}. Random neurons are as many, of the same layers; at equal "
         "dose their alpha is raised until they are moved as far, at equal KL until they move the model as far on the "
         "benign validation prompts (ordinary KL, in nats per token). Moved: prompts whose answer became this only with "
-        "the intervention. p: McNemar's exact test of the found neurons against these random ones."
+        "the intervention. p: McNemar's exact test of the found neurons against these random ones, adjusted for the "
+        "number of tests in its table (Holm)."
     ]
     for one in found.directions[:MOST_DIRECTIONS]:
         if not one.chosen.keeps(limits):
