@@ -92,6 +92,15 @@ def test_nothing_is_trained_or_asked_twice(
 
 
 @pytest.mark.parametrize(
+@pytest.mark.usefixtures("other_precision")
+def test_another_precision_is_another_training(
+    measured: tuple[Path, dict[str, Any], list[Corpus]], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(measured[0], tmp_path / "run"))
+    left_out(folder, SMALL)
+    assert len(lines_of(folder / "deltas" / "deltas.jsonl")) == 4
+
+
     ("tuning", "told"), [({"disguises": ["story"]}, "at least two"), ({"corpus": "mine.jsonl"}, "makes its own corpus")]
 )
 def test_what_cannot_be_left_out_is_told(found: Path, tuning: dict[str, Any], told: str) -> None:

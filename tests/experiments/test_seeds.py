@@ -212,6 +212,14 @@ def test_other_settings_of_tuning_are_other_trainings(repeated: tuple[Path, dict
     assert len({line["key"] for line in lines_of(folder / "deltas" / "deltas.jsonl")} - known) == 1
 
 
+@pytest.mark.usefixtures("other_precision")
+def test_another_precision_is_another_training(repeated: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = repeated
+    notes = Recorder()
+    repeat(folder, seeds=2, listener=notes)
+    assert trainings(notes) == ["found 20% of the neurons, seed 1"]
+
+
 def test_the_run_keeps_its_own_settings(repeated: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = repeated
     record = RunFolder(folder).whole_record()

@@ -122,7 +122,8 @@ def _delta_without(run: RunContext, store: DeltaStore, kind: DisguiseKind) -> Ne
     """The delta of the run's training without a kind: a kept one, or one that is trained now."""
     kinds = [one for one in run.settings.tune.disguises if one != kind]
     settings = Settings.checked(overridden(run.settings.model_dump(), {"tune": {"disguises": kinds}}))
-    key = fingerprint(stage_fingerprints(settings, run.model.identity, run.prompts)["tune"])
+    inputs = stage_fingerprints(settings, run.model.identity, run.prompts)["tune"]
+    key = fingerprint(inputs, run.engine.identity)
     return tuned(run.with_settings(settings), store, key, neurons_to_tune(run), f"without {kind}")[0]
 
 

@@ -236,7 +236,9 @@ def _tuned(run: RunContext, store: DeltaStore, group: Group, seed: int) -> tuple
         assert own is not None
         return load_delta(run.folder), own.scale_curve
     inputs = stage_fingerprints(run.settings, run.model.identity, run.prompts)["tune"]
-    key = fingerprint(inputs, group.subject, group.budget.percent, group.budget.learning_rate, seed)
+    key = fingerprint(
+        inputs, run.engine.identity, group.subject, group.budget.percent, group.budget.learning_rate, seed
+    )
     seeded = run.with_settings(_settings(run.settings, group.budget, seed))
     title = f"{group} of the neurons, seed {seed}"
     return tuned(seeded, store, key, group.neurons(seed), title, group.subject)
