@@ -220,6 +220,21 @@ def test_another_precision_is_another_training(repeated: tuple[Path, dict[str, A
     assert trainings(notes) == ["found 20% of the neurons, seed 1"]
 
 
+def test_verdicts_of_the_first_judge_are_all_that_is_measured(
+    repeated: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, section = repeated
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"question": "One and one?", "answer": "#### 2"}\n')
+    judged, answered = lines_of(folder / "verdicts.jsonl"), lines_of(folder / "responses.jsonl")
+    more = {"gsm8k": str(problems), "task_limit": 1, "judges": [section["judge"], "refusal"]}
+    again = section_of("seeds", repeat_tuning, folder, SMALL | {"evaluate": SMALL["evaluate"] | more}, seeds=1)
+    assert again["judge"] == section["judge"]
+    assert lines_of(folder / "verdicts.jsonl") == judged
+    assert lines_of(folder / "responses.jsonl") == answered
+    assert not (folder / "measures.jsonl").exists()
+
+
 def test_the_run_keeps_its_own_settings(repeated: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = repeated
     record = RunFolder(folder).whole_record()

@@ -17,7 +17,7 @@ from safety_neurons.report.results import BASE, TUNED, RunResults, read_results
 from safety_neurons.report.scale_curve import ScaleCurve
 from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
-from safety_neurons.runs.evaluation import Evaluator
+from safety_neurons.runs.evaluation import Evaluator, judge_names
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.folder import RunFolder, overridden, stage_fingerprints
 from safety_neurons.runs.kept_deltas import DeltaStore, tuned
@@ -29,7 +29,7 @@ from safety_neurons.tuning.delta import NeuronDelta
 SEEDS = 5
 # What the evaluation measures besides verdicts is not repeated.
 _VERDICTS_ALONE: dict[str, Any] = {"overhead": 0, "utility": False, "tasks": ()} | dict.fromkeys(
-    ("task_limit", "task_folder", "preference_judge", "preference_endpoint", "questions")
+    ("gsm8k", "task_limit", "task_folder", "preference_judge", "preference_endpoint", "questions")
 )
 
 
@@ -245,8 +245,9 @@ def _tuned(run: RunContext, store: DeltaStore, group: Group, seed: int) -> tuple
 
 
 def _evaluator(settings: Settings, defense: str) -> Evaluator:
-    """The run's evaluation of one model."""
-    changes = {"evaluate": {"defenses": (defense,), **_VERDICTS_ALONE}}
+    """The run's evaluation of one model, by the first judge alone."""
+    first = judge_names(settings.evaluate)[:1]
+    changes = {"evaluate": {"defenses": (defense,), "judges": first, **_VERDICTS_ALONE}}
     return Evaluator.prepare(Settings.checked(overridden(settings.model_dump(), changes)))
 
 
