@@ -166,6 +166,7 @@ def _section(
         "on": config.on or run.settings.harmful,
         "requests": {HARMFUL: len(plan.harmful)} | {name: len(prompts) for name, prompts in plan.safe.items()},
         "answer_tokens": config.answer_tokens,
+        "corpus": None if run.settings.tune.corpus is None else str(run.settings.tune.corpus),
         "left_out": left_out,
         "groups": [
             {
