@@ -72,7 +72,8 @@ def search(
     """Find the smallest set of neurons and the smallest alpha that move behavior, in each direction.
 
     They are chosen on the run's validation prompts and tested on its test prompts and on other sets, next to random
-    neurons. The ranking is the run's (find.score); set size, alpha, prompt positions and generated tokens are searched.
+    neurons. Neurons are selected as the run's settings say (find.score, find.scope, find.selection); set size, alpha,
+    prompt positions and generated tokens are searched.
 
     For example:
 

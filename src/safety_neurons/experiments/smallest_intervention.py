@@ -79,7 +79,9 @@ class _Setup:
         config = CalibrationConfig(
             prompt_positions=chosen["prompt_positions"], generated_tokens=chosen["generated_tokens"]
         )
-        return Intervention("found", self.scored.top(chosen["percent"]), toward, chosen["alpha"], config)
+        find = self.run.settings.find
+        neurons = self.scored.top(chosen["percent"], find.scope, find.selection)
+        return Intervention("found", neurons, toward, chosen["alpha"], config)
 
     def random(self, one: Intervention, number: int) -> NeuronSet:
         """A control of an intervention: as many random neurons of each layer."""
@@ -106,8 +108,9 @@ def search(
 ) -> RunResults:
     """Search set size, alpha, prompt positions and generated tokens in each direction.
 
-    Neurons are ranked by the run's `find.score`. A killed search continues where it stopped: its trials follow from
-    the seed, and answers are cached. Runs missing stages first. Returns the run's results, with the section "search".
+    Neurons are selected as the run's settings say (`find.score`, `find.scope`, `find.selection`). A killed search
+    continues where it stopped: its trials follow from the seed, and answers are cached. Runs missing stages first.
+    Returns the run's results, with the section "search".
 
     Args:
         given: settings that override the run's own.
@@ -131,14 +134,15 @@ def search(
         directions = []
         for direction in DIRECTIONS:
             tried = _try_all(setup, runner, direction)
-            best = choose(tried, limits)
-            one = setup.intervention(direction.toward, best)
-            if not len(one.neurons):
+            filled = [one for one in tried if one["neurons"]]
+            if not filled:
                 raise SafetyNeuronsError(
                     f"{scored.score.name} finds no neurons in any set of up to {limits.percent}%: harmful and benign "
                     "prompts rank the same ones highest. Raise limits.percent (--max-percent), or choose another "
                     "find.score."
                 )
+            best = choose(filled, limits)
+            one = setup.intervention(direction.toward, best)
             kl, matched = _equal_kl(setup, runner, one)
             directions.append(
                 {
