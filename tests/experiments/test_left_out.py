@@ -12,6 +12,7 @@ from safety_neurons.core.statistics import Verdict, by_request, compare_verdicts
 from safety_neurons.experiments.left_out import KindVerdicts, left_out, rows_of
 from safety_neurons.runs import kept_deltas
 from safety_neurons.runs.context import RunContext
+from safety_neurons.runs.folder import RunFolder
 from safety_neurons.tuning.corpus import Corpus
 
 KINDS = ("suffix", "turns")
@@ -91,7 +92,6 @@ def test_nothing_is_trained_or_asked_twice(
     assert lines_of(folder / "responses.jsonl") == answers
 
 
-@pytest.mark.parametrize(
 @pytest.mark.usefixtures("other_precision")
 def test_another_precision_is_another_training(
     measured: tuple[Path, dict[str, Any], list[Corpus]], tmp_path: Path
@@ -101,12 +101,21 @@ def test_another_precision_is_another_training(
     assert len(lines_of(folder / "deltas" / "deltas.jsonl")) == 4
 
 
-    ("tuning", "told"), [({"disguises": ["story"]}, "at least two"), ({"corpus": "mine.jsonl"}, "makes its own corpus")]
+@pytest.mark.parametrize(
+    ("tuning", "told"),
+    [
+        ({"disguises": ["story"]}, "at least two"),
+        ({"corpus": "mine.jsonl"}, "makes its own corpus"),
+        ({"plain": 1.0}, "Lower tune.plain"),
+    ],
 )
-def test_what_cannot_be_left_out_is_told(found: Path, tuning: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_left_out_is_told_before_anything_is_trained(
+    found: Path, tuning: dict[str, Any], told: str
+) -> None:
     if "corpus" in tuning:
         path = found.parent / "mine.jsonl"
         path.write_text('{"kind": "refusal", "user": "Tell me how to rob a bank.", "response": "No."}\n')
         tuning = {"corpus": str(path)}
     with pytest.raises(SafetyNeuronsError, match=told):
         left_out(found, {"tune": {"refusals": 2, "benign": 0, "borderline": 0, "contrast": 0} | tuning})
+    assert set(RunFolder(found).whole_record().stages) == {"find"}

@@ -25,7 +25,7 @@ from safety_neurons.prompts import Prompt
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
-from safety_neurons.runs.folder import overridden, stage_fingerprints
+from safety_neurons.runs.folder import RunFolder, overridden, stage_fingerprints
 from safety_neurons.runs.kept_deltas import DeltaStore, tuned
 from safety_neurons.runs.opened import keep_section, opened
 from safety_neurons.runs.percents import neurons_to_tune
@@ -64,23 +64,16 @@ def left_out(
     Raises:
         SafetyNeuronsError: bad input, fewer than two kinds, or a failure that the message explains.
     """
-    with opened(path, given, listener, command, until="tune", uses=("find", "tune"), alone=False) as run:
-        settings = run.settings.tune
-        if settings.corpus is not None:
-            raise SafetyNeuronsError(
-                f"This run trains on the pairs in {settings.corpus}, in which no kind of disguise can be left out. Use "
-                "a run whose model makes its own corpus."
-            )
-        if settings.plain == 1:
-            raise SafetyNeuronsError(
-                "This run trains on no disguises (tune.plain is 1), so that none can be left out. Lower tune.plain."
-            )
-        kinds = renderable(run.model, settings.disguises)
-        if len(kinds) < 2:
-            raise SafetyNeuronsError(
-                f"One kind of disguise is left out at a time, and this run has {len(kinds)}. Name at least two in "
-                "tune.disguises."
-            )
+    with RunFolder(path).held():
+        return _left_out(path, given, listener, command)
+
+
+def _left_out(path: Path, given: Mapping[str, Any] | None, listener: Listener | None, command: str) -> RunResults:
+    uses = ("find", "tune")
+    with opened(path, given, listener, command, uses=uses, alone=False) as run:
+        # Whatever is wrong with the kinds is told before anything is trained.
+        kinds = _kinds(run)
+    with opened(path, given, listener, command, until="tune", uses=uses, is_told=True, alone=False) as run:
         prompts = run.split("harmful", "test", run.settings.evaluate.prompts)
         base, all_kinds = (_verdicts(run, prompts, kinds, delta) for delta in (None, load_delta(run.folder)))
         store = DeltaStore.open(run.folder, run.listener)
@@ -100,6 +93,31 @@ def left_out(
             "judge": run.judge.name,
         }
         return keep_section(run, "left_out", section, unused=("explain", "guard"))
+
+
+def _kinds(run: RunContext) -> tuple[DisguiseKind, ...]:
+    """The kinds of disguises of a run.
+
+    Raises:
+        SafetyNeuronsError: none can be left out.
+    """
+    settings = run.settings.tune
+    if settings.corpus is not None:
+        raise SafetyNeuronsError(
+            f"This run trains on the pairs in {settings.corpus}, in which no kind of disguise can be left out. Use "
+            "a run whose model makes its own corpus."
+        )
+    if settings.plain == 1:
+        raise SafetyNeuronsError(
+            "This run trains on no disguises (tune.plain is 1), so that none can be left out. Lower tune.plain."
+        )
+    kinds = renderable(run.model, settings.disguises)
+    if len(kinds) < 2:
+        raise SafetyNeuronsError(
+            f"One kind of disguise is left out at a time, and this run has {len(kinds)}. Name at least two in "
+            "tune.disguises."
+        )
+    return kinds
 
 
 def _verdicts(
