@@ -235,6 +235,22 @@ def test_verdicts_of_the_first_judge_are_all_that_is_measured(
     assert not (folder / "measures.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("tuning", "budgets", "told"),
+    [
+        ({}, [Budget(90.0, 1e-3)], r"\(at budget 90\)\. Name a budget of 50% \(50:RATE\)"),
+        ({"percent": 90.0}, [], r"\(at tune\.percent 90\)\. Set tune\.percent to 50"),
+    ],
+    ids=["a budget", "the run's own size"],
+)
+def test_a_size_without_as_many_random_neurons_is_told_with_one_that_has_them(
+    found: Path, tuning: dict[str, Any], budgets: list[Budget], told: str
+) -> None:
+    given = {"find": {"score": "magnitude", "selection": "none"}, "tune": SMALL["tune"] | tuning}
+    with pytest.raises(SafetyNeuronsError, match=told):
+        repeat_tuning(found, SMALL | given, seeds=1, with_random=True, budgets=budgets)
+
+
 def test_the_run_keeps_its_own_settings(repeated: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = repeated
     record = RunFolder(folder).whole_record()

@@ -219,7 +219,12 @@ def _groups(run: RunContext, budgets: Sequence[Budget], with_random: bool) -> It
         if with_random:
             problem = problem or found.crowded
         if problem is not None:
-            raise unusable(run, scored or score_neurons_of(run), "budgets", budget.percent, problem)
+            scored = scored or score_neurons_of(run)
+            if budgets:
+                advice = "Name a budget of {percent:g}% ({percent:g}:RATE)"
+                raise unusable(run, scored, "budget", budget.percent, problem, advice=advice)
+            setting = "find.percent" if run.settings.tune.percent is None else "tune.percent"
+            raise unusable(run, scored, setting, budget.percent, problem)
         yield Group("found", budget, found)
         if with_random:
             yield Group("random", budget, found)
