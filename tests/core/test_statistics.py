@@ -6,8 +6,10 @@ import warnings
 from math import comb
 from statistics import fmean
 
+import numpy
 import pytest
 
+from safety_neurons.core import statistics
 from safety_neurons.core.statistics import (
     Rate,
     Row,
@@ -194,7 +196,7 @@ def test_a_paired_difference_is_a_bootstrap_over_requests() -> None:
 
     found = paired_difference(one, other, "complied", seed=0)  # type: ignore[arg-type]
     # What one side has not scored counts on neither side.
-    other[0][4:7], one[1][:2], one[2][3] = [None] * 3, [None] * 2, None  # type: ignore[list-item]
+    other[0][4:7], one[1][:2], one[2][3] = [None] * 3, [None] * 2, "unscored"  # type: ignore[list-item]
     everyone = list(range(30))
     assert found.value == pytest.approx(mean(one, everyone) - mean(other, everyone))
     differences = []
@@ -208,7 +210,7 @@ def test_a_paired_difference_is_a_bootstrap_over_requests() -> None:
 
 def test_pairing_takes_out_what_the_requests_have_in_common() -> None:
     """Hard requests are hard for both: the interval of the difference is narrower than that of either share."""
-    one, other = verdicts("c" * 20 + "r" * 20), verdicts("c" * 22 + "r" * 18)
+    one, other = verdicts("c" * 200 + "r" * 200), verdicts("c" * 220 + "r" * 180)
     found, alone = paired_difference([one], [other], "complied", seed=0), mean_rate([one], "complied", seed=0)
     assert found.value == pytest.approx(-0.05)
     assert None not in (found.low, found.high, alone.low, alone.high)
@@ -220,6 +222,39 @@ def test_the_same_verdicts_differ_by_nothing_but_not_surely() -> None:
     found = paired_difference([group], [group], "complied", seed=0)
     high = wilson(0, 10)[1]
     assert (found.value, found.low, found.high) == (0.0, pytest.approx(-high), pytest.approx(high))
+
+
+def test_one_request_that_differs_says_no_more_than_none() -> None:
+    upper, (low, high) = wilson(0, 200)[1], wilson(1, 200)
+    for base in ("r" * 200, "c" * 100 + "r" * 100):
+        same, less = verdicts(base), verdicts(base[:-1] + "c")
+        none = paired_difference([same], [same], "complied", seed=0)
+        assert (none.low, none.high) == (pytest.approx(-upper), pytest.approx(upper))
+        one = paired_difference([less], [same], "complied", seed=0)
+        assert one.value == pytest.approx(1 / 200)
+        assert one.low == pytest.approx(1 / 200 - math.hypot(1 / 200 - low, upper))
+        assert one.high == pytest.approx(high)
+        turned = paired_difference([same], [less], "complied", seed=0)
+        assert turned.low == pytest.approx(-high)
+        assert turned.high == pytest.approx(math.hypot(1 / 200 - low, upper) - 1 / 200)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "requests"),
+    [(0.0, 0.0, 50), (0.02, 0.0, 200), (0.005, 0.02, 200), (0.05, 0.01, 60), (0.05, 0.05, 100), (0.03, 0.0, 60)],
+)
+def test_intervals_of_rare_differences_hold_the_truth(
+    first: float, second: float, requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+    draw, times, held = numpy.random.default_rng(0), 300, 0
+    for number in range(times):
+        sides = [verdicts("".join("rc"[int(hit)] for hit in draw.random(requests) < rate)) for rate in (first, second)]
+        found = paired_difference([sides[0]], [sides[1]], "complied", number)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= first - second <= found.high
+    assert held >= 0.95 * times
 
 
 def test_a_difference_needs_judged_answers_of_the_same_requests() -> None:

@@ -156,6 +156,16 @@ def test_an_answer_that_one_training_could_not_judge_counts_in_neither_of_its_pa
     assert crossed_difference(after, [before, before], "complied", 0).value == 0.0
 
 
+def test_one_request_that_differs_in_one_training_says_no_more_than_none() -> None:
+    same: Groups = [["refused"] * 200]
+    less: Groups = [[*same[0][:199], "complied"]]
+    none, one = (crossed_difference([same, same, each], [same] * 3, "complied", 0) for each in (same, less))
+    assert one.value == pytest.approx(1 / 600)
+    assert None not in (none.low, none.high, one.low, one.high)
+    assert one.high - one.low > none.high - none.low  # type: ignore[operator]
+    assert one.low < 0 < one.value < one.high  # type: ignore[operator]
+
+
 def test_trainings_that_do_not_pair_are_errors() -> None:
     one: Groups = [["refused", "complied"]]
     short: Groups = [["refused"]]

@@ -6,17 +6,22 @@ from dataclasses import dataclass
 
 from safety_neurons.core.statistics import (
     CONFIDENCE,
+    FEW,
     Array,
     Difference,
     Rate,
+    Side,
     Verdict,
     VerdictGroups,
+    disagreements,
     group_rates,
     hits_of,
+    limits_of_few,
     paired_hits,
     resampled_indices,
     resampled_means,
     wilson,
+    wilson_limits,
 )
 
 # Below this a variance is rounding.
@@ -79,7 +84,7 @@ def crossed_rate(trainings: Sequence[VerdictGroups], counted: Verdict, seed: int
     if variance == 0.0 or not 0 < value < 1:
         low, high = wilson(round(value * found.requests), found.requests)
     else:
-        low, high = _wilson_t(value, value * (1 - value) / variance, _quantile(freedom))
+        low, high = wilson_limits(value, value * (1 - value) / variance, _quantile(freedom))
     return Rate(value, min(low, value), max(high, value), n, unscored)
 
 
@@ -91,7 +96,8 @@ def crossed_difference(
     As in `paired_difference`, a request counts in a group of a pair of trainings if both have scored it there. The
     variance is that of `crossed_rate`, of the differences of the pairs: the same requests are drawn for both. The
     interval is symmetric, with the quantile of Student's t. If the difference is the same on every request, the
-    half-width is the upper Wilson limit for zero hits in the number of requests.
+    half-width is the upper Wilson limit for zero hits in the number of requests. Where the pairs disagree on fewer than
+    FEW requests, each end is that of `limits_of_few` if that is further out: a variance of so few says little.
 
     Raises:
         ValueError: the trainings do not pair, or hold different numbers of requests.
@@ -106,7 +112,11 @@ def crossed_difference(
     found = _Sampled(mine.observed - theirs.observed, mine.resampled - theirs.resampled, mine.requests)
     variance, freedom = found.error()
     half = wilson(0, found.requests)[1] if variance == 0.0 else _quantile(freedom) * math.sqrt(variance)
-    return Difference(found.value, max(-1.0, found.value - half), min(1.0, found.value + half))
+    low, high = max(-1.0, found.value - half), min(1.0, found.value + half)
+    if 0 < disagreements(pairs) < FEW:
+        widest = limits_of_few(pairs)
+        low, high = min(low, widest[0]), max(high, widest[1])
+    return Difference(found.value, low, high)
 
 
 def _check(trainings: Sequence[VerdictGroups]) -> None:
@@ -115,7 +125,7 @@ def _check(trainings: Sequence[VerdictGroups]) -> None:
         raise ValueError("All trainings must hold the same requests, in as many groups.")
 
 
-def _sampled(sides: Sequence[tuple[Array, Array]], seed: int) -> _Sampled | None:
+def _sampled(sides: Sequence[Side], seed: int) -> _Sampled | None:
     """The statistic of trainings, each as `hits_of` it; None if a group of one has no scored answer."""
     import numpy
 
@@ -133,11 +143,3 @@ def _quantile(freedom: float) -> float:
     from scipy.stats import t
 
     return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
-
-
-def _wilson_t(value: float, n: float, quantile: float) -> tuple[float, float]:
-    """Wilson's interval for a rate from n independent answers, which need not be a whole number."""
-    square = quantile**2
-    middle = (value + square / (2 * n)) / (1 + square / n)
-    half = quantile / (1 + square / n) * math.sqrt(value * (1 - value) / n + square / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
