@@ -6,9 +6,23 @@ import warnings
 from math import comb
 from statistics import fmean
 
+import numpy
 import pytest
 
-from safety_neurons.core.statistics import Rate, Row, mcnemar, mean, mean_rate, paired_difference, rate, row, share
+from safety_neurons.core import statistics
+from safety_neurons.core.statistics import (
+    Rate,
+    Row,
+    by_request,
+    compare_verdicts,
+    mcnemar,
+    mean,
+    mean_rate,
+    paired_difference,
+    rate,
+    row,
+    share,
+)
 from safety_neurons.evaluation.judges import Verdict
 
 Z = 1.959963984540054
@@ -171,7 +185,7 @@ def test_requests_that_a_group_does_not_have_are_no_unscored_answers() -> None:
 
 
 def test_a_paired_difference_is_a_bootstrap_over_requests() -> None:
-    """Against one written down naively, of more resamples of its own; some requests are not in all groups."""
+    """Against one written down naively, of more resamples of its own; some requests are not scored in all groups."""
     draw = random.Random(1)
     one, other = ([[draw.choice(("complied", "refused")) for _ in range(30)] for _ in range(3)] for _ in range(2))
     one[0][4:7], other[1][:2], other[2][3] = [None] * 3, [None] * 2, "unscored"  # type: ignore[list-item]
@@ -181,6 +195,8 @@ def test_a_paired_difference_is_a_bootstrap_over_requests() -> None:
         return fmean(fmean(verdict == "complied" for verdict in group) for group in judged)
 
     found = paired_difference(one, other, "complied", seed=0)  # type: ignore[arg-type]
+    # What one side has not scored counts on neither side.
+    other[0][4:7], one[1][:2], one[2][3] = [None] * 3, [None] * 2, "unscored"  # type: ignore[list-item]
     everyone = list(range(30))
     assert found.value == pytest.approx(mean(one, everyone) - mean(other, everyone))
     differences = []
@@ -194,7 +210,7 @@ def test_a_paired_difference_is_a_bootstrap_over_requests() -> None:
 
 def test_pairing_takes_out_what_the_requests_have_in_common() -> None:
     """Hard requests are hard for both: the interval of the difference is narrower than that of either share."""
-    one, other = verdicts("c" * 20 + "r" * 20), verdicts("c" * 22 + "r" * 18)
+    one, other = verdicts("c" * 200 + "r" * 200), verdicts("c" * 220 + "r" * 180)
     found, alone = paired_difference([one], [other], "complied", seed=0), mean_rate([one], "complied", seed=0)
     assert found.value == pytest.approx(-0.05)
     assert None not in (found.low, found.high, alone.low, alone.high)
@@ -203,15 +219,65 @@ def test_pairing_takes_out_what_the_requests_have_in_common() -> None:
 
 def test_the_same_verdicts_differ_by_nothing_but_not_surely() -> None:
     group = verdicts("crcrcrcrcr")
-    found = paired_difference([group], [group, group], "complied", seed=0)
+    found = paired_difference([group], [group], "complied", seed=0)
     high = wilson(0, 10)[1]
     assert (found.value, found.low, found.high) == (0.0, pytest.approx(-high), pytest.approx(high))
+
+
+def test_one_request_that_differs_says_no_more_than_none() -> None:
+    upper, (low, high) = wilson(0, 200)[1], wilson(1, 200)
+    for base in ("r" * 200, "c" * 100 + "r" * 100):
+        same, less = verdicts(base), verdicts(base[:-1] + "c")
+        none = paired_difference([same], [same], "complied", seed=0)
+        assert (none.low, none.high) == (pytest.approx(-upper), pytest.approx(upper))
+        one = paired_difference([less], [same], "complied", seed=0)
+        assert one.value == pytest.approx(1 / 200)
+        assert one.low == pytest.approx(1 / 200 - math.hypot(1 / 200 - low, upper))
+        assert one.high == pytest.approx(high)
+        turned = paired_difference([same], [less], "complied", seed=0)
+        assert turned.low == pytest.approx(-high)
+        assert turned.high == pytest.approx(math.hypot(1 / 200 - low, upper) - 1 / 200)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "requests"),
+    [(0.0, 0.0, 50), (0.02, 0.0, 200), (0.005, 0.02, 200), (0.05, 0.01, 60), (0.05, 0.05, 100), (0.03, 0.0, 60)],
+)
+def test_intervals_of_rare_differences_hold_the_truth(
+    first: float, second: float, requests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+    draw, times, held = numpy.random.default_rng(0), 300, 0
+    for number in range(times):
+        sides = [verdicts("".join("rc"[int(hit)] for hit in draw.random(requests) < rate)) for rate in (first, second)]
+        found = paired_difference([sides[0]], [sides[1]], "complied", number)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= first - second <= found.high
+    assert held >= 0.95 * times
 
 
 def test_a_difference_needs_judged_answers_of_the_same_requests() -> None:
     assert paired_difference([verdicts("uu")], [verdicts("rc")], "complied", seed=0).value is None
     with pytest.raises(ValueError, match="same requests"):
         paired_difference([verdicts("rc")], [verdicts("rcr")], "complied", seed=0)
+    with pytest.raises(ValueError, match="come in pairs"):
+        paired_difference([verdicts("rc")], [verdicts("rc"), verdicts("rc")], "complied", seed=0)
+
+
+def test_an_answer_that_one_side_could_not_judge_counts_on_neither() -> None:
+    """Both sides agree on every request that both have scored, so nothing differs between them."""
+    one, other = verdicts("ccrrcu"), verdicts("curuuc")
+    found = paired_difference([one], [other], "complied", seed=0)
+    high = wilson(0, 2)[1]
+    assert (found.value, found.low, found.high) == (0.0, pytest.approx(-high), pytest.approx(high))
+    ids = [str(place) for place in range(6)]
+    paired = compare_verdicts(by_request(ids, other), by_request(ids, one))
+    assert paired.difference == found
+
+
+def test_sides_that_share_no_judged_request_have_no_difference() -> None:
+    assert paired_difference([verdicts("cu")], [verdicts("uc")], "complied", seed=0).value is None
 
 
 def test_row_carries_the_rate_and_its_names() -> None:

@@ -84,6 +84,8 @@ def test_values_are_means_of_the_trainings() -> None:
     assert found.value == pytest.approx(numpy.mean([naive(one) for one in ones]))
     assert (found.n, found.unscored) == (4 * 2 * REQUESTS - 2, 1)
     change = crossed_difference(ones, others, "complied", 0)
+    # What one training of a pair has not scored counts in neither.
+    others[1][0][3], others[2][1][7] = None, None
     assert change.value == pytest.approx(numpy.mean([naive(a) - naive(b) for a, b in zip(ones, others, strict=True)]))
 
 
@@ -143,6 +145,25 @@ def test_what_nobody_could_judge_has_no_rate() -> None:
     whole: Groups = [["refused", "complied"], ["refused", "complied"]]
     assert crossed_rate([whole, blank], "complied", 0).value is None
     assert crossed_difference([whole, blank], [whole, whole], "complied", 0).value is None
+
+
+def test_an_answer_that_one_training_could_not_judge_counts_in_neither_of_its_pair() -> None:
+    before: Groups = [["complied", "complied", "refused", "refused", "complied", "refused"]]
+    after: list[Groups] = [
+        [["complied", "unscored", "refused", "refused", "complied", "refused"]],
+        [["unscored", "complied", "refused", None, "complied", "unscored"]],
+    ]
+    assert crossed_difference(after, [before, before], "complied", 0).value == 0.0
+
+
+def test_one_request_that_differs_in_one_training_says_no_more_than_none() -> None:
+    same: Groups = [["refused"] * 200]
+    less: Groups = [[*same[0][:199], "complied"]]
+    none, one = (crossed_difference([same, same, each], [same] * 3, "complied", 0) for each in (same, less))
+    assert one.value == pytest.approx(1 / 600)
+    assert None not in (none.low, none.high, one.low, one.high)
+    assert one.high - one.low > none.high - none.low  # type: ignore[operator]
+    assert one.low < 0 < one.value < one.high  # type: ignore[operator]
 
 
 def test_trainings_that_do_not_pair_are_errors() -> None:

@@ -12,6 +12,7 @@ from safety_neurons import cli
 from safety_neurons.cli.app import commands
 from safety_neurons.evaluation import attacks, defenses, judges
 from safety_neurons.neurons import scores
+from safety_neurons.runs.folder import COMMON, changed_settings, inputs_of
 from safety_neurons.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -105,3 +106,18 @@ def test_links_of_the_readme_lead_somewhere() -> None:
 def anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_examples_of_experiments_on_a_run_redo_nothing_of_it() -> None:
+    checked = 0
+    for page, line in LINES:
+        if not page.startswith("experiment ") or not page.endswith(" --help"):
+            continue
+        _, bound, _ = cli.app.parse_args(shlex.split(line, comments=True), exit_on_error=False, print_error=False)
+        settings = bound.arguments.get("settings") or Settings()
+        if "run_dir" in bound.arguments:
+            changed = changed_settings(Settings().model_dump(mode="json"), settings.model_dump(mode="json"))
+            inputs = {*COMMON, *(path for stage in ("find", "tune") for path in inputs_of(settings)[stage][1])}
+            assert not [path for path in changed if {path, path.partition(".")[0]} & inputs], line
+            checked += 1
+    assert checked > 10

@@ -134,7 +134,8 @@ def test_math_problems_are_solved_before_and_after(
     assert base["difference"] is None
     assert reminded["exact_match"]["value"] == 0.25
     assert reminded["difference"]["value"] == -0.5
-    assert -1 <= reminded["difference"]["low"] <= -0.5 <= reminded["difference"]["high"] <= 0
+    # Two problems of four say little.
+    assert -1 <= reminded["difference"]["low"] < -0.5 < 0 < reminded["difference"]["high"] <= 1
     [table] = [one for one in evaluation_tables(Evaluation.model_validate(results)) if "GSM8K" in one.title]
     assert len(table.rows) == 2
 

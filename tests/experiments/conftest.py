@@ -12,6 +12,7 @@ import pytest
 from builders.judges import BY_HASH
 from builders.models import silent_model
 from builders.runs import save_model, small_run
+from safety_neurons.engines.engine import InProcess
 from safety_neurons.experiments import intervention as intervention_module
 from safety_neurons.runs.pipeline import run
 
@@ -62,6 +63,13 @@ def foreign(tmp_path: Path) -> str:
     path = tmp_path / "foreign.jsonl"
     path.write_text("".join(json.dumps({"text": f"Where is street number {n}?"}) + "\n" for n in range(11)))
     return str(path)
+
+
+@pytest.fixture
+def other_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model computes in another precision from here on, as on another device, without a setting that says it."""
+    here = vars(InProcess)["identity"].fget
+    monkeypatch.setattr(InProcess, "identity", property(lambda self: f"{here(self)} bfloat16"))
 
 
 @pytest.fixture

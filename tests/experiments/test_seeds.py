@@ -212,6 +212,45 @@ def test_other_settings_of_tuning_are_other_trainings(repeated: tuple[Path, dict
     assert len({line["key"] for line in lines_of(folder / "deltas" / "deltas.jsonl")} - known) == 1
 
 
+@pytest.mark.usefixtures("other_precision")
+def test_another_precision_is_another_training(repeated: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = repeated
+    notes = Recorder()
+    repeat(folder, seeds=2, listener=notes)
+    assert trainings(notes) == ["found 20% of the neurons, seed 1"]
+
+
+def test_verdicts_of_the_first_judge_are_all_that_is_measured(
+    repeated: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, section = repeated
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"question": "One and one?", "answer": "#### 2"}\n')
+    judged, answered = lines_of(folder / "verdicts.jsonl"), lines_of(folder / "responses.jsonl")
+    more = {"gsm8k": str(problems), "task_limit": 1, "judges": [section["judge"], "refusal"]}
+    again = section_of("seeds", repeat_tuning, folder, SMALL | {"evaluate": SMALL["evaluate"] | more}, seeds=1)
+    assert again["judge"] == section["judge"]
+    assert lines_of(folder / "verdicts.jsonl") == judged
+    assert lines_of(folder / "responses.jsonl") == answered
+    assert not (folder / "measures.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("tuning", "budgets", "told"),
+    [
+        ({}, [Budget(90.0, 1e-3)], r"\(at budget 90\)\. Name a budget of 50% \(50:RATE\)"),
+        ({"percent": 90.0}, [], r"\(at tune\.percent 90\)\. Set tune\.percent to 50"),
+    ],
+    ids=["a budget", "the run's own size"],
+)
+def test_a_size_without_as_many_random_neurons_is_told_with_one_that_has_them(
+    found: Path, tuning: dict[str, Any], budgets: list[Budget], told: str
+) -> None:
+    given = {"find": {"score": "magnitude", "selection": "none"}, "tune": SMALL["tune"] | tuning}
+    with pytest.raises(SafetyNeuronsError, match=told):
+        repeat_tuning(found, SMALL | given, seeds=1, with_random=True, budgets=budgets)
+
+
 def test_the_run_keeps_its_own_settings(repeated: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = repeated
     record = RunFolder(folder).whole_record()

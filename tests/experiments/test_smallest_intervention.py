@@ -1,10 +1,12 @@
 """The search on a tiny run: what it prefers, what it asks, and that it can be killed."""
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from builders.runs import lines_of, section_of
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.experiments import smallest_intervention as search_module
 from safety_neurons.experiments.smallest_intervention import DIRECTIONS, Limits, choose, cost, search
+from safety_neurons.neurons.find import ScoredNeurons
+from safety_neurons.neurons.neuron_set import NeuronSet
 
 WIDE = Limits(target=0.5, broken=1.0, kl_divergence=100.0, percent=40.0, alpha=20.0)
 # After five random ones, so that some follow from what was seen before.
@@ -195,6 +199,15 @@ def test_other_sets_are_tested_too(found: Path, given: dict[str, Any], foreign: 
         assert {row[side]["n"] for row in rows for side in ("moving", "staying") if row[side]} == {11, 3}
 
 
+def test_p_values_are_adjusted_for_the_random_sets_of_a_test(found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found_p_values = itertools.cycle([0.02, 0.01, 0.04])
+    monkeypatch.setattr(search_module, "mcnemar", lambda *_: next(found_p_values))
+    for direction in searching(found, trials=1)["directions"]:
+        (test,) = direction["tests"]
+        shown = [row["p_value"] for row in test["rows"] if "p_value" in row]
+        assert shown == pytest.approx([0.04, 0.03, 0.04])
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -223,6 +236,28 @@ def test_a_search_without_a_limit_of_the_distance_is_refused_or_can_be_written(
         assert not (tmp_path / "run").exists()
     else:
         assert len(section["directions"]) == 2
+
+
+def test_sets_are_selected_as_the_run_says_and_an_empty_one_is_not_chosen(
+    found: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top, asked = ScoredNeurons.top, set()
+    nothing = tuple(indices[:0] for indices in NeuronSet.load(found / "neurons.safetensors").rejection)
+
+    def selected(self: ScoredNeurons, percent: float, scope: str | None = None, selection: str = "") -> NeuronSet:
+        asked.add((scope, selection))
+        # Small sets are empty, as those of a score that ranks each side by itself can be.
+        chosen = top(self, percent, scope, selection)
+        return replace(chosen, rejection=nothing) if percent < 10 else chosen
+
+    monkeypatch.setattr(ScoredNeurons, "top", selected)
+    limits = replace(WIDE, target=0.0)
+    for direction in searching(found, {"find": {"selection": "rejection"}}, limits=limits)["directions"]:
+        empty = [one for one in direction["trials"] if not one["neurons"]]
+        assert direction["chosen"]["neurons"] > 0
+        # It would have been the smallest intervention of all.
+        assert min(cost(one, limits) for one in empty) < cost(direction["chosen"], limits)
+    assert asked == {("layer", "rejection")}
 
 
 def test_no_trials_are_an_error(found: Path) -> None:

@@ -20,7 +20,7 @@ from builders.report import (
     trial,
     whole_run,
 )
-from safety_neurons.report import RunResults, experiment_figures, summary, text
+from safety_neurons.report import RunResults, experiment_figures, summary, tables_of, text
 
 FIGURES = {"data-doses-harmful", "data-doses-benign", "data-search-1", "data-search-2", "data-detectors"}
 
@@ -111,11 +111,17 @@ def test_search_in_numbers(tmp_path: Path) -> None:
     shown = page(tmp_path, all_sections())
     for said in (
         "43 combinations",
-        "Neurons by write-contrast. Wanted: 97% of the prompts moved, with at most 3% broken answers and a KL of at",
+        "Wanted: 97% of the prompts answered (toward conformity) or refused (toward rejection), with at most 3% broken",
         "Toward rejection: that is short of the 97% that were wanted.",
         "Toward conformity, jailbreakbench:alpaca: harmful prompts",
     ):
         assert said in shown.text
+    tables, _ = tables_of(RunResults.of(all_sections()), "search")
+    (chosen,) = [one for one in tables if "The smallest intervention" in one.title]
+    names = [column.name for column in chosen.columns]
+    assert "answered or refused" in names
+    # That is another number: of the prompts whose answer changed.
+    assert "moved" not in names
     rows = Rows(shown.source).found
     assert "conformity | 58 | 0.05% | 0.02% | 2.35 | 1 | 4 | 98% | 0%" in rows
     assert "rejection | 58 | 0.05% | 0.02% | 2.35 | 1 | 4 | 81% | 0%" in rows

@@ -61,6 +61,16 @@ def test_one_training_has_no_spread_and_says_so() -> None:
     assert any("One training says nothing of the spread between trainings" in note for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("corpus", "said"),
+    [(None, "Each training has a corpus and batches of its own seed"), ("mine.jsonl", "the pairs of mine.jsonl")],
+)
+def test_the_corpora_are_those_that_were_trained_on(corpus: str | None, said: str) -> None:
+    _, notes = tables_of(RunResults.of(repeated_run(corpus=corpus)), "seeds")
+    assert any(said in note for note in notes)
+    assert any("a corpus and batches" in note for note in notes) is (corpus is None)
+
+
 def test_the_comparison_has_a_column_for_each_run() -> None:
     runs = {"a": RunResults.of(repeated_run()), "b": RunResults.of(whole_run())}
     (table,) = [one for one in comparison_tables(runs) if "several seeds" in one.title]

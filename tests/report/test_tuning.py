@@ -67,6 +67,14 @@ def test_left_out_kinds_in_numbers(tmp_path: Path) -> None:
     assert any(row.startswith("mean | 80%") for row in rows)
 
 
+def test_openings_of_other_kinds_are_told_where_this_kind_was_left_out() -> None:
+    found = left_out()
+    for kind in ("story", "opening"):
+        found["rows"][0]["kind"] = kind
+        _, notes = tables_of(RunResults.of(whole_run() | {"left_out": found}), "left_out")
+        assert any("stays partly known" in note for note in notes) is (kind == "opening")
+
+
 def test_longer_answers_in_numbers(tmp_path: Path) -> None:
     assert "Longer answers" not in page(tmp_path, searched_run()).text
     shown = page(tmp_path, searched_run() | {"lengths": lengths()})

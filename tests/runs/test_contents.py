@@ -1,5 +1,6 @@
 """Files that settings name count by their content: an edited one is another input, a moved one is not."""
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ from builders.models import TEMPLATE
 from builders.runs import results_of
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.evaluation import judges
-from safety_neurons.runs.folder import stage_fingerprints
+from safety_neurons.runs.folder import overridden, stage_fingerprints
 from safety_neurons.runs.pipeline import read_prompts, run
 from safety_neurons.settings import Settings
+from safety_neurons.tuning import disguise_files
+from safety_neurons.tuning.disguise_files import read_texts
 
 
 def test_edited_template_is_another_input(given: dict[str, Any], tmp_path: Path) -> None:
@@ -72,6 +75,26 @@ def test_what_a_setting_names_counts_by_its_content(name: str, given: dict[str, 
     changed = {each for each in first if first[each] != second[each]}
     assert stage in changed
     assert not changed & LATER[stage]
+
+
+def test_edited_disguises_are_another_input_of_what_learns_from_them(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {"tune": {"disguises": ["rules", "story"]}, "evaluate": {"defenses": ["none", "guard"]}}
+    guarded = Settings.checked(overridden(given, named))
+    without = Settings.checked(overridden(given, {"tune": {"disguises": ["rules", "turns"]}}))
+    prompts, texts = read_prompts(guarded), copy.deepcopy(read_texts("story"))
+    before = [stage_fingerprints(one, "identity", prompts) for one in (guarded, without)]
+    monkeypatch.setattr(disguise_files, "read_texts", lambda kind: texts if kind == "story" else read_texts(kind))
+
+    def changed() -> list[set[str]]:
+        after = [stage_fingerprints(one, "identity", prompts) for one in (guarded, without)]
+        return [{name for name in one if one[name] != other[name]} for one, other in zip(before, after, strict=True)]
+
+    texts["test"][0]["text"] += " Please."
+    assert changed() == [set(), set()]
+    texts["train"][0]["text"] += " Please."
+    assert changed() == [{"tune", "evaluate", "report"}, set()]
 
 
 def test_verdicts_of_a_judge_in_a_folder_depend_on_its_weights(tmp_path: Path) -> None:

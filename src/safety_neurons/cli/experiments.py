@@ -72,11 +72,12 @@ def search(
     """Find the smallest set of neurons and the smallest alpha that move behavior, in each direction.
 
     They are chosen on the run's validation prompts and tested on its test prompts and on other sets, next to random
-    neurons. The ranking is the run's (find.score); set size, alpha, prompt positions and generated tokens are searched.
+    neurons. Neurons are selected as the run's settings say (find.score, find.scope, find.selection); set size, alpha,
+    prompt positions and generated tokens are searched.
 
     For example:
 
-        safety-neurons experiment search runs/demo --find.score gradient
+        safety-neurons experiment search runs/demo
         safety-neurons experiment search runs/demo --trials 20 --on jailbreakbench:alpaca xstest-unsafe:xstest-safe
 
     Parameters
@@ -222,12 +223,13 @@ def left_out(
 
     The test prompts are sent in texts of the kind that no training uses. Tunes the run first if necessary; each further
     training takes about as long as the run's. Trained deltas are kept in the folder `deltas`: an interrupted experiment
-    resumes.
+    resumes. Options of find and tune that differ from the run's tune the run again, too; the run before is kept in the
+    folder `replaced`.
 
     For example:
 
         safety-neurons experiment left-out runs/demo
-        safety-neurons experiment left-out runs/demo --tune.disguises rules persona suffix
+        safety-neurons experiment left-out runs/demo --evaluate.prompts 200
     """
     from safety_neurons.experiments.left_out import left_out as leave_out
 

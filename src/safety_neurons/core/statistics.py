@@ -1,5 +1,6 @@
 """Rates with intervals, paired tests, and the tidy table of a run's results."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -13,9 +14,13 @@ VerdictsById = Mapping[str, Verdict]
 # One sequence for each attack, over the same requests in the same order; None: the attack does not make this request.
 VerdictGroups = Sequence[Sequence[Verdict | None]]
 Array: TypeAlias = "numpy.ndarray[Any, Any]"
+# Hits and what is scored, each [groups, requests]: see `hits_of`.
+Side: TypeAlias = tuple["numpy.ndarray[Any, Any]", "numpy.ndarray[Any, Any]"]
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+# Where two sides disagree on fewer requests, a bootstrap has too few of them to draw from.
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -128,29 +133,59 @@ def rate_of_groups(groups: VerdictGroups, counted: Verdict, seed: int) -> Rate:
 def paired_difference(one: VerdictGroups, other: VerdictGroups, counted: Verdict, seed: int) -> Difference:
     """The mean fraction of `counted` over the groups of `one` minus that over the groups of `other`.
 
-    All groups hold the same requests in the same order. The interval is a percentile bootstrap that draws the same
-    requests for both sides. If the difference is the same on every request, the half-width is the upper Wilson limit
-    for zero hits in the number of requests.
+    Groups pair in order, and all hold the same requests in the same order. A request counts in a group if both sides
+    have scored it there. The interval is a percentile bootstrap that draws the same requests for both sides, or
+    `limits_of_few` where they disagree on fewer than FEW requests. If the difference is the same on every request, the
+    half-width is the upper Wilson limit for zero hits in the number of requests.
 
     Raises:
-        ValueError: the groups differ in length.
+        ValueError: the groups do not pair, or differ in length.
     """
     import numpy
 
-    if len({len(group) for group in (*one, *other)}) != 1:
-        raise ValueError("All groups must hold the same requests.")
-    sides = [hits_of(groups, counted) for groups in (one, other)]
-    if not all(scored.any(axis=1).all() for _, scored in sides):
+    sides = paired_hits(one, other, counted)
+    if not sides[0][1].any(axis=1).all():
         return Difference(None, None, None)
     first, second = (float(group_rates(hits, scored).mean()) for hits, scored in sides)
     value = first - second
     drawn = resampled_indices(len(one[0]), seed)
     resampled = resampled_means(*sides[0], drawn) - resampled_means(*sides[1], drawn)
     if numpy.ptp(resampled) < 1e-12:
-        half = wilson(0, int((sides[0][1].any(axis=0) | sides[1][1].any(axis=0)).sum()))[1]
+        half = wilson(0, int(sides[0][1].any(axis=0).sum()))[1]
         return Difference(value, max(-1.0, value - half), min(1.0, value + half))
+    if disagreements([sides]) < FEW:
+        return Difference(value, *limits_of_few([sides]))
     low, high = percentile_interval(resampled)
     return Difference(value, min(low, value), max(high, value))
+
+
+def disagreements(pairs: Sequence[tuple[Side, Side]]) -> int:
+    """The number of requests on which the two sides of any pair, from `paired_hits`, disagree."""
+    import numpy
+
+    return int(numpy.any([(hits != others).any(axis=0) for (hits, _), (others, _) in pairs], axis=0).sum())
+
+
+def limits_of_few(pairs: Sequence[tuple[Side, Side]]) -> tuple[float, float]:
+    """The 95% interval of a mean difference over pairs of sides, from `paired_hits`, that rarely disagree.
+
+    The difference is the share of requests that only the first side counts minus the share that only the second does.
+    Their Wilson limits are combined by Newcombe's method (1998, Statistics in Medicine 17, 873-890 and 2635-2650): the
+    distances of each end add by squares. What the two shares have in common is little where both are small. In a mean
+    over groups and pairs, each request counts as one answer, which is rather too wide than too narrow.
+    """
+    import numpy
+
+    requests = int(numpy.any([scored.any(axis=0) for (_, scored), _ in pairs], axis=0).sum())
+    gained, lost = (
+        float(
+            numpy.mean([group_rates((sign * (hits - others)).clip(0), scored) for (hits, scored), (others, _) in pairs])
+        )
+        for sign in (1, -1)
+    )
+    (low, high), (low_lost, high_lost) = (wilson_limits(one, requests, normal_quantile()) for one in (gained, lost))
+    below, above = math.hypot(gained - low, high_lost - lost), math.hypot(high - gained, lost - low_lost)
+    return max(-1.0, gained - lost - below), min(1.0, gained - lost + above)
 
 
 def percentile_interval(samples: "Sequence[float] | Array") -> tuple[float, float]:
@@ -169,13 +204,41 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def hits_of(groups: VerdictGroups, counted: Verdict) -> tuple[Array, Array]:
+def wilson_limits(value: float, n: float, quantile: float) -> tuple[float, float]:
+    """Wilson's interval for a rate from n independent answers; neither hits nor n need be whole numbers."""
+    square = quantile**2
+    middle = (value + square / (2 * n)) / (1 + square / n)
+    half = quantile / (1 + square / n) * math.sqrt(value * (1 - value) / n + square / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def normal_quantile() -> float:
+    """Of the standard normal distribution, for a two-sided interval."""
+    from scipy.stats import norm
+
+    return float(norm.ppf((1 + CONFIDENCE) / 2))
+
+
+def hits_of(groups: VerdictGroups, counted: Verdict) -> Side:
     """Float [groups, requests]: 1 where the verdict is `counted`, and 1 where the answer is scored."""
     import numpy
 
     hits = numpy.array([[verdict == counted for verdict in group] for group in groups], dtype=float)
     scored = numpy.array([[verdict not in (None, "unscored") for verdict in group] for group in groups], dtype=float)
     return hits, scored
+
+
+def paired_hits(one: VerdictGroups, other: VerdictGroups, counted: Verdict) -> tuple[Side, Side]:
+    """`hits_of` each side, without the answers that only one side has scored.
+
+    Raises:
+        ValueError: the groups do not pair, or differ in length.
+    """
+    if len(one) != len(other) or len({len(group) for group in (*one, *other)}) != 1:
+        raise ValueError("Groups that are compared come in pairs, and all must hold the same requests.")
+    (hits, scored), (other_hits, other_scored) = hits_of(one, counted), hits_of(other, counted)
+    both = scored * other_scored
+    return (hits * both, both), (other_hits * both, both)
 
 
 def group_rates(hits: Array, scored: Array) -> Array:

@@ -6,16 +6,22 @@ from dataclasses import dataclass
 
 from safety_neurons.core.statistics import (
     CONFIDENCE,
+    FEW,
     Array,
     Difference,
     Rate,
+    Side,
     Verdict,
     VerdictGroups,
+    disagreements,
     group_rates,
     hits_of,
+    limits_of_few,
+    paired_hits,
     resampled_indices,
     resampled_means,
     wilson,
+    wilson_limits,
 )
 
 # Below this a variance is rounding.
@@ -67,17 +73,18 @@ def crossed_rate(trainings: Sequence[VerdictGroups], counted: Verdict, seed: int
     Raises:
         ValueError: the trainings hold different numbers of groups or requests, or there is none.
     """
-    scored = [hits_of(groups, counted)[1] for groups in trainings]
-    n = int(sum(one.sum() for one in scored))
+    _check(trainings)
+    sides = [hits_of(groups, counted) for groups in trainings]
+    n = int(sum(scored.sum() for _, scored in sides))
     unscored = sum(verdict == "unscored" for groups in trainings for group in groups for verdict in group)
-    found = _sampled(trainings, counted, seed)
+    found = _sampled(sides, seed)
     if found is None:
         return Rate(None, None, None, n, unscored)
     value, (variance, freedom) = found.value, found.error()
     if variance == 0.0 or not 0 < value < 1:
         low, high = wilson(round(value * found.requests), found.requests)
     else:
-        low, high = _wilson_t(value, value * (1 - value) / variance, _quantile(freedom))
+        low, high = wilson_limits(value, value * (1 - value) / variance, _quantile(freedom))
     return Rate(value, min(low, value), max(high, value), n, unscored)
 
 
@@ -86,34 +93,42 @@ def crossed_difference(
 ) -> Difference:
     """The mean rate of `counted` of some trainings minus that of others, paired by training and by request.
 
-    The variance is that of `crossed_rate`, of the differences of the pairs: the same requests are drawn for both. The
+    As in `paired_difference`, a request counts in a group of a pair of trainings if both have scored it there. The
+    variance is that of `crossed_rate`, of the differences of the pairs: the same requests are drawn for both. The
     interval is symmetric, with the quantile of Student's t. If the difference is the same on every request, the
-    half-width is the upper Wilson limit for zero hits in the number of requests.
+    half-width is the upper Wilson limit for zero hits in the number of requests. Where the pairs disagree on fewer than
+    FEW requests, each end is that of `limits_of_few` if that is further out: a variance of so few says little.
 
     Raises:
         ValueError: the trainings do not pair, or hold different numbers of requests.
     """
     if len(ones) != len(others):
         raise ValueError("Trainings that are compared come in pairs.")
-    mine, theirs = _sampled(ones, counted, seed), _sampled(others, counted, seed)
+    _check([*ones, *others])
+    pairs = [paired_hits(one, other, counted) for one, other in zip(ones, others, strict=True)]
+    mine, theirs = (_sampled(side, seed) for side in zip(*pairs, strict=True))
     if mine is None or theirs is None:
         return Difference(None, None, None)
-    if len(ones[0][0]) != len(others[0][0]):
-        raise ValueError("All trainings must hold the same requests.")
     found = _Sampled(mine.observed - theirs.observed, mine.resampled - theirs.resampled, mine.requests)
     variance, freedom = found.error()
     half = wilson(0, found.requests)[1] if variance == 0.0 else _quantile(freedom) * math.sqrt(variance)
-    return Difference(found.value, max(-1.0, found.value - half), min(1.0, found.value + half))
+    low, high = max(-1.0, found.value - half), min(1.0, found.value + half)
+    if 0 < disagreements(pairs) < FEW:
+        widest = limits_of_few(pairs)
+        low, high = min(low, widest[0]), max(high, widest[1])
+    return Difference(found.value, low, high)
 
 
-def _sampled(trainings: Sequence[VerdictGroups], counted: Verdict, seed: int) -> _Sampled | None:
-    """None if a group of a training has no scored answer."""
-    import numpy
-
+def _check(trainings: Sequence[VerdictGroups]) -> None:
     shapes = {(len(groups), *{len(group) for group in groups}) for groups in trainings}
     if len(shapes) != 1 or len(next(iter(shapes))) != 2:
         raise ValueError("All trainings must hold the same requests, in as many groups.")
-    sides = [hits_of(groups, counted) for groups in trainings]
+
+
+def _sampled(sides: Sequence[Side], seed: int) -> _Sampled | None:
+    """The statistic of trainings, each as `hits_of` it; None if a group of one has no scored answer."""
+    import numpy
+
     if not all(scored.any(axis=1).all() for _, scored in sides):
         return None
     drawn = resampled_indices(sides[0][0].shape[1], seed)
@@ -128,11 +143,3 @@ def _quantile(freedom: float) -> float:
     from scipy.stats import t
 
     return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
-
-
-def _wilson_t(value: float, n: float, quantile: float) -> tuple[float, float]:
-    """Wilson's interval for a rate from n independent answers, which need not be a whole number."""
-    square = quantile**2
-    middle = (value + square / (2 * n)) / (1 + square / n)
-    half = quantile / (1 + square / n) * math.sqrt(value * (1 - value) / n + square / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)

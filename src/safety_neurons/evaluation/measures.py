@@ -16,7 +16,7 @@ from safety_neurons.evaluation.contracts import EvaluationContext
 from safety_neurons.evaluation.defenses import Defense, get
 from safety_neurons.evaluation.measured import MeasuredDefense
 from safety_neurons.evaluation.summary import UNDEFENDED
-from safety_neurons.evaluation.utility.gsm8k import SOLUTION_TOKENS, Solutions, read_problems, solve
+from safety_neurons.evaluation.utility.gsm8k import READING, SOLUTION_TOKENS, Solutions, read_problems, solve
 from safety_neurons.evaluation.utility.lm_eval import lm_eval
 from safety_neurons.evaluation.utility.ordinary import BaseAnswers, read_base_answers, utility
 from safety_neurons.evaluation.utility.overhead import overhead
@@ -111,7 +111,7 @@ def measures(
         ),
         "gsm8k": (
             config.gsm8k is not None,
-            [None if config.gsm8k is None else file_sha256(config.gsm8k), config.task_limit, SOLUTION_TOKENS],
+            [None if config.gsm8k is None else file_sha256(config.gsm8k), config.task_limit, SOLUTION_TOKENS, READING],
             lambda defense: _gsm8k(config, context, defense, solutions()),
         ),
         "preferences": (

@@ -110,7 +110,8 @@ def _against(before: JudgedCell, after: JudgedCell, judge: str, seed: int) -> di
 def summarize(judged: Sequence[JudgedCell], judges: Errors, seed: int) -> list[dict[str, Any]]:
     """Per model and defense: mean attack success over the attacks that could be run, and over-refusal per safe set.
 
-    `against_none` is the paired difference of the means over the attacks that both could run.
+    `against_none` is the paired difference of the means over the attacks that both could run, on the requests that both
+    have scored.
     """
     groups: dict[tuple[str, str], list[JudgedCell]] = {}
     for one in judged:

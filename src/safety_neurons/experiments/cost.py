@@ -28,25 +28,25 @@ class Cost:
 
 
 @contextlib.contextmanager
-def costing() -> Iterator[Cost]:
-    """Measure the cost of the block; it is complete when the block ends.
+def costing(device: torch.device) -> Iterator[Cost]:
+    """Measure the cost of the block, which computes on `device`; it is complete when the block ends.
 
-    Memory is that of the GPU if there is one, otherwise the resident memory of the process. The latter does not show
+    Memory is that of the device if it is a GPU, otherwise the resident memory of the process. The latter does not show
     memory that the allocator kept from earlier work and hands out again.
     """
     cost = Cost()
-    with _gpu_peak(cost) if torch.cuda.is_available() else _resident_peak(cost):
+    with _gpu_peak(cost, device) if device.type == "cuda" else _resident_peak(cost):
         started = time.monotonic()
         yield cost
         cost.seconds = time.monotonic() - started
 
 
 @contextlib.contextmanager
-def _gpu_peak(cost: Cost) -> Iterator[None]:
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+def _gpu_peak(cost: Cost, device: torch.device) -> Iterator[None]:
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     yield
-    cost.peak = torch.cuda.max_memory_allocated() - before
+    cost.peak = torch.cuda.max_memory_allocated(device) - before
 
 
 @contextlib.contextmanager

@@ -13,12 +13,19 @@ from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Listener
-from safety_neurons.core.statistics import Verdict, mcnemar, paired_difference, rate_of_groups
+from safety_neurons.core.statistics import (
+    Verdict,
+    by_request,
+    compare_verdicts,
+    holm,
+    paired_difference,
+    rate_of_groups,
+)
 from safety_neurons.prompts import Prompt
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
-from safety_neurons.runs.folder import overridden, stage_fingerprints
+from safety_neurons.runs.folder import RunFolder, overridden, stage_fingerprints
 from safety_neurons.runs.kept_deltas import DeltaStore, tuned
 from safety_neurons.runs.opened import keep_section, opened
 from safety_neurons.runs.percents import neurons_to_tune
@@ -29,7 +36,7 @@ from safety_neurons.tuning.delta import NeuronDelta
 from safety_neurons.tuning.disguises import disguised, disguises, renderable
 
 
-class _Tested(NamedTuple):
+class KindVerdicts(NamedTuple):
     """The verdicts on the answers to the same requests by the base model, with all kinds, and without this kind."""
 
     kind: str
@@ -57,23 +64,16 @@ def left_out(
     Raises:
         SafetyNeuronsError: bad input, fewer than two kinds, or a failure that the message explains.
     """
-    with opened(path, given, listener, command, until="tune", uses=("find", "tune"), alone=False) as run:
-        settings = run.settings.tune
-        if settings.corpus is not None:
-            raise SafetyNeuronsError(
-                f"This run trains on the pairs in {settings.corpus}, in which no kind of disguise can be left out. Use "
-                "a run whose model makes its own corpus."
-            )
-        if settings.plain == 1:
-            raise SafetyNeuronsError(
-                "This run trains on no disguises (tune.plain is 1), so that none can be left out. Lower tune.plain."
-            )
-        kinds = renderable(run.model, settings.disguises)
-        if len(kinds) < 2:
-            raise SafetyNeuronsError(
-                f"One kind of disguise is left out at a time, and this run has {len(kinds)}. Name at least two in "
-                "tune.disguises."
-            )
+    with RunFolder(path).held():
+        return _left_out(path, given, listener, command)
+
+
+def _left_out(path: Path, given: Mapping[str, Any] | None, listener: Listener | None, command: str) -> RunResults:
+    uses = ("find", "tune")
+    with opened(path, given, listener, command, uses=uses, alone=False) as run:
+        # Whatever is wrong with the kinds is told before anything is trained.
+        kinds = _kinds(run)
+    with opened(path, given, listener, command, until="tune", uses=uses, is_told=True, alone=False) as run:
         prompts = run.split("harmful", "test", run.settings.evaluate.prompts)
         base, all_kinds = (_verdicts(run, prompts, kinds, delta) for delta in (None, load_delta(run.folder)))
         store = DeltaStore.open(run.folder, run.listener)
@@ -81,16 +81,43 @@ def left_out(
         with run.listener.task("trainings", len(kinds)) as advance:
             for kind in kinds:
                 delta = _delta_without(run, store, kind)
-                tested.append(_Tested(kind, base[kind], all_kinds[kind], _verdicts(run, prompts, [kind], delta)[kind]))
+                tested.append(
+                    KindVerdicts(kind, base[kind], all_kinds[kind], _verdicts(run, prompts, [kind], delta)[kind])
+                )
                 advance(1)
         release_workers()
         section = {
-            "rows": [_row(one.kind, [one], run.settings.seed) for one in tested],
+            "rows": rows_of(tested, run.settings.seed),
             "mean": _row("mean", tested, run.settings.seed),
             "on": run.settings.harmful,
             "judge": run.judge.name,
         }
         return keep_section(run, "left_out", section, unused=("explain", "guard"))
+
+
+def _kinds(run: RunContext) -> tuple[DisguiseKind, ...]:
+    """The kinds of disguises of a run.
+
+    Raises:
+        SafetyNeuronsError: none can be left out.
+    """
+    settings = run.settings.tune
+    if settings.corpus is not None:
+        raise SafetyNeuronsError(
+            f"This run trains on the pairs in {settings.corpus}, in which no kind of disguise can be left out. Use "
+            "a run whose model makes its own corpus."
+        )
+    if settings.plain == 1:
+        raise SafetyNeuronsError(
+            "This run trains on no disguises (tune.plain is 1), so that none can be left out. Lower tune.plain."
+        )
+    kinds = renderable(run.model, settings.disguises)
+    if len(kinds) < 2:
+        raise SafetyNeuronsError(
+            f"One kind of disguise is left out at a time, and this run has {len(kinds)}. Name at least two in "
+            "tune.disguises."
+        )
+    return kinds
 
 
 def _verdicts(
@@ -113,27 +140,35 @@ def _delta_without(run: RunContext, store: DeltaStore, kind: DisguiseKind) -> Ne
     """The delta of the run's training without a kind: a kept one, or one that is trained now."""
     kinds = [one for one in run.settings.tune.disguises if one != kind]
     settings = Settings.checked(overridden(run.settings.model_dump(), {"tune": {"disguises": kinds}}))
-    key = fingerprint(stage_fingerprints(settings, run.model.identity, run.prompts)["tune"])
+    inputs = stage_fingerprints(settings, run.model.identity, run.prompts)["tune"]
+    key = fingerprint(inputs, run.engine.identity)
     return tuned(run.with_settings(settings), store, key, neurons_to_tune(run), f"without {kind}")[0]
 
 
-def _row(name: str, tested: Sequence[_Tested], seed: int) -> dict[str, Any]:
+def rows_of(tested: Sequence[KindVerdicts], seed: int) -> list[dict[str, Any]]:
+    """A row for each kind, with McNemar's p-value of the requests that count in the difference, adjusted over kinds."""
+    rows = [_row(one.kind, [one], seed) for one in tested]
+    adjusted = holm([_p_value(one) for one in tested])
+    return [row | {"difference": row["difference"] | {"p": p}} for row, p in zip(rows, adjusted, strict=True)]
+
+
+def _p_value(one: KindVerdicts) -> float:
+    ids = [str(number) for number in range(len(one.base))]
+    return compare_verdicts(by_request(ids, one.all_kinds), by_request(ids, one.left_out)).p_value
+
+
+def _row(name: str, tested: Sequence[KindVerdicts], seed: int) -> dict[str, Any]:
     """Attack success of the three models, its mean over kinds if there are several, and the price of leaving out.
 
-    The interval of the mean and of differences is a bootstrap over requests; the p-value of one kind is McNemar's.
+    The interval of the mean and of differences is a bootstrap over requests.
     """
     sides = [list(side) for side in zip(*((one.base, one.all_kinds, one.left_out) for one in tested), strict=True)]
     base, all_kinds, without = (rate_of_groups(side, "complied", seed) for side in sides)
-    change = paired_difference(sides[2], sides[1], "complied", seed)
-    p_value = None
-    if len(tested) == 1:
-        first, second = ([verdict == "complied" for verdict in side[0]] for side in (sides[1], sides[2]))
-        p_value = mcnemar(first, second)
     return {
         "kind": name,
         "requests": len(sides[0][0]),
         "base": asdict(base),
         "all_kinds": asdict(all_kinds),
         "without": asdict(without),
-        "difference": asdict(change) | {"p": p_value},
+        "difference": asdict(paired_difference(sides[2], sides[1], "complied", seed)),
     }

@@ -19,8 +19,10 @@ from safety_neurons.prompts import Prompt
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.evaluation import Evaluator
+from safety_neurons.runs.folder import overridden
 from safety_neurons.runs.opened import keep_section, opened
 from safety_neurons.runs.stages import artifacts_of
+from safety_neurons.settings import Settings
 
 TOKENS = (24, 100, 256)
 REQUESTS = 20
@@ -96,7 +98,8 @@ def lengths(
     Args:
         given: settings that override the run's own.
         tokens: lengths of the answers in tokens; each is compared with the longest.
-        requests: size of the sample of each prompt set; all cells of a set have the same sample.
+        requests: size of the sample of each prompt set, or all of a smaller set; all cells of a set have the same
+            sample.
 
     Raises:
         SafetyNeuronsError: bad input, or a failure that the message explains.
@@ -109,7 +112,10 @@ def lengths(
         raise SafetyNeuronsError(f"The sample needs at least one request, not {requests}.")
     limits = tuple(sorted(set(tokens)))
     with opened(path, given, listener, command, until="tune", uses=("evaluate",)) as run:
-        evaluator = Evaluator.prepare(run.settings)
+        # evaluate.prompts bounds the evaluation, not the sample.
+        prompts = max(run.settings.evaluate.prompts, requests)
+        changes = {"evaluate": {"prompts": prompts}}
+        evaluator = Evaluator.prepare(Settings.checked(overridden(run.settings.model_dump(), changes)))
         evaluator.tell(run.listener)
         plan = _sampled(run, evaluator.plan, requests, limits[-1])
         engine = CachedEngine(
@@ -124,7 +130,7 @@ def lengths(
                 advance(each.cells)
         section = {
             "tokens": list(limits),
-            "requests": requests,
+            "requests": max(len(plan.harmful), *(len(sample) for sample in plan.safe.values())),
             "on": run.settings.evaluate.on or run.settings.harmful,
             "judge": run.judge.name,
             "cells": [_cell(run, by_length, limits) for by_length in cells],

@@ -120,7 +120,7 @@ def score_all(
         for group in groups.values():
             parts, reading = _read(model, other, group[0], training, norms, listener)
             for score in group:
-                found[score.name] = _score(parts, reading, score, training, listener)
+                found[score.name] = _score(parts, reading, score, training, model.device, listener)
                 _save(folder / f"{score.name}.safetensors", key, found[score.name])
     return {name: found[name] for name in names}
 
@@ -138,7 +138,7 @@ def _read(
     total = times * (len(training.harmful) + len(training.benign))
     with listener.task(f"reading prompts ({score.tokens} tokens)", total) as advance:
         for harmful, benign in training.parts():
-            with costing() as spent:
+            with costing(model.device) as spent:
                 part = read_both(
                     model,
                     harmful,
@@ -159,12 +159,17 @@ def _read(
 
 
 def _score(
-    parts: list[BothSides], cost: Cost, score: Score, training: TrainingPrompts, listener: Listener
+    parts: list[BothSides],
+    cost: Cost,
+    score: Score,
+    training: TrainingPrompts,
+    device: torch.device,
+    listener: Listener,
 ) -> ResampledScore:
     measured = []
     with listener.task(f"computing {score.name}", len(parts)) as advance:
         for part in parts:
-            with costing() as spent:
+            with costing(device) as spent:
                 measured.append(measure_both(part, score))
             cost = cost + spent
             advance(1)
@@ -174,7 +179,7 @@ def _score(
         positions = training.settings.find.positions
         return compute_score(read, values, score, score.tokens, positions, training.settings.seed + seed)
 
-    with costing() as spent:
+    with costing(device) as spent:
         whole = compute(range(len(parts)), 0)
     halves = tuple(compute(half, 1 + number) for number, half in enumerate(training.halves(len(parts))))
     return ResampledScore(whole, halves, cost + spent)

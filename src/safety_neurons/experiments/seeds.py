@@ -17,7 +17,7 @@ from safety_neurons.report.results import BASE, TUNED, RunResults, read_results
 from safety_neurons.report.scale_curve import ScaleCurve
 from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
-from safety_neurons.runs.evaluation import Evaluator
+from safety_neurons.runs.evaluation import Evaluator, judge_names
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.folder import RunFolder, overridden, stage_fingerprints
 from safety_neurons.runs.kept_deltas import DeltaStore, tuned
@@ -29,7 +29,7 @@ from safety_neurons.tuning.delta import NeuronDelta
 SEEDS = 5
 # What the evaluation measures besides verdicts is not repeated.
 _VERDICTS_ALONE: dict[str, Any] = {"overhead": 0, "utility": False, "tasks": ()} | dict.fromkeys(
-    ("task_limit", "task_folder", "preference_judge", "preference_endpoint", "questions")
+    ("gsm8k", "task_limit", "task_folder", "preference_judge", "preference_endpoint", "questions")
 )
 
 
@@ -166,6 +166,7 @@ def _section(
         "on": config.on or run.settings.harmful,
         "requests": {HARMFUL: len(plan.harmful)} | {name: len(prompts) for name, prompts in plan.safe.items()},
         "answer_tokens": config.answer_tokens,
+        "corpus": None if run.settings.tune.corpus is None else str(run.settings.tune.corpus),
         "left_out": left_out,
         "groups": [
             {
@@ -218,7 +219,12 @@ def _groups(run: RunContext, budgets: Sequence[Budget], with_random: bool) -> It
         if with_random:
             problem = problem or found.crowded
         if problem is not None:
-            raise unusable(run, scored or score_neurons_of(run), "budgets", budget.percent, problem)
+            scored = scored or score_neurons_of(run)
+            if budgets:
+                advice = "Name a budget of {percent:g}% ({percent:g}:RATE)"
+                raise unusable(run, scored, "budget", budget.percent, problem, advice=advice)
+            setting = "find.percent" if run.settings.tune.percent is None else "tune.percent"
+            raise unusable(run, scored, setting, budget.percent, problem)
         yield Group("found", budget, found)
         if with_random:
             yield Group("random", budget, found)
@@ -236,15 +242,18 @@ def _tuned(run: RunContext, store: DeltaStore, group: Group, seed: int) -> tuple
         assert own is not None
         return load_delta(run.folder), own.scale_curve
     inputs = stage_fingerprints(run.settings, run.model.identity, run.prompts)["tune"]
-    key = fingerprint(inputs, group.subject, group.budget.percent, group.budget.learning_rate, seed)
+    key = fingerprint(
+        inputs, run.engine.identity, group.subject, group.budget.percent, group.budget.learning_rate, seed
+    )
     seeded = run.with_settings(_settings(run.settings, group.budget, seed))
     title = f"{group} of the neurons, seed {seed}"
     return tuned(seeded, store, key, group.neurons(seed), title, group.subject)
 
 
 def _evaluator(settings: Settings, defense: str) -> Evaluator:
-    """The run's evaluation of one model."""
-    changes = {"evaluate": {"defenses": (defense,), **_VERDICTS_ALONE}}
+    """The run's evaluation of one model, by the first judge alone."""
+    first = judge_names(settings.evaluate)[:1]
+    changes = {"evaluate": {"defenses": (defense,), "judges": first, **_VERDICTS_ALONE}}
     return Evaluator.prepare(Settings.checked(overridden(settings.model_dump(), changes)))
 
 

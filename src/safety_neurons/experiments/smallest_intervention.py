@@ -13,7 +13,7 @@ from safety_neurons.calibration.calibration import dose
 from safety_neurons.calibration.config import CalibrationConfig, Toward
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.progress import Listener
-from safety_neurons.core.statistics import mcnemar, mean, share
+from safety_neurons.core.statistics import holm, mcnemar, mean, share
 from safety_neurons.experiments.equal_effect import Matched, match_kl
 from safety_neurons.experiments.intervention import (
     DIRECTIONS,
@@ -79,7 +79,9 @@ class _Setup:
         config = CalibrationConfig(
             prompt_positions=chosen["prompt_positions"], generated_tokens=chosen["generated_tokens"]
         )
-        return Intervention("found", self.scored.top(chosen["percent"]), toward, chosen["alpha"], config)
+        find = self.run.settings.find
+        neurons = self.scored.top(chosen["percent"], find.scope, find.selection)
+        return Intervention("found", neurons, toward, chosen["alpha"], config)
 
     def random(self, one: Intervention, number: int) -> NeuronSet:
         """A control of an intervention: as many random neurons of each layer."""
@@ -106,8 +108,9 @@ def search(
 ) -> RunResults:
     """Search set size, alpha, prompt positions and generated tokens in each direction.
 
-    Neurons are ranked by the run's `find.score`. A killed search continues where it stopped: its trials follow from
-    the seed, and answers are cached. Runs missing stages first. Returns the run's results, with the section "search".
+    Neurons are selected as the run's settings say (`find.score`, `find.scope`, `find.selection`). A killed search
+    continues where it stopped: its trials follow from the seed, and answers are cached. Runs missing stages first.
+    Returns the run's results, with the section "search".
 
     Args:
         given: settings that override the run's own.
@@ -131,14 +134,15 @@ def search(
         directions = []
         for direction in DIRECTIONS:
             tried = _try_all(setup, runner, direction)
-            best = choose(tried, limits)
-            one = setup.intervention(direction.toward, best)
-            if not len(one.neurons):
+            filled = [one for one in tried if one["neurons"]]
+            if not filled:
                 raise SafetyNeuronsError(
                     f"{scored.score.name} finds no neurons in any set of up to {limits.percent}%: harmful and benign "
                     "prompts rank the same ones highest. Raise limits.percent (--max-percent), or choose another "
                     "find.score."
                 )
+            best = choose(filled, limits)
+            one = setup.intervention(direction.toward, best)
             kl, matched = _equal_kl(setup, runner, one)
             directions.append(
                 {
@@ -249,7 +253,8 @@ def _test(
     """Measure the chosen intervention on prompts that it was not chosen on, next to sets of random neurons.
 
     Random neurons are asked only the prompts that should move, where they are the control: at the same alpha, at the
-    same dose, and at the alpha that gives the same KL divergence on the benign validation prompts.
+    same dose, and at the alpha that gives the same KL divergence on the benign validation prompts. The p-values are
+    adjusted for the number of these comparisons.
     """
     _, moving, verdict, staying = direction
 
@@ -265,7 +270,7 @@ def _test(
     with setup.run.listener.task(f"testing toward {one.toward} ({name})", total) as advance:
         before = {side: runner.measurement(side, None, advance) for side in runner.sets}
         found = {side: runner.measurement(side, one, advance) for side in runner.sets}
-        rows = [row("base", before), row("found", found)]
+        rows, p_values = [], []
         for number, equal in enumerate(matched):
             random = setup.random(one, number)
             factor = dose(one.neurons, setup.norms) / dose(random, setup.norms)
@@ -276,9 +281,11 @@ def _test(
             }
             for subject, alpha in alphas.items():
                 after = runner.measurement(moving, replace(one, subject=subject, neurons=random, alpha=alpha), advance)
-                p_value = mcnemar(found[moving].are(verdict), after.are(verdict))
-                own = {"alpha": alpha, "p_value": p_value}
+                p_values.append(mcnemar(found[moving].are(verdict), after.are(verdict)))
+                own: dict[str, Any] = {"alpha": alpha}
                 if subject == "random, equal KL":
                     own |= {"kl_divergence": equal.kl_divergence, "kl_reached": equal.reached}
                 rows.append(row(subject, {moving: after}) | own)
+    rows = [one | {"p_value": p_value} for one, p_value in zip(rows, holm(p_values), strict=True)]
+    rows = [row("base", before), row("found", found), *rows]
     return {"on": name, "moving": moving, "staying": staying, "rows": rows}

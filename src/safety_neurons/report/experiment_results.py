@@ -52,6 +52,7 @@ class InterventionTrial(Section):
     neurons: Count
     share_of_neurons: Share
     share_of_parameters: Share
+    # Of all prompts: answered toward conformity, refused toward rejection.
     moved: Share
     broken: Share
     side_kl_divergence: Number | None

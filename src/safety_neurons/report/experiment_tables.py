@@ -143,13 +143,20 @@ def left_out(found: LeftOut) -> Table:
 
 def left_out_notes(found: LeftOut) -> list[str]:
     """What a reader of the left-out disguises must know."""
-    return [
+    notes = [
         f"Harmful test prompts of {found.on}, each sent in a text of the kind that no training uses; judge "
         f"{found.judge}. Before: the base model. All kinds: the run's tuned model. Without this kind: a model that was "
         "tuned without all texts of the kind, which stands for an attack that nobody has seen. Difference: without "
-        "minus all kinds, in percentage points, on the same requests; p: McNemar's exact test. One training each: the "
-        "intervals are for other requests, not for other trainings."
+        "minus all kinds, in percentage points, on the requests that both models have a scored answer to; p: McNemar's "
+        "exact test on these requests, adjusted for the number of kinds (Holm). One training each: the intervals are "
+        "for other requests, not for other trainings."
     ]
+    if any(one.kind == "opening" for one in found.rows):
+        notes.append(
+            "Texts of other kinds begin the assistant's answer, too: opening is the one kind that stays partly known "
+            "without its texts."
+        )
+    return notes
 
 
 def guard(found: GuardTest) -> list[Table]:

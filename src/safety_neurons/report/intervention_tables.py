@@ -10,6 +10,8 @@ from safety_neurons.report.run_tables import MOST_ROWS
 
 MOST_DIRECTIONS = 6
 _MOST_TESTS = 12
+# Of all prompts after the intervention, whatever their answers were before: answered toward conformity, else refused.
+_REACHED = "answered or refused"
 
 
 def chosen_interventions(found: Search) -> Table:
@@ -28,7 +30,7 @@ def chosen_interventions(found: Search) -> Table:
         ]
         for one in found.directions[:MOST_DIRECTIONS]
     ]
-    sizes = numbers("neurons", "of neurons", "of weights", "alpha", "positions", "generated", "moved", "broken")
+    sizes = numbers("neurons", "of neurons", "of weights", "alpha", "positions", "generated", _REACHED, "broken")
     return Table.of("The smallest intervention, on validation prompts", (*words("toward"), *sizes), rows)
 
 
@@ -82,7 +84,7 @@ def intervention_means(found: Search) -> Table:
         if len(by_direction) == len(shown):
             means = [[fmean(values) for values in zip(*sets, strict=True)] for sets in by_direction.values()]
             rows.append([on, subject, *(text.percent(fmean(values)) for values in zip(*means, strict=True))])
-    columns = (*words("test", "neurons"), *numbers("answered or refused", "moved"))
+    columns = (*words("test", "neurons"), *numbers(_REACHED, "moved"))
     return Table.of("Mean of both directions", columns, rows, "A broken answer counts as neither.")
 
 
@@ -119,11 +121,13 @@ def search_notes(found: Search) -> list[str]:
     limits = found.limits
     kl = f" and a KL of at most {limits.kl_divergence} on the other prompts" if limits.kl_divergence is not None else ""
     notes = [
-        f"Neurons by {found.score}. Wanted: {text.percent(limits.target)} of the prompts moved, with at most "
+        f"Neurons by {found.score}. Wanted: {text.percent(limits.target)} of the prompts answered (toward "
+        "conformity) or refused (toward rejection), with at most "
         f"{text.percent(limits.broken)} broken answers{kl}. Random neurons are as many, of the same layers; at equal "
         "dose their alpha is raised until they are moved as far, at equal KL until they move the model as far on the "
         "benign validation prompts (ordinary KL, in nats per token). Moved: prompts whose answer became this only with "
-        "the intervention. p: McNemar's exact test of the found neurons against these random ones."
+        "the intervention. p: McNemar's exact test of the found neurons against these random ones, adjusted for the "
+        "number of tests in its table (Holm)."
     ]
     for one in found.directions[:MOST_DIRECTIONS]:
         if not one.chosen.keeps(limits):

@@ -52,11 +52,15 @@ class SeedsGroup(Section):
 
 
 class SeedsResults(Section):
-    """`left_out` are attacks that a model could not be asked with, each with the reason."""
+    """`left_out` are attacks that a model could not be asked with, each with the reason.
+
+    `corpus` is the file of pairs that all trainings share; None: each training made its own.
+    """
 
     judge: str
     on: str
     requests: dict[str, Count]
     answer_tokens: Count
+    corpus: str | None = None
     left_out: dict[str, str]
     groups: list[SeedsGroup]

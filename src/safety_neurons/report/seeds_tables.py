@@ -75,13 +75,15 @@ def seeds_notes(found: SeedsResults) -> list[str]:
     """What a reader of these tables must know."""
     asked = ", ".join(f"{count:,} {name}" for name, count in found.requests.items())
     seeds = [one.seed for group in found.groups[:1] for one in group.trainings]
+    differ = "a corpus and batches" if found.corpus is None else f"the pairs of {found.corpus}, in batches"
     notes = [
         f"Prompts: {found.on} ({asked}). Judge: {found.judge}. Attacks, and their mean: harmful requests that are "
-        "answered. Others: requests that are refused. Each training has a corpus and batches of its own seed"
+        f"answered. Others: requests that are refused. Each training has {differ} of its own seed"
         + (f" ({seeds[0]} to {seeds[-1]})" if len(seeds) > 1 else "")
         + "; random neurons are other ones each time. SD: standard deviation between trainings, in percentage points. "
         "Intervals: 95%, of the mean and of differences for other requests and other trainings, of a rate before for "
-        "other requests. Differences are in percentage points, paired by request, and with random neurons by seed."
+        "other requests. Differences are in percentage points, paired by request (those that both sides have scored), "
+        "and with random neurons by seed."
     ]
     if len(seeds) == 1:
         notes.append("One training says nothing of the spread between trainings: its interval is for requests alone.")

@@ -26,6 +26,7 @@ from safety_neurons.prompts import PromptSet, load_prompts
 from safety_neurons.report.record import PROMPT_SETS, RunRecord
 from safety_neurons.report.results import SCHEMA, read_results
 from safety_neurons.settings import Settings, without_permissions
+from safety_neurons.tuning.disguise_files import learned_texts
 
 STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 # What the processes of torchrun do together.
@@ -309,9 +310,14 @@ SPEED = (
 TUNED = frozenset({"safetuning", "lora", "safedecoding"})
 
 
+def _defenses(settings: Settings) -> set[str]:
+    """The defenses of the evaluation, without their options."""
+    return {name.partition(":")[0] for name in settings.evaluate.defenses}
+
+
 def inputs_of(settings: Settings) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """What each stage depends on besides the model, the prompts and COMMON: earlier stages, and settings by path."""
-    defenses = {name.partition(":")[0] for name in settings.evaluate.defenses}
+    defenses = _defenses(settings)
     guarded = ("guard", "calibrate", "find", "tune.disguises") if "guard" in defenses else ()
     return {
         "find": ((), ("find",)),
@@ -342,16 +348,17 @@ def stage_fingerprints(settings: Settings, identity: str, prompts: Mapping[str, 
     common = [identity, sets, [value(name) for name in COMMON], _template(settings)]
     # Files of the user's count by what is in them.
     own_sets = [] if settings.evaluate.on is None else settings.evaluate.on.split(":")
-    config = settings.evaluate
+    config, texts = settings.evaluate, learned_texts(settings.tune.disguises)
     files: dict[str, list[str | None]] = {
         "find": [path_identity(settings.find.other_model)],
-        "tune": [path_identity(settings.tune.corpus)],
+        "tune": [path_identity(settings.tune.corpus), texts],
         "evaluate": [
             *map(
                 path_identity,
                 (config.judge_errors, config.questions, config.task_folder, config.gsm8k, config.preference_judge),
             ),
             *(load_prompts(name, settings.column, settings.data_dir).sha256 for name in own_sets if name),
+            *([texts] if "guard" in _defenses(settings) else []),
         ],
     }
     prints: dict[str, str] = {}

@@ -15,6 +15,7 @@ from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.percents import can_guard, in_two_layers, unusable
 from safety_neurons.runs.validation import Validation, Validator
+from safety_neurons.tuning.disguise_files import learned_texts
 from safety_neurons.tuning.disguises import in_turn, renderable
 
 # Strengths to try: below them little is refused, above them answers break (docs/calibration.md).
@@ -230,5 +231,5 @@ def _origin(run: RunContext) -> str:
     settings = run.settings
     sets = [run.prompts[name].sha256 for name in ("harmful", "contrast", "benign", "borderline")]
     ranked = settings.find.model_dump(mode="json", exclude={"percent"})
-    found = fingerprint(run.engine.identity, settings.seed, ranked, settings.tune.disguises, *sets)
+    found = fingerprint(run.engine.identity, settings.seed, ranked, learned_texts(settings.tune.disguises), *sets)
     return f"{found} {fingerprint(settings.guard.model_dump(mode='json'), settings.calibrate.but_alphas())}"

@@ -71,7 +71,9 @@ def _opened(
 def keep_section(run: RunContext, name: str, section: Mapping[str, Any], unused: Collection[str] = ()) -> RunResults:
     """Put a section into the run's results, with the settings that it was made with, and update its page.
 
-    Options of an experiment hold for it alone: the record of the run keeps its own. Returns the results.
+    Settings of stages that the experiment runs first are the run's from then on, as `opened` redoes a stage whose
+    settings change (the replaced run is kept in the folder `replaced`). All others hold for the experiment alone: the
+    record of the run keeps its own. Returns the results.
 
     Args:
         unused: sections of the settings that played no part.

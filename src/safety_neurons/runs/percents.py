@@ -33,12 +33,14 @@ def unusable(
     percent: float,
     problem: str,
     suits: Callable[[NeuronSet], bool] = is_usable,
+    advice: str = "Set {setting} to {percent:g}",
 ) -> SafetyNeuronsError:
     """The error for a percentage of a run's settings, with those that can be used instead.
 
     Args:
         setting: its name, such as find.percent.
         problem: what is wrong with the neurons at `percent`; the beginning of the message.
+        advice: how to use another percentage, as a template.
     """
     config = run.settings.find
     usable = [one for one in TRIED if suits(scored.top(one, config.scope, config.selection))]
@@ -48,7 +50,8 @@ def unusable(
             f"{run.model.name}. Choose another find.score, more prompts or a larger model."
         )
     best = min(usable, key=lambda one: abs(one - percent))
-    return SafetyNeuronsError(f"{problem} (at {setting} {percent:g}). Set {setting} to {best:g}{_others(usable)}.")
+    todo = advice.format(setting=setting, percent=best)
+    return SafetyNeuronsError(f"{problem} (at {setting} {percent:g}). {todo}{_others(usable)}.")
 
 
 def _others(usable: list[float]) -> str:

@@ -7,10 +7,8 @@ each kind, some are held back from training: to validate it, and others to test 
 
 import functools
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import NamedTuple
 
 import pydantic
@@ -18,6 +16,7 @@ import pydantic
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.models.chat import AttackedPrompt, ChatModel, Turn
 from safety_neurons.tuning.config import DISGUISE_KINDS, DisguiseKind
+from safety_neurons.tuning.disguise_files import read_texts
 
 # {request}, or its first words: {request:4}.
 _PLACE = re.compile(r"\{request(?::(\d+))?\}")
@@ -60,8 +59,7 @@ _TEXTS = pydantic.TypeAdapter(DisguiseTexts)
 @functools.cache
 def disguises(kind: DisguiseKind) -> DisguiseTexts:
     """All disguises of a kind."""
-    texts = resources.files("safety_neurons.tuning").joinpath("disguise_texts", f"{kind}.toml")
-    return _TEXTS.validate_python(tomllib.loads(texts.read_text(encoding="utf-8")))
+    return _TEXTS.validate_python(read_texts(kind))
 
 
 def for_validation(kinds: Sequence[DisguiseKind]) -> list[Disguise]:

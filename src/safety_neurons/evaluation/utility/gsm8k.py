@@ -21,6 +21,10 @@ SOLUTION_TOKENS = 400
 MARK = "####"
 INSTRUCTION = f"Solve the problem step by step. In the last line, write {MARK} and then the final number alone."
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+# A mark that no number follows is a heading of Markdown.
+_MARKED = re.compile(rf"{MARK}[ \t*$\\]*({_NUMBER.pattern})")
+# How the number is read; part of the cache key.
+READING = "2"
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,14 @@ def read_problems(path: Path) -> list[Problem]:
 
 
 def final_number(text: str) -> Decimal | None:
-    """The first number after the last `####`, or the last number of a text without one; None if there is none."""
-    _, mark, after = text.rpartition(MARK)
-    numbers = _NUMBER.findall(after)
-    if not numbers:
-        # A mark that nothing follows: the number stands before it.
-        numbers, mark = _NUMBER.findall(text), ""
-    return Decimal((numbers[0] if mark else numbers[-1]).replace(",", "")) if numbers else None
+    """The number after the last `####` that one follows on its line, or else the last number; None if there is none.
+
+    Between mark and number may stand spaces and what emphasizes it or names dollars: `*`, `$` and backslashes.
+    """
+    # LaTeX for a comma between digits.
+    text = text.replace("{,}", "")
+    numbers = _MARKED.findall(text) or _NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def solve(defended: Defended, problems: Sequence[Problem]) -> Solutions:
