@@ -122,6 +122,8 @@ _PAPER: dict[str, Any] = {
         "largest_share": 1.0,
         "plain": 1.0,
         "answer_tokens": 256,
+        "learning_rate": 3e-4,
+        "epochs": 2,
         "kl": 0.0,
         "select": False,
     },
@@ -159,9 +161,9 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "find": {"prompts": 50},
         "explain": {"random_sets": 200, "lens_prompts": 20},
         "tune": {
-            **{"refusals": 72, "contrast": 0, "benign": 96, "borderline": 56},
+            **{"refusals": 120, "contrast": 48, "benign": 184, "borderline": 104},
             # Selecting would ask many times what the rest of the run asks.
-            **{"learning_rate": 5e-4, "select": False},
+            "select": False,
         },
         "evaluate": {"prompts": 30},
     },

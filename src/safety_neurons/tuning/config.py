@@ -26,7 +26,7 @@ class CorpusConfig(Config):
     """Number of harmful training prompts to make refusals for."""
     contrast: int = Field(100, ge=0)
     """Number of unsafe prompts that resemble borderline ones to make refusals for."""
-    benign: int = Field(192, ge=0)
+    benign: int = Field(340, ge=0)
     """Number of benign training prompts that the base model answers."""
     borderline: int = Field(200, ge=0)
     """Number of borderline training prompts to answer; those that the base model refuses are answered calibrated toward
@@ -38,9 +38,9 @@ class CorpusConfig(Config):
     """Sampling temperature of these answers. A cooler model repeats one refusal."""
     largest_share: float = Field(0.1, gt=0, le=1)
     """Maximum fraction of refusals that may share a sentence."""
-    plain: float = Field(0.5, ge=0, le=1)
-    """Fraction of the requests to train on as they are. The others are sent in a disguise: a text such as an attacker
-    writes around a request."""
+    plain: float = Field(0.4, ge=0, le=1)
+    """Fraction of the harmful and benign requests to train on as they are. The others are sent in a disguise: a text
+    such as an attacker writes around a request. Contrast and borderline requests are never disguised."""
     disguises: tuple[DisguiseKind, ...] = Field(DISGUISE_KINDS, min_length=1)
     """Kinds of disguises to train on, also for the guard: rules, persona, suffix, story, turns, format, opening,
     purpose."""
@@ -51,10 +51,10 @@ class CorpusConfig(Config):
 class TuningConfig(Config):
     """How the neuron deltas are trained."""
 
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW. Raise it for fewer neurons (1e-3 for 0.5% of them, 2e-3 for 0.1%)."""
-    epochs: int = Field(2, ge=1)
-    """Passes over the corpus."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the corpus. More pairs teach better than more passes, in the same time."""
     batch_size: int = Field(8, ge=1)
     """Pairs per optimizer step, over all processes; the loss is the mean over the tokens of their completions."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
