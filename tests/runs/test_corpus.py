@@ -67,6 +67,17 @@ def test_counterparts_are_sent_in_the_same_disguise(whole: Path) -> None:
     assert any(pair.user == text for pair in pairs for text in [TEXTS["harmful"].format(number) for number in range(8)])
 
 
+def test_contrast_and_borderline_requests_are_never_disguised(whole: Path) -> None:
+    plain = {text.format(number) for text in TEXTS.values() for number in range(8)}
+    of_set: dict[str, list[bool]] = {}
+    for pair in Corpus.load(whole / "corpus.jsonl").pairs:
+        name = next(name for name, text in TEXTS.items() if text.partition("{")[0] in pair.user)
+        of_set.setdefault(name, []).append(pair.user in plain and not pair.prefill and not pair.before)
+    assert all(of_set["contrast"] + of_set["borderline"])
+    assert not all(of_set["harmful"])
+    assert not all(of_set["benign"])
+
+
 def test_a_refusal_follows_the_opening_of_an_answer(whole: Path) -> None:
     begun = [pair for pair in Corpus.load(whole / "corpus.jsonl").pairs if pair.kind == "refusal" and pair.prefill]
     assert begun
