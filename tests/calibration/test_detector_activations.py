@@ -72,14 +72,14 @@ def test_neurons_of_experts_that_do_not_see_the_last_token_are_zero(
     assert (routing != 0).any()
 
 
-@pytest.mark.parametrize("size", [2, 4, 32])
+@pytest.mark.parametrize("size", [2, 32])
 def test_batched_is_single(one_of_each: ChatModel, size: int) -> None:
     chosen = some_neurons(one_of_each)
     single = last_token_activations(one_of_each, chosen, TEXTS, 1)
     torch.testing.assert_close(last_token_activations(one_of_each, chosen, TEXTS, size), single, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 2, 32])
+@pytest.mark.parametrize("size", [2, 32])
 def test_the_order_of_the_prompts_does_not_matter(one_of_each: ChatModel, size: int) -> None:
     chosen, order = some_neurons(one_of_each), [3, 0, 4, 2, 1]
     found = last_token_activations(one_of_each, chosen, TEXTS, size)

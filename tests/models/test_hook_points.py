@@ -193,7 +193,7 @@ def by_position(model: ChatModel, inputs: dict[str, Tensor]) -> dict[tuple[int, 
     return found
 
 
-@pytest.mark.parametrize(("left", "right"), [(3, 0), (9, 0), (0, 3), (0, 9), (2, 5)])
+@pytest.mark.parametrize(("left", "right"), [(9, 0), (0, 9), (2, 5)])
 def test_a_prompts_activations_do_not_depend_on_its_padding(left: int, right: int, any_model: ChatModel) -> None:
     alone = by_position(any_model, padded(any_model, TEXTS[2], 0, 0))
     found = by_position(any_model, padded(any_model, TEXTS[2], left, right))
