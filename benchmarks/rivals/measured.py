@@ -144,7 +144,8 @@ def summarize(tested: Sequence[Tested], seed: int) -> list[dict[str, Any]]:
             "verdicts": [list(one.moving.verdicts) for one in group],
         }
         if ours is not None and rival not in (FOUND, "base"):
-            hits, own = _hits(group, verdict), _hits(ours, verdict)
+            # Each random set beside the found neurons.
+            hits, own = _hits(group, verdict), _hits(ours, verdict) * len(group)
             row["minus_found"] = asdict(paired_difference(hits, own, "complied", seed))
         rows.append(row)
     return rows

@@ -132,8 +132,10 @@ def test_repeated_tuning(finished: Path, seen: Seen) -> None:
     settings = results_of(finished)["seeds"]["settings"]
     asked = [received.model_dump(mode="json") for name, received in seen if name == "evaluate"]
     assert [one["defenses"] for one in asked] == [["none"], ["safetuning"], ["safetuning"]]
+    own = settings["evaluate"]
     for one in asked:
-        assert one | {"defenses": settings["evaluate"]["defenses"]} == settings["evaluate"]
+        assert one | {"defenses": own["defenses"], "judges": own["judges"]} == own
+        assert one["judges"] == [own["judge"]]
     check([one for one in seen if one[0] != "evaluate"], settings, "find", "tune", "alpha")
     assert sum(name == "tune" for name, _ in seen) == 2
 

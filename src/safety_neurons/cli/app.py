@@ -70,7 +70,7 @@ COMMON = (
     *("explain.words", "explain.neurons", "explain.random_sets"),
     *("calibrate.alpha_conformity", "calibrate.alpha_rejection"),
     *("calibrate.prompt_positions", "calibrate.generated_tokens"),
-    *("guard.percent", "guard.prompts", "guard.false_positive_rate", "guard.alpha"),
+    *("guard.percent", "guard.false_positive_rate", "guard.alpha"),
     *("tune.corpus", "tune.refusals", "tune.learning_rate", "tune.epochs", "tune.kl", "tune.max_over_refusal"),
     *("evaluate.attacks", "evaluate.defenses", "evaluate.judges", "evaluate.on", "evaluate.prompts"),
     *("evaluate.utility", "evaluate.tasks"),
