@@ -24,7 +24,7 @@ R = TypeVar("R")
 app = cyclopts.App(
     name="safety-neurons",
     help="""Find the neurons that carry a language model's safety behavior, read what they promote, test that they
-cause refusals, and tune only them so that jailbreaks fail.
+cause refusals, and tune only them so that fewer jailbreaks succeed.
 
 For example:
 
