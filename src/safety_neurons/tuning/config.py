@@ -54,7 +54,7 @@ class TuningConfig(Config):
     learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate of AdamW. Raise it for fewer neurons (1e-3 for 0.5% of them, 2e-3 for 0.1%)."""
     epochs: int = Field(1, ge=1)
-    """Passes over the corpus. More pairs teach better than more passes, in the same time."""
+    """Passes over the corpus. Raise it for a small corpus."""
     batch_size: int = Field(8, ge=1)
     """Pairs per optimizer step, over all processes; the loss is the mean over the tokens of their completions."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
