@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.statistics import (
     Verdict,
@@ -25,8 +24,8 @@ from safety_neurons.prompts import Prompt
 from safety_neurons.report.results import RunResults
 from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
-from safety_neurons.runs.folder import RunFolder, overridden, stage_fingerprints
-from safety_neurons.runs.kept_deltas import DeltaStore, tuned
+from safety_neurons.runs.folder import RunFolder, overridden
+from safety_neurons.runs.kept_deltas import DeltaStore, delta_key, tuned
 from safety_neurons.runs.opened import keep_section, opened
 from safety_neurons.runs.percents import neurons_to_tune
 from safety_neurons.runs.selection import change_of
@@ -140,9 +139,8 @@ def _delta_without(run: RunContext, store: DeltaStore, kind: DisguiseKind) -> Ne
     """The delta of the run's training without a kind: a kept one, or one that is trained now."""
     kinds = [one for one in run.settings.tune.disguises if one != kind]
     settings = Settings.checked(overridden(run.settings.model_dump(), {"tune": {"disguises": kinds}}))
-    inputs = stage_fingerprints(settings, run.model.identity, run.prompts)["tune"]
-    key = fingerprint(inputs, run.engine.identity)
-    return tuned(run.with_settings(settings), store, key, neurons_to_tune(run), f"without {kind}")[0]
+    without = run.with_settings(settings)
+    return tuned(without, store, delta_key(without), neurons_to_tune(run), f"without {kind}")[0]
 
 
 def rows_of(tested: Sequence[KindVerdicts], seed: int) -> list[dict[str, Any]]:

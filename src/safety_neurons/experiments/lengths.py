@@ -130,7 +130,7 @@ def lengths(
                 advance(each.cells)
         section = {
             "tokens": list(limits),
-            "requests": max(len(plan.harmful), *(len(sample) for sample in plan.safe.values())),
+            "requests": max(map(len, (plan.harmful, *plan.safe.values()))),
             "on": run.settings.evaluate.on or run.settings.harmful,
             "judge": run.judge.name,
             "cells": [_cell(run, by_length, limits) for by_length in cells],

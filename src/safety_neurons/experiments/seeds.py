@@ -7,7 +7,6 @@ from typing import Any
 
 from safety_neurons.core.distributed import release_workers
 from safety_neurons.core.errors import SafetyNeuronsError
-from safety_neurons.core.files import fingerprint
 from safety_neurons.core.progress import Listener
 from safety_neurons.evaluation.contracts import RunArtifacts
 from safety_neurons.experiments.seed_measures import Verdicts, measures_of
@@ -19,8 +18,8 @@ from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.evaluation import Evaluator, judge_names
 from safety_neurons.runs.find import score_neurons_of
-from safety_neurons.runs.folder import RunFolder, overridden, stage_fingerprints
-from safety_neurons.runs.kept_deltas import DeltaStore, tuned
+from safety_neurons.runs.folder import RunFolder, overridden
+from safety_neurons.runs.kept_deltas import DeltaStore, delta_key, tuned
 from safety_neurons.runs.opened import keep_section, opened
 from safety_neurons.runs.percents import neurons_to_tune, unusable
 from safety_neurons.settings import Settings
@@ -241,10 +240,7 @@ def _tuned(run: RunContext, store: DeltaStore, group: Group, seed: int) -> tuple
         own = read_results(run.folder.results).training
         assert own is not None
         return load_delta(run.folder), own.scale_curve
-    inputs = stage_fingerprints(run.settings, run.model.identity, run.prompts)["tune"]
-    key = fingerprint(
-        inputs, run.engine.identity, group.subject, group.budget.percent, group.budget.learning_rate, seed
-    )
+    key = delta_key(run, group.subject, group.budget.percent, group.budget.learning_rate, seed)
     seeded = run.with_settings(_settings(run.settings, group.budget, seed))
     title = f"{group} of the neurons, seed {seed}"
     return tuned(seeded, store, key, group.neurons(seed), title, group.subject)

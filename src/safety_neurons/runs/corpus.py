@@ -36,7 +36,7 @@ def corpus_of(run: RunContext, settings: CorpusConfig | None = None) -> Corpus:
     if unused := ", ".join(kind for kind in settings.disguises if kind not in kinds):
         run.said_once(f"The chat template of {run.model.name} cannot write these disguises: {unused}.")
     harmful, benign = _requests(run, settings, kinds, "harmful", "benign")
-    # Only their wording tells these apart, and a model learns it better without a disguise around it.
+    # Only their wording tells these apart. Undisguised, fewer safe ones were refused (docs/tuning.md).
     contrast, borderline = _requests(run, settings, (), "contrast", "borderline")
     refusals = _refusals(run, settings, [*harmful, *contrast])
     return _fitting(run, Corpus((*refusals, *_benign(run, settings, benign), *_borderline(run, settings, borderline))))

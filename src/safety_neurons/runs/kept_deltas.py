@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from safety_neurons.core.errors import DivergedError, SafetyNeuronsError
-from safety_neurons.core.files import disk_errors
+from safety_neurons.core.files import disk_errors, fingerprint
 from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import JsonlCache, Line
 from safety_neurons.neurons.neuron_set import NeuronSet
 from safety_neurons.report.scale_curve import ScaleCurve
 from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.corpus import corpus_of
-from safety_neurons.runs.folder import RunFolder
+from safety_neurons.runs.folder import RunFolder, stage_fingerprints
 from safety_neurons.runs.selection import select_delta
 from safety_neurons.runs.workers import train
 from safety_neurons.tuning.checkpoint import discard
@@ -74,6 +74,16 @@ class DeltaStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key[:32]}.safetensors"
+
+
+def delta_key(run: RunContext, *parts: Any) -> str:
+    """The key of a training with the run's settings: of all that its tune stage depends on, the precision included.
+
+    Args:
+        parts: what else tells this training from others of the run.
+    """
+    inputs = stage_fingerprints(run.settings, run.model.identity, run.prompts)["tune"]
+    return fingerprint(inputs, run.engine.identity, *parts)
 
 
 def tuned(
