@@ -24,7 +24,7 @@ class CorpusConfig(Config):
     """A .jsonl file of pairs (kind, user, response ...) to train on. Default: pairs that the model makes itself."""
     refusals: int = Field(340, ge=1)
     """Number of harmful training prompts to make refusals for."""
-    contrast: int = Field(340, ge=0)
+    contrast: int = Field(170, ge=0)
     """Number of unsafe prompts that resemble borderline ones to make refusals for."""
     benign: int = Field(340, ge=0)
     """Number of benign training prompts that the base model answers."""
