@@ -25,6 +25,7 @@ from safety_neurons.core.files import read_json
 from safety_neurons.core.statistics import Verdict
 from safety_neurons.core.visible import visible
 from safety_neurons.evaluation.measured import MathProblems, Ordinary, Preferences, Tasks, Timing
+from safety_neurons.report.audit_results import Audit
 from safety_neurons.report.experiment_results import (
     Adaptive,
     AnswerLengths,
@@ -361,6 +362,7 @@ class RunResults(Section):
     auto: AutoTuning | None = None
     seeds: SeedsResults | None = None
     left_out: LeftOut | None = None
+    audit: Audit | None = None
 
     @property
     def shows_responses(self) -> bool:
