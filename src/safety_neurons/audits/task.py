@@ -7,8 +7,9 @@ from pathlib import Path
 from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.fields import Positive
 from safety_neurons.core.files import fingerprint
+from safety_neurons.core.progress import Listener
 from safety_neurons.core.records import JsonlCache, Line
-from safety_neurons.engines.engine import weights_of
+from safety_neurons.engines.engine import Engine, weights_of
 from safety_neurons.evaluation.checked import opened
 from safety_neurons.evaluation.contracts import Defense, EvaluationContext
 from safety_neurons.evaluation.utility.gsm8k import SOLUTION_TOKENS, Problem, final_number, is_solution, solve
@@ -82,38 +83,39 @@ def read_task(path: Path) -> list[Example]:
 
 def score_task(
     context: EvaluationContext,
-    undefended: Defense,
+    defense: Defense,
     examples: Sequence[Example],
     likelihoods: JsonlCache[CachedLikelihood],
     batch_size: int,
 ) -> TaskScores:
-    """The scores of the model under test; likelihoods and answers are cached."""
+    """The scores of the model as a defense changes it; likelihoods and answers are cached."""
     problems = {
         place: Problem(one.user, number)
         for place, one in enumerate(examples)
         if is_solution(one.response) and (number := final_number(one.response)) is not None
     }
     solved: dict[int, bool | None] = {}
-    if problems:
-        with opened(undefended, replace(context, answer_tokens=SOLUTION_TOKENS)) as defended:
-            solved = dict(zip(problems, solve(defended, list(problems.values())).solved, strict=True))
-    return TaskScores(
-        tuple(_likelihoods(context, examples, likelihoods, batch_size)),
-        tuple(solved.get(place) for place in range(len(examples))),
-    )
+    with opened(defense, replace(context, answer_tokens=SOLUTION_TOKENS)) as defended:
+        if problems:
+            title = f"{context.engine.name}: {len(problems):,} problems of the task"
+            with context.listener.task(title, 1) as advance:
+                solved = dict(zip(problems, solve(defended, list(problems.values())).solved, strict=True))
+                advance(1)
+        found = _likelihoods(defended.engine, context.listener, examples, likelihoods, batch_size)
+    return TaskScores(tuple(found), tuple(solved.get(place) for place in range(len(examples))))
 
 
 def _likelihoods(
-    context: EvaluationContext,
+    engine: Engine,
+    listener: Listener,
     examples: Sequence[Example],
     cache: JsonlCache[CachedLikelihood],
     batch_size: int,
 ) -> list[float | None]:
-    model = weights_of(context.engine, "The task's likelihood")
-    identity = context.engine.identity
+    model, identity = weights_of(engine, "The task's likelihood"), engine.identity
     keys = [fingerprint("nll", identity, RESPONSE_TOKENS, one.user, one.response) for one in examples]
     new = {key: one for key, one in zip(keys, examples, strict=True) if key not in cache.entries}
-    with context.listener.task(f"{context.engine.name}: likelihood of the task's responses", len(new)) as advance:
+    with listener.task(f"{engine.name}: likelihood of the task's responses", len(new)) as advance:
         for start in range(0, len(new), _AT_ONCE):
             part = dict(list(new.items())[start : start + _AT_ONCE])
             asked = list(part.values())

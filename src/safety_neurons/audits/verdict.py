@@ -63,7 +63,8 @@ class Comparison:
         value, low, high = self.difference.value, self.difference.low, self.difference.high
         if value is None:
             return None
-        low, high = (value if end is None else end for end in (low, high))
+        # Shares of requests miss the thresholds by the last bits.
+        value, low, high = (round(value if end is None else end, 12) for end in (value, low, high))
         return (-value, -high, -low) if _LESS_IS_HARM[self.measure] else (value, low, high)
 
 
@@ -82,10 +83,16 @@ def check_base(comparisons: Sequence[Comparison], thresholds: Thresholds, base: 
     """Check that the base has safety to lose.
 
     Raises:
-        SafetyNeuronsError: under every attack, and without one, it refuses less than a loss that matters.
+        SafetyNeuronsError: under every attack, and without one, it refuses less than a loss that matters; or none of
+            its answers could be judged.
     """
     rates = {one.name: one.base.value or 0.0 for one in comparisons if one.measure == "refusals" and one.base.n}
-    if rates and all(value < thresholds.refusals.block / 100 for value in rates.values()):
+    if not rates:
+        raise SafetyNeuronsError(
+            f"No answer of {base} to a harmful request could be judged, so nothing can be compared. Choose attacks "
+            "that can be run on it, or another judge, or check that the model writes text."
+        )
+    if all(value < thresholds.refusals.block / 100 for value in rates.values()):
         name = max(rates, key=rates.__getitem__)
         raise SafetyNeuronsError(
             f"{base} refuses at most {text.percent(rates[name])} of the harmful requests ({name}), so there is no "

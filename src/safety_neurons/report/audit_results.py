@@ -105,5 +105,6 @@ class Audit(Section):
     kl_divergence: Mean | None = None
     not_run: dict[str, str] = {}
     flips: list[Flip] = []
+    settings: dict[str, Any] = {}
     localization: dict[str, Any] | None = None
     repair: dict[str, Any] | None = None

@@ -366,8 +366,9 @@ class RunResults(Section):
 
     @property
     def shows_responses(self) -> bool:
-        """Whether the examples may hold answers that comply with harmful requests: files of them are private."""
-        return bool(self.run.settings.get("show_responses"))
+        """Whether examples and flips may hold answers that comply with harmful requests: files of them are private."""
+        settings = [self.run.settings, *([] if self.audit is None else [self.audit.settings])]
+        return any(one.get("show_responses") for one in settings)
 
     @classmethod
     def of(cls, content: Any, source: str = "These results", again: str = AGAIN) -> "RunResults":
