@@ -25,7 +25,7 @@ from safety_neurons.engines import engine as engine_module
 from safety_neurons.models.chat import ChatModel
 from safety_neurons.models.generate import Completion
 from safety_neurons.models.load import load
-from safety_neurons.report.audit_results import MEAN, Audit, AuditRow
+from safety_neurons.report.audit_results import MEAN, Audit, AuditRow, Status
 from safety_neurons.report.page import write_report
 from safety_neurons.report.results import RunResults
 
@@ -148,7 +148,12 @@ def test_everything_is_written(whole: tuple[Path, Audit], tmp_path: Path) -> Non
     suite = ElementTree.fromstring((out / "audit.xml").read_text())
     assert int(suite.attrib["tests"]) == len(suite.findall("testcase")) == len(found.rows)
     statuses = [one.status for one in found.rows]
-    for element, status in (("failure", "BLOCK"), ("error", "UNDERPOWERED"), ("skipped", "NOT TESTED")):
+    expected: tuple[tuple[str, Status], ...] = (
+        ("failure", "BLOCK"),
+        ("error", "UNDERPOWERED"),
+        ("skipped", "NOT TESTED"),
+    )
+    for element, status in expected:
         assert len(suite.findall(f"testcase/{element}")) == statuses.count(status)
     # The report can be made again from the results.
     write_report(kept, tmp_path / "again.html")

@@ -43,8 +43,8 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def remarks(base: Path, tuned: Path, **settings: Any) -> list[str]:
-    both = [Checkpoint.read(Settings(model=str(one), **settings), Silence()) for one in (base, tuned)]
-    return check_comparable(*both, Settings(**settings))
+    before, after = (Checkpoint.read(Settings(model=str(one), **settings), Silence()) for one in (base, tuned))
+    return check_comparable(before, after, Settings(**settings))
 
 
 def problem(base: Path, tuned: Path) -> str:

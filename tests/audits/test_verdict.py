@@ -13,25 +13,19 @@ from safety_neurons.core.errors import SafetyNeuronsError
 from safety_neurons.core.statistics import Verdict, compare_verdicts, flips_p, newcombe, sign_flip
 from safety_neurons.report.audit_results import Measure
 
-Side = dict[str, Verdict]
-
 
 def refusals(
     lost: int, gained: int, n: int, refused: int | None = None, measure: Measure = "refusals", name: str = "direct"
 ) -> Comparison:
     """`lost` requests are refused by the base alone, `gained` by the tuned model alone, and `refused` by both."""
     both = n - lost - gained if refused is None else refused
-    pairs: list[tuple[Verdict, Verdict]] = [
-        *[("refused", "complied")] * lost,
-        *[("complied", "refused")] * gained,
-        *[("refused", "refused")] * both,
-        *[("complied", "complied")] * (n - lost - gained - both),
-    ]
-    sides: tuple[Side, Side] = ({}, {})
-    for place, pair in enumerate(pairs):
-        for side, verdict in zip(sides, pair, strict=True):
-            side[str(place)] = verdict
-    found = compare_verdicts(*sides, "refused")
+    neither = n - lost - gained - both
+    # The base, then the tuned model.
+    flipped: tuple[Verdict, Verdict] = ("refused", "complied")
+    kinds = [(lost, flipped), (gained, flipped[::-1]), (both, flipped[:1] * 2), (neither, flipped[1:] * 2)]
+    pairs = [pair for count, pair in kinds for _ in range(count)]
+    sides = [{str(place): pair[side] for place, pair in enumerate(pairs)} for side in (0, 1)]
+    found = compare_verdicts(sides[0], sides[1], "refused")
     harm = (gained, lost) if measure == "over_refusal" else (lost, gained)
     return Comparison(measure, name, found.first, found.second, found.difference, n, *harm, found.p_value)
 

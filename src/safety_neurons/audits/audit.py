@@ -25,8 +25,8 @@ from safety_neurons.settings import Settings
 
 OUT = Path("runs/audit")
 SCHEMA = 1
-# Requests of each set, where neither the call nor the folder says how many: see `audits/power.py`.
-PROMPTS = 100
+# Requests of each set, where neither the call nor the folder says how many: as `prompts_to_see` says of 10 points.
+PROMPTS = 120
 
 
 def audit(
@@ -56,7 +56,7 @@ def audit(
             where they end in a number as GSM8K's do. At most `prompts` of them count.
         thresholds: which changes matter; a TOML file. Default: `Thresholds()`.
         options: fields of `EvaluationConfig`, such as `on="jailbreakbench:alpaca:xstest-safe"`. Of several judges, the
-            first one decides. Default of `prompts` in a new folder: 100.
+            first one decides. Default of `prompts` in a new folder: 120.
 
     Raises:
         SafetyNeuronsError: bad input, the two cannot be compared, the base has no safety to lose, or a failure that the
@@ -78,7 +78,7 @@ def audit(
         settings = merged_settings(record.settings if record else {}, wanted)
         other = settings.model_copy(update={"model": tuned})
         question = Question.prepare(settings, task, thresholds)
-        checkpoints = [Checkpoint.read(one, listener) for one in (settings, other)]
+        checkpoints = Checkpoint.read(settings, listener), Checkpoint.read(other, listener)
         remarks = check_comparable(*checkpoints, settings)
         for remark in remarks:
             listener.say(remark)
