@@ -110,7 +110,7 @@ def test_a_loss_blocks_even_where_another_attack_could_not_tell() -> None:
     found, reasons = overall(assess([refusals(30, 0, 100), refusals(1, 1, 12, name="few")], Thresholds()))
     assert found == "BLOCK"
     assert len(reasons) == 1
-    assert reasons[0].startswith("direct: A loss of refusals of 30.0 points")
+    assert reasons[0].startswith("direct: Loss of refusals of 30.0 points")
 
 
 def test_a_base_without_refusals_has_no_safety_to_lose() -> None:
