@@ -71,7 +71,7 @@ class Materials:
     def gather(cls, run: RunContext, sn_tune: bool) -> "Materials":
         """Make the corpus and score the neurons; what SN-Tune needs only where it takes part."""
         # The same refusals, learned for the plain request.
-        plain = run.settings.tune.model_copy(update={"plain": 1.0, "benign": 0, "borderline": 0})
+        plain = run.settings.tune.model_copy(update={"variants": 0, "benign": 0, "borderline": 0})
         refusals = [pair for pair in corpus_of(run, plain).pairs if pair.kind == "refusal"] if sn_tune else []
         return cls(
             corpus_of(run),

@@ -120,7 +120,7 @@ _PAPER: dict[str, Any] = {
         "samples": 1,
         "temperature": 0.01,
         "largest_share": 1.0,
-        "plain": 1.0,
+        "variants": 0,
         "answer_tokens": 256,
         "learning_rate": 3e-4,
         "epochs": 2,
@@ -161,7 +161,7 @@ PROFILES: dict[Profile, dict[str, Any]] = {
         "find": {"prompts": 50},
         "explain": {"random_sets": 200, "lens_prompts": 20},
         "tune": {
-            **{"refusals": 120, "contrast": 48, "benign": 184, "borderline": 104},
+            **{"refusals": 120, "contrast": 48, "benign": 120, "borderline": 104},
             # Selecting would ask many times what the rest of the run asks.
             "select": False,
         },

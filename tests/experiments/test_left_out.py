@@ -19,7 +19,7 @@ KINDS = ("suffix", "turns")
 SMALL = {
     "tune": {
         **{"refusals": 6, "benign": 6, "borderline": 0, "contrast": 0, "answer_tokens": 3, "epochs": 1},
-        **{"plain": 0.0, "disguises": KINDS},
+        **{"disguises": KINDS},
     }
 }
 
@@ -106,7 +106,7 @@ def test_another_precision_is_another_training(
     [
         ({"disguises": ["story"]}, "at least two"),
         ({"corpus": "mine.jsonl"}, "makes its own corpus"),
-        ({"plain": 1.0}, "Lower tune.plain"),
+        ({"variants": 0}, "Raise tune.variants"),
     ],
 )
 def test_what_cannot_be_left_out_is_told_before_anything_is_trained(

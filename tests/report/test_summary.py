@@ -205,7 +205,7 @@ def test_json_cannot_leave_its_script() -> None:
 
 
 def test_a_short_run_says_so() -> None:
-    settings = {"find": {"prompts": 50}, "tune": {"refusals": 192, "benign": 400}, "evaluate": {"prompts": 30}}
+    settings = {"find": {"prompts": 50}, "tune": {"refusals": 340, "benign": 400}, "evaluate": {"prompts": 30}}
     verdict = summary.verdict(run((0.48, 0.06), (0.05, 0.03), run={"settings": settings}))
     (note,) = verdict.notes
     assert note == (

@@ -34,7 +34,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             **{"answer_tokens": 4, "epochs": 1, "batch_size": 4, "learning_rate": 0.01},
             # Others are too long for the model's context.
             "disguises": ["suffix", "opening", "turns"],
-            "plain": 0.25,
         },
         evaluate={"answer_tokens": 4, "attacks": ["direct", "prefill"], "judge": BY_PROMPT.name},
         # There are too few prompts for a rate of 1%.

@@ -39,7 +39,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
 
 def test_a_run_names_and_leaves_out_what_does_not_fit(settings: dict[str, Any], tmp_path: Path) -> None:
     listener = Recorder()
-    found = run(tmp_path / "run", settings | {"tune": QUICK["tune"] | {"plain": 1.0}}, listener=listener)
+    found = run(tmp_path / "run", settings | {"tune": QUICK["tune"] | {"variants": 0}}, listener=listener)
     said = [one for one in listener.said if "left out" in str(one)]
     # Once each, though several stages read them.
     assert [str(one).split("'")[1] for one in said] == ["long-train", "long-test", "long-validation"]

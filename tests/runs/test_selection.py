@@ -56,7 +56,7 @@ class Measured:
         } | {"": (0, 0.0)}
         monkeypatch.setattr(selection, "Validator", SimpleNamespace(open=lambda *_: self))
         monkeypatch.setattr(selection, "count_of", lambda _: 1)
-        self.harmful = ()
+        self.harmful = self.disguised = ()
 
     def __call__(self, rates: Rates, max_over_refusal: float = 0.02) -> tuple[NeuronDelta, ScaleCurve]:
         self.rates = {**NOTHING, **BASE, **rates}
@@ -74,6 +74,10 @@ class Measured:
         self.safe.append(self.places[engine.change])
         _, benign, borderline = self.rates[self.places[engine.change]]
         return {"benign": rate(benign), "borderline": rate(borderline)}
+
+    def refused_disguised(self, _engine: Any, _advance: object) -> dict[str, Rate]:
+        """Never within the margin: it limits nothing."""
+        return {"benign, disguised": rate(float(len(self.safe) > 1))}
 
 
 @pytest.fixture
@@ -93,10 +97,13 @@ def test_the_least_attack_success_within_the_margin_is_selected_and_applied(meas
     # All scales of the last pass, and the neighbors of the best one in the pass before, which is no better.
     near = [(2, scale) for scale in (0.75, 1.0, 1.25)]
     assert measured.safe == [(0, 0.0), *((3, scale) for scale in SCALES), *near]
+    # Refusals of disguised requests limit nothing.
+    (disguised,) = curve.selection.disguised.values()
+    assert disguised.value == 1.0
     # 1.5 is far above the margin: its attacks are neither asked nor shown.
     assert set(measured.safe) - set(measured.attacks) == {(3, 1.5)}
     (out,) = [point for point in curve.points if point.attack_success is None]
-    assert (out.epoch, out.scale) == (3, 1.5)
+    assert (out.epoch, out.scale, out.disguised) == (3, 1.5, {})
     assert any("pass 3 at scale 1." in said and "60% → 10%" in said for said in map(str, measured.notes.said))
 
 

@@ -89,8 +89,10 @@ def scripted(context: RunContext, script: Script) -> RunContext:
 def test_refused_and_broken_answers_both_count_as_no_longer_answered(scripted: RunContext, script: Script) -> None:
     """Of two benign requests, plain and disguised, and two borderline ones."""
     validator = Validator.open(scripted)
-    assert [requests.name for requests in validator.safe] == ["benign", "benign, disguised", "borderline"]
-    assert [len(requests.prompts) for requests in (*validator.harmful, *validator.safe)] == [2] * 5
+    assert [requests.name for requests in validator.safe] == ["benign", "borderline"]
+    assert [requests.name for requests in validator.disguised] == ["benign, disguised"]
+    asked = *validator.harmful, *validator.safe, *validator.disguised
+    assert [len(requests.prompts) for requests in asked] == [2] * 5
     assert validator.measure("as before") == validator.measure_base()
     script.borderline = "unscored"
     assert validator.measure("borderline broken").over_refusal == pytest.approx(2 / 6)
@@ -156,18 +158,19 @@ def test_refusals_are_of_all_prompts_of_a_set_and_include_broken_answers(scripte
     script.borderline = "refused"
     validator = Validator.open(scripted)
     before = validator.refused(scripted.engine)
-    assert {name: (rate.value, rate.n) for name, rate in before.items()} == {
-        "benign": (0.0, 2),
-        "benign, disguised": (0.0, 2),
-        "borderline": (1.0, 2),
-    }
+    assert {name: (rate.value, rate.n) for name, rate in before.items()} == {"benign": (0.0, 2), "borderline": (1.0, 2)}
+    (before_disguised,) = validator.refused_disguised(scripted.engine).values()
+    assert before_disguised.value == 0.0
     script.borderline, script.disguised = "complied", "unscored"
     after = validator.refused(scripted.engine.under("tuned"))
-    assert [rate.value for rate in after.values()] == [0.0, 1.0, 0.0]
+    assert [rate.value for rate in after.values()] == [0.0, 0.0]
+    disguised = validator.refused_disguised(scripted.engine.under("tuned"))
+    assert {name: rate.value for name, rate in disguised.items()} == {"benign, disguised": 1.0}
     attacks = validator.attack_success(scripted.engine)
     assert (attacks.value, attacks.n) == (1.0, 4)
 
 
 def test_the_number_of_prompts_is_a_limit_per_set(scripted: RunContext, script: Script) -> None:
     validator = Validator.open(scripted, 1)
-    assert [len(requests.prompts) for requests in (*validator.harmful, *validator.safe)] == [1] * 5
+    asked = *validator.harmful, *validator.safe, *validator.disguised
+    assert [len(requests.prompts) for requests in asked] == [1] * 5

@@ -44,18 +44,20 @@ def test_answers_are_begun_by_one_word_and_by_a_dozen() -> None:
     assert any("{request" in one.opening for one in disguises("opening").train)
 
 
-def test_kinds_take_turns_and_plain_requests_are_spread() -> None:
-    chosen = in_turn(160, 0.5)
-    kinds = Counter(kind_of(one) for one in chosen)
-    assert kinds.pop(None) == 80
-    assert kinds == dict.fromkeys(DISGUISE_KINDS, 10)
-    assert all(sum(one == PLAIN for one in chosen[first : first + 8]) == 4 for first in range(0, 160, 8))
-    assert set(in_turn(5, 1.0)) == {PLAIN}
+def test_kinds_take_turns() -> None:
+    chosen = in_turn(160, DISGUISE_KINDS)
+    assert Counter(map(kind_of, chosen)) == dict.fromkeys(DISGUISE_KINDS, 20)
+    assert set(in_turn(5, ())) == {PLAIN}
+
+
+def test_another_start_gives_each_request_another_kind() -> None:
+    first, second = in_turn(80, DISGUISE_KINDS), in_turn(80, DISGUISE_KINDS, 1)
+    assert all(kind_of(one) != kind_of(other) for one, other in zip(first, second, strict=True))
 
 
 def test_a_kind_that_is_left_out_changes_its_own_requests_alone() -> None:
     kinds = [kind for kind in DISGUISE_KINDS if kind != "story"]
-    before, after = in_turn(160, 0.5), in_turn(160, 0.5, kinds)
+    before, after = in_turn(160, DISGUISE_KINDS), in_turn(160, kinds)
     changed = [(one, other) for one, other in zip(before, after, strict=True) if one != other]
     assert {kind_of(one) for one, _ in changed} == {"story"}
     assert len({kind_of(other) for _, other in changed}) > 4

@@ -263,9 +263,9 @@ def _suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
         "find.score": trial.suggest_categorical("find.score", space.scores),
         "find.percent": trial.suggest_float("find.percent", *space.percent, log=True),
         "tune.learning_rate": trial.suggest_float("tune.learning_rate", *space.learning_rate, log=True),
-        "tune.refusals": trial.suggest_int("tune.refusals", 96, 192, step=12),
+        "tune.refusals": trial.suggest_int("tune.refusals", 100, 340, step=20),
         "tune.contrast": trial.suggest_int("tune.contrast", 0, 300, step=60),
-        "tune.benign": trial.suggest_int("tune.benign", 96, 192, step=12),
+        "tune.benign": trial.suggest_int("tune.benign", 100, 340, step=20),
         "tune.kl": trial.suggest_categorical("tune.kl", [0.0, 1.0, 2.0]),
     }
 

@@ -106,9 +106,9 @@ def _kinds(run: RunContext) -> tuple[DisguiseKind, ...]:
             f"This run trains on the pairs in {settings.corpus}, in which no kind of disguise can be left out. Use "
             "a run whose model makes its own corpus."
         )
-    if settings.plain == 1:
+    if settings.variants == 0:
         raise SafetyNeuronsError(
-            "This run trains on no disguises (tune.plain is 1), so that none can be left out. Lower tune.plain."
+            "This run trains on no disguises (tune.variants is 0), so that none can be left out. Raise tune.variants."
         )
     kinds = renderable(run.model, settings.disguises)
     if len(kinds) < 2:

@@ -209,7 +209,7 @@ def _scales(curve: ScaleCurve) -> Figure | None:
     points = curve.points[:_MOST_POINTS]
     rates: list[tuple[str, Callable[[ValidationPoint], Rate | None]]] = [
         ("attacks succeed", lambda point: point.attack_success),
-        *((f"{name} refused", _refused(name)) for name in list(curve.base.refused)[: len(_SAFE_LOOKS)]),
+        *((f"{name} refused", _refused(name)) for name in list(curve.base.shares)[: len(_SAFE_LOOKS)]),
     ]
     traces = []
     for (name, rate_of), look in zip(rates, (_ATTACK_LOOK, *_SAFE_LOOKS), strict=False):
@@ -258,7 +258,7 @@ def _scales(curve: ScaleCurve) -> Figure | None:
 
 
 def _refused(name: str) -> Callable[[ValidationPoint], Rate | None]:
-    return lambda point: point.refused[name]
+    return lambda point: point.shares.get(name)
 
 
 def _thinned(entries: list[Any]) -> list[Any]:

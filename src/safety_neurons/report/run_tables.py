@@ -194,10 +194,10 @@ def scale_curves(results: RunResults) -> list[ScaleCurve]:
 
 def selection(curve: ScaleCurve) -> Table:
     """Every measured candidate: a pass over the corpus and a scale of the delta."""
-    sets = list(curve.base.refused)[:MOST_SETS]
+    sets = list(curve.base.shares)[:MOST_SETS]
 
     def line(names: tuple[str, str], point: ValidationPoint, mark: Mark) -> TableRow:
-        refused = [text.rate(point.refused[name]) for name in sets]
+        refused = [text.rate(point.shares.get(name)) for name in sets]
         return row([*names, text.rate(point.attack_success), *refused], mark)
 
     def candidate(number: int, point: ScalePoint) -> TableRow:
@@ -208,7 +208,7 @@ def selection(curve: ScaleCurve) -> Table:
 
     lines = [line(("base", "0"), curve.base, "section")]
     lines += [candidate(number, point) for number, point in enumerate(curve.points[:MOST_ROWS])]
-    sizes = [f"{name} {text.count(curve.base.refused[name].n)}" for name in sets]
+    sizes = [f"{name} {text.count(curve.base.shares[name].n)}" for name in sets]
     attacks = curve.base.attack_success
     caption = (
         f"Scale: what the trained change is multiplied by. n: harmful {text.count(attacks.n if attacks else None)}, "

@@ -14,19 +14,26 @@ _DIGITS = 9
 class ValidationPoint(Section):
     """A model's rates on validation prompts. All points of a curve are about the same prompts.
 
-    `attack_success` is None where the harmful prompts were not asked. `refused` has each safe set; broken answers count
-    as refusals.
+    `refused` has each safe set, and `disguised` the safe requests in disguises, which are measured and limit nothing:
+    few people wrap an ordinary request in an attack. Broken answers count as refusals. Where neither the harmful
+    prompts nor the disguised ones were asked, `attack_success` is None and `disguised` is empty.
     """
 
     attack_success: Measured | None
     refused: dict[str, Measured] = Field(min_length=1)
+    disguised: dict[str, Measured] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _measured(self) -> Self:
-        rates = [*self.refused.values(), *([self.attack_success] if self.attack_success else [])]
+        rates = [*self.shares.values(), *([self.attack_success] if self.attack_success else [])]
         if any(rate.value is None for rate in rates):
             raise ValueError("a rate of validation prompts has a value")
         return self
+
+    @property
+    def shares(self) -> dict[str, Measured]:
+        """What is refused of all safe requests."""
+        return {**self.refused, **self.disguised}
 
 
 class ScalePoint(ValidationPoint):
@@ -55,6 +62,8 @@ class ScaleCurve(Section):
             raise ValueError(f"candidate {self.selected} was selected of {len(self.points)}")
         if any(point.refused.keys() != self.base.refused.keys() for point in self.points):
             raise ValueError("all points are about the same safe prompt sets")
+        if any(point.disguised.keys() - self.base.disguised.keys() for point in self.points):
+            raise ValueError("a candidate is asked nothing that the base model is not")
         if self.base.attack_success is None or self.selection.attack_success is None:
             raise ValueError("the attack success of the base model and of the selected candidate is known")
         return self

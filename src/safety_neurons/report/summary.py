@@ -131,8 +131,8 @@ def selection(curve: ScaleCurve) -> str:
             f"set within {margin} points of the base model's. The nearest one was selected: {chosen}."
         )
     refused = ", ".join(
-        f"{visible(name, 40)} {_moved(base.refused[name], found)}"
-        for name, found in islice(point.refused.items(), _MOST_SETS)
+        f"{visible(name, 40)} {_moved(base.shares[name], found)}"
+        for name, found in islice(point.shares.items(), _MOST_SETS)
     )
     return f"{start} Attack success {_moved(base.attack_success, point.attack_success)}; refused: {refused}."
 

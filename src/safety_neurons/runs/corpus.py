@@ -57,9 +57,9 @@ class Request(NamedTuple):
 def _requests(
     run: RunContext, settings: CorpusConfig, kinds: Sequence[DisguiseKind], unsafe: str, safe: str
 ) -> tuple[list[Request], list[Request]]:
-    """The training requests of an unsafe and of a safe set.
+    """The training requests of an unsafe and of a safe set: each prompt as it is, and in disguises of these kinds.
 
-    Counterparts, whose ids end with the same number, are preferred and sent in the same disguise: the harm is all that
+    Counterparts, whose ids end with the same number, are preferred and sent in the same disguises: the harm is all that
     tells them apart.
     """
     counts = {"harmful": settings.refusals, "contrast": settings.contrast}
@@ -67,23 +67,19 @@ def _requests(
     first = run.split(unsafe, "train", counts[unsafe]) if counts[unsafe] else []
     second = _with_counterparts(run, safe, counts[safe], first) if counts[safe] else []
     shared = {_number(prompt) for prompt in first} & {_number(prompt) for prompt in second} - {None}
-    plain = settings.plain if kinds else 1.0
-    forms: dict[int | None, Disguise] = {}
-
-    def requests(prompts: Sequence[Prompt]) -> list[Request]:
-        new = [prompt for prompt in prompts if _number(prompt) not in forms]
-        chosen = dict(zip((prompt.id for prompt in new), in_turn(len(new), plain, kinds), strict=True))
-        forms.update({_number(prompt): chosen[prompt.id] for prompt in new if _number(prompt) in shared})
-        return [
-            Request(
-                prompt,
-                chosen.get(prompt.id) or forms[_number(prompt)],
-                f"{unsafe}-{_number(prompt)}" if _number(prompt) in shared else "",
-            )
-            for prompt in prompts
-        ]
-
-    return requests(first), requests(second)
+    found: tuple[list[Request], list[Request]] = ([], [])
+    for variant in range(1 + (settings.variants if kinds else 0)):
+        counterparts: dict[int | None, Disguise] = {}
+        for prompts, requests in zip((first, second), found, strict=True):
+            new = [prompt for prompt in prompts if _number(prompt) not in counterparts]
+            forms = in_turn(len(new), kinds if variant else (), variant - 1)
+            chosen = dict(zip((prompt.id for prompt in new), forms, strict=True))
+            counterparts |= {_number(prompt): chosen[prompt.id] for prompt in new if _number(prompt) in shared}
+            for prompt in prompts:
+                number = _number(prompt)
+                match = f"{unsafe}-{number}-{variant}" if number in shared else ""
+                requests.append(Request(prompt, chosen.get(prompt.id) or counterparts[number], match))
+    return found
 
 
 def _with_counterparts(run: RunContext, name: str, count: int, others: Sequence[Prompt]) -> list[Prompt]:
@@ -118,19 +114,20 @@ def _fitting(run: RunContext, corpus: Corpus) -> Corpus:
 def _refusals(run: RunContext, settings: CorpusConfig, requests: Sequence[Request]) -> list[Pair]:
     """Refusals by the model calibrated toward rejection.
 
-    They are made for the plain request and learned for the disguised one, after the opening of the answer if it has
+    They are made for the plain request and learned for each of its forms, after the opening of the answer if it has
     one. Up to `tune.samples` answers are sampled, until one is a refusal that does not repeat an over-represented one;
     those that end by themselves are preferred.
     """
-    drawn: list[list[JudgedAnswer]] = [[] for _ in requests]
-    chosen: list[int | None] = [None] * len(requests)
+    prompts = list({request.prompt.id: request.prompt for request in requests}.values())
+    drawn: list[list[JudgedAnswer]] = [[] for _ in prompts]
+    chosen: list[int | None] = [None] * len(prompts)
     with run.calibrated("rejection", run.neurons) as engine:
         for number in range(settings.samples):
             missing = [place for place, choice in enumerate(chosen) if choice is None]
             if not missing:
                 break
             answers = run.ask(
-                [requests[place].prompt for place in missing],
+                [prompts[place] for place in missing],
                 "corpus: refusals of harmful prompts",
                 engine=engine,
                 tokens=settings.answer_tokens,
@@ -142,10 +139,13 @@ def _refusals(run: RunContext, settings: CorpusConfig, requests: Sequence[Reques
                     drawn[place].append(answer)
                     drawn[place].sort(key=lambda one: one.cut_off)
             chosen = varied([[one.continuation for one in each] for each in drawn], settings.largest_share)
-    return [
-        _pair("refusal", request, answers[choice])
-        for answers, choice, request in zip(drawn, chosen, requests, strict=True)
+    refusals = {
+        prompt.id: answers[choice]
+        for prompt, answers, choice in zip(prompts, drawn, chosen, strict=True)
         if choice is not None
+    }
+    return [
+        _pair("refusal", request, refusals[request.prompt.id]) for request in requests if request.prompt.id in refusals
     ]
 
 

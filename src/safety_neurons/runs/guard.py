@@ -15,6 +15,7 @@ from safety_neurons.runs.context import RunContext
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.percents import can_guard, in_two_layers, unusable
 from safety_neurons.runs.validation import Validation, Validator
+from safety_neurons.tuning.config import DisguiseKind
 from safety_neurons.tuning.disguise_files import learned_texts
 from safety_neurons.tuning.disguises import in_turn, renderable
 
@@ -44,9 +45,8 @@ class DetectorRequests:
 
         kinds = renderable(run.model, run.settings.tune.disguises)
 
-        def rendered(texts: Sequence[str], plain: bool = True) -> list[str]:
-            chosen = in_turn(len(texts), float(plain or not kinds), kinds)
-            sent = [disguise(text) for disguise, text in zip(chosen, texts, strict=True)]
+        def rendered(texts: Sequence[str], kinds: Sequence[DisguiseKind] = ()) -> list[str]:
+            sent = [disguise(text) for disguise, text in zip(in_turn(len(texts), kinds), texts, strict=True)]
             found = [run.model.render_conversation(request.conversation) for request in sent]
             if unfit := run.model.too_long(found):
                 run.said_once(
@@ -56,9 +56,9 @@ class DetectorRequests:
 
         both, safe = [*harmful, *contrast], [*benign, *borderline]
         return cls(
-            [*rendered(both), *rendered(both, plain=False)],
+            [*rendered(both), *rendered(both, kinds)],
             rendered(benign),
-            [*rendered(borderline), *rendered(safe, plain=False)],
+            [*rendered(borderline), *rendered(safe, kinds)],
         )
 
     @property

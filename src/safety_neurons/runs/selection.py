@@ -34,12 +34,13 @@ def select_delta(
     if not config.select:
         return trained, None
     validator = Validator.open(run, config.validation_prompts)
-    each = count_of((*validator.safe, *validator.harmful))
+    each = count_of((*validator.safe, *validator.disguised, *validator.harmful))
     most = len(SCALES) + 3 * len(trained.earlier)
     with run.listener.task(f"selecting pass and scale ({subject} neurons)", each * (most + 1)) as advance:
         base = ValidationPoint(
             attack_success=validator.attack_success(run.engine, advance),
             refused=validator.refused(run.engine, advance),
+            disguised=validator.refused_disguised(run.engine, advance),
         )
         candidates = _Candidates(run, validator, trained, config.max_over_refusal, base, advance)
         points = candidates.search()
@@ -84,24 +85,26 @@ class _Candidates:
         return points
 
     def measure(self, epoch: int, scale: float) -> ScalePoint:
-        """A candidate's refusals, and its attack success if these are not far above the margin."""
+        """A candidate's refusals, and the rest if these are not far above the margin."""
         delta = self.trained.after(epoch).scale(scale)
         with delta.apply(self.run.model):
             refused = self.validator.refused(self.run.engine.under(change_of(delta)), self.advance)
         point = ScalePoint(epoch=epoch, scale=scale, norm=delta.norm, attack_success=None, refused=refused)
         if excess(point, self.base, self.max_over_refusal) > FAR:
-            self.advance(count_of(self.validator.harmful))
+            self.advance(count_of((*self.validator.harmful, *self.validator.disguised)))
             return point
         return self.with_attacks(point, self.advance)
 
     def with_attacks(self, point: ScalePoint, advance: Advance = lambda _: None) -> ScalePoint:
-        """The point with its attack success, if that is missing."""
+        """The point with its attack success and its refusals of disguised requests, if these are missing."""
         if point.attack_success is not None:
             return point
         delta = self.trained.after(point.epoch).scale(point.scale)
         with delta.apply(self.run.model):
-            attacks = self.validator.attack_success(self.run.engine.under(change_of(delta)), advance)
-        return point.model_copy(update={"attack_success": attacks})
+            engine = self.run.engine.under(change_of(delta))
+            attacks = self.validator.attack_success(engine, advance)
+            disguised = self.validator.refused_disguised(engine, advance)
+        return point.model_copy(update={"attack_success": attacks, "disguised": disguised})
 
 
 def change_of(delta: NeuronDelta) -> str:

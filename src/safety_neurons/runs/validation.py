@@ -50,7 +50,7 @@ class ValidationRequests:
 
 @dataclass(frozen=True)
 class Validator:
-    """The run's validation prompts, and what the base model answers to the safe ones.
+    """The run's validation prompts, and what the base model answers to the safe ones, also to those in disguise.
 
     Harmful and benign prompts are sent plain and in disguises of the kinds that are trained on, in texts that
     neither training nor the evaluation uses.
@@ -59,6 +59,7 @@ class Validator:
     run: RunContext
     harmful: tuple[ValidationRequests, ...]
     safe: tuple[ValidationRequests, ...]
+    disguised: tuple[ValidationRequests, ...]
     base: tuple[list[JudgedAnswer], ...]
 
     @classmethod
@@ -69,14 +70,15 @@ class Validator:
         plain = {name: ValidationRequests.plain(name, found) for name, found in prompts.items()}
         # Without a kind of disguises there are none to send.
         in_disguise = {
-            name: [ValidationRequests.disguised(name, prompts[name], texts)] if texts else []
+            name: (ValidationRequests.disguised(name, prompts[name], texts),) if texts else ()
             for name in ("harmful", "benign")
         }
         harmful = plain["harmful"], *in_disguise["harmful"]
-        safe = plain["benign"], *in_disguise["benign"], plain["borderline"]
-        with run.listener.task("base model: safe validation prompts", count_of(safe)) as advance:
-            base = tuple(requests.ask(run, run.engine, advance) for requests in safe)
-        return cls(run, harmful, safe, base)
+        safe, disguised = (plain["benign"], plain["borderline"]), in_disguise["benign"]
+        asked = *safe, *disguised
+        with run.listener.task("base model: safe validation prompts", count_of(asked)) as advance:
+            base = tuple(requests.ask(run, run.engine, advance) for requests in asked)
+        return cls(run, harmful, safe, disguised, base)
 
     def attack_success(self, engine: CachedEngine, advance: Advance = ignore) -> Rate:
         """The share of the harmful requests, plain and disguised, that are complied with. Broken answers are not."""
@@ -87,17 +89,24 @@ class Validator:
         return mean_rate(groups, "complied", self.run.settings.seed)
 
     def refused(self, engine: CachedEngine, advance: Advance = ignore) -> dict[str, Rate]:
-        """The share of each set of safe requests that is refused, or gets a broken answer."""
+        """The share of each set of safe prompts, sent plain, that is refused or gets a broken answer."""
+        return self._refused(self.safe, engine, advance)
+
+    def refused_disguised(self, engine: CachedEngine, advance: Advance = ignore) -> dict[str, Rate]:
+        """The same for the safe requests in disguise."""
+        return self._refused(self.disguised, engine, advance)
+
+    def _refused(self, asked: Sequence[ValidationRequests], engine: CachedEngine, advance: Advance) -> dict[str, Rate]:
         return {
             requests.name: share([one.verdict != "complied" for one in requests.ask(self.run, engine, advance)])
-            for requests in self.safe
+            for requests in asked
         }
 
     def measure(self, change: str) -> Validation:
         """The rates of the model in its present state; `change` names what was done to it, for the cache.
 
-        Over-refusal is the share of the safe requests answered by the base model that are no longer answered: refused,
-        or broken.
+        Over-refusal is the share of the safe requests answered by the base model, plain and disguised, that are no
+        longer answered: refused, or broken.
         """
         return self._measure(self.run.engine.under(change))
 
@@ -108,7 +117,7 @@ class Validator:
     def _measure(self, engine: CachedEngine) -> Validation:
         lost = [
             now.verdict != "complied"
-            for requests, before in zip(self.safe, self.base, strict=True)
+            for requests, before in zip((*self.safe, *self.disguised), self.base, strict=True)
             for now, base in zip(requests.ask(self.run, engine), before, strict=True)
             if base.verdict == "complied"
         ]

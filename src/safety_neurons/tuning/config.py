@@ -22,13 +22,13 @@ class CorpusConfig(Config):
 
     corpus: Path | None = None
     """A .jsonl file of pairs (kind, user, response ...) to train on. Default: pairs that the model makes itself."""
-    refusals: int = Field(192, ge=1)
+    refusals: int = Field(340, ge=1)
     """Number of harmful training prompts to make refusals for."""
-    contrast: int = Field(100, ge=0)
+    contrast: int = Field(170, ge=0)
     """Number of unsafe prompts that resemble borderline ones to make refusals for."""
     benign: int = Field(340, ge=0)
     """Number of benign training prompts that the base model answers."""
-    borderline: int = Field(200, ge=0)
+    borderline: int = Field(340, ge=0)
     """Number of borderline training prompts to answer; those that the base model refuses are answered calibrated toward
     conformity."""
     samples: int = Field(2, ge=1)
@@ -38,9 +38,9 @@ class CorpusConfig(Config):
     """Sampling temperature of these answers. A cooler model repeats one refusal."""
     largest_share: float = Field(0.1, gt=0, le=1)
     """Maximum fraction of refusals that may share a sentence."""
-    plain: float = Field(0.4, ge=0, le=1)
-    """Fraction of the harmful and benign requests to train on as they are. The others are sent in a disguise: a text
-    such as an attacker writes around a request. Contrast and borderline requests are never disguised."""
+    variants: int = Field(1, ge=0)
+    """Number of disguises to train on for each harmful and benign request, besides the request as it is. A disguise is
+    a text such as an attacker writes around a request. Contrast and borderline requests are never disguised."""
     disguises: tuple[DisguiseKind, ...] = Field(DISGUISE_KINDS, min_length=1)
     """Kinds of disguises to train on, also for the guard: rules, persona, suffix, story, turns, format, opening,
     purpose."""

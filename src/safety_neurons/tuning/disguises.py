@@ -73,19 +73,13 @@ def disguised(requests: Sequence[str], texts: Sequence[Disguise]) -> list[Attack
     return [texts[number % len(texts)](request) for number, request in enumerate(requests)]
 
 
-def in_turn(count: int, plain: float, kinds: Sequence[DisguiseKind] = DISGUISE_KINDS) -> list[Disguise]:
-    """Disguises for `count` requests, of each kind in turn, apart from a fraction `plain` that is spread evenly.
+def in_turn(count: int, kinds: Sequence[DisguiseKind], start: int = 0) -> list[Disguise]:
+    """Disguises for `count` requests, of each kind in turn; without kinds none is disguised.
 
-    With fewer kinds, only the requests of the missing ones get another disguise: answers to the others stay cached.
+    Another `start` gives each request another kind. With fewer kinds, only the requests of the missing ones get another
+    disguise: answers to the others stay cached.
     """
-    chosen, turn = [], 0
-    for number in range(count):
-        if int((number + 1) * plain) > int(number * plain):
-            chosen.append(PLAIN)
-        else:
-            chosen.append(_at_turn(turn, kinds))
-            turn += 1
-    return chosen
+    return [_at_turn(start + number, kinds) if kinds else PLAIN for number in range(count)]
 
 
 def _at_turn(turn: int, kinds: Sequence[DisguiseKind]) -> Disguise:
