@@ -21,6 +21,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 
+from safety_neurons.audits.config import Thresholds
+from safety_neurons.audits.power import POWER, power_table
 from safety_neurons.cli.app import commands as every_command
 from safety_neurons.core.plugins import options_of
 from safety_neurons.evaluation import attacks, defenses, judges
@@ -45,6 +47,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Put the tables that are computed in the place of their marks."""
+    if page.file.src_uri == "howto/audit.md":
+        for mark, table in (("<!-- thresholds -->", thresholds()), ("<!-- power -->", power())):
+            markdown = markdown.replace(mark, table)
+    return markdown
 
 
 def on_page_content(content: str, page: Page, **_: Any) -> str:
@@ -118,6 +128,27 @@ def settings() -> str:
         about = inspect.getdoc(model) or ""
         parts += [f"## {title}", about, _table(["setting", "what it is", "default"], rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def thresholds() -> str:
+    """Every threshold of an audit."""
+    rows = []
+    for name, field in Thresholds.model_fields.items():
+        levels = field.get_default()
+        about = " ".join((inspect.getdoc(type(levels)) or "").split())
+        shown = ["never" if level is None else f"{level:g}" for level in (levels.warn, levels.block)]
+        rows.append([_code(name), about, *shown])
+    return _table(["table", "what it is about", "`warn`", "`block`"], rows)
+
+
+def power() -> str:
+    """How many prompts it takes to see a loss, and to exclude one."""
+    rows = [
+        [f"{100 * loss:g} points", f"{100 * churn:g}%", *(f"{count:,}" if count else "-" for count in counts)]
+        for loss, churn, *counts in power_table()
+    ]
+    flips = "requests that flip either way by chance"
+    return _table(["loss", flips, f"prompts to see it, power {100 * POWER:g}%", "prompts to exclude it"], rows)
 
 
 def _sections() -> Iterable[tuple[str, type[BaseModel], str]]:

@@ -14,6 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from safety_neurons.audits.audit import audit
+    from safety_neurons.audits.config import Thresholds
     from safety_neurons.calibration.calibration import calibrate
     from safety_neurons.calibration.config import CalibrationConfig, GuardConfig
     from safety_neurons.calibration.guard import Guard, fit_guard, guard
@@ -65,10 +67,12 @@ _MODULES = {
     "ResidualMeans": "explanation.readout",
     "SafetyNeuronsError": "core.errors",
     "Settings": "settings",
+    "Thresholds": "audits.config",
     "TokenTrace": "explanation.token_view",
     "TuningConfig": "tuning.config",
     "VocabularyTest": "explanation.vocabulary",
     "adaptive": "experiments.adaptive",
+    "audit": "audits.audit",
     "calibrate": "calibration.calibration",
     "compare_scores": "experiments.score_comparison",
     "dose_response": "experiments.dose_response",
@@ -109,10 +113,12 @@ __all__ = [
     "ResidualMeans",
     "SafetyNeuronsError",
     "Settings",
+    "Thresholds",
     "TokenTrace",
     "TuningConfig",
     "VocabularyTest",
     "adaptive",
+    "audit",
     "calibrate",
     "compare_scores",
     "dose_response",

@@ -46,4 +46,7 @@ BY_HASH = RuleJudge(_name("BY_HASH"), "the tests", lambda _prompt, response: Jud
 BY_PROMPT = RuleJudge(_name("BY_PROMPT"), "the tests", lambda prompt, _: Judgment(by_prompt(prompt), "prompt"))
 BY_WORD = RuleJudge(_name("BY_WORD"), "the tests", lambda _prompt, response: Judgment(by_word(response), "said so"))
 BY_REQUEST = RuleJudge(_name("BY_REQUEST"), "the tests", lambda *both: Judgment(by_request(*both), "both"))
+NOT_STUCK = RuleJudge(
+    _name("NOT_STUCK"), "the tests", lambda _, answer: Judgment("complied" if "AAAA" in answer else "refused", "AAAA")
+)
 ALWAYS_REFUSED = RuleJudge(_name("ALWAYS_REFUSED"), "the tests", lambda *_: Judgment("refused", "always"))

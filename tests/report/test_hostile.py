@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from builders.hostile import HOSTILE, READABLE, Elements, forbidden, foreign_markdown, strings
-from builders.report import extended_grid, full, share
+from builders.report import audited, extended_grid, full, share
 from safety_neurons.core.tables import Table
 from safety_neurons.core.terminal import TerminalTable
 from safety_neurons.report import PARTS, RunResults, page, run_tables, tables_of
@@ -32,7 +32,10 @@ DECIDING = {
     *("detector", "model", "judge", "attack"),
 }
 # What a reader of results accepts nothing but: verdicts among them.
-KEPT = {"none", "safetuning", "benign", "borderline", "harmful", "refused", "complied", "unscored"}
+KEPT = {
+    *("none", "safetuning", "benign", "borderline", "harmful", "refused", "complied", "unscored"),
+    *("PASS", "WARN", "BLOCK", "UNDERPOWERED", "NOT TESTED", "refusals", "over_refusal", "nll", "safety", "costs"),
+}
 
 
 def everything() -> dict[str, Any]:
@@ -50,7 +53,7 @@ def everything() -> dict[str, Any]:
     section["prompts"]["remarks"] = {"harmful": "2 rows have no prompt"}
     for cell in section["cells"]:
         cell |= {"blocked": 3, "blocked_by": {"a filter": 1}, "not_run": {cell["prompt_ids"][0]: "a template refused"}}
-    results = full() | {"evaluation": section}
+    results = full() | {"evaluation": section, "audit": audited()}
     run = results["run"]
     run["coverage"] |= {"without_mlp": 1, "unread": ["layer 1 is of an unknown kind"]}
     run["prompts"]["harmful"] |= {"columns": ["question"], "notes": ["read as CSV"], "category": "weapons"}

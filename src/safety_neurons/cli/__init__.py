@@ -9,7 +9,7 @@ from typing import NoReturn
 import cyclopts
 import pydantic
 
-from safety_neurons.cli import evaluation, experiments, stages, tools  # noqa: F401
+from safety_neurons.cli import audits, evaluation, experiments, stages, tools  # noqa: F401
 from safety_neurons.cli.advice import with_options
 from safety_neurons.cli.app import app
 from safety_neurons.cli.console import flush, print_error

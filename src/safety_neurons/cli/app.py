@@ -33,6 +33,7 @@ For example:
     safety-neurons run --harmful my-prompts.csv --benign alpaca --find.percent 1
     safety-neurons tune runs/demo --auto         search how to tune
     safety-neurons evaluate runs/demo            attacks by defenses by judges
+    safety-neurons audit BASE TUNED              has a fine-tune lost its base's safety
     safety-neurons guard runs/demo               steer only what is found harmful
     safety-neurons experiment scores runs/scores compare all neuron scores
     safety-neurons list models                   presets, and what each needs

@@ -19,6 +19,8 @@ Side: TypeAlias = tuple["numpy.ndarray[Any, Any]", "numpy.ndarray[Any, Any]"]
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+# Draws of a permutation test.
+FLIPS = 9999
 # Where two sides disagree on fewer requests, a bootstrap has too few of them to draw from.
 FEW = 10
 
@@ -183,7 +185,12 @@ def limits_of_few(pairs: Sequence[tuple[Side, Side]]) -> tuple[float, float]:
         )
         for sign in (1, -1)
     )
-    (low, high), (low_lost, high_lost) = (wilson_limits(one, requests, normal_quantile()) for one in (gained, lost))
+    return newcombe(gained, lost, requests)
+
+
+def newcombe(gained: float, lost: float, n: float) -> tuple[float, float]:
+    """The 95% interval of `gained - lost`, two shares of the same n answers; source: `limits_of_few`."""
+    (low, high), (low_lost, high_lost) = (wilson_limits(one, n, normal_quantile()) for one in (gained, lost))
     below, above = math.hypot(gained - low, high_lost - lost), math.hypot(high - gained, lost - low_lost)
     return max(-1.0, gained - lost - below), min(1.0, gained - lost + above)
 
@@ -265,11 +272,33 @@ def resampled_means(hits: Array, scored: Array, drawn: Array) -> Array:
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """The exact two-sided p-value of McNemar's test (1947) on paired outcomes."""
-    from scipy.stats import binomtest
-
     gained = sum(one and not other for one, other in zip(first, second, strict=True))
     lost = sum(other and not one for one, other in zip(first, second, strict=True))
+    return flips_p(gained, lost)
+
+
+def flips_p(gained: int, lost: int) -> float:
+    """`mcnemar` from the number of outcomes that only the first and only the second has."""
+    from scipy.stats import binomtest
+
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def sign_flip(differences: Sequence[float], seed: int) -> float:
+    """The two-sided p-value of a paired permutation test (Fisher 1935): the mean difference against random signs.
+
+    Each difference is one request's, so answers to it under several attacks may depend on each other. The p-value is
+    estimated from FLIPS draws, of which the observed signs are one (Phipson and Smyth 2010).
+    """
+    import numpy
+
+    values = numpy.array([one for one in differences if one], dtype=float)
+    if not len(values):
+        return 1.0
+    generator = numpy.random.default_rng(seed)
+    observed = abs(values.sum()) - 1e-12
+    drawn = generator.choice((-1.0, 1.0), (FLIPS, len(values))) @ values
+    return float((1 + (abs(drawn) >= observed).sum()) / (1 + FLIPS))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -191,12 +191,7 @@ def load(
     loaded = _from_pretrained(found, name, preset, arguments)
     if arguments["device_map"] is None:
         loaded[0].to(target)
-    if template is None and preset is not None:
-        template = preset.chat_template
-    if template is None and not loaded[1].chat_template:
-        template = template_of_processor(Path(found.source))
-    if template is not None:
-        loaded[1].chat_template = chosen_template(loaded[1], template, name)
+    _choose_template(loaded[1], template, found, name)
     # Of what was downloaded, the commit is known now.
     identity = found.identity or locate(name, adapter=added).identity or "unknown-commit"
     check_finite(loaded[0], name)
@@ -238,18 +233,10 @@ def _from_pretrained(
     found: Located, name: str, preset: Preset | None, arguments: Mapping[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     transformers.logging.disable_progress_bar()
-    source = found.source
-    if not Path(source).is_dir():
-        _check_hub(source, name, preset)
-    own = found.adapter is not None and has_own_tokenizer(Path(found.adapter))
     trusted = bool(arguments["trust_remote_code"])
+    folder, tokenizer = _tokenizer_of(found, name, trusted)
+    source = str(folder)
     try:
-        with _library_errors(f"The tokenizer of {name} cannot be loaded", "tokenizer.json", name, trusted):
-            folder = _fetched(source, trusted)
-            if trusted:
-                _say_what_runs(folder, Path(str(found.adapter)) if own else folder, source)
-            source = str(folder)
-            tokenizer = AutoTokenizer.from_pretrained(found.adapter if own else source, trust_remote_code=trusted)
         what = f"{name} cannot be loaded as a causal language model"
         with _library_errors(what, MODEL_CONFIG, name, trusted), _bounded(folder):
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -266,11 +253,61 @@ def _from_pretrained(
         raise SafetyNeuronsError(_not_available(name, source, preset, _first_line(error))) from error
     check_weights(name, info, folder)
     if found.adapter is not None:
-        template = Path(found.adapter) / "chat_template.jinja"
-        if not own and template.is_file() and found.adapter != source:
-            tokenizer.chat_template = read_template(template)
         model = merge_adapter(model, Path(found.adapter))
     return model, tokenizer
+
+
+def load_tokenizer(
+    model: str,
+    *,
+    adapter: str | None = None,
+    chat_template: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[Path, PreTrainedTokenizerBase]:
+    """The folder of a model's files, and the tokenizer that `load` gives it, without loading its weights.
+
+    Raises:
+        SafetyNeuronsError: as `load`.
+    """
+    found = locate(model, adapter=adapter)
+    if found.identity is None and _fetch_adapters(found, model):
+        found = locate(model, adapter=adapter)
+    folder, tokenizer = _tokenizer_of(found, model, trust_remote_code)
+    template = None if chat_template is None else named_or_read(chat_template)
+    _choose_template(tokenizer, template, found, model)
+    return folder, tokenizer
+
+
+def _choose_template(tokenizer: PreTrainedTokenizerBase, template: str | None, found: Located, name: str) -> None:
+    """Give a tokenizer this chat template; or that of the preset or of the processor, where it has none."""
+    preset = PRESETS.get(name)
+    if template is None and preset is not None:
+        template = preset.chat_template
+    if template is None and not tokenizer.chat_template:
+        template = template_of_processor(Path(found.source))
+    if template is not None:
+        tokenizer.chat_template = chosen_template(tokenizer, template, name)
+
+
+def _tokenizer_of(found: Located, name: str, trusted: bool) -> tuple[Path, PreTrainedTokenizerBase]:
+    """The folder of a model, downloaded if it is not here, and its tokenizer or that of its adapter."""
+    source, preset = found.source, PRESETS.get(name)
+    if not Path(source).is_dir():
+        _check_hub(source, name, preset)
+    own = found.adapter is not None and has_own_tokenizer(Path(found.adapter))
+    try:
+        with _library_errors(f"The tokenizer of {name} cannot be loaded", "tokenizer.json", name, trusted):
+            folder = _fetched(source, trusted)
+            if trusted:
+                _say_what_runs(folder, Path(str(found.adapter)) if own else folder, source)
+            tokenizer = AutoTokenizer.from_pretrained(found.adapter if own else str(folder), trust_remote_code=trusted)
+    except OSError as error:
+        raise SafetyNeuronsError(_not_available(name, source, preset, _first_line(error))) from error
+    if found.adapter is not None:
+        template = Path(found.adapter) / "chat_template.jinja"
+        if not own and template.is_file() and found.adapter != str(folder):
+            tokenizer.chat_template = read_template(template)
+    return folder, tokenizer
 
 
 def _fetched(source: str, trusted: bool) -> Path:
@@ -301,7 +338,7 @@ def _say_what_runs(model: Path, tokenizer: Path, source: str) -> None:
             warnings.warn(
                 f"trust_remote_code is given: code that comes with {source if folder == model else folder} runs now "
                 f"({listed(code)}).",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

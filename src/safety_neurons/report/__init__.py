@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from safety_neurons.core.tables import Table
 from safety_neurons.report import (
+    audit_tables,
     evaluation_tables,
     experiment_tables,
     intervention_tables,
@@ -21,12 +22,12 @@ __all__ = ["PARTS", "Part", "ResultTables", "RunResults", "tables_of"]
 # fmt: off
 Part = Literal[
     "neurons", "words", "vocabulary", "calibration", "clouds", "training", "selection", "before_after", "dose_response",
-    "search", "guard", "auto", "seeds", "left_out", "adaptive", "evaluation", "lengths",
+    "search", "guard", "auto", "seeds", "left_out", "adaptive", "evaluation", "lengths", "audit",
 ]
 # What a run's Markdown shows, in this order.
 PARTS: tuple[Part, ...] = (
     "before_after", "selection", "calibration", "vocabulary", "clouds", "dose_response", "search", "guard", "auto",
-    "seeds", "left_out", "adaptive", "evaluation", "lengths",
+    "seeds", "left_out", "adaptive", "evaluation", "lengths", "audit",
 )
 # fmt: on
 
@@ -98,5 +99,6 @@ _MAKERS: Mapping[Part, Callable[[RunResults], ResultTables]] = {
     "evaluation": lambda results: _of(
         results.evaluation, evaluation_tables.evaluation_tables, evaluation_tables.evaluation_notes
     ),
+    "audit": lambda results: _of(results.audit, audit_tables.audit_tables, audit_tables.audit_notes),
     "lengths": lambda results: _of(results.lengths, length_tables.lengths, length_tables.length_notes),
 }

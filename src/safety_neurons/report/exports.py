@@ -17,6 +17,7 @@ from safety_neurons.core.temporary import temporary_path
 from safety_neurons.models.presets import PRESETS
 from safety_neurons.report import (
     PARTS,
+    audit_tables,
     evaluation_tables,
     experiment_tables,
     run_figures,
@@ -25,6 +26,7 @@ from safety_neurons.report import (
     tables_of,
     text,
 )
+from safety_neurons.report.audit_results import Audit
 from safety_neurons.report.comparison import Runs, comparison_tables
 from safety_neurons.report.drawing import Figure
 from safety_neurons.report.page import run_charts
@@ -65,6 +67,11 @@ def write_markdown(runs: Runs, path: Path) -> None:
 def evaluation_markdown(found: Evaluation, command: str = "") -> str:
     """The tables of an evaluation and their notes."""
     return markdown(evaluation_tables.evaluation_tables(found), evaluation_tables.evaluation_notes(found), command)
+
+
+def audit_markdown(found: Audit) -> str:
+    """The verdict and the tables of an audit, for a pull request."""
+    return markdown(audit_tables.audit_tables(found), audit_tables.audit_notes(found), found.command)
 
 
 def scores_markdown(results: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from safety_neurons.core.files import read_json
 from safety_neurons.core.statistics import Verdict
 from safety_neurons.core.visible import visible
 from safety_neurons.evaluation.measured import MathProblems, Ordinary, Preferences, Tasks, Timing
+from safety_neurons.report.audit_results import Audit
 from safety_neurons.report.experiment_results import (
     Adaptive,
     AnswerLengths,
@@ -361,11 +362,13 @@ class RunResults(Section):
     auto: AutoTuning | None = None
     seeds: SeedsResults | None = None
     left_out: LeftOut | None = None
+    audit: Audit | None = None
 
     @property
     def shows_responses(self) -> bool:
-        """Whether the examples may hold answers that comply with harmful requests: files of them are private."""
-        return bool(self.run.settings.get("show_responses"))
+        """Whether examples and flips may hold answers that comply with harmful requests: files of them are private."""
+        settings = [self.run.settings, *([] if self.audit is None else [self.audit.settings])]
+        return any(one.get("show_responses") for one in settings)
 
     @classmethod
     def of(cls, content: Any, source: str = "These results", again: str = AGAIN) -> "RunResults":

@@ -5,7 +5,8 @@ from itertools import islice
 
 from safety_neurons.core.statistics import Rate
 from safety_neurons.core.visible import visible
-from safety_neurons.report import seeds_tables, text
+from safety_neurons.report import audit_tables, seeds_tables, text
+from safety_neurons.report.audit_results import Audit
 from safety_neurons.report.record import HARMFUL
 from safety_neurons.report.results import BASE, TUNED, CalibrationRow, Evaluation, FoundNeurons, RunResults
 from safety_neurons.report.scale_curve import ScaleCurve
@@ -190,7 +191,14 @@ def _verdict(results: RunResults) -> Finding:
         return Finding(f"Found {who}; whether calibrating them changes refusals is shown under “Cause”.", "open")
     if results.neurons:
         return Finding(f"Found {who}; whether they cause refusals is not tested yet.", "open")
+    if results.audit:
+        return _audit_verdict(results.audit)
     return Finding("Nothing is measured yet.", "open")
+
+
+def _audit_verdict(found: Audit) -> Finding:
+    tones = {"PASS": "good", "WARN": "mixed", "BLOCK": "bad"}
+    return Finding(audit_tables.headline(found), tones.get(found.verdict, "open"), tuple(found.reasons))
 
 
 def _tuning_verdict(results: RunResults, attacks: BeforeAfter, lines: list[BeforeAfter]) -> Finding:

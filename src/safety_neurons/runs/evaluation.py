@@ -140,11 +140,15 @@ class Evaluator:
             for cell in answer_together(self.plan, context, self.settings):
                 cells.append(cell)
                 advance(1)
+        return cells, measures(self.settings.evaluate, context, self.plan.defenses, self.ordinary(context))
+
+    def ordinary(self, context: EvaluationContext) -> list[str]:
+        """The requests of the first safe set that fit the model's context."""
         ordinary = [prompt.text for prompt in next(iter(self.plan.safe.values()))]
         if model := context.engine.model:
             unfit = model.too_long([model.render(text) for text in ordinary], context.answer_tokens)
             ordinary = [text for index, text in enumerate(ordinary) if index not in unfit]
-        return cells, measures(self.settings.evaluate, context, self.plan.defenses, ordinary)
+        return ordinary
 
     def judge(self, cells: Sequence[Cell], verdicts: JsonlCache[CachedVerdict], listener: Listener) -> list[JudgedCell]:
         return judge_cells(cells, self.judges, verdicts, listener)

@@ -32,7 +32,7 @@ STAGES = ("find", "explain", "calibrate", "tune", "evaluate", "report")
 # What the processes of torchrun do together.
 SHARED = frozenset({"find", "tune", "evaluate"})
 # What is written in a run's folder, or in that of an evaluation or a comparison.
-FILES = re.compile(r"\.lock|.+\.(json|jsonl|damaged|safetensors|html|md)", re.DOTALL)
+FILES = re.compile(r"\.lock|.+\.(json|jsonl|damaged|safetensors|html|md|xml)", re.DOTALL)
 FOLDERS = re.compile(r"replaced|deltas|lora-[0-9a-f]{16}")
 
 

@@ -33,6 +33,8 @@ SECTIONS = {
     "seeds": "tune",
     "left_out": "tune",
 }
+# Sections that are of no stage: what they need of one they name themselves.
+_OF_NO_STAGE = ("audit",)
 
 
 def kept_results(
@@ -69,7 +71,8 @@ def current_results(kept: Mapping[str, Any], current: Set[str]) -> dict[str, Any
         "rows": [row for row in kept.get("rows", []) if row["stage"] in current],
         "examples": [example for example in kept.get("examples", []) if example["stage"] in current],
     }
-    return results | {name: kept[name] for name, stage in SECTIONS.items() if name in kept and stage in current}
+    of_stages = [name for name, stage in SECTIONS.items() if stage in current]
+    return results | {name: kept[name] for name in (*of_stages, *_OF_NO_STAGE) if name in kept}
 
 
 def merge_stage(results: dict[str, Any], stage: str, result: "StageResult") -> None:

@@ -25,7 +25,7 @@ def opened(
     given: Mapping[str, Any] | None,
     listener: Listener | None,
     command: str,
-    until: str = "find",
+    until: str | None = "find",
     on: Sequence[str | None] = (),
     alone: bool = True,
     uses: Sequence[str] = ("find",),
@@ -34,8 +34,8 @@ def opened(
     """A run that has come as far as `until`, with its folder locked.
 
     The HARMFUL:BENIGN pairs `on` are read before anything else, so that a mistyped name fails early. With `alone`, the
-    other processes of torchrun are released; otherwise they wait for what process 0 asks of them. `uses` and `is_told`
-    are those of `bring_up`.
+    other processes of torchrun are released; otherwise they wait for what process 0 asks of them. `until`, `uses` and
+    `is_told` are those of `bring_up`.
 
     Raises:
         SafetyNeuronsError: as `run`, or another process works on the folder.
@@ -51,7 +51,7 @@ def _opened(
     given: Mapping[str, Any],
     listener: Listener,
     command: str,
-    until: str,
+    until: str | None,
     on: Sequence[str | None],
     alone: bool,
     uses: Sequence[str],

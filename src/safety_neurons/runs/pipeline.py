@@ -63,7 +63,7 @@ def run(
 def bring_up(
     path: Path,
     given: Mapping[str, Any],
-    until: str,
+    until: str | None,
     listener: Listener,
     command: str,
     uses: Sequence[str] = (),
@@ -72,6 +72,7 @@ def bring_up(
     """`run`, for commands that do more with a run than its stages.
 
     Args:
+        until: as in `run`; None for a command that needs no stage, but the record of the run.
         uses: the stages whose settings the command itself uses afterwards.
         is_told: whether the command has said what the record names outside of the folder.
     """
@@ -83,7 +84,7 @@ def bring_up(
 def _run_held(
     folder: RunFolder,
     given: Mapping[str, Any],
-    until: str,
+    until: str | None,
     listener: Listener,
     command: str,
     uses: Sequence[str],
@@ -96,7 +97,7 @@ def _run_held(
     settings = merged_settings(stored, given)
     opening = _Opening(folder, settings, read_prompts(settings), listener, given, command, uses, is_told)
     _check_inputs(settings, opening.prompts)
-    wanted = needed_for(until, settings)
+    wanted = [] if until is None else needed_for(until, settings)
     if record is None or without_permissions(stored) != settings.to_record():
         _check_names(settings, {*given, *wanted})
     identity = locate(settings.model, opening.listener, settings.adapter).identity
@@ -231,11 +232,13 @@ def _run(
     stages = {stage: entry for stage, entry in stages.items() if stage in current}
     stored = record.settings if record else {}
     opening = opening.told(stored, todo)
-    if not todo:
+    if not todo and (wanted or exists(folder.results)):
         if not opening.uses and (unused := changed_settings(without_permissions(stored), settings.to_record())):
             listener.say(f"Nothing here depends on what was changed, so it is not kept: {'; '.join(unused.values())}.")
         whole = len(wanted) == len(STAGES)
-        listener.say(f"{folder.path} is up to date: nothing to do." if whole else f"Done already: {', '.join(wanted)}.")
+        if wanted:
+            done = f"Done already: {', '.join(wanted)}."
+            listener.say(f"{folder.path} is up to date: nothing to do." if whole else done)
         return content
     tell(opening.prompts, listener)
     if "tune" in todo:
@@ -265,6 +268,8 @@ def _run(
     folder.write_record(record)
     results = current_results(content, current)
     results["run"] = record.to_json()
+    if not todo:
+        write_json(folder.results, results, private=settings.show_responses)
     while todo := [stage for stage in wanted if stage not in current]:
         stage = todo[0]
         if context is not None and not SHARED & set(todo):

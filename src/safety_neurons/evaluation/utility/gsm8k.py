@@ -94,6 +94,11 @@ def final_number(text: str) -> Decimal | None:
     return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
+def is_solution(text: str) -> bool:
+    """Whether the last line of a text marks its final number as GSM8K's solutions do."""
+    return _MARKED.search(text.strip().rpartition("\n")[2]) is not None
+
+
 def solve(defended: Defended, problems: Sequence[Problem]) -> Solutions:
     """Ask a defended model all problems. An answer without a number, or a blocked one, is wrong."""
     responses = defended.respond([AttackedPrompt(f"{problem.question}\n\n{INSTRUCTION}") for problem in problems])

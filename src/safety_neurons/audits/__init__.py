@@ -1,0 +1,1 @@
+"""Audits: has a fine-tuned model lost the safety of its base."""
