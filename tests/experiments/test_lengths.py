@@ -154,7 +154,8 @@ def test_the_summary_has_a_difference_to_the_longest(compared_once: tuple[Path, 
         longest = rates[defense, prompts, TOKENS[-1]]["rate"]["value"]
         assert ("difference" in row) == (tokens != TOKENS[-1])
         assert row["cells"] == (len(ATTACKS) if prompts == "harmful" else 1)
-        if "difference" in row and None not in (longest, row["rate"]["value"]):
+        # None where the two have scored no request in common.
+        if "difference" in row and None not in (longest, row["rate"]["value"], row["difference"]["value"]):
             assert row["difference"]["value"] == pytest.approx(row["rate"]["value"] - longest)
 
 

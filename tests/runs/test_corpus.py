@@ -1,6 +1,5 @@
 """The corpus of a run: which pairs it holds, and the user's own in its place."""
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from safety_neurons.settings import PROFILES, Profile
 from safety_neurons.tuning.batches import rendered
 from safety_neurons.tuning.corpus import Corpus, Pair
 from safety_neurons.tuning.delta import NeuronDelta
-from safety_neurons.tuning.disguises import renderable
+from safety_neurons.tuning.disguises import PLAIN, Disguise, renderable
 
 
 @pytest.fixture
@@ -43,10 +42,19 @@ def test_corpus_holds_only_refusals_of_harmful_and_answers_to_harmless_prompts(w
         texts = [TEXTS[name].format(number) for name in names for number in range(8)]
         expected = [text for text in texts if by_prompt(text) == wanted]
         users = [pair.user for pair in pairs if pair.kind == kind]
-        assert len(users) == len(expected)
-        # A request may be sent in disguise, but it is in there.
-        assert all(text in user for text, user in zip(expected, users, strict=True))
+        # Sent as it is or in disguise, it is in there.
+        assert {text for text in texts if any(text in user for user in users)} == set(expected)
+        if kind != "benign":
+            assert {user for user in users if user in texts} == set(expected)
     assert {pair.kind for pair in pairs} == {"refusal", "benign", "borderline"}
+
+
+def _around(user: str) -> str:
+    """What is sent, without the request."""
+    for text in TEXTS.values():
+        for number in range(8):
+            user = user.replace(text.format(number), "")
+    return user
 
 
 def test_counterparts_are_sent_in_the_same_disguise(whole: Path) -> None:
@@ -60,8 +68,8 @@ def test_counterparts_are_sent_in_the_same_disguise(whole: Path) -> None:
         unsafe, safe = found
         assert (unsafe.kind, safe.kind) in (("refusal", "benign"), ("refusal", "borderline"))
         assert unsafe.before == safe.before
-        assert all(int(pair.prompt_id.rsplit("-", 1)[1]) == int(match.rsplit("-", 1)[1]) for pair in found)
-        around = [re.sub(r"(Tell|Show|How).*?(plan\.|please\.|machine\?)", "", pair.user) for pair in found]
+        assert all(int(pair.prompt_id.rsplit("-", 1)[1]) == int(match.split("-")[1]) for pair in found)
+        around = [_around(pair.user) for pair in found]
         assert around[0] == around[1]
     assert any(pair.before for pair in pairs)
     assert any(pair.user == text for pair in pairs for text in [TEXTS["harmful"].format(number) for number in range(8)])
@@ -91,7 +99,14 @@ def test_prompts_with_a_counterpart_are_preferred(context: RunContext) -> None:
     numbers = [{request.prompt.id[-1] for request in side} for side in (harmful, benign)]
     assert len(numbers[1]) == 4
     assert numbers[0] < numbers[1]
-    assert sum(bool(request.match) for request in benign) == 3
+    # As it is and in two disguises.
+    assert sum(bool(request.match) for request in benign) == 3 * 3
+    for side, size in ((harmful, 3), (benign, 4)):
+        assert len(side) == 3 * size
+        forms: dict[str, set[Disguise]] = {request.prompt.id: set() for request in side}
+        for request in side:
+            forms[request.prompt.id].add(request.disguise)
+        assert all(PLAIN in found and len(found) == 3 for found in forms.values())
 
 
 def test_a_template_without_earlier_turns_does_without_that_kind(
@@ -158,7 +173,8 @@ def test_refusals_are_varied(given: dict[str, Any], tmp_path: Path, replace_gene
     given["tune"] |= {"largest_share": 0.5, "samples": 2, "contrast": 0, "select": False}
     run(tmp_path / "run", given, until="tune")
     refusals = [pair for pair in Corpus.load(tmp_path / "run" / "corpus.jsonl").pairs if pair.kind == "refusal"]
-    assert [pair.response for pair in refusals] == ["No."]
+    assert [pair.response.strip() for pair in refusals] == ["No."] * 3
+    assert len({pair.prompt_id for pair in refusals}) == 1
     assert asked == [(8, True), (7, True)]
 
 

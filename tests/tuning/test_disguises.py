@@ -1,5 +1,6 @@
 """Disguises: what is sent, which requests get which, and that the texts fit their purpose."""
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -53,6 +54,12 @@ def test_kinds_take_turns() -> None:
 def test_another_start_gives_each_request_another_kind() -> None:
     first, second = in_turn(80, DISGUISE_KINDS), in_turn(80, DISGUISE_KINDS, 1)
     assert all(kind_of(one) != kind_of(other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_single_kind_takes_the_place_of_all_others_with_all_its_texts() -> None:
+    chosen = in_turn(160, ["story"])
+    assert set(chosen) == set(disguises("story").train)
+    assert all(one != other for one, other in itertools.pairwise(chosen[:8]))
 
 
 def test_a_kind_that_is_left_out_changes_its_own_requests_alone() -> None:

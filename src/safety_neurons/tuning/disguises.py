@@ -85,8 +85,12 @@ def in_turn(count: int, kinds: Sequence[DisguiseKind], start: int = 0) -> list[D
 def _at_turn(turn: int, kinds: Sequence[DisguiseKind]) -> Disguise:
     lap, place = divmod(turn, len(DISGUISE_KINDS))
     kind = DISGUISE_KINDS[place]
-    texts = disguises(kind if kind in kinds else kinds[turn % len(kinds)]).train
-    return texts[lap % len(texts)]
+    if kind in kinds:
+        texts = disguises(kind).train
+        return texts[lap % len(texts)]
+    # Neighbors get other texts, also where one kind takes the place of all others.
+    texts = disguises(kinds[turn % len(kinds)]).train
+    return texts[turn % len(texts)]
 
 
 def renderable(model: ChatModel, kinds: Sequence[DisguiseKind]) -> tuple[DisguiseKind, ...]:
