@@ -159,8 +159,15 @@ def without_clock(value: Any) -> Any:
 
 
 def what_is_in(folder: Path) -> dict[str, Any]:
-    """The files below a folder by path, in a form in which those of two undisturbed runs are equal."""
-    return {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    """The files below a folder by path, in a form in which those of two undisturbed runs are equal.
+
+    Without what runs keep of their earlier states: each start may, also of a line that a kill cut off.
+    """
+    return {
+        str(path.relative_to(folder)): _content(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "replaced" not in path.relative_to(folder).parts
+    }
 
 
 def _content(path: Path) -> Any:
