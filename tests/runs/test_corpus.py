@@ -94,7 +94,7 @@ def test_a_refusal_follows_the_opening_of_an_answer(whole: Path) -> None:
 
 
 def test_prompts_with_a_counterpart_are_preferred(context: RunContext) -> None:
-    settings = context.settings.tune.model_copy(update={"refusals": 3, "benign": 4})
+    settings = context.settings.tune.model_copy(update={"refusals": 3, "benign": 4, "variants": 2})
     harmful, benign = _requests(context, settings, settings.disguises, "harmful", "benign")
     numbers = [{request.prompt.id[-1] for request in side} for side in (harmful, benign)]
     assert len(numbers[1]) == 4
@@ -173,7 +173,7 @@ def test_refusals_are_varied(given: dict[str, Any], tmp_path: Path, replace_gene
     given["tune"] |= {"largest_share": 0.5, "samples": 2, "contrast": 0, "select": False}
     run(tmp_path / "run", given, until="tune")
     refusals = [pair for pair in Corpus.load(tmp_path / "run" / "corpus.jsonl").pairs if pair.kind == "refusal"]
-    assert [pair.response.strip() for pair in refusals] == ["No."] * 3
+    assert [pair.response.strip() for pair in refusals] == ["No."] * 2
     assert len({pair.prompt_id for pair in refusals}) == 1
     assert asked == [(8, True), (7, True)]
 
