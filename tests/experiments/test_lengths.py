@@ -151,12 +151,12 @@ def test_the_summary_has_a_difference_to_the_longest(compared_once: tuple[Path, 
     rates = {(row["defense"], row["prompts"], row["tokens"]): row for row in section["summary"]}
     assert len(rates) == len(section["summary"]) == 2 * 3 * len(TOKENS)
     for (defense, prompts, tokens), row in rates.items():
-        longest = rates[defense, prompts, TOKENS[-1]]["rate"]["value"]
+        longest = rates[defense, prompts, TOKENS[-1]]["rate"]
         assert ("difference" in row) == (tokens != TOKENS[-1])
         assert row["cells"] == (len(ATTACKS) if prompts == "harmful" else 1)
-        # None where the two have scored no request in common.
-        if "difference" in row and None not in (longest, row["rate"]["value"], row["difference"]["value"]):
-            assert row["difference"]["value"] == pytest.approx(row["rate"]["value"] - longest)
+        # Otherwise it is over the requests that both have scored.
+        if "difference" in row and not (longest["unscored"] or row["rate"]["unscored"]):
+            assert row["difference"]["value"] == pytest.approx(row["rate"]["value"] - longest["value"])
 
 
 @pytest.mark.parametrize("after", [1, 3, 6])
