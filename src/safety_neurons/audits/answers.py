@@ -3,30 +3,21 @@
 import gc
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from safety_neurons.audits.config import Thresholds
 from safety_neurons.audits.task import CachedLikelihood, Example, TaskScores, read_task, score_task
 from safety_neurons.core.records import JsonlCache
 from safety_neurons.core.statistics import Rate
 from safety_neurons.engines.engine import CachedAnswer
-from safety_neurons.evaluation import defenses
 from safety_neurons.evaluation.checked import opened
 from safety_neurons.evaluation.contracts import RunArtifacts
 from safety_neurons.evaluation.grid import JudgedCell
 from safety_neurons.evaluation.utility.ordinary import BaseAnswers, read_base_answers, utility
-from safety_neurons.report.results import BASE, TUNED
+from safety_neurons.report.results import BASE
 from safety_neurons.runs.context import RunContext, engine_of, load_model
-from safety_neurons.runs.evaluation import Evaluator, judge_names
-from safety_neurons.runs.folder import overridden
+from safety_neurons.runs.evaluation import Evaluator
 from safety_neurons.settings import Settings
-from safety_neurons.tuning.delta import NeuronDelta
-
-# Of an evaluation, what an audit has in its place.
-_VERDICTS_ALONE: dict[str, Any] = {
-    **{"defenses": (BASE,), "overhead": 0, "utility": False, "tasks": (), "judge_errors": None},
-    **dict.fromkeys(("gsm8k", "task_limit", "task_folder", "preference_judge", "preference_endpoint", "questions")),
-}
 
 
 @dataclass(frozen=True)
@@ -47,9 +38,7 @@ class Question:
         levels = Thresholds.read(thresholds) if isinstance(thresholds, Path) else thresholds or Thresholds()
         config = settings.evaluate
         examples = () if task is None else tuple(read_task(task)[: config.prompts])
-        changes = {"evaluate": _VERDICTS_ALONE | {"judges": judge_names(config)[:1]}}
-        asked = Settings.checked(overridden(settings.model_dump(), changes))
-        return cls(Evaluator.prepare(asked), examples, levels)
+        return cls(Evaluator.of_verdicts(settings, BASE, judge_errors=None), examples, levels)
 
     @property
     def judge(self) -> str:
@@ -59,11 +48,10 @@ class Question:
     def seed(self) -> int:
         return self.evaluator.settings.seed
 
-    def of(self, settings: Settings, defense: str) -> Evaluator:
+    def of(self, settings: Settings) -> Evaluator:
         """The evaluation of a model with these settings."""
-        evaluate = self.evaluator.settings.evaluate.model_copy(update={"defenses": (defense,)})
-        plan = replace(self.evaluator.plan, defenses=(defenses.get(defense),))
-        return replace(self.evaluator, settings=settings.model_copy(update={"evaluate": evaluate}), plan=plan)
+        evaluate = self.evaluator.settings.evaluate
+        return replace(self.evaluator, settings=settings.model_copy(update={"evaluate": evaluate}))
 
 
 @dataclass(frozen=True)
@@ -81,11 +69,7 @@ class Answers:
 
 
 def ask(
-    run: RunContext,
-    settings: Settings,
-    question: Question,
-    base: BaseAnswers | None = None,
-    delta: NeuronDelta | None = None,
+    run: RunContext, settings: Settings, question: Question, base: BaseAnswers | None = None
 ) -> tuple[Answers, BaseAnswers]:
     """Load a model, ask it everything, and let it go: there may be no memory for two.
 
@@ -94,16 +78,15 @@ def ask(
     Args:
         settings: those that the model is loaded with.
         base: what the base answered to ordinary requests; None for the base itself, which is read.
-        delta: asked is the model with this delta applied.
     """
-    evaluator = question.of(settings, BASE if delta is None else TUNED)
+    evaluator = question.of(settings)
     (defense,) = evaluator.plan.defenses
     with run.listener.task(f"loading {settings.model}", 1) as advance:
         model = load_model(settings)
         model.render("Hello")
         advance(1)
     engine = engine_of(model, settings, JsonlCache.read(run.folder.responses, CachedAnswer))
-    context = evaluator.context(engine, RunArtifacts(delta=delta), run.folder.path, run.listener)
+    context = evaluator.context(engine, RunArtifacts(), run.folder.path, run.listener)
     cells, _ = evaluator.answer(context)
     judged = evaluator.judge(cells, run.verdicts, run.listener)
     with run.listener.task(f"{settings.model}: ordinary requests", 1) as advance:

@@ -10,6 +10,7 @@ from safety_neurons.core.statistics import (
     Difference,
     Verdict,
     VerdictGroups,
+    by_request,
     compare_verdicts,
     mean,
     mean_rate,
@@ -62,9 +63,8 @@ def _paired(
     measure: Measure, name: str, base: Sequence[Verdict | None], tuned: Sequence[Verdict | None], seed: int
 ) -> Comparison:
     """The rate of refusals before and after."""
-    first, second = (
-        {str(place): verdict for place, verdict in enumerate(side) if verdict is not None} for side in (base, tuned)
-    )
+    ids = [str(place) for place in range(len(base))]
+    first, second = by_request(ids, base), by_request(ids, tuned)
     found = compare_verdicts(first, second, "refused", seed)
     lost, gained = len(found.lost), len(found.gained)
     if measure == "over_refusal":

@@ -16,7 +16,7 @@ from safety_neurons.report.results import BASE, TUNED, RunResults, read_results
 from safety_neurons.report.scale_curve import ScaleCurve
 from safety_neurons.runs.artifacts import load_delta
 from safety_neurons.runs.context import RunContext
-from safety_neurons.runs.evaluation import Evaluator, judge_names
+from safety_neurons.runs.evaluation import Evaluator
 from safety_neurons.runs.find import score_neurons_of
 from safety_neurons.runs.folder import RunFolder, overridden
 from safety_neurons.runs.kept_deltas import DeltaStore, delta_key, tuned
@@ -26,10 +26,6 @@ from safety_neurons.settings import Settings
 from safety_neurons.tuning.delta import NeuronDelta
 
 SEEDS = 5
-# What the evaluation measures besides verdicts is not repeated.
-_VERDICTS_ALONE: dict[str, Any] = {"overhead": 0, "utility": False, "tasks": ()} | dict.fromkeys(
-    ("gsm8k", "task_limit", "task_folder", "preference_judge", "preference_endpoint", "questions")
-)
 
 
 @dataclass(frozen=True)
@@ -120,13 +116,13 @@ def _repeat(
     uses = ("find", "tune", "evaluate")
     with opened(path, given, listener, command, uses=uses, alone=False) as run:
         # Whatever is wrong with the evaluation is told before anything is trained.
-        asked = _evaluator(run.settings, BASE)
+        asked = Evaluator.of_verdicts(run.settings, BASE)
         if run.settings.evaluate.on is not None:
             asked.tell(run.listener)
     with opened(path, given, listener, command, until="tune", uses=uses, is_told=True, alone=False) as run:
         groups = list(_groups(run, budgets, with_random))
-        evaluator = _evaluator(run.settings, TUNED)
-        base, left_out = _answers(run, _evaluator(run.settings, BASE), None)
+        evaluator = Evaluator.of_verdicts(run.settings, TUNED)
+        base, left_out = _answers(run, Evaluator.of_verdicts(run.settings, BASE), None)
         numbers = range(run.settings.seed, run.settings.seed + seeds)
         store = DeltaStore.open(run.folder, run.listener)
         trained: dict[Group, list[dict[str, Any]]] = {group: [] for group in groups}
@@ -244,13 +240,6 @@ def _tuned(run: RunContext, store: DeltaStore, group: Group, seed: int) -> tuple
     seeded = run.with_settings(_settings(run.settings, group.budget, seed))
     title = f"{group} of the neurons, seed {seed}"
     return tuned(seeded, store, key, group.neurons(seed), title, group.subject)
-
-
-def _evaluator(settings: Settings, defense: str) -> Evaluator:
-    """The run's evaluation of one model, by the first judge alone."""
-    first = judge_names(settings.evaluate)[:1]
-    changes = {"evaluate": {"defenses": (defense,), "judges": first, **_VERDICTS_ALONE}}
-    return Evaluator.prepare(Settings.checked(overridden(settings.model_dump(), changes)))
 
 
 def _answers(run: RunContext, evaluator: Evaluator, delta: NeuronDelta | None) -> tuple[Verdicts, dict[str, str]]:

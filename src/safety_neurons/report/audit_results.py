@@ -106,5 +106,3 @@ class Audit(Section):
     not_run: dict[str, str] = {}
     flips: list[Flip] = []
     settings: dict[str, Any] = {}
-    localization: dict[str, Any] | None = None
-    repair: dict[str, Any] | None = None

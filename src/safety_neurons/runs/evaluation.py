@@ -19,8 +19,14 @@ from safety_neurons.evaluation.measures import MEASURES, check_measures, measure
 from safety_neurons.evaluation.summary import SCHEMA, cell_results, errors_of, summarize
 from safety_neurons.prompts import Prompt, PromptSet, load_prompts, tell
 from safety_neurons.report.record import PROMPT_SETS
+from safety_neurons.runs.folder import overridden
 from safety_neurons.runs.workers import answer_together
 from safety_neurons.settings import Settings
+
+# Options of what an evaluation measures besides verdicts, as they are where it does not.
+_VERDICTS_ALONE: dict[str, Any] = {"overhead": 0, "utility": False, "tasks": ()} | dict.fromkeys(
+    ("gsm8k", "task_limit", "task_folder", "preference_judge", "preference_endpoint", "questions")
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,17 @@ class Evaluator:
         )
         errors = {one.name: errors_of(one.name, config.judge_errors) for one in found}
         return cls(settings, plan, found, errors, requests.sets)
+
+    @classmethod
+    def of_verdicts(cls, settings: Settings, defense: str, **changes: Any) -> "Evaluator":
+        """The evaluation of one defense by the first judge, which measures nothing but verdicts; errors as `prepare`.
+
+        Args:
+            changes: further options of the evaluation.
+        """
+        first = judge_names(settings.evaluate)[:1]
+        evaluate = {"defenses": (defense,), "judges": first} | _VERDICTS_ALONE | changes
+        return cls.prepare(Settings.checked(overridden(settings.model_dump(), {"evaluate": evaluate})))
 
     def tell(self, listener: Listener) -> None:
         """Say how the files of prompts were read, where there is something to say."""
